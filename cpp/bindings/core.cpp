@@ -1,0 +1,214 @@
+// Python's door to the core: argument checks and nothing else. The functions that users see, with
+// their documentation, are in python/nola_edge/ops.py.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "nola/basis.h"
+#include "nola/expand.h"
+#include "nola/isa.h"
+#include "nola/merge.h"
+#include "nola/philox.h"
+#include "nola/project.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Extent = std::pair<std::size_t, std::size_t>;
+
+nola::Basis basis_from_name(std::string_view name) {
+    if (name == "rademacher") {
+        return nola::Basis::kRademacher;
+    }
+    if (name == "uniform") {
+        return nola::Basis::kUniform;
+    }
+    throw py::value_error("basis: '" + std::string(name) +
+                          "' is not known; use 'rademacher' or 'uniform'");
+}
+
+nola::BasisStream make_stream(std::string_view basis, std::uint64_t seed, std::uint64_t stream) {
+    return {basis_from_name(basis), seed, stream};
+}
+
+nola::Window make_window(Extent rows, Extent cols) {
+    return {rows.first, rows.second, cols.first, cols.second};
+}
+
+std::string describe(const py::array& array) {
+    std::string text = py::str(array.dtype()).cast<std::string>() + " (";
+    for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
+        text += (axis == 0 ? "" : ", ") + std::to_string(array.shape(axis));
+    }
+    return text + (array.ndim() == 1 ? ",)" : ")");
+}
+
+bool is_contiguous(const py::array& array) {
+    return (array.flags() & py::array::c_style) != 0;
+}
+
+// A float32, C-contiguous array of `ndim` dimensions; no copy is ever made.
+const float* float_data(const py::array& array, const char* name, py::ssize_t ndim) {
+    if (!array.dtype().is(py::dtype::of<float>())) {
+        throw py::type_error(std::string(name) + ": must be float32, got " + describe(array));
+    }
+    if (array.ndim() != ndim) {
+        throw py::value_error(std::string(name) + ": must have " + std::to_string(ndim) +
+                              " dimension(s), got " + describe(array));
+    }
+    if (!is_contiguous(array)) {
+        throw py::value_error(std::string(name) + ": must be C-contiguous; pass a copy");
+    }
+    return static_cast<const float*>(array.data());
+}
+
+std::size_t extent(const py::array& array, py::ssize_t axis) {
+    return static_cast<std::size_t>(array.shape(axis));
+}
+
+py::array_t<float> expand(const py::array& coefficients, std::uint64_t seed, std::uint64_t stream,
+                          Extent shape, std::string_view basis, Extent rows, Extent cols,
+                          int num_threads) {
+    const float* data = float_data(coefficients, "coefficients", 1);
+    const nola::BasisStream source = make_stream(basis, seed, stream);
+    const nola::Window window = make_window(rows, cols);
+    const nola::Shape full{shape.first, shape.second};
+    nola::check_basis_arguments(source, extent(coefficients, 0), full, window);
+    py::array_t<float> out({window.rows(), window.cols()});
+    float* result = out.mutable_data();
+    {
+        const py::gil_scoped_release release;
+        nola::expand(source, data, extent(coefficients, 0), full, window, result, num_threads);
+    }
+    return out;
+}
+
+py::array_t<float> project(const py::array& grad, std::uint64_t seed, std::uint64_t stream,
+                           std::size_t num_basis, Extent shape, std::string_view basis,
+                           Extent rows, Extent cols, int num_threads) {
+    const float* data = float_data(grad, "grad", 2);
+    const nola::BasisStream source = make_stream(basis, seed, stream);
+    const nola::Window window = make_window(rows, cols);
+    const nola::Shape full{shape.first, shape.second};
+    nola::check_basis_arguments(source, num_basis, full, window);
+    if (extent(grad, 0) != window.rows() || extent(grad, 1) != window.cols()) {
+        throw py::value_error("grad: shape of " + describe(grad) + " is not that of the slice, (" +
+                              std::to_string(window.rows()) + ", " +
+                              std::to_string(window.cols()) + ")");
+    }
+    py::array_t<float> out(static_cast<py::ssize_t>(num_basis));
+    float* result = out.mutable_data();
+    {
+        const py::gil_scoped_release release;
+        nola::project(source, data, full, window, result, num_basis, num_threads);
+    }
+    return out;
+}
+
+// By name, since bfloat16 is a type of the ml_dtypes package, which need not be installed.
+nola::ElementType element_type(const py::array& weight) {
+    const auto name = weight.dtype().attr("name").cast<std::string>();
+    const bool native = weight.dtype().attr("isnative").cast<bool>();
+    if (native && name == "float32") {
+        return nola::ElementType::kFloat32;
+    }
+    if (native && name == "float16") {
+        return nola::ElementType::kFloat16;
+    }
+    if (native && name == "bfloat16") {
+        return nola::ElementType::kBFloat16;
+    }
+    throw py::type_error("weight: must be float32, float16 or bfloat16, got " + describe(weight));
+}
+
+bool overlaps(const py::array& a, const py::array& b) {
+    const auto* a_begin = static_cast<const char*>(a.data());
+    const auto* b_begin = static_cast<const char*>(b.data());
+    return a_begin < b_begin + b.nbytes() && b_begin < a_begin + a.nbytes();
+}
+
+bool merge(py::array& weight, const py::array& lora_b, const py::array& lora_a, float scaling,
+           int num_threads) {
+    const nola::ElementType type = element_type(weight);
+    if (weight.ndim() != 2) {
+        throw py::value_error("weight: must have 2 dimensions, got " + describe(weight));
+    }
+    if (!is_contiguous(weight)) {
+        throw py::value_error("weight: must be C-contiguous; it is merged in place");
+    }
+    if (!weight.writeable()) {
+        throw py::value_error("weight: is read-only; pass a writable copy");
+    }
+    nola::LowRank update;
+    update.b = float_data(lora_b, "lora_b", 2);
+    update.a = float_data(lora_a, "lora_a", 2);
+    update.rank = extent(lora_a, 0);
+    update.scaling = scaling;
+    if (extent(lora_b, 0) != extent(weight, 0) || extent(lora_b, 1) != update.rank) {
+        throw py::value_error("lora_b: must be (" + std::to_string(weight.shape(0)) + ", " +
+                              std::to_string(update.rank) + "), rows of weight by rows of lora_a;"
+                              " got " + describe(lora_b));
+    }
+    if (extent(lora_a, 1) != extent(weight, 1)) {
+        throw py::value_error("lora_a: must have " + std::to_string(weight.shape(1)) +
+                              " columns like weight, got " + describe(lora_a));
+    }
+    if (overlaps(weight, lora_b) || overlaps(weight, lora_a)) {
+        throw py::value_error("weight: overlaps a factor in memory; pass a copy of the factor");
+    }
+    void* data = weight.mutable_data();
+    const py::gil_scoped_release release;
+    return nola::merge(data, type, extent(weight, 0), extent(weight, 1), update, num_threads);
+}
+
+std::uint64_t stream_id(std::string_view module, std::string_view factor) {
+    if (factor != "A" && factor != "B") {
+        throw py::value_error("factor: '" + std::string(factor) + "' is neither 'A' nor 'B'");
+    }
+    return nola::stream_id(module, factor == "A" ? nola::Factor::kA : nola::Factor::kB);
+}
+
+py::list isa_names(const std::vector<nola::Isa>& isas) {
+    py::list names;
+    for (const nola::Isa isa : isas) {
+        names.append(py::str(std::string(nola::isa_name(isa))));
+    }
+    return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+    m.doc() = "The C++ core of nola-edge; see nola_edge.ops for the public functions.";
+    m.attr("__version__") = NOLA_VERSION;
+    m.attr("compiler") = NOLA_COMPILER;
+#ifdef NOLA_WITH_OPENMP
+    m.attr("openmp") = true;
+#else
+    m.attr("openmp") = false;
+#endif
+    m.def("stream_id", &stream_id, py::arg("module"), py::arg("factor"));
+    m.def("gain", [](std::string_view basis, std::size_t num_basis) {
+        return nola::gain(basis_from_name(basis), num_basis);
+    }, py::arg("basis"), py::arg("num_basis"));
+    m.def("philox", &nola::philox4x32_10, py::arg("counter"), py::arg("key"));
+    m.def("expand", &expand, py::arg("coefficients"), py::arg("seed"), py::arg("stream"),
+          py::arg("shape"), py::arg("basis"), py::arg("rows"), py::arg("cols"),
+          py::arg("num_threads"));
+    m.def("project", &project, py::arg("grad"), py::arg("seed"), py::arg("stream"),
+          py::arg("num_basis"), py::arg("shape"), py::arg("basis"), py::arg("rows"),
+          py::arg("cols"), py::arg("num_threads"));
+    m.def("merge", &merge, py::arg("weight"), py::arg("lora_b"), py::arg("lora_a"),
+          py::arg("scaling"), py::arg("num_threads"));
+    m.def("compiled_isas", [] { return isa_names(nola::compiled_isas()); });
+    m.def("supported_isas", [] { return isa_names(nola::supported_isas()); });
+    m.def("active_isa", [] { return std::string(nola::isa_name(nola::active_isa())); });
+    m.def("force_isa", [](std::string_view name) { nola::force_isa(nola::isa_from_name(name)); },
+          py::arg("name"));
+}

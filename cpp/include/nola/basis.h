@@ -1,0 +1,63 @@
+// The counter basis, version 1: which random matrices a seed and a stream stand for.
+//
+// Basis matrix i is addressed, never stored: its element at flat row-major index e is a function
+// of (seed, stream, i, e) alone. See docs/basis-v1.md for the complete specification.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+namespace nola {
+
+enum class Basis : std::uint8_t {
+    kRademacher,  // one bit per element: +1 or -1
+    kUniform,     // sixteen bits per element: an odd integer in [-65535, 65535]
+};
+
+// One family of basis matrices. `seed` is below 2^63 and belongs to the adapter; `stream` belongs
+// to one factor of one module (see stream_id).
+struct BasisStream {
+    Basis kind = Basis::kRademacher;
+    std::uint64_t seed = 0;
+    std::uint64_t stream = 0;
+};
+
+struct Shape {
+    std::size_t rows = 0;
+    std::size_t cols = 0;
+};
+
+// The rows [row_begin, row_end) and columns [col_begin, col_end) of a matrix.
+struct Window {
+    std::size_t row_begin = 0;
+    std::size_t row_end = 0;
+    std::size_t col_begin = 0;
+    std::size_t col_end = 0;
+
+    static constexpr Window whole(Shape shape) { return {0, shape.rows, 0, shape.cols}; }
+    constexpr std::size_t rows() const { return row_end - row_begin; }
+    constexpr std::size_t cols() const { return col_end - col_begin; }
+};
+
+enum class Factor : char { kA = 'A', kB = 'B' };
+
+// The element counter has 32 bits and advances by 16 every 64 elements.
+inline constexpr std::uint64_t kMaxElements = std::uint64_t{1} << 34;
+inline constexpr std::uint64_t kMaxSeed = (std::uint64_t{1} << 63) - 1;
+// The draw counter has 32 bits and serves two (uniform) bases at the least.
+inline constexpr std::uint64_t kMaxBasisCount = std::uint64_t{1} << 32;
+
+// FNV-1a-64 over the UTF-8 bytes of "<module>:A" or "<module>:B".
+std::uint64_t stream_id(std::string_view module, Factor factor);
+
+// g = fl32(sigma / sqrt(num_basis)), sigma = 1 (rademacher) or sqrt(3 / (2^32 - 1)) (uniform):
+// scales a combination of num_basis unit coefficients to unit variance.
+float gain(Basis kind, std::size_t num_basis);
+
+// What expand and project check before they allocate or write anything: throws
+// std::invalid_argument naming the argument.
+void check_basis_arguments(const BasisStream& stream, std::size_t num_basis, Shape shape,
+                           Window window);
+
+}  // namespace nola

@@ -1,0 +1,19 @@
+// project: the adjoint of expand, gradient[i] = g * sum_e grad[e] * basis_i[e].
+#pragma once
+
+#include <cstddef>
+
+#include "nola/basis.h"
+
+namespace nola {
+
+// Reads the window of a gradient from `grad` (window.rows() x window.cols() floats, row-major,
+// contiguous) and writes num_basis floats to `out`; elements outside the window count as zero.
+//
+// The order of summation depends only on the arguments: the same bits on every ISA and for any
+// number of threads. Thread-safe. num_threads <= 0 takes OpenMP's default.
+// Throws std::invalid_argument, naming the argument, before anything is written.
+void project(const BasisStream& stream, const float* grad, Shape shape, Window window, float* out,
+             std::size_t num_basis, int num_threads = 0);
+
+}  // namespace nola

@@ -1,0 +1,166 @@
+// Chooses the kernel set at first use. Built without instruction set flags, so that the code that
+// asks what the processor can do never needs what it is asking for.
+#include "dispatch.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "nola/isa.h"
+
+// A macro NOLA_HAVE_<ISA> is the build system's promise that the kernel set is linked in.
+namespace nola::kernels {
+namespace portable {
+extern const KernelSet kKernels;
+}
+#ifdef NOLA_HAVE_NEON
+namespace neon {
+extern const KernelSet kKernels;
+}
+#endif
+#ifdef NOLA_HAVE_AVX2
+namespace avx2 {
+extern const KernelSet kKernels;
+}
+#endif
+#ifdef NOLA_HAVE_AVX512
+namespace avx512 {
+extern const KernelSet kKernels;
+}
+#endif
+}  // namespace nola::kernels
+
+namespace nola {
+namespace {
+
+struct Candidate {
+    Isa isa;
+    const kernels::KernelSet* kernels;
+    bool (*supported)();
+};
+
+bool always() { return true; }
+
+#ifdef NOLA_HAVE_AVX2
+bool has_avx2() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
+}
+#endif
+#ifdef NOLA_HAVE_AVX512
+bool has_avx512() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+// Slowest first.
+constexpr Candidate kCandidates[] = {
+    {Isa::kPortable, &kernels::portable::kKernels, always},
+#ifdef NOLA_HAVE_NEON
+    {Isa::kNeon, &kernels::neon::kKernels, always},
+#endif
+#ifdef NOLA_HAVE_AVX2
+    {Isa::kAvx2, &kernels::avx2::kKernels, has_avx2},
+#endif
+#ifdef NOLA_HAVE_AVX512
+    {Isa::kAvx512, &kernels::avx512::kKernels, has_avx512},
+#endif
+};
+
+constexpr Isa kAllIsas[] = {Isa::kPortable, Isa::kNeon, Isa::kAvx2, Isa::kAvx512};
+
+std::atomic<const Candidate*> active{nullptr};
+
+std::string joined_names(const std::vector<Isa>& isas) {
+    std::string names;
+    for (const Isa isa : isas) {
+        names += (names.empty() ? "" : ", ") + std::string(isa_name(isa));
+    }
+    return names;
+}
+
+const Candidate& supported_candidate(Isa isa) {
+    for (const Candidate& candidate : kCandidates) {
+        if (candidate.isa == isa && candidate.supported()) {
+            return candidate;
+        }
+    }
+    throw std::invalid_argument("instruction set '" + std::string(isa_name(isa)) +
+                                "' is not available here; available: " +
+                                joined_names(supported_isas()));
+}
+
+const Candidate& best_candidate() {
+    if (const char* forced = std::getenv("NOLA_EDGE_ISA"); forced != nullptr && *forced != '\0') {
+        try {
+            return supported_candidate(isa_from_name(forced));
+        } catch (const std::invalid_argument& error) {
+            throw std::invalid_argument(std::string("NOLA_EDGE_ISA: ") + error.what());
+        }
+    }
+    return supported_candidate(supported_isas().back());
+}
+
+// Two threads that meet here compute the same candidate, so a race is harmless.
+const Candidate& active_candidate() {
+    const Candidate* candidate = active.load(std::memory_order_acquire);
+    if (candidate == nullptr) {
+        candidate = &best_candidate();
+        active.store(candidate, std::memory_order_release);
+    }
+    return *candidate;
+}
+
+}  // namespace
+
+std::string_view isa_name(Isa isa) {
+    switch (isa) {
+        case Isa::kPortable:
+            return "portable";
+        case Isa::kNeon:
+            return "neon";
+        case Isa::kAvx2:
+            return "avx2";
+        case Isa::kAvx512:
+            return "avx512";
+    }
+    return "unknown";
+}
+
+Isa isa_from_name(std::string_view name) {
+    for (const Isa isa : kAllIsas) {
+        if (isa_name(isa) == name) {
+            return isa;
+        }
+    }
+    throw std::invalid_argument("unknown instruction set '" + std::string(name) +
+                                "'; known: portable, neon, avx2, avx512");
+}
+
+std::vector<Isa> compiled_isas() {
+    std::vector<Isa> isas;
+    for (const Candidate& candidate : kCandidates) {
+        isas.push_back(candidate.isa);
+    }
+    return isas;
+}
+
+std::vector<Isa> supported_isas() {
+    std::vector<Isa> isas;
+    for (const Candidate& candidate : kCandidates) {
+        if (candidate.supported()) {
+            isas.push_back(candidate.isa);
+        }
+    }
+    return isas;
+}
+
+Isa active_isa() { return active_candidate().isa; }
+
+void force_isa(Isa isa) { active.store(&supported_candidate(isa), std::memory_order_release); }
+
+const kernels::KernelSet& active_kernels() { return *active_candidate().kernels; }
+
+}  // namespace nola

@@ -1,0 +1,108 @@
+#include "nola/merge.h"
+
+#include <algorithm>
+#include <atomic>
+#include <stdexcept>
+#include <vector>
+
+#include "dispatch.h"
+#include "parallel.h"
+
+namespace nola {
+namespace {
+
+using MergeArgs = kernels::KernelSet::MergeArgs;
+
+// The least magnitude, as fp32 bits, that rounds to infinity in a type (or is one, or a NaN).
+std::uint32_t overflow_threshold(ElementType type) {
+    switch (type) {
+        case ElementType::kFloat16:
+            return 0x477FF000U;  // 65520
+        case ElementType::kBFloat16:
+            return 0x7F7F8000U;
+        case ElementType::kFloat32:
+            break;
+    }
+    return 0x7F800000U;
+}
+
+auto merge_kernel(const kernels::KernelSet& kernel_set, ElementType type) {
+    switch (type) {
+        case ElementType::kFloat16:
+            return kernel_set.merge_f16;
+        case ElementType::kBFloat16:
+            return kernel_set.merge_bf16;
+        case ElementType::kFloat32:
+            break;
+    }
+    return kernel_set.merge_f32;
+}
+
+// A (rank x cols) as panels of `width` columns, each rank x width, zero-padded.
+std::vector<float> pack_panels(const LowRank& update, std::size_t cols, std::size_t width,
+                               int num_threads) {
+    const std::size_t panels = (cols + width - 1) / width;
+    std::vector<float> packed(panels * update.rank * width);
+    parallel_for(panels, num_threads, [&](std::size_t panel) {
+        const std::size_t col = panel * width;
+        const std::size_t count = std::min(width, cols - col);
+        float* row = packed.data() + panel * update.rank * width;
+        for (std::size_t j = 0; j < update.rank; ++j, row += width) {
+            std::copy_n(update.a + j * cols + col, count, row);
+        }
+    });
+    return packed;
+}
+
+// Columns whose share of A stays in the second-level cache while many rows pass over it.
+std::size_t block_cols(std::size_t rank, std::size_t cols, std::size_t panel) {
+    constexpr std::size_t kCachedFloats = 64 * 1024;
+    const std::size_t panels = std::max<std::size_t>(1, kCachedFloats / (rank * panel + 1));
+    return std::min((cols + panel - 1) / panel, panels) * panel;
+}
+
+}  // namespace
+
+bool merge(void* weight, ElementType type, std::size_t rows, std::size_t cols,
+           const LowRank& update, int num_threads) {
+    if (weight == nullptr && rows * cols != 0) {
+        throw std::invalid_argument("weight: null");
+    }
+    if ((update.a == nullptr || update.b == nullptr) && update.rank != 0 && rows * cols != 0) {
+        throw std::invalid_argument("update: a factor is null");
+    }
+    if (rows == 0 || cols == 0) {
+        return true;
+    }
+    const kernels::KernelSet& kernel_set = active_kernels();
+    const auto kernel = merge_kernel(kernel_set, type);
+    const std::vector<float> packed = pack_panels(update, cols, kernel_set.panel, num_threads);
+
+    const std::size_t col_step = block_cols(update.rank, cols, kernel_set.panel);
+    const std::size_t row_step = kernel_set.tile_rows * 8;
+    const std::size_t row_blocks = (rows + row_step - 1) / row_step;
+    const std::size_t col_blocks = (cols + col_step - 1) / col_step;
+    const std::size_t size = element_size(type);
+
+    std::atomic<bool> finite{true};
+    // Row blocks fastest: consecutive pieces share a block of A.
+    parallel_for(row_blocks * col_blocks, num_threads, [&](std::size_t piece) {
+        const std::size_t row = piece % row_blocks * row_step;
+        const std::size_t col = piece / row_blocks * col_step;
+        MergeArgs args{};
+        args.weight = static_cast<char*>(weight) + (row * cols + col) * size;
+        args.stride = cols;
+        args.rows = std::min(row_step, rows - row);
+        args.cols = std::min(col_step, cols - col);
+        args.b = update.b + row * update.rank;
+        args.a = packed.data() + col * update.rank;
+        args.rank = update.rank;
+        args.scaling = update.scaling;
+        if (kernel(args) >= overflow_threshold(type)) {
+            finite.store(false, std::memory_order_relaxed);
+        }
+    });
+    return finite.load(std::memory_order_relaxed);
+}
+
+}  // namespace nola

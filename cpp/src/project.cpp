@@ -1,0 +1,121 @@
+#include "nola/project.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "dispatch.h"
+#include "generator.h"
+#include "parallel.h"
+#include "stripes.h"
+
+namespace nola {
+namespace {
+
+using kernels::kRademacherPerDraw;
+using kernels::kStripeLanes;
+using kernels::kUniformPerDraw;
+
+// Pieces are summed in fp32, the sums of pieces in double. Consecutive pieces form a chunk with
+// sums of its own; the number of chunks depends on the arguments only, and bounds both the
+// threads that can work at once and the memory for sums.
+constexpr std::size_t kMaxChunks = 64;
+constexpr std::size_t kMaxChunkSums = std::size_t{1} << 22;
+
+struct Chunks {
+    std::size_t pieces;
+    std::size_t count;
+
+    Chunks(std::size_t piece_count, std::size_t num_sums)
+        : pieces(piece_count),
+          count(std::min({piece_count, kMaxChunks,
+                          std::max<std::size_t>(1, kMaxChunkSums / num_sums)})) {}
+    std::size_t begin(std::size_t chunk) const { return pieces * chunk / count; }
+};
+
+// Adds one piece's contribution to `sums` (draws * per-draw doubles); for rademacher it is the
+// signed sum, total - 2 * (sum over the elements of sign -1).
+class PieceProjector {
+public:
+    PieceProjector(const BasisStream& stream, std::uint32_t draws)
+        : kernels_(active_kernels()),
+          generator_(make_generator(stream)),
+          kind_(stream.kind),
+          draws_(draws),
+          partial_(std::size_t{draws} * (kind_ == Basis::kRademacher
+                                             ? kRademacherPerDraw
+                                             : kUniformPerDraw * kStripeLanes)) {}
+
+    void add(const Piece& piece, const float* grad, double* sums) {
+        const StripeSpan span(piece);
+        const auto length = static_cast<std::size_t>(piece.end - piece.begin);
+        const float* stripes = grad;
+        if (!span.whole(piece)) {
+            std::fill_n(padded_, std::size_t{span.range.count} * kernels::kStripe, 0.0F);
+            std::copy_n(grad, length, padded_ + span.lead);
+            stripes = padded_;
+        }
+        std::fill(partial_.begin(), partial_.end(), 0.0F);
+        if (kind_ == Basis::kRademacher) {
+            kernels_.project_rademacher(generator_, span.range, stripes, draws_, partial_.data());
+            double total = 0.0;
+            for (std::size_t e = 0; e < length; ++e) {
+                total += static_cast<double>(grad[e]);
+            }
+            for (std::size_t i = 0; i < partial_.size(); ++i) {
+                sums[i] += total - 2.0 * static_cast<double>(partial_[i]);
+            }
+            return;
+        }
+        kernels_.project_uniform(generator_, span.range, stripes, draws_, partial_.data());
+        for (std::size_t i = 0; i < std::size_t{draws_} * kUniformPerDraw; ++i) {
+            for (std::size_t lane = 0; lane < kStripeLanes; ++lane) {
+                sums[i] += static_cast<double>(partial_[i * kStripeLanes + lane]);
+            }
+        }
+    }
+
+private:
+    const kernels::KernelSet& kernels_;
+    kernels::Generator generator_;
+    Basis kind_;
+    std::uint32_t draws_;
+    std::vector<float> partial_;
+    alignas(64) float padded_[Pieces::kPieceElements];
+};
+
+}  // namespace
+
+void project(const BasisStream& stream, const float* grad, Shape shape, Window window, float* out,
+             std::size_t num_basis, int num_threads) {
+    check_basis_arguments(stream, num_basis, shape, window);
+    const std::uint32_t draws = draw_count(stream.kind, num_basis);
+    const std::size_t num_sums =
+        std::size_t{draws} *
+        (stream.kind == Basis::kRademacher ? kRademacherPerDraw : kUniformPerDraw);
+
+    const Pieces pieces(shape, window);
+    const Chunks chunks(pieces.count(), num_sums);
+    std::vector<double> sums(chunks.count * num_sums, 0.0);
+    const PieceProjector prototype(stream, draws);
+    parallel_for(chunks.count, num_threads, [&](std::size_t chunk) {
+        PieceProjector projector = prototype;
+        for (std::size_t index = chunks.begin(chunk); index < chunks.begin(chunk + 1); ++index) {
+            const Piece piece = pieces[index];
+            if (piece.begin < piece.end) {
+                projector.add(piece, grad + piece.offset, sums.data() + chunk * num_sums);
+            }
+        }
+    });
+
+    const FpEnvironment environment;
+    const auto g = static_cast<double>(gain(stream.kind, num_basis));
+    for (std::size_t i = 0; i < num_basis; ++i) {
+        double sum = 0.0;
+        for (std::size_t chunk = 0; chunk < chunks.count; ++chunk) {
+            sum += sums[chunk * num_sums + i];
+        }
+        out[i] = static_cast<float>(sum * g);
+    }
+}
+
+}  // namespace nola

@@ -1,0 +1,45 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+compiler: str
+openmp: bool
+
+def stream_id(module: str, factor: str) -> int: ...
+def gain(basis: str, num_basis: int) -> float: ...
+def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]: ...
+def expand(
+    coefficients: NDArray[Any],
+    seed: int,
+    stream: int,
+    shape: tuple[int, int],
+    basis: str,
+    rows: tuple[int, int],
+    cols: tuple[int, int],
+    num_threads: int,
+) -> NDArray[np.float32]: ...
+def project(
+    grad: NDArray[Any],
+    seed: int,
+    stream: int,
+    num_basis: int,
+    shape: tuple[int, int],
+    basis: str,
+    rows: tuple[int, int],
+    cols: tuple[int, int],
+    num_threads: int,
+) -> NDArray[np.float32]: ...
+def merge(
+    weight: NDArray[Any],
+    lora_b: NDArray[Any],
+    lora_a: NDArray[Any],
+    scaling: float,
+    num_threads: int,
+) -> bool: ...
+def compiled_isas() -> list[str]: ...
+def supported_isas() -> list[str]: ...
+def active_isa() -> str: ...
+def force_isa(name: str) -> None: ...

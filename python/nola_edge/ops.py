@@ -1,0 +1,241 @@
+"""The numerical operations: expand, project and merge, on numpy arrays.
+
+Thin functions over the C++ core. They hold no state, touch no global random generator and give
+the same bits on every instruction set and for any number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from nola_edge import _core
+from nola_edge.errors import NotFiniteError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+Basis = Literal["rademacher", "uniform"]
+Range = tuple[int, int]
+
+#: Dtypes that convert to float32 without rounding.
+_EXACT_IN_FLOAT32 = ("float32", "float16", "bfloat16")
+
+
+def stream_id(module: str, factor: Literal["A", "B"]) -> int:
+    """Return the stream of one factor of one module: FNV-1a-64 over ``"<module>:<factor>"``.
+
+    Parameters
+    ----------
+    module : str
+        The adapter's own module name, such as ``"model.layers.0.self_attn.q_proj"``.
+    factor : {"A", "B"}
+
+    Returns
+    -------
+    int
+        In ``0 .. 2**64 - 1``.
+    """
+    return _core.stream_id(module, factor)
+
+
+def gain(basis: Basis, num_basis: int) -> float:
+    """Return g = fl32(sigma / sqrt(num_basis)), the factor on every coefficient."""
+    return _core.gain(basis, num_basis)
+
+
+def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return the four 32-bit words of Philox4x32-10 at one counter (Salmon et al., SC'11)."""
+    first, second, third, fourth = _core.philox(counter, key)
+    return first, second, third, fourth
+
+
+def _as_float32(values: Any, name: str) -> NDArray[np.float32]:
+    """Convert exactly to a contiguous float32 array; refuse what would be rounded."""
+    if not hasattr(values, "dtype"):
+        return np.ascontiguousarray(values, dtype=np.float32)
+    array = np.asarray(values)
+    if array.dtype.name not in _EXACT_IN_FLOAT32:
+        raise TypeError(
+            f"{name}: must be float32, float16 or bfloat16, got {array.dtype.name}; "
+            "convert it yourself if rounding is acceptable"
+        )
+    return np.asarray(array, dtype=np.float32, order="C")
+
+
+def _threads(num_threads: int | None) -> int:
+    if num_threads is None:
+        return 0
+    if num_threads < 1:
+        raise ValueError(f"num_threads: {num_threads} is not positive")
+    return num_threads
+
+
+def expand(
+    coefficients: NDArray[Any] | Sequence[float],
+    *,
+    seed: int,
+    stream: int,
+    shape: tuple[int, int],
+    basis: Basis = "rademacher",
+    rows: Range | None = None,
+    cols: Range | None = None,
+    num_threads: int | None = None,
+) -> NDArray[np.float32]:
+    """Combine random matrices: ``g * sum_i coefficients[i] * basis_i`` (NOLA, equation 2).
+
+    The basis is regenerated in registers and never stored.
+
+    Parameters
+    ----------
+    coefficients : (k,) float32, float16 or bfloat16
+        Coefficients of the basis matrices, k >= 1.
+    seed : int
+        The adapter's seed, ``0 <= seed < 2**63``.
+    stream : int
+        Which family of matrices, from :func:`stream_id`.
+    shape : (int, int)
+        Rows and columns of the whole matrix, at most ``2**34`` elements.
+    basis : {"rademacher", "uniform"}
+        Distribution of the basis elements.
+    rows, cols : (start, stop), optional
+        The slice to compute; nothing outside it is generated. Default: all.
+    num_threads : int, optional
+        Default: OpenMP's.
+
+    Returns
+    -------
+    (stop - start of rows, stop - start of cols) float32
+
+    Raises
+    ------
+    TypeError
+        If a dtype would need rounding.
+    ValueError
+        If an argument is out of range; the message begins with the argument's name.
+    """
+    return _core.expand(
+        _as_float32(coefficients, "coefficients"),
+        seed,
+        stream,
+        shape,
+        basis,
+        rows or (0, shape[0]),
+        cols or (0, shape[1]),
+        _threads(num_threads),
+    )
+
+
+def project(
+    grad: NDArray[Any],
+    *,
+    seed: int,
+    stream: int,
+    num_basis: int,
+    basis: Basis = "rademacher",
+    shape: tuple[int, int] | None = None,
+    rows: Range | None = None,
+    cols: Range | None = None,
+    num_threads: int | None = None,
+) -> NDArray[np.float32]:
+    """Project a gradient on the basis, the adjoint of :func:`expand`.
+
+    Component i is ``g * sum_e grad[e] * basis_i[e]``. The order of summation depends on the
+    arguments alone: the same bits for any number of threads.
+
+    Parameters
+    ----------
+    grad : (rows, cols) float32, float16 or bfloat16
+        The gradient of the slice given by `rows` and `cols`.
+    num_basis : int
+        k, the number of basis matrices.
+    shape : (int, int), optional
+        The whole matrix; default: the shape of `grad`.
+    seed, stream, basis, rows, cols, num_threads
+        As for :func:`expand`.
+
+    Returns
+    -------
+    (k,) float32
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :func:`expand`.
+    """
+    values = _as_float32(grad, "grad")
+    if shape is None:
+        if values.ndim != 2:
+            raise ValueError(f"grad: must have 2 dimensions, got {values.ndim}")
+        shape = (values.shape[0], values.shape[1])
+    return _core.project(
+        values,
+        seed,
+        stream,
+        num_basis,
+        shape,
+        basis,
+        rows or (0, shape[0]),
+        cols or (0, shape[1]),
+        _threads(num_threads),
+    )
+
+
+def merge_(
+    weight: NDArray[Any],
+    lora_b: NDArray[np.float32],
+    lora_a: NDArray[np.float32],
+    scaling: float = 1.0,
+    *,
+    num_threads: int | None = None,
+) -> None:
+    """Merge in place: ``weight += scaling * lora_b @ lora_a``, in fp32 and rounded once.
+
+    Parameters
+    ----------
+    weight : (out, in) float32, float16 or bfloat16 (``ml_dtypes``)
+        Changed in place; C-contiguous and writable.
+    lora_b : (out, r) float32, C-contiguous
+    lora_a : (r, in) float32, C-contiguous
+    scaling : float
+        s, rounded to float32.
+    num_threads : int, optional
+        Default: OpenMP's.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit; nothing was changed, the message names the argument.
+    NotFiniteError
+        If a merged element is infinite or NaN; `weight` then holds it.
+    """
+    if not _core.merge(weight, lora_b, lora_a, scaling, _threads(num_threads)):
+        raise NotFiniteError("a merged weight is infinite or NaN", field="weight")
+
+
+def build_info() -> dict[str, Any]:
+    """Describe this build and what it runs on.
+
+    Returns
+    -------
+    dict
+        ``version``, ``compiler``, ``isas`` (compiled in), ``supported_isas`` (this processor),
+        ``active_isa``, ``openmp`` (bool), ``cuda_architectures`` (empty: none).
+
+    Raises
+    ------
+    ValueError
+        If ``NOLA_EDGE_ISA`` names an instruction set that is unknown or not available here.
+    """
+    return {
+        "version": _core.__version__,
+        "compiler": _core.compiler,
+        "isas": _core.compiled_isas(),
+        "supported_isas": _core.supported_isas(),
+        "active_isa": _core.active_isa(),
+        "openmp": _core.openmp,
+        "cuda_architectures": [],
+    }
