@@ -1,1 +1,59 @@
-"""nola-edge."""
+"""nola-edge: NOLA adapters merged into real weights, the same bits on every machine.
+
+>>> import nola_edge as ne
+>>> ne.merge_checkpoint("base-model", "adapter", "merged-model")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nola_edge._core import __version__
+from nola_edge.errors import NolaEdgeError
+from nola_edge.ops import build_info, expand, merge_, project, stream_id
+
+if TYPE_CHECKING:
+    from nola_edge.adapter import Adapter
+    from nola_edge.export.lora import export_lora
+    from nola_edge.merge.lazy import open_merged
+    from nola_edge.merge.verify import verify_checkpoint
+    from nola_edge.merge.write import merge_checkpoint
+
+__all__ = [
+    "Adapter",
+    "NolaEdgeError",
+    "__version__",
+    "build_info",
+    "expand",
+    "export_lora",
+    "merge_",
+    "merge_checkpoint",
+    "open_merged",
+    "project",
+    "stream_id",
+    "verify_checkpoint",
+]
+
+# What reads and writes files is imported at first use: a program that only expands or merges
+# arrays should not pay for it.
+_LAZY = {
+    "Adapter": "nola_edge.adapter",
+    "export_lora": "nola_edge.export.lora",
+    "merge_checkpoint": "nola_edge.merge.write",
+    "open_merged": "nola_edge.merge.lazy",
+    "verify_checkpoint": "nola_edge.merge.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        value = getattr(import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,437 @@
+"""Load, create, validate and save adapters."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nola_edge import ops
+from nola_edge.adapter.config import AdapterConfig
+from nola_edge.adapter.fingerprints import (
+    base_fingerprint,
+    basis_fingerprint,
+    modules_fingerprint,
+)
+from nola_edge.adapter.hub import resolve
+from nola_edge.dtypes import MERGEABLE, safetensors_dtype
+from nola_edge.errors import AdapterError, ArgumentError, NotFiniteError, printable
+from nola_edge.jsonio import loads_object
+from nola_edge.output import AtomicOutput
+from nola_edge.safetensors_file import SafetensorsFile, encode_header
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+ALPHA = ".nola_alpha"
+BETA = ".nola_beta"
+_MAX_CONFIG_BYTES = 10_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Coefficients:
+    """The trained numbers of one module.
+
+    Attributes
+    ----------
+    alpha : (k,) float32
+        Coefficients of factor A, read-only.
+    beta : (l,) float32
+        Coefficients of factor B, read-only.
+    """
+
+    alpha: NDArray[np.float32]
+    beta: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        """Freeze the arrays."""
+        for name in ("alpha", "beta"):
+            values = np.array(getattr(self, name), dtype=np.float32)
+            values.flags.writeable = False
+            object.__setattr__(self, name, values)
+
+
+class Adapter:
+    """A NOLA adapter: configuration, coefficients per module, and whole tensors.
+
+    Attributes
+    ----------
+    config : AdapterConfig
+    modules : dict
+        Module name -> :class:`Coefficients`, in the order of the file.
+    whole_tensors : dict
+        Tensor name -> array, for ``modules_to_save`` and biases.
+    path : Path or None
+        Where it was loaded from.
+    """
+
+    def __init__(
+        self,
+        config: AdapterConfig,
+        modules: Mapping[str, Coefficients],
+        whole_tensors: Mapping[str, NDArray[Any]] | None = None,
+        *,
+        path: Path | None = None,
+    ) -> None:
+        self.config = config
+        self.modules = dict(modules)
+        self.whole_tensors = dict(whole_tensors or {})
+        self.path = path
+        _check_contents(self)
+
+    @property
+    def scaling(self) -> float:
+        """Return s, in double."""
+        return self.config.scaling
+
+    @property
+    def num_coefficients(self) -> int:
+        """Return how many numbers were trained, whole tensors apart."""
+        return sum(c.alpha.size + c.beta.size for c in self.modules.values())
+
+    @classmethod
+    def load(cls, path: str | Path, *, revision: str | None = None) -> Adapter:
+        """Load an adapter folder, or download it by its Hub id.
+
+        Only JSON and safetensors are read, never pickle.
+
+        Parameters
+        ----------
+        path : path or str
+        revision : str, optional
+            On the Hub.
+
+        Raises
+        ------
+        NolaEdgeError
+            If a file is missing or broken, a field or a tensor is not understood, counts
+            disagree, or a coefficient is not finite.
+        """
+        folder = resolve(path, revision)
+        config = _load_config(folder)
+        weights = folder / WEIGHTS_NAME
+        if not weights.is_file():
+            pickled = (folder / "adapter_model.bin").exists()
+            raise AdapterError(
+                f"has no {WEIGHTS_NAME}"
+                + ("; adapter_model.bin is a pickle and is never read" if pickled else ""),
+                file=folder,
+            )
+        with SafetensorsFile.open(weights) as file:
+            modules, whole = _load_tensors(file, config)
+            file.check_unchanged()
+        try:
+            adapter = cls(config, modules, whole, path=folder)
+        except AdapterError as error:
+            error.file = weights
+            raise
+        _check_fingerprints(adapter, folder / CONFIG_NAME)
+        return adapter
+
+    @classmethod
+    def create(
+        cls,
+        modules: Mapping[str, tuple[int, int]],
+        *,
+        r: int,
+        num_basis_a: int,
+        num_basis_b: int,
+        seed: int,
+        lora_alpha: float,
+        basis: str = "rademacher",
+        use_rslora: bool = False,
+        fan_in_fan_out: bool = False,
+        base: str | Path | None = None,
+    ) -> Adapter:
+        """Create a fresh adapter, which changes nothing: alpha a scaled unit vector, beta zero.
+
+        Parameters
+        ----------
+        modules : mapping
+            Module name -> (out_features, in_features).
+        r, num_basis_a, num_basis_b, seed, lora_alpha, basis, use_rslora, fan_in_fan_out
+            See :class:`AdapterConfig`.
+        base : path, optional
+            A checkpoint whose fingerprint is recorded.
+
+        Raises
+        ------
+        AdapterError
+            If a field is out of range.
+        MismatchError
+            If `base` lacks a module.
+        """
+        config = AdapterConfig(
+            r=r,
+            num_basis_a=num_basis_a,
+            num_basis_b=num_basis_b,
+            seed=seed,
+            lora_alpha=lora_alpha,
+            basis=basis,
+            use_rslora=use_rslora,
+            fan_in_fan_out=fan_in_fan_out,
+            bookkeeping={"target_modules": sorted(modules)},
+        )
+        fresh: dict[str, Coefficients] = {}
+        for module, (_, in_features) in modules.items():
+            if in_features < 1:
+                raise ArgumentError("in_features must be positive", field=module)
+            alpha = np.zeros(num_basis_a, np.float32)
+            alpha[0] = math.sqrt(num_basis_a / (3 * in_features))
+            fresh[module] = Coefficients(alpha, np.zeros(num_basis_b, np.float32))
+        adapter = cls(config, fresh)
+        if base is not None:
+            recorded = dataclasses.replace(config, base_fingerprint=adapter._fingerprint_of(base))
+            adapter = cls(recorded, fresh)
+        return adapter
+
+    def _fingerprint_of(self, base: str | Path) -> str:
+        from nola_edge.checkpoint import Checkpoint
+        from nola_edge.merge.matching import match_modules
+
+        with Checkpoint.open(base) as checkpoint:
+            names = match_modules(
+                list(self.modules),
+                checkpoint.tensors,
+                adapter=self.path or Path("<adapter>"),
+                base=checkpoint.path,
+            )
+            return base_fingerprint(
+                (module, *checkpoint.tensors[name]) for module, name in names.items()
+            )
+
+    def replace(
+        self, modules: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+    ) -> Adapter:
+        """Return an adapter with other coefficients, (alpha, beta) for each module given.
+
+        Raises
+        ------
+        AdapterError
+            If a count differs from the configuration's.
+        NotFiniteError
+            If a coefficient is infinite or NaN.
+        """
+        new = {name: Coefficients(alpha, beta) for name, (alpha, beta) in modules.items()}
+        return Adapter(self.config, {**self.modules, **new}, self.whole_tensors)
+
+    def factors(
+        self,
+        module: str,
+        out_features: int,
+        in_features: int,
+        num_threads: int | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Expand the two factors of a module (design section 1).
+
+        Parameters
+        ----------
+        module : str
+            The adapter's own name of it.
+        out_features, in_features : int
+        num_threads : int, optional
+
+        Returns
+        -------
+        A : (r, in_features) float32
+        B : (out_features, r) float32
+
+        Raises
+        ------
+        KeyError
+            If the adapter has no such module.
+        """
+        coefficients = self.modules[module]
+        rank, seed, basis = self.config.r, self.config.seed, self.config.basis
+        options: dict[str, Any] = {"seed": seed, "basis": basis, "num_threads": num_threads}
+        a = ops.expand(
+            coefficients.alpha,
+            stream=ops.stream_id(module, "A"),
+            shape=(rank, in_features),
+            **options,
+        )
+        b = ops.expand(
+            coefficients.beta,
+            stream=ops.stream_id(module, "B"),
+            shape=(out_features, rank),
+            **options,
+        )
+        return a, b
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the adapter as a PEFT folder, with fingerprints of its basis and modules.
+
+        Parameters
+        ----------
+        path : path
+            Absent or complete at every instant.
+        force : bool
+            Replace an existing folder.
+
+        Raises
+        ------
+        OutputError
+        """
+        config = dataclasses.replace(
+            self.config,
+            basis_fingerprint=basis_fingerprint(self.config.seed),
+            modules_fingerprint=modules_fingerprint(self.modules),
+        )
+        tensors: dict[str, NDArray[Any]] = {}
+        for module, coefficients in self.modules.items():
+            tensors[PREFIX + module + ALPHA] = coefficients.alpha
+            tensors[PREFIX + module + BETA] = coefficients.beta
+        for name, values in self.whole_tensors.items():
+            tensors[PREFIX + name] = np.ascontiguousarray(values)
+        inputs = [] if self.path is None or force else [self.path]
+        with AtomicOutput(path, inputs=inputs, force=force, directory=True) as out:
+            write_tensors(out.path / WEIGHTS_NAME, tensors)
+            write_config(out.path / CONFIG_NAME, config.to_json())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write a safetensors file, tensors in the given order."""
+    entries = [
+        (name, safetensors_dtype(values.dtype), values.shape, values.nbytes)
+        for name, values in tensors.items()
+    ]
+    with path.open("xb") as file:
+        file.write(encode_header(entries, {"format": "pt"}))
+        for values in tensors.values():
+            file.write(np.ascontiguousarray(values).tobytes())
+
+
+def write_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Write a configuration as PEFT does: sorted, indented."""
+    with path.open("x", encoding="utf-8") as file:
+        file.write(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _load_config(folder: Path) -> AdapterConfig:
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise AdapterError(f"has no {CONFIG_NAME}; is this an adapter folder?", file=folder)
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise AdapterError("is too large for a configuration", file=path)
+    return AdapterConfig.from_json(loads_object(path.read_bytes(), file=path), file=path)
+
+
+def _load_tensors(
+    file: SafetensorsFile, config: AdapterConfig
+) -> tuple[dict[str, Coefficients], dict[str, NDArray[Any]]]:
+    """Sort a file's tensors into coefficient pairs and whole tensors."""
+    pairs: dict[str, dict[str, NDArray[np.float32]]] = {}
+    whole: dict[str, NDArray[Any]] = {}
+    for name in file.tensors:
+        if not name.startswith(PREFIX) or not name.isprintable():
+            raise AdapterError(f"does not begin with {PREFIX!r}", file=file.path, field=name)
+        local = name[len(PREFIX) :]
+        for suffix, count in ((ALPHA, config.num_basis_a), (BETA, config.num_basis_b)):
+            if local.endswith(suffix) and local != suffix:
+                pair = pairs.setdefault(local.removesuffix(suffix), {})
+                pair[suffix] = _load_coefficients(file, name, count)
+                break
+        else:
+            whole[local] = _load_whole(file, name, local, config)
+    for module, pair in pairs.items():
+        for suffix in (ALPHA, BETA):
+            if suffix not in pair:
+                raise AdapterError(
+                    f"has no {suffix.removeprefix('.')}", file=file.path, field=module
+                )
+    modules = {m: Coefficients(pair[ALPHA], pair[BETA]) for m, pair in pairs.items()}
+    return modules, whole
+
+
+def _load_coefficients(file: SafetensorsFile, name: str, count: int) -> NDArray[np.float32]:
+    info = file.tensors[name]
+    where: dict[str, Any] = {"file": file.path, "field": name}
+    if info.dtype not in MERGEABLE:
+        raise AdapterError(
+            f"has dtype {info.dtype}, coefficients are {', '.join(MERGEABLE)}", **where
+        )
+    if info.shape != (count,):
+        raise AdapterError(
+            f"has shape {list(info.shape)}, the configuration says [{count}]", **where
+        )
+    values = np.array(file.array(name), dtype=np.float32)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise NotFiniteError(
+            f"coefficient {bad[0]} is {values[bad[0]]}; the training diverged", **where
+        )
+    return values
+
+
+def _load_whole(
+    file: SafetensorsFile, name: str, local: str, config: AdapterConfig
+) -> NDArray[Any]:
+    saved = any(
+        f".{module}." in f".{local}" or local == module for module in config.modules_to_save
+    )
+    bias = config.bias != "none" and local.endswith(".bias")
+    where: dict[str, Any] = {"file": file.path, "field": name}
+    if not (saved or bias):
+        raise AdapterError(
+            "is neither coefficients nor a tensor that modules_to_save or bias announce", **where
+        )
+    info = file.tensors[name]
+    if info.dtype not in MERGEABLE:
+        raise AdapterError(f"has dtype {info.dtype}, must be {', '.join(MERGEABLE)}", **where)
+    values = np.array(file.array(name))
+    if not np.isfinite(values.astype(np.float32)).all():
+        raise NotFiniteError("holds an infinite or NaN value", **where)
+    return values
+
+
+def _check_contents(adapter: Adapter) -> None:
+    """Check what holds for every adapter, loaded or made."""
+    if not adapter.modules:
+        raise AdapterError("has no coefficients (no *.nola_alpha tensor)", file=adapter.path)
+    config = adapter.config
+    for module, coefficients in adapter.modules.items():
+        if not module or not module.isprintable():
+            raise AdapterError("is not a module name", file=adapter.path, field=module)
+        counts = (("alpha", config.num_basis_a), ("beta", config.num_basis_b))
+        for name, count in counts:
+            values = getattr(coefficients, name)
+            if values.shape != (count,):
+                raise AdapterError(
+                    f"{name} has shape {list(values.shape)}, the configuration says [{count}]",
+                    file=adapter.path,
+                    field=module,
+                )
+            if not np.isfinite(values).all():
+                raise NotFiniteError(
+                    f"{name} holds an infinite or NaN coefficient", file=adapter.path, field=module
+                )
+
+
+def _check_fingerprints(adapter: Adapter, path: Path) -> None:
+    config = adapter.config
+    found = basis_fingerprint(config.seed)
+    if config.basis_fingerprint not in (None, found):
+        raise AdapterError(
+            f"is {printable(config.basis_fingerprint)}, but the seed gives {found}: the adapter "
+            "was made with another generator",
+            file=path,
+            field="basis_fingerprint",
+        )
+    found = modules_fingerprint(adapter.modules)
+    if config.modules_fingerprint not in (None, found):
+        raise AdapterError(
+            f"is {printable(config.modules_fingerprint)}, but the tensors' names give {found}: "
+            "modules were renamed, added or lost since it was made",
+            file=path,
+            field="modules_fingerprint",
+        )

@@ -1,0 +1,102 @@
+"""Export an adapter as an exact LoRA in PEFT's format.
+
+A and B are the expanded factors themselves; nothing is decomposed or approximated.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nola_edge.adapter import Adapter
+from nola_edge.adapter.adapter import CONFIG_NAME, PREFIX, WEIGHTS_NAME, write_config, write_tensors
+from nola_edge.checkpoint import Checkpoint
+from nola_edge.dtypes import MERGEABLE, numpy_dtype
+from nola_edge.errors import ArgumentError, NotFiniteError
+from nola_edge.merge.plan import plan_merge
+from nola_edge.merge.update import stored_features
+from nola_edge.output import AtomicOutput
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_KEPT = ("base_model_name_or_path", "revision", "task_type", "inference_mode")
+
+
+def export_lora(
+    adapter: str | Path | Adapter,
+    base: str | Path,
+    output: str | Path,
+    *,
+    dtype: str = "F32",
+    force: bool = False,
+    check_base: bool = True,
+) -> Path:
+    """Write a PEFT LoRA folder that merges to the same weights, to rounding.
+
+    Parameters
+    ----------
+    adapter : Adapter or path
+    base : path
+        The checkpoint; it says how large the modules are.
+    output : path
+    dtype : {"F32", "F16", "BF16"}
+        Of A and B; anything but F32 rounds them.
+    force : bool
+        Replace an existing output.
+    check_base : bool
+        Refuse a base with another fingerprint than the adapter records.
+
+    Returns
+    -------
+    Path
+        The output.
+
+    Raises
+    ------
+    NolaEdgeError
+    """
+    if dtype not in MERGEABLE:
+        raise ArgumentError(f"is {dtype!r}, must be one of {', '.join(MERGEABLE)}", field="dtype")
+    loaded = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
+    with Checkpoint.open(base) as checkpoint:
+        plan = plan_merge(checkpoint, ((loaded, 1.0),), check_base=check_base)
+        tensors: dict[str, NDArray[Any]] = {}
+        for name, terms in plan.merges.items():
+            shape = plan.tensor(name)[1].shape
+            out_features, in_features = stored_features(shape, loaded.config.fan_in_fan_out)
+            module = terms[0].module
+            a, b = loaded.factors(module, out_features, in_features)
+            for label, values in (("lora_A", a), ("lora_B", b)):
+                rounded = values.astype(numpy_dtype(dtype))
+                if not np.isfinite(rounded.astype(np.float32)).all():
+                    raise NotFiniteError(f"{label} is not finite in {dtype}", field=module)
+                tensors[f"{PREFIX}{module}.{label}.weight"] = rounded
+        for name, values in loaded.whole_tensors.items():
+            tensors[PREFIX + name] = values
+        inputs = [checkpoint.path, *([loaded.path] if loaded.path is not None else [])]
+        with AtomicOutput(output, inputs=inputs, force=force, directory=True) as out:
+            write_tensors(out.path / WEIGHTS_NAME, tensors)
+            write_config(out.path / CONFIG_NAME, _lora_config(loaded))
+            checkpoint.check_unchanged()
+    return Path(output)
+
+
+def _lora_config(adapter: Adapter) -> dict[str, Any]:
+    config = adapter.config
+    kept = {name: config.bookkeeping[name] for name in _KEPT if name in config.bookkeeping}
+    alpha = config.lora_alpha
+    return {
+        **kept,
+        "peft_type": "LORA",
+        "r": config.r,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "use_rslora": config.use_rslora,
+        "fan_in_fan_out": config.fan_in_fan_out,
+        "lora_dropout": 0.0,
+        "bias": "lora_only" if config.bias == "nola_only" else config.bias,
+        "target_modules": sorted(adapter.modules),
+        "modules_to_save": list(config.modules_to_save) or None,
+    }

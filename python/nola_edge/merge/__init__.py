@@ -1,0 +1,1 @@
+"""Merging adapters into checkpoints: plan, then write, open lazily, or verify."""

@@ -1,0 +1,139 @@
+"""Merge a stored weight block of rows by block of rows, so that memory stays flat.
+
+A block is read from the file into a small buffer, merged there and handed on while it is still
+in cache. Blocks are independent: any thread may take any of them and the bytes are the same.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nola_edge import ops
+from nola_edge.dtypes import numpy_dtype
+from nola_edge.errors import NotFiniteError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from nola_edge.merge.update import Update
+    from nola_edge.safetensors_file import SafetensorsFile, TensorInfo
+
+#: Large enough to make a thread's turn worthwhile, small enough to stay in the last-level cache.
+BLOCK_BYTES = 4 << 20
+
+
+def default_threads() -> int:
+    """Return the number of processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def row_blocks(info: TensorInfo) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) row ranges of at most about :data:`BLOCK_BYTES`."""
+    rows, cols = info.shape
+    row_bytes = max(1, cols * info.nbytes // max(1, rows * cols))
+    step = max(1, BLOCK_BYTES // row_bytes)
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def block_offset(info: TensorInfo, row: int) -> int:
+    """Return the offset of a row within the tensor, in bytes."""
+    return row * (info.nbytes // info.shape[0]) if info.shape[0] else 0
+
+
+def read_merged(
+    file: SafetensorsFile,
+    info: TensorInfo,
+    update: Update,
+    rows: tuple[int, int],
+    out: memoryview | NDArray[np.uint8],
+) -> memoryview:
+    """Read rows of a weight into a buffer and merge them there, on the calling thread.
+
+    Parameters
+    ----------
+    file, info
+        Where the weight is stored.
+    update : Update
+        For the whole weight.
+    rows : (start, stop)
+    out : writable buffer of bytes
+        At least as large as the rows.
+
+    Returns
+    -------
+    memoryview
+        The merged bytes, the beginning of `out`.
+
+    Raises
+    ------
+    NotFiniteError
+        If a merged element is infinite or NaN.
+    """
+    start, stop = rows
+    begin = block_offset(info, start)
+    count = block_offset(info, stop) - begin
+    view = memoryview(out).cast("B")[:count]
+    file.read_into(view, info.start + begin)
+    weight: NDArray[Any] = np.frombuffer(view, dtype=numpy_dtype(info.dtype))
+    weight = weight.reshape(stop - start, info.shape[1])
+    try:
+        ops.merge_(
+            weight, update.rows(start, stop), update.right, update.scaling, num_threads=1
+        )
+    except NotFiniteError:
+        raise NotFiniteError(
+            f"a merged weight in rows {start}..{stop - 1} is infinite or NaN; "
+            "the adapter's coefficients or the base are too large for "
+            f"{info.dtype}",
+            file=file.path,
+            field=info.name,
+        ) from None
+    return view
+
+
+class Workers:
+    """A bounded thread pool that stops at the first failure.
+
+    At most a few pieces of work per thread are outstanding, so that producers of work hold
+    little memory; leaving the context waits for what was submitted, or, on an exception
+    (Ctrl-C included), drops what has not begun.
+    """
+
+    def __init__(self, num_threads: int | None) -> None:
+        self._count = num_threads or default_threads()
+        self._executor = ThreadPoolExecutor(self._count, thread_name_prefix="nola-edge")
+        self._pending: set[Future[None]] = set()
+
+    def submit(self, work: Callable[..., None], *args: Any) -> None:
+        """Queue work, waiting while the queue is full; raise what earlier work raised."""
+        self._drain(2 * self._count)
+        self._pending.add(self._executor.submit(work, *args))
+
+    def finish(self) -> None:
+        """Wait for all work; raise what it raised."""
+        self._drain(0)
+
+    def _drain(self, allowed: int) -> None:
+        while len(self._pending) > allowed:
+            done, self._pending = wait(self._pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.finish()
+        finally:
+            self._executor.shutdown(wait=True, cancel_futures=True)

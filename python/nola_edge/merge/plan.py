@@ -1,0 +1,219 @@
+"""Check adapters against a base completely, before anything is written.
+
+A plan says for every tensor of the result where it comes from: untouched bytes of the base, a
+merge, or a whole tensor of an adapter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nola_edge.adapter import Adapter
+from nola_edge.adapter.fingerprints import base_fingerprint
+from nola_edge.checkpoint import Checkpoint
+from nola_edge.dtypes import MERGEABLE, numpy_dtype
+from nola_edge.errors import AdapterError, ArgumentError, MismatchError, printable
+from nola_edge.merge.matching import match_modules
+from nola_edge.merge.update import Term, stored_features
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from nola_edge.safetensors_file import SafetensorsFile, TensorInfo
+
+PathLike = str | Path
+AdapterLike = Adapter | PathLike
+#: One adapter, several, or a mapping from adapters to weights.
+AdaptersLike = "AdapterLike | Sequence[AdapterLike | tuple[AdapterLike, float]]"
+
+_MAX_ELEMENTS = 2**34
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What a merge will do.
+
+    Attributes
+    ----------
+    base : Checkpoint
+    adapters : tuple of (Adapter, float)
+        With the weight of each.
+    merges : dict
+        Tensor name -> the terms merged into it.
+    replaced : dict
+        Tensor name -> the whole tensor that takes its place, in the base's dtype.
+    added : dict
+        Tensor name -> a whole tensor that the base does not have.
+    """
+
+    base: Checkpoint
+    adapters: tuple[tuple[Adapter, float], ...]
+    merges: dict[str, tuple[Term, ...]] = field(default_factory=dict)
+    replaced: dict[str, NDArray[Any]] = field(default_factory=dict)
+    added: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def tensor(self, name: str) -> tuple[SafetensorsFile, TensorInfo]:
+        """Return the base's file and entry of a tensor."""
+        return self.base.tensors[name]
+
+    @property
+    def merged_bytes(self) -> int:
+        """Bytes of the tensors that are merged."""
+        return sum(self.tensor(name)[1].nbytes for name in self.merges)
+
+
+def load_adapters(adapters: Any) -> tuple[tuple[Adapter, float], ...]:
+    """Turn what a caller may give for adapters into loaded adapters with weights.
+
+    Parameters
+    ----------
+    adapters : Adapter, path, or sequence of these or of pairs (adapter, weight)
+
+    Raises
+    ------
+    ArgumentError
+        If there is no adapter, or a weight is not finite.
+    """
+    if isinstance(adapters, str | Path | Adapter):
+        adapters = [adapters]
+    loaded: list[tuple[Adapter, float]] = []
+    for item in adapters:
+        adapter, weight = item if isinstance(item, tuple) else (item, 1.0)
+        if not np.isfinite(np.float32(weight)):
+            raise ArgumentError(f"an adapter's weight must be finite, got {weight}", field="weight")
+        loaded.append(
+            (adapter if isinstance(adapter, Adapter) else Adapter.load(adapter), float(weight))
+        )
+    if not loaded:
+        raise ArgumentError("at least one adapter is needed", field="adapter")
+    return tuple(loaded)
+
+
+def plan_merge(
+    base: Checkpoint, adapters: tuple[tuple[Adapter, float], ...], *, check_base: bool = True
+) -> MergePlan:
+    """Check every adapter against the base and say where each result tensor comes from.
+
+    Parameters
+    ----------
+    base : Checkpoint
+    adapters : tuple of (Adapter, float)
+    check_base : bool
+        Refuse an adapter whose recorded base fingerprint is another's.
+
+    Raises
+    ------
+    MismatchError
+        If a module is absent, has another shape or a dtype that cannot be merged, or the base is
+        not the one the adapter was made for.
+    AdapterError
+        If two adapters bring the same whole tensor.
+    """
+    plan = MergePlan(base, adapters)
+    for adapter, weight in adapters:
+        names = match_modules(
+            list(adapter.modules), base.tensors, adapter=_location(adapter), base=base.path
+        )
+        for module, name in names.items():
+            _check_weight(plan, adapter, module, name)
+            plan.merges[name] = (*plan.merges.get(name, ()), Term(adapter, module, weight))
+        if check_base:
+            _check_fingerprint(plan, adapter, names)
+        prefix = _Prefix.of(names)
+        for name, values in adapter.whole_tensors.items():
+            _place_whole_tensor(plan, adapter, prefix.apply(name), values)
+    return plan
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """How module names of an adapter become names of the base."""
+
+    removed: str = ""
+    added: str = ""
+
+    @staticmethod
+    def of(names: Mapping[str, str]) -> _Prefix:
+        module, tensor = next(iter(names.items()), ("", ".weight"))
+        stored = tensor.removesuffix(".weight")
+        if len(stored) >= len(module):
+            return _Prefix(added=stored[: len(stored) - len(module)])
+        return _Prefix(removed=module[: len(module) - len(stored)])
+
+    def apply(self, name: str) -> str:
+        return self.added + name.removeprefix(self.removed)
+
+
+def _location(adapter: Adapter) -> Path:
+    return Path(adapter.path) if adapter.path is not None else Path("<adapter in memory>")
+
+
+def _check_weight(plan: MergePlan, adapter: Adapter, module: str, name: str) -> None:
+    file, info = plan.tensor(name)
+    where = {"file": file.path, "field": name}
+    if len(info.shape) != 2:
+        raise MismatchError(
+            f"has shape {list(info.shape)}, but module {printable(module)!r} of "
+            f"{printable(str(_location(adapter)))} needs a matrix",
+            **where,
+        )
+    if info.dtype not in MERGEABLE:
+        raise MismatchError(
+            f"has dtype {info.dtype}, which cannot be merged; merge the "
+            f"{', '.join(MERGEABLE)} checkpoint that it was made from",
+            **where,
+        )
+    out_features, in_features = stored_features(info.shape, adapter.config.fan_in_fan_out)
+    rank = adapter.config.r
+    # A rank above both sizes adds nothing to a matrix, and memory for factors is r * (in + out).
+    if rank > max(out_features, in_features) or rank * max(info.shape) > _MAX_ELEMENTS:
+        raise MismatchError(
+            f"has shape {list(info.shape)}, too small for the rank r = {rank} of "
+            f"{printable(str(_location(adapter)))}",
+            **where,
+        )
+
+
+def _check_fingerprint(plan: MergePlan, adapter: Adapter, names: Mapping[str, str]) -> None:
+    recorded = adapter.config.base_fingerprint
+    if recorded is None:
+        return
+    targets = [(module, *plan.tensor(name)) for module, name in names.items()]
+    found = base_fingerprint(targets)
+    if found != recorded:
+        raise MismatchError(
+            f"{printable(str(_location(adapter)))} was made for a base with fingerprint "
+            f"{recorded}, this one has {found} (another model, another dtype, or already "
+            "merged); to merge all the same, pass --any-base (check_base=False)",
+            file=plan.base.path,
+            field="base_fingerprint",
+            value=found,
+        )
+
+
+def _place_whole_tensor(
+    plan: MergePlan, adapter: Adapter, name: str, values: NDArray[Any]
+) -> None:
+    where = {"file": _location(adapter), "field": name}
+    if name in plan.merges or name in plan.replaced or name in plan.added:
+        raise AdapterError("the whole tensor is already changed by an adapter here", **where)
+    if name not in plan.base.tensors:
+        plan.added[name] = values
+        return
+    info = plan.tensor(name)[1]
+    if tuple(values.shape) != tuple(info.shape):
+        raise MismatchError(
+            f"has shape {list(values.shape)}, the base's tensor {list(info.shape)}", **where
+        )
+    if info.dtype not in MERGEABLE:
+        raise MismatchError(f"the base's tensor has dtype {info.dtype}", **where)
+    cast = values.astype(numpy_dtype(info.dtype))
+    if not np.isfinite(cast.astype(np.float32)).all():
+        raise MismatchError(f"is not finite in the base's dtype {info.dtype}", **where)
+    plan.replaced[name] = cast

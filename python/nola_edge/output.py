@@ -1,0 +1,337 @@
+"""Outputs that are absent or complete at every instant.
+
+The order of a write: check everything; remove stale temporaries that nobody holds; make a locked
+temporary directory beside the target; write; fsync files, then directories; move the result into
+place with one rename that never overwrites; fsync the parent. A killed process leaves at most a
+temporary, which the next run with the same target removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nola_edge.errors import OutputError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+_RENAME_EXCHANGE = 2
+_UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+_NO_KERNEL_COPY = (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
+_COPY_BUFFER = 1 << 20
+
+
+class AtomicOutput:
+    """Write a file or a folder under a temporary name and move it into place when complete.
+
+    A context manager: leave it normally to commit, by an exception (Ctrl-C included) to remove
+    everything that was written.
+
+    Parameters
+    ----------
+    target : path
+    inputs : sequence of path
+        Files and folders that are read; the target may neither be nor contain nor lie in one.
+    force : bool
+        Replace an existing target, in one step.
+    directory : bool
+        Whether the target is a folder.
+    expected_bytes : int, optional
+        Refuse at once if the disk has less space.
+
+    Attributes
+    ----------
+    path : Path
+        Where to write: an empty folder, or the name of a file that does not exist yet.
+
+    Raises
+    ------
+    OutputError
+        If the target cannot be written, on entry or on leaving; nothing is left behind.
+    """
+
+    def __init__(
+        self,
+        target: str | Path,
+        *,
+        inputs: Sequence[str | Path] = (),
+        force: bool = False,
+        directory: bool,
+        expected_bytes: int = 0,
+    ) -> None:
+        self.target = Path(os.path.abspath(target))
+        self._inputs = [Path(path) for path in inputs]
+        self._force = force
+        self._directory = directory
+        self._expected_bytes = expected_bytes
+        self._lock = -1
+        self._temporary = Path()
+        self.path = Path()
+
+    def __enter__(self) -> AtomicOutput:
+        self._check()
+        with _as_output_error(self.target):
+            self._sweep()
+            self._make_temporary()
+            # Something inside the temporary folder is renamed into place, never the locked folder
+            # itself.
+            self.path = self._temporary / ("folder" if self._directory else "file")
+            try:
+                if self._directory:
+                    self.path.mkdir()
+            except BaseException:
+                self._discard()
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        try:
+            if kind is None:
+                with _as_output_error(self.target):
+                    self._commit()
+            elif isinstance(error, OSError):
+                raise _output_error(self.target, error) from error
+        finally:
+            self._discard()
+
+    def _discard(self) -> None:
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        os.close(self._lock)
+
+    def _check(self) -> None:
+        target = self.target
+        if not target.name:
+            raise OutputError("is not a name for an output", file=target)
+        if not target.parent.is_dir():
+            raise OutputError("its parent folder does not exist; make it first", file=target)
+        if not self._force and os.path.lexists(target):
+            raise OutputError("exists already; choose another name or pass --force", file=target)
+        place = target.parent.resolve() / target.name
+        for path in self._inputs:
+            source = path.resolve()
+            if place == source or place.resolve() == source:
+                raise OutputError("is an input; inputs are never changed", file=target)
+            if place.is_relative_to(source):
+                raise OutputError(f"lies inside the input {printable(path)}", file=target)
+            if source.is_relative_to(place):
+                raise OutputError(f"contains the input {printable(path)}", file=target)
+        if self._force and target.is_symlink():
+            raise OutputError("is a symbolic link; remove it first", file=target)
+        if self._force and target.exists() and target.is_dir() != self._directory:
+            kind = "folder" if target.is_dir() else "file"
+            raise OutputError(
+                f"is a {kind} already, and the output is not; remove it first", file=target
+            )
+        free = shutil.disk_usage(target.parent).free
+        if self._expected_bytes > free:
+            raise OutputError(
+                f"needs {self._expected_bytes} bytes, the disk has {free} free", file=target
+            )
+
+    @property
+    def _pattern(self) -> str:
+        return f".nola-edge-{self.target.name}-"
+
+    def _sweep(self) -> None:
+        """Remove temporaries of this target whose writer is gone."""
+        for entry in os.scandir(self.target.parent):
+            name = entry.name
+            if not (name.startswith(self._pattern) and name.endswith(".partial")):
+                continue
+            with contextlib.suppress(OSError):
+                fd = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                finally:
+                    os.close(fd)
+
+    def _make_temporary(self) -> None:
+        while True:
+            path = self.target.parent / f"{self._pattern}{secrets.token_hex(4)}.partial"
+            path.mkdir(mode=0o700)
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    # A sweeper may have come between mkdir and flock.
+                    if os.path.samestat(os.fstat(fd), os.stat(path)):
+                        self._temporary, self._lock = path, fd
+                        return
+                except OSError:
+                    pass
+                os.close(fd)
+            except FileNotFoundError:
+                continue
+            except BaseException:
+                shutil.rmtree(path, ignore_errors=True)
+                raise
+
+    def _commit(self) -> None:
+        _sync_tree(self.path)
+        target = self.target
+        if self._force and os.path.lexists(target):
+            _exchange(self.path, target)
+        elif not _rename_new(self.path, target, self._directory):
+            raise OutputError("appeared while the output was written; it was left alone", file=target)
+        _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync_tree(path: Path) -> None:
+    """Force a file, or a folder's files and then its folders from the leaves up, to disk."""
+    if not path.is_dir():
+        _sync(path)
+        return
+    for folder, _, names in os.walk(path, topdown=False):
+        for name in names:
+            _sync(Path(folder, name))
+        _sync(Path(folder))
+
+
+def _renameat2(source: Path, target: Path, flags: int) -> None:
+    """Rename with flags, by the C library's renameat2 (Linux).
+
+    Raises
+    ------
+    OSError
+        ENOSYS where the C library lacks it.
+    """
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    result = libc.renameat2(
+        _AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), ctypes.c_uint(flags)
+    )
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(target))
+
+
+def _rename_new(source: Path, target: Path, directory: bool) -> bool:
+    """Rename unless the target exists; return whether it was done."""
+    try:
+        _renameat2(source, target, _RENAME_NOREPLACE)
+        return True
+    except OSError as error:
+        if error.errno == errno.EEXIST:
+            return False
+        if error.errno not in _UNSUPPORTED:
+            raise
+    # Without renameat2 a hard link never overwrites either. For a folder a check remains, and
+    # rename(2) itself refuses to replace one that is not empty.
+    if not directory:
+        try:
+            os.link(source, target)
+        except FileExistsError:
+            return False
+        return True
+    if os.path.lexists(target):
+        return False
+    os.rename(source, target)
+    return True
+
+
+def _exchange(source: Path, target: Path) -> None:
+    """Put the new output in the old one's place; the old one is then removed as temporary."""
+    try:
+        _renameat2(source, target, _RENAME_EXCHANGE)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED or source.is_dir():
+            raise
+        os.replace(source, target)
+
+
+def _output_error(target: Path, error: OSError) -> OutputError:
+    reason = error.strerror or str(error)
+    if error.errno == errno.ENOSPC:
+        reason = "no space left on the disk; nothing was kept"
+    return OutputError(f"cannot be written: {reason}", file=target)
+
+
+@contextlib.contextmanager
+def _as_output_error(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _output_error(target, error) from error
+
+
+def pwrite_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data` at an offset."""
+    view = memoryview(data).cast("B")
+    done = 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], offset + done)
+
+
+def copy_range(source: int, start: int, target: int, offset: int, count: int) -> None:
+    """Copy bytes between file descriptors, within the kernel where it can.
+
+    Parameters
+    ----------
+    source, target : int
+        File descriptors.
+    start, offset : int
+        Positions in source and target.
+    count : int
+        Bytes.
+
+    Raises
+    ------
+    OSError
+        If writing fails, or the source ends early.
+    """
+    done = 0
+    kernel = hasattr(os, "copy_file_range")
+    while done < count:
+        if kernel:
+            try:
+                copied = os.copy_file_range(
+                    source, target, count - done, start + done, offset + done
+                )
+            except OSError as error:
+                if error.errno not in _NO_KERNEL_COPY:
+                    raise
+                kernel = False
+                continue
+        else:
+            block = os.pread(source, min(_COPY_BUFFER, count - done), start + done)
+            pwrite_all(target, block, offset + done)
+            copied = len(block)
+        if copied == 0:
+            raise OSError(errno.EIO, "the source became shorter while it was copied")
+        done += copied
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's content; the copy gets the mode of a new file."""
+    read = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        write = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            copy_range(read, 0, write, 0, os.fstat(read).st_size)
+        finally:
+            os.close(write)
+    finally:
+        os.close(read)

@@ -1,0 +1,316 @@
+"""Read-only safetensors files whose header has been checked completely.
+
+The check is stricter than the safetensors library's, which accepts duplicate keys. Tensors are
+read with ``pread`` where they are merged (a file truncated meanwhile gives an error, not a
+SIGBUS), and mapped only where they are handed out untouched.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nola_edge.dtypes import BITS, numpy_dtype
+from nola_edge.errors import ChangedError, FormatError, printable
+from nola_edge.jsonio import loads_object
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+#: The safetensors format's own limit on the JSON header, in bytes.
+MAX_HEADER_BYTES = 100_000_000
+_ENTRY_FIELDS = {"dtype", "shape", "data_offsets"}
+_MAX_SIZE = 2**63
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One entry of a header.
+
+    Attributes
+    ----------
+    name, dtype : str
+    shape : tuple of int
+    start, stop : int
+        Byte offsets in the file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return self.stop - self.start
+
+    @property
+    def size(self) -> int:
+        """Elements of the tensor."""
+        return math.prod(self.shape)
+
+
+class SafetensorsFile:
+    """A safetensors file, opened read-only.
+
+    Attributes
+    ----------
+    path : Path
+    size : int
+        Bytes of the file.
+    fd : int
+        File descriptor, for copies within the kernel.
+    header_bytes : bytes
+        Everything before the first tensor, as it stands in the file.
+    metadata : dict or None
+        ``__metadata__``.
+    tensors : dict
+        Name -> :class:`TensorInfo`, in the header's order.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        # Non-blocking, so that a FIFO in a model's folder cannot hang the reader.
+        try:
+            self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise FormatError(f"cannot be opened: {error.strerror}", file=self.path) from None
+        self._map: mmap.mmap | None = None
+        try:
+            status = os.fstat(self.fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise FormatError("is not a regular file", file=self.path)
+            self.size = status.st_size
+            self._identity = _identity(status)
+            self.header_bytes = self._read_header()
+            self.metadata, self.tensors = _parse_header(
+                self.header_bytes, self.size, self.path
+            )
+        except BaseException:
+            os.close(self.fd)
+            self.fd = -1
+            raise
+
+    @classmethod
+    def open(cls, path: str | Path) -> SafetensorsFile:
+        """Open a file and check its header completely.
+
+        Raises
+        ------
+        FormatError
+            If it is not a regular file or its header breaks a rule of the format.
+        """
+        return cls(path)
+
+    def _read_header(self) -> bytes:
+        if self.size < 8:
+            raise FormatError(
+                f"has {self.size} bytes, too few for a safetensors file", file=self.path
+            )
+        length = int.from_bytes(os.pread(self.fd, 8, 0), "little")
+        if length > MAX_HEADER_BYTES or length > self.size - 8:
+            raise FormatError(
+                f"the header claims {length} bytes, the file has {self.size}; "
+                "it is truncated or not a safetensors file",
+                file=self.path,
+                field="header length",
+                value=length,
+            )
+        header = bytearray(8 + length)
+        self.read_into(memoryview(header), 0)
+        return bytes(header)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer from an offset in the file.
+
+        Raises
+        ------
+        ChangedError
+            If the file has become shorter.
+        FormatError
+            If the disk fails.
+        """
+        view = memoryview(buffer).cast("B")
+        done = 0
+        while done < len(view):
+            try:
+                count = os.preadv(self.fd, [view[done:]], offset + done)
+            except OSError as error:
+                raise FormatError(f"cannot be read: {error.strerror}", file=self.path) from None
+            if count == 0:
+                raise ChangedError("became shorter while it was read", file=self.path)
+            done += count
+
+    def array(self, name: str) -> NDArray[Any]:
+        """Return a tensor as a read-only view of the mapped file.
+
+        Raises
+        ------
+        KeyError
+            If there is no such tensor.
+        FormatError
+            If numpy has no such dtype.
+        """
+        info = self.tensors[name]
+        try:
+            dtype = numpy_dtype(info.dtype)
+        except TypeError as error:
+            raise FormatError(str(error), file=self.path, field=name) from None
+        if info.nbytes == 0:
+            empty: NDArray[Any] = np.empty(info.shape, dtype)
+            empty.flags.writeable = False
+            return empty
+        if self._map is None:
+            self.check_unchanged()
+            self._map = mmap.mmap(self.fd, self.size, mmap.MAP_SHARED, mmap.PROT_READ)
+        return np.ndarray(info.shape, dtype, buffer=self._map, offset=info.start)
+
+    def check_unchanged(self) -> None:
+        """Compare size, modification time and inode with those at opening.
+
+        Raises
+        ------
+        ChangedError
+        """
+        try:
+            now = (_identity(os.fstat(self.fd)), _identity(os.stat(self.path)))
+        except OSError as error:
+            raise ChangedError(f"vanished meanwhile: {error.strerror}", file=self.path) from None
+        if now != (self._identity, self._identity):
+            raise ChangedError(
+                "changed while it was read; run again when nothing writes to it", file=self.path
+            )
+
+    def close(self) -> None:
+        """Close the file; arrays handed out stay valid, since they hold the mapping."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        self._map = None
+
+    def __enter__(self) -> SafetensorsFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _parse_header(
+    header: bytes, file_size: int, path: Path
+) -> tuple[dict[str, str] | None, dict[str, TensorInfo]]:
+    text = header[8:].rstrip(b" ")
+    if not text.startswith(b"{"):
+        raise FormatError("the header does not begin with '{'", file=path)
+    entries = loads_object(text, file=path)
+    metadata = entries.pop("__metadata__", None)
+    if metadata is not None and not (
+        isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
+    ):
+        raise FormatError("must map strings to strings", file=path, field="__metadata__")
+    tensors = {
+        name: _parse_entry(name, entry, len(header), path) for name, entry in entries.items()
+    }
+    _check_coverage(tensors.values(), len(header), file_size, path)
+    return metadata, tensors
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_SIZE
+
+
+def _parse_entry(name: str, entry: Any, data_start: int, path: Path) -> TensorInfo:
+    def refuse(message: str) -> FormatError:
+        return FormatError(message, file=path, field=name)
+
+    if not isinstance(entry, dict) or set(entry) != _ENTRY_FIELDS:
+        raise refuse("an entry must have exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise refuse(f"dtype {printable(dtype)!r} is unknown")
+    if not isinstance(shape, list) or not all(_is_size(n) for n in shape):
+        raise refuse(f"shape {printable(shape)} is not a list of sizes")
+    if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_size, offsets))):
+        raise refuse(f"data_offsets {printable(offsets)} are not two offsets")
+    begin, end = offsets
+    if begin > end:
+        raise refuse(f"data_offsets [{begin}, {end}] run backwards")
+    # The product may have thousands of digits: compared, never printed.
+    if math.prod(shape) * BITS[dtype] != (end - begin) * 8:
+        raise refuse(
+            f"shape {printable(shape)} of {dtype} does not take the {end - begin} bytes that "
+            "data_offsets give"
+        )
+    return TensorInfo(name, dtype, tuple(shape), data_start + begin, data_start + end)
+
+
+def _check_coverage(
+    tensors: Iterable[TensorInfo], data_start: int, file_size: int, path: Path
+) -> None:
+    """Every byte behind the header belongs to exactly one tensor."""
+    position = data_start
+    for info in sorted(tensors, key=lambda info: (info.start, info.stop)):
+        if info.start < position:
+            raise FormatError("overlaps another tensor", file=path, field=info.name)
+        if info.start > position:
+            raise FormatError(
+                f"{info.start - position} bytes before it belong to no tensor",
+                file=path,
+                field=info.name,
+            )
+        position = info.stop
+    if position > file_size:
+        raise FormatError(
+            f"tensors end at byte {position}, the file at {file_size}; it is truncated", file=path
+        )
+    if position < file_size:
+        raise FormatError(
+            f"{file_size - position} bytes at the end belong to no tensor", file=path
+        )
+
+
+def encode_header(
+    entries: Iterable[tuple[str, str, tuple[int, ...], int]],
+    metadata: Mapping[str, str] | None = None,
+) -> bytes:
+    """Encode a header for tensors that follow one another in the given order.
+
+    Parameters
+    ----------
+    entries : iterable of (name, dtype, shape, nbytes)
+    metadata : mapping of str to str, optional
+
+    Returns
+    -------
+    bytes
+        Length, JSON and padding to a multiple of eight bytes.
+    """
+    header: dict[str, Any] = {}
+    if metadata is not None:
+        header["__metadata__"] = dict(metadata)
+    offset = 0
+    for name, dtype, shape, nbytes in entries:
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(shape),
+            "data_offsets": [offset, offset + nbytes],
+        }
+        offset += nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
