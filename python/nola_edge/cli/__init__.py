@@ -1,0 +1,5 @@
+"""The command line, ``nola-edge``."""
+
+from nola_edge.cli.main import main
+
+__all__ = ["main"]

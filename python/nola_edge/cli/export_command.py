@@ -1,0 +1,44 @@
+"""``nola-edge export``."""
+
+from __future__ import annotations
+
+import click
+
+from nola_edge.cli import output as ui
+
+
+@click.group("export")
+def command() -> None:
+    """Write an adapter in the format of another program."""
+
+
+@command.command(
+    "lora",
+    epilog="Example: nola-edge export lora ./my-adapter --base ./Llama-3-8B -o ./my-lora",
+)
+@click.argument("adapter")
+@click.option("--base", required=True, help="The checkpoint; it says how large the modules are.")
+@click.option("-o", "--output", required=True, help="Folder to write.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["F32", "F16", "BF16"]),
+    default="F32",
+    show_default=True,
+    help="Of A and B; anything but F32 rounds them.",
+)
+@ui.force_option
+@ui.any_base_option
+def lora(
+    adapter: str, base: str, output: str, dtype: str, force: bool, any_base: bool
+) -> None:
+    """Write an exact LoRA folder for PEFT, vLLM and others.
+
+    A and B are the expanded factors themselves: nothing is decomposed.
+    """
+    from nola_edge.export.lora import export_lora
+
+    path = export_lora(
+        adapter, base, output, dtype=dtype, force=force, check_base=not any_base
+    )
+    size = sum(file.stat().st_size for file in path.iterdir())
+    click.echo(f"{path}: exact LoRA, {ui.human_bytes(size)}")

@@ -1,0 +1,34 @@
+"""``nola-edge info``."""
+
+from __future__ import annotations
+
+import platform
+
+import click
+
+from nola_edge.cli import output as ui
+
+
+@click.command("info", epilog="Example: NOLA_EDGE_ISA=avx2 nola-edge info --json")
+@ui.json_option
+def command(as_json: bool) -> None:
+    """Show version, compiler, instruction sets and threads.
+
+    NOLA_EDGE_ISA=portable|avx2|avx512|neon forces a kernel set; all give the same bits.
+    """
+    from nola_edge import build_info
+    from nola_edge.merge.blocks import default_threads
+
+    info = build_info()
+    info.update(
+        machine=platform.machine(),
+        system=f"{platform.system()} {platform.release()}",
+        python=platform.python_version(),
+        processors=default_threads(),
+    )
+    if as_json:
+        ui.print_json(info)
+        return
+    for name, value in info.items():
+        shown = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
+        click.echo(f"{name.replace('_', ' '):20} {shown}")

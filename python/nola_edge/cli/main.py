@@ -1,0 +1,103 @@
+"""Entry point: the group of commands, and how errors and signals end the program."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from nola_edge import __version__
+from nola_edge.errors import NolaEdgeError, printable
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+_COMMANDS = {
+    "merge": "Merge adapters into a checkpoint and write the result.",
+    "inspect": "Show what an adapter holds.",
+    "verify": "Check a merged checkpoint bit for bit.",
+    "export": "Write an adapter in the format of another program.",
+    "demo": "Merge, verify and measure, on weights made on the spot.",
+    "bench": "Measure the kernels against their peers.",
+    "info": "Show version, instruction sets and threads.",
+}
+
+
+class _LazyGroup(click.Group):
+    """Imports a command's module when it is run, so that --help stays quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"nola_edge.cli.{cmd_name}_command")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with: nola-edge demo",
+)
+@click.version_option(__version__, prog_name="nola-edge")
+def cli() -> None:
+    """Merge NOLA adapters into real weights: the same bits on every machine."""
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, handled like Ctrl-C so that temporaries are removed."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+def _die_of(number: int) -> NoReturn:
+    """End as an unhandled signal would, so that shells and supervisors see which it was."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    raise SystemExit(128 + number)
+
+
+def _fail(message: object) -> NoReturn:
+    print(f"nola-edge: {printable(message, 1000)}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line.
+
+    Exit status: 0 done; 1 a negative answer (``verify`` found differences); 2 a refusal, one line
+    on stderr; a signal ends the process as that signal does, after cleaning up.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        status = cli.main(args=arguments, prog_name="nola-edge", standalone_mode=False)
+    except _Terminated:
+        _die_of(signal.SIGTERM)
+    except (KeyboardInterrupt, click.Abort):
+        print("nola-edge: interrupted; nothing was kept", file=sys.stderr)
+        _die_of(signal.SIGINT)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context is not None else ""
+        _fail(error.format_message() + hint)
+    except NolaEdgeError as error:
+        _fail(error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except (OSError, MemoryError, TypeError, ValueError) as error:
+        _fail(str(error) or type(error).__name__)
+    raise SystemExit(status if isinstance(status, int) else 0)

@@ -1,0 +1,92 @@
+"""What commands share: options, sizes that people can read, the progress bar, JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nola_edge.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ADAPTER_HELP = "An adapter folder or Hub id, with an optional weight: ADAPTER=0.5"
+
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Threads to use; the bits do not depend on it.  [default: all processors]",
+)
+any_base_option = click.option(
+    "--any-base", is_flag=True, help="Accept a base that the adapter was not made for."
+)
+force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+
+
+def parse_adapter(text: str) -> tuple[str, float]:
+    """Split ``PATH=WEIGHT``; an existing path wins over the weight's reading.
+
+    Raises
+    ------
+    ArgumentError
+        If the weight is no number.
+    """
+    path, separator, weight = text.rpartition("=")
+    if not separator or Path(text).exists():
+        return text, 1.0
+    try:
+        return path, float(weight)
+    except ValueError:
+        raise ArgumentError(f"{weight!r} is not a weight", field=text) from None
+
+
+def human_bytes(count: float) -> str:
+    """Format bytes in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on stdout."""
+    click.echo(json.dumps(value, indent=2, default=str))
+
+
+class ByteProgress:
+    """A progress bar on stderr with bytes and rate; silent where stderr is no terminal.
+
+    A context manager; the callable it gives may be called from any thread.
+    """
+
+    def __init__(self, total: int, label: str, quiet: bool = False) -> None:
+        self._total = total
+        self._label = label
+        self._quiet = quiet or not sys.stderr.isatty()
+        self._bar: Any = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Callable[[int], None]:
+        if self._quiet:
+            return lambda _: None
+        from tqdm import tqdm
+
+        self._bar = tqdm(
+            total=self._total, desc=self._label, unit="B", unit_scale=True, leave=False
+        )
+        return self._advance
+
+    def _advance(self, count: int) -> None:
+        with self._lock:
+            self._bar.update(count)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()

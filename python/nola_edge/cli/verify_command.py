@@ -1,0 +1,83 @@
+"""``nola-edge verify``."""
+
+from __future__ import annotations
+
+import click
+
+from nola_edge.cli import output as ui
+from nola_edge.errors import printable
+
+_LISTED = 20
+
+
+@click.command(
+    "verify",
+    epilog="Example: nola-edge verify ./merged --base ./Llama-3-8B --adapter ./my-adapter",
+)
+@click.argument("merged")
+@click.option("--base", required=True, help="The checkpoint that was merged into.")
+@click.option(
+    "--adapter", "adapters", multiple=True, required=True, help=ui.ADAPTER_HELP + "; repeatable."
+)
+@ui.any_base_option
+@ui.threads_option
+@ui.json_option
+def command(
+    merged: str,
+    base: str,
+    adapters: tuple[str, ...],
+    any_base: bool,
+    threads: int | None,
+    as_json: bool,
+) -> int:
+    """Say whether MERGED is, bit for bit, what base and adapter give.
+
+    Every tensor is merged again and compared; files may be sharded differently. Exit status 0: the
+    same, 1: different, with a list of what differs.
+    """
+    from nola_edge.checkpoint import Checkpoint
+    from nola_edge.merge.verify import verify_checkpoint
+
+    with Checkpoint.open(merged) as checkpoint:
+        total = checkpoint.nbytes
+    with ui.ByteProgress(total, "verifying") as progress:
+        report = verify_checkpoint(
+            merged,
+            base,
+            [ui.parse_adapter(text) for text in adapters],
+            num_threads=threads,
+            check_base=not any_base,
+            progress=progress,
+        )
+    if as_json:
+        ui.print_json(
+            {
+                "identical": report.identical,
+                "tensors": report.tensors,
+                "merged": report.merged,
+                "bytes": report.nbytes,
+                "differences": [
+                    {
+                        "tensor": d.tensor,
+                        "problem": d.problem,
+                        "detail": d.detail,
+                        "elements": d.elements,
+                        # NaN is no JSON number.
+                        "largest": d.largest if d.largest == d.largest else None,
+                    }
+                    for d in report.differences
+                ],
+            }
+        )
+    elif report.identical:
+        click.echo(
+            f"identical: {report.tensors} tensors ({report.merged} merged), "
+            f"{ui.human_bytes(report.nbytes)}, every bit as base and adapter give"
+        )
+    else:
+        click.echo(f"DIFFERENT: {len(report.differences)} tensors")
+        for difference in report.differences[:_LISTED]:
+            click.echo(f"  {printable(difference.tensor)}: {difference.detail}")
+        if len(report.differences) > _LISTED:
+            click.echo(f"  … and {len(report.differences) - _LISTED} more (all with --json)")
+    return 0 if report.identical else 1
