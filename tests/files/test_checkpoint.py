@@ -1,0 +1,133 @@
+"""Folders, shards and indices that do not agree are refused, and nothing outside is opened."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from nola_edge.checkpoint import INDEX_NAME, Checkpoint
+from nola_edge.errors import NolaEdgeError
+from tests.conftest import snapshot, write_safetensors, write_sharded
+
+TENSORS = {f"t{i}": np.full((2, 3), i, np.float32) for i in range(5)}
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    write_sharded(tmp_path / "base", TENSORS, 2)
+    return tmp_path / "base"
+
+
+def edit_index(folder, change):
+    path = folder / INDEX_NAME
+    index = json.loads(path.read_text())
+    change(index)
+    path.write_text(json.dumps(index))
+
+
+def refused(folder, message):
+    before = snapshot(folder.parent)
+    with pytest.raises(NolaEdgeError) as caught:
+        with Checkpoint.open(folder) as checkpoint:
+            checkpoint.companions()
+    assert message in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert snapshot(folder.parent) == before
+
+
+def test_shards_are_one_checkpoint(sharded):
+    with Checkpoint.open(sharded) as checkpoint:
+        assert list(checkpoint.tensors) == list(TENSORS)
+        assert len(checkpoint.shards) == 2
+
+
+def test_a_lone_file_of_another_name(tmp_path):
+    write_safetensors(tmp_path / "weights.safetensors", TENSORS)
+    for path in (tmp_path, tmp_path / "weights.safetensors"):
+        with Checkpoint.open(path) as checkpoint:
+            assert set(checkpoint.tensors) == set(TENSORS)
+
+
+@pytest.mark.parametrize(
+    "shard",
+    ["../outside.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..", "x.bin", 7, None,
+     ".hidden.safetensors", "a\\b.safetensors", "a\0.safetensors"],
+)  # fmt: skip
+def test_an_index_that_points_elsewhere(sharded, shard):
+    write_safetensors(sharded.parent / "outside.safetensors", TENSORS)
+    edit_index(sharded, lambda index: index["weight_map"].update(t0=shard))
+    refused(sharded, "not the plain name")
+
+
+def test_a_missing_shard(sharded):
+    (sharded / "model-00002-of-00002.safetensors").unlink()
+    refused(sharded, "is missing")
+
+
+def test_an_index_that_names_a_tensor_too_many(sharded):
+    edit_index(
+        sharded,
+        lambda index: index["weight_map"].update(new="model-00001-of-00002.safetensors"),
+    )
+    refused(sharded, "'new' is not in")
+
+
+def test_an_index_that_names_a_tensor_too_few(sharded):
+    edit_index(sharded, lambda index: index["weight_map"].pop("t3"))
+    refused(sharded, "does not name tensor 't3'")
+
+
+def test_a_tensor_in_two_shards(sharded):
+    write_safetensors(sharded / "model-00001-of-00002.safetensors", TENSORS)
+    refused(sharded, "is also in")
+
+
+def test_an_index_with_duplicate_keys(sharded):
+    (sharded / INDEX_NAME).write_text('{"weight_map": {"a": "x", "a": "y"}}')
+    refused(sharded, "duplicate key")
+
+
+@pytest.mark.parametrize("value", ['{"weight_map": []}', "{}", "[]", "null"])
+def test_an_index_of_another_form(sharded, value):
+    (sharded / INDEX_NAME).write_text(value)
+    refused(sharded, INDEX_NAME)
+
+
+def test_pickles_only(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "pytorch_model.bin").write_bytes(b"pickle")
+    refused(tmp_path / "base", "only safetensors is read")
+
+
+def test_links_out_of_the_folder_are_refused(sharded):
+    outside = sharded.parent / "secret.json"
+    outside.write_text("{}")
+    (sharded / "config.json").symlink_to(outside)
+    refused(sharded, "leads out of the folder")
+
+
+def test_links_of_the_hub_cache_are_followed(tmp_path):
+    cache = tmp_path / "models--a--b"
+    (cache / "blobs").mkdir(parents=True)
+    snapshot_folder = cache / "snapshots" / "abc"
+    snapshot_folder.mkdir(parents=True)
+    write_safetensors(cache / "blobs" / "123", TENSORS)
+    os.symlink("../../blobs/123", snapshot_folder / "model.safetensors")
+    with Checkpoint.open(snapshot_folder) as checkpoint:
+        assert set(checkpoint.tensors) == set(TENSORS)
+
+
+def test_companions_and_what_is_left_behind(sharded):
+    for name in ("config.json", "tokenizer.model", "pytorch_model.bin", "model.gguf"):
+        (sharded / name).write_text("x")
+    (sharded / "1_Pooling").mkdir()
+    (sharded / "1_Pooling" / "config.json").write_text("x")
+    (sharded / ".git").mkdir()
+    (sharded / ".git" / "config").write_text("x")
+    (sharded / "pytorch_model.bin.index.json").write_text("{}")
+    with Checkpoint.open(sharded) as checkpoint:
+        carried = {str(path) for path in checkpoint.companions()}
+        left = {str(path) for path in checkpoint.left_behind()}
+    assert carried == {"config.json", "tokenizer.model", "1_Pooling/config.json"}
+    assert left == {"pytorch_model.bin", "model.gguf", "pytorch_model.bin.index.json"}

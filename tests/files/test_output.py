@@ -1,0 +1,151 @@
+"""Outputs are absent or complete, never overwrite, and honour the umask."""
+
+import os
+
+import pytest
+
+from nola_edge.errors import OutputError
+from nola_edge.output import AtomicOutput, copy_range
+from tests.conftest import snapshot
+
+
+def write(target, directory=True, **options):
+    with AtomicOutput(target, directory=directory, **options) as out:
+        path = out.path / "a" if directory else out.path
+        path.write_bytes(b"content")
+
+
+@pytest.mark.parametrize("directory", [True, False])
+def test_appears_complete_and_alone(tmp_path, directory):
+    target = tmp_path / "out"
+    with AtomicOutput(target, directory=directory) as out:
+        (out.path / "a" if directory else out.path).write_bytes(b"content")
+        assert not target.exists()
+    assert (target / "a" if directory else target).read_bytes() == b"content"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, OSError])
+@pytest.mark.parametrize("force", [True, False])
+def test_an_exception_leaves_what_was_there(tmp_path, error, force):
+    if force:
+        write(tmp_path / "out")
+    before = snapshot(tmp_path)
+
+    def fail():
+        with AtomicOutput(tmp_path / "out", directory=True, force=force) as out:
+            (out.path / "half").write_bytes(b"half")
+            raise error
+
+    with pytest.raises(OutputError if error is OSError else error):
+        fail()
+    assert snapshot(tmp_path) == before
+
+
+def test_force_replaces_in_one_step(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    write(tmp_path / "out", force=True)
+    assert set(snapshot(tmp_path)) == {"out", "out/a"}
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
+def test_an_existing_output_is_refused(tmp_path, kind):
+    target = tmp_path / "out"
+    if kind == "file":
+        target.write_text("mine")
+    elif kind == "folder":
+        target.mkdir()
+    else:
+        target.symlink_to("nowhere")
+    with pytest.raises(OutputError, match="exists already"):
+        write(target)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_output_that_appears_meanwhile_is_left_alone(tmp_path):
+    target = tmp_path / "out"
+
+    def race():
+        with AtomicOutput(target, directory=False) as out:
+            out.path.write_text("ours")
+            target.write_text("theirs")
+
+    with pytest.raises(OutputError, match="appeared while"):
+        race()
+    assert target.read_text() == "theirs"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("place", ["in", "in/out", "in/sub/out", "."])
+def test_inputs_and_outputs_are_apart(tmp_path, place):
+    (tmp_path / "x" / "in" / "sub").mkdir(parents=True)
+    before = snapshot(tmp_path)
+    with pytest.raises(OutputError):
+        write(tmp_path / "x" / place, inputs=[tmp_path / "x" / "in"], force=True)
+    assert snapshot(tmp_path) == before
+
+
+def test_an_output_inside_an_input_through_a_link(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "alias").symlink_to("in")
+    with pytest.raises(OutputError, match="lies inside the input"):
+        write(tmp_path / "alias" / "out", inputs=[tmp_path / "in"])
+    assert not any((tmp_path / "in").iterdir())
+
+
+def test_stale_temporaries_are_swept_and_held_ones_kept(tmp_path):
+    stale = tmp_path / ".nola-edge-out-00000000.partial"
+    stale.mkdir()
+    (stale / "half").write_text("half")
+    other = tmp_path / ".nola-edge-another-00000000.partial"
+    other.mkdir()
+    with AtomicOutput(tmp_path / "out", directory=False) as held:
+        held.path.write_text("first")
+        assert not stale.exists()
+        write(tmp_path / "out2", directory=False)
+        with pytest.raises(OutputError, match="exists already"):
+            write(tmp_path / "out2", directory=False)
+        write_same = AtomicOutput(tmp_path / "out", directory=False)
+        with write_same as second:
+            second.path.write_text("second")
+            assert held.path.exists()
+        assert (tmp_path / "out").read_text() == "second"
+        (tmp_path / "out").unlink()
+    assert (tmp_path / "out").read_text() == "first"
+    assert other.exists()
+
+
+def test_modes_honour_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write(tmp_path / "out")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
+    assert (tmp_path / "out" / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_too_little_space_is_said_before_anything_is_written(tmp_path):
+    with pytest.raises(OutputError, match="the disk has"):
+        write(tmp_path / "out", expected_bytes=2**60)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_missing_parent(tmp_path):
+    with pytest.raises(OutputError, match="parent folder does not exist"):
+        write(tmp_path / "no" / "out")
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_copies_ranges(tmp_path, monkeypatch, kernel):
+    if not kernel:
+        monkeypatch.delattr(os, "copy_file_range", raising=False)
+    data = os.urandom(3_000_000)
+    (tmp_path / "a").write_bytes(data)
+    source = os.open(tmp_path / "a", os.O_RDONLY)
+    target = os.open(tmp_path / "b", os.O_RDWR | os.O_CREAT)
+    copy_range(source, 5, target, 100, 2_500_000)
+    os.close(source)
+    os.close(target)
+    assert (tmp_path / "b").read_bytes() == bytes(100) + data[5:2_500_005]
