@@ -74,23 +74,24 @@ class AtomicOutput:
         self._directory = directory
         self._expected_bytes = expected_bytes
         self._lock = -1
-        self._temporary = Path()
+        self._temporary: Path | None = None
         self.path = Path()
 
     def __enter__(self) -> AtomicOutput:
         self._check()
-        with _as_output_error(self.target):
-            self._sweep()
-            self._make_temporary()
-            # Something inside the temporary folder is renamed into place, never the locked folder
-            # itself.
-            self.path = self._temporary / ("folder" if self._directory else "file")
-            try:
+        try:
+            with _as_output_error(self.target):
+                self._sweep()
+                self._make_temporary()
+                # Something inside the temporary folder is renamed into place, never the locked
+                # folder itself.
+                assert self._temporary is not None
+                self.path = self._temporary / ("folder" if self._directory else "file")
                 if self._directory:
                     self.path.mkdir()
-            except BaseException:
-                self._discard()
-                raise
+        except BaseException:
+            self._discard()
+            raise
         return self
 
     def __exit__(
@@ -106,8 +107,11 @@ class AtomicOutput:
             self._discard()
 
     def _discard(self) -> None:
-        shutil.rmtree(self._temporary, ignore_errors=True)
-        os.close(self._lock)
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _check(self) -> None:
         target = self.target
@@ -159,24 +163,17 @@ class AtomicOutput:
 
     def _make_temporary(self) -> None:
         while True:
+            # Known before it is made: a signal may come right after.
             path = self.target.parent / f"{self._pattern}{secrets.token_hex(4)}.partial"
+            self._temporary = path
             path.mkdir(mode=0o700)
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    # A sweeper may have come between mkdir and flock.
-                    if os.path.samestat(os.fstat(fd), os.stat(path)):
-                        self._temporary, self._lock = path, fd
-                        return
-                except OSError:
-                    pass
-                os.close(fd)
-            except FileNotFoundError:
-                continue
-            except BaseException:
-                shutil.rmtree(path, ignore_errors=True)
-                raise
+            # A sweeper may come between mkdir and flock; it wins, and another name is taken.
+            with contextlib.suppress(FileNotFoundError, BlockingIOError):
+                self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(self._lock), os.stat(path)):
+                    return
+            self._discard()
 
     def _commit(self) -> None:
         _sync_tree(self.path)

@@ -55,8 +55,11 @@ def cli() -> None:
     """Merge NOLA adapters into real weights: the same bits on every machine."""
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, handled like Ctrl-C so that temporaries are removed."""
+class _Terminated(BaseException):
+    """SIGTERM, handled like Ctrl-C so that temporaries are removed.
+
+    No KeyboardInterrupt, which click would turn into an exception of its own.
+    """
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -85,6 +88,7 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         status = cli.main(args=arguments, prog_name="nola-edge", standalone_mode=False)
     except _Terminated:
+        print("nola-edge: terminated; nothing was kept", file=sys.stderr)
         _die_of(signal.SIGTERM)
     except (KeyboardInterrupt, click.Abort):
         print("nola-edge: interrupted; nothing was kept", file=sys.stderr)

@@ -1,0 +1,5 @@
+"""``python -m nola_edge``: the command line."""
+
+from nola_edge.cli import main
+
+main()

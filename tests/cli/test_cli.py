@@ -1,0 +1,122 @@
+"""The command line as a user or a script meets it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ISAS, snapshot
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "nola_edge", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["merge"], ["inspect"], ["verify"], ["export", "lora"], ["demo"], ["bench"], ["info"]],
+)
+def test_help_teaches_with_an_example(command):
+    done = run(*command, "--help")
+    assert done.returncode == 0
+    assert "Example: " in done.stdout
+    assert command[-1] in run(*command[:-1], "--help").stdout
+
+
+def test_merge_verify_and_their_json(tiny, tmp_path):
+    base, adapter = tiny
+    done = run("merge", base, adapter, "-o", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["merged"] == 3
+    done = run("verify", tmp_path / "out", "--base", base, "--adapter", adapter)
+    assert done.returncode == 0
+    assert done.stdout.startswith("identical: 8 tensors (3 merged)")
+    done = run("verify", base, "--base", base, "--adapter", adapter, "--json")
+    assert done.returncode == 1
+    report = json.loads(done.stdout)
+    assert not report["identical"]
+    assert {d["tensor"] for d in report["differences"]} == {
+        "layers.0.q.weight", "layers.0.v.weight", "layers.1.q.weight",
+    }  # fmt: skip
+
+
+def test_weights_of_adapters(tiny, tmp_path):
+    base, adapter = tiny
+    run("merge", base, adapter, "-o", tmp_path / "one")
+    run("merge", base, f"{adapter}=0.25", f"{adapter}=0.75", "-o", tmp_path / "two")
+    arguments = ["--base", base, "--adapter", f"{adapter}=0.25", "--adapter", f"{adapter}=0.75"]
+    assert run("verify", tmp_path / "two", *arguments).returncode == 0
+    assert "weight" in run("merge", base, f"{adapter}=x", "-o", tmp_path / "no").stderr
+
+
+def test_inspect(tiny):
+    base, adapter = tiny
+    done = run("inspect", adapter, "--base", base, "--modules")
+    assert "layers.*.q (2), layers.0.v (1)" in done.stdout
+    assert "x fewer numbers than LoRA r = 1" in done.stdout
+    data = json.loads(run("inspect", adapter, "--base", base, "--json").stdout)
+    assert data["coefficients"] == 60
+    assert data["compression"] == {"coefficients": 60, "lora_r1": 192, "full": 2880}
+    assert sum(data["alpha"]["histogram"]) == 30
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["merge", "{base}", "{adapter}", "-o", "{base}/out"],
+        ["merge", "{base}", "absent", "-o", "{tmp}/out"],
+        ["merge", "absent", "{adapter}", "-o", "{tmp}/out"],
+        ["merge", "{base}", "{adapter}"],
+        ["merge", "{base}", "-o", "{tmp}/out"],
+        ["merge", "{base}", "{adapter}", "-o", "{tmp}/out", "--threads", "0"],
+        ["verify", "{base}", "--base", "{base}"],
+        ["inspect", "{base}"],
+        ["export", "lora", "{adapter}", "--base", "{adapter}", "-o", "{tmp}/out"],
+        ["nonsense"],
+        ["demo", "--keep", "{base}"],
+    ],
+)
+def test_a_refusal_is_one_line_and_changes_nothing(tiny, tmp_path, arguments):
+    names = {"base": tiny[0], "adapter": tiny[1], "tmp": tmp_path}
+    before = snapshot(tmp_path)
+    done = run(*(argument.format(**names) for argument in arguments))
+    assert 1 <= done.returncode <= 125
+    assert done.stderr.startswith("nola-edge: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr[:-1].isprintable()
+    assert done.stdout == ""
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", [*ISAS, "neon", "sse9"])
+def test_forced_instruction_sets(name):
+    done = run("info", "--json", NOLA_EDGE_ISA=name)
+    if name in ISAS:
+        assert json.loads(done.stdout)["active_isa"] == name
+    else:
+        assert done.returncode == 2
+        assert "NOLA_EDGE_ISA" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_import_brings_only_numpy():
+    code = (
+        "import sys, nola_edge; heavy = {'torch', 'ml_dtypes', 'safetensors', 'click', 'tqdm', "
+        "'huggingface_hub', 'transformers', 'peft'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_demo_runs_and_verifies():
+    done = run("demo", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["identical"]
+    assert result["differing"] == result["modules"] == 42

@@ -1,0 +1,162 @@
+"""Real processes, interrupted at every single call that changes the disk."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nola_edge as ne
+from tests.conftest import snapshot
+
+pytestmark = [
+    pytest.mark.kill,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="preloads a library"),
+]
+SOURCE = Path(__file__).with_name("fault.c")
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    if shutil.which("cc") is None:
+        pytest.skip("needs a C compiler")
+    path = tmp_path_factory.mktemp("fault") / "fault.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", path, SOURCE, "-ldl"], check=True)
+    return path
+
+
+class Merge:
+    """Runs `nola-edge merge` on the tiny base with a fault."""
+
+    def __init__(self, library, tiny, tmp_path, *options):
+        self.base, self.adapter = tiny
+        self.folder = tmp_path
+        self.output = tmp_path / "out"
+        self.library = library
+        self.options = options
+
+    def __call__(self, **fault):
+        variables = {f"NOLA_FAULT_{name.upper()}": str(value) for name, value in fault.items()}
+        return subprocess.run(
+            [sys.executable, "-m", "nola_edge", "merge", self.base, self.adapter, "-o",
+             self.output, "--threads", "1", "-q", *self.options],
+            env={**os.environ, "LD_PRELOAD": str(self.library), **variables},
+            capture_output=True,
+            text=True,
+        )  # fmt: skip
+
+    def count(self):
+        log = self.folder / "log"
+        done = self(log=log)
+        assert done.returncode == 0, done.stderr
+        count = log.stat().st_size
+        log.unlink()
+        assert count > 10
+        return count
+
+    def inputs(self):
+        return snapshot(self.base), snapshot(self.adapter)
+
+
+def leftovers(folder):
+    return [path for path in folder.iterdir() if path.name.startswith(".nola-edge")]
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
+def test_a_signal_at_every_call(library, tiny, tmp_path, name):
+    """The output is absent or complete; the next run clears what a killed one left."""
+    merge = Merge(library, tiny, tmp_path)
+    inputs = merge.inputs()
+    total = merge.count()
+    complete = snapshot(merge.output)
+    shutil.rmtree(merge.output)
+    number = getattr(signal, name)
+    absent = 0
+    for call in range(1, total + 1):
+        done = merge(at=call, signal=int(number))
+        assert done.returncode == -number
+        if merge.output.exists():
+            assert snapshot(merge.output) == complete
+            shutil.rmtree(merge.output)
+        else:
+            absent += 1
+        if name != "SIGKILL":
+            assert not leftovers(tmp_path), call
+    assert absent >= total - 2
+    assert merge.inputs() == inputs
+    assert merge().returncode == 0
+    assert not leftovers(tmp_path)
+    assert snapshot(merge.output) == complete
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_an_error_at_every_call(library, tiny, tmp_path, code):
+    """One line on stderr, exit status 2, nothing left."""
+    merge = Merge(library, tiny, tmp_path)
+    total = merge.count()
+    shutil.rmtree(merge.output)
+    before = snapshot(tmp_path)
+    for call in range(1, total + 1):
+        done = merge(at=call, errno=code)
+        if done.returncode == 0:  # the copy within the kernel has a fallback
+            shutil.rmtree(merge.output)
+            continue
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert done.stderr.startswith("nola-edge: ")
+        if call < total:
+            assert snapshot(tmp_path) == before, call
+        elif merge.output.exists():
+            shutil.rmtree(merge.output)  # the rename was done, its fsync was not
+
+
+def test_a_killed_replacement_keeps_the_old_or_has_the_new(library, tiny, tmp_path):
+    merge = Merge(library, tiny, tmp_path, "--force")
+    ne.export_lora(tiny[1], tiny[0], merge.output)
+    old = snapshot(merge.output)
+    total = merge.count()
+    new = snapshot(merge.output)
+    shutil.rmtree(merge.output)
+    ne.export_lora(tiny[1], tiny[0], merge.output)
+    kept = 0
+    for call in range(1, total + 1):
+        merge(at=call, signal=int(signal.SIGKILL))
+        now = snapshot(merge.output)
+        assert now in (old, new)
+        kept += now == old
+    assert kept >= total - 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small tmpfs, which needs root")
+@pytest.mark.parametrize("filler", [50_000, 65_000])
+def test_a_full_disk(tiny, tmp_path, filler):
+    """Too full for the output, noticed while writing; and, noticed before, full."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", mount]).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        (mount / "filler").write_bytes(bytes(filler))
+        done = subprocess.run(
+            [sys.executable, "-m", "nola_edge", "merge", *tiny, "-o", mount / "out"],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2
+        assert "disk" in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert os.listdir(mount) == ["filler"]
+    finally:
+        subprocess.run(["umount", mount], check=True)
+
+
+def test_a_read_only_base_is_enough(tiny, tmp_path):
+    base, adapter = tiny
+    for path in [base, *base.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    ne.merge_checkpoint(base, adapter, tmp_path / "out")
+    assert ne.verify_checkpoint(tmp_path / "out", base, adapter).identical

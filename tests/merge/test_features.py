@@ -1,0 +1,238 @@
+"""Several adapters, transposed storage, whole tensors, prefixes; mismatches are refused."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import nola_edge as ne
+from nola_edge import Adapter, NolaEdgeError
+from nola_edge.errors import MismatchError, NotFiniteError
+from tests.conftest import (
+    MODULES,
+    load_all,
+    snapshot,
+    tiny_adapter,
+    write_safetensors,
+    write_sharded,
+)
+from tests.reference import merge as reference
+
+F = np.float32
+
+
+def merged(base, adapters, tmp_path, **options):
+    ne.merge_checkpoint(base, adapters, tmp_path / "out", **options)
+    assert ne.verify_checkpoint(tmp_path / "out", base, adapters).identical
+    return load_all(tmp_path / "out")
+
+
+def factors(adapter, module, shape):
+    c = adapter.modules[module]
+    return reference.factors(adapter.config, module, c.alpha, c.beta, *shape)
+
+
+def test_several_adapters_are_rounded_once(tiny, tmp_path):
+    base, _ = tiny
+    one, two = tiny_adapter(), tiny_adapter(seed=12, basis="uniform", r=3)
+    got = merged(base, [(one, 0.5), (two, -2.0)], tmp_path)
+    for module, shape in MODULES.items():
+        (a1, b1), (a2, b2) = factors(one, module, shape), factors(two, module, shape)
+        b = np.concatenate([b1 * F(0.5 * one.scaling), b2 * F(-2.0 * two.scaling)], axis=1)
+        weight = load_all(base)[f"{module}.weight"]
+        expected = reference.merge(weight, b, np.concatenate([a1, a2]), 1.0)
+        assert got[f"{module}.weight"].tobytes() == expected.tobytes()
+
+
+def test_a_weight_of_one_adapter_alone_keeps_its_bits(tiny, tmp_path):
+    """An adapter for other modules does not change how this one is merged."""
+    base, adapter = tiny
+    other = Adapter(
+        tiny_adapter(seed=5).config, {"layers.1.q": tiny_adapter(seed=5).modules["layers.1.q"]}
+    )
+    alone = merged(base, adapter, tmp_path)
+    ne.merge_checkpoint(base, [adapter, other], tmp_path / "both")
+    both = load_all(tmp_path / "both")
+    name = "layers.0.q.weight"
+    assert both[name].tobytes() == alone[name].tobytes()
+    assert both["layers.1.q.weight"].tobytes() != alone["layers.1.q.weight"].tobytes()
+
+
+def test_transposed_storage(tiny, tmp_path):
+    base, _ = tiny
+    tensors = load_all(base)
+    for module in MODULES:
+        tensors[f"{module}.weight"] = np.ascontiguousarray(tensors[f"{module}.weight"].T)
+    write_safetensors(tmp_path / "t.safetensors", tensors)
+    straight = merged(base, tiny_adapter(), tmp_path)
+    adapter = tiny_adapter(fan_in_fan_out=True)
+    ne.merge_checkpoint(tmp_path / "t.safetensors", adapter, tmp_path / "t2.safetensors")
+    transposed = load_all(tmp_path / "t2.safetensors")
+    for module in MODULES:
+        name = f"{module}.weight"
+        assert np.array_equal(transposed[name].T, straight[name])
+
+
+@pytest.mark.parametrize(("base_prefix", "adapter_prefix"), [("model.", ""), ("", "bert.")])
+def test_names_that_differ_by_one_prefix(tiny, tmp_path, base_prefix, adapter_prefix):
+    """The streams stay those of the adapter's own names."""
+    base, _ = tiny
+    tensors = {base_prefix + name: values for name, values in load_all(base).items()}
+    write_safetensors(tmp_path / "b.safetensors", tensors)
+    adapter = tiny_adapter()
+    renamed = Adapter(
+        adapter.config, {adapter_prefix + m: c for m, c in adapter.modules.items()}
+    )
+    ne.merge_checkpoint(tmp_path / "b.safetensors", renamed, tmp_path / "o.safetensors")
+    got = load_all(tmp_path / "o.safetensors")
+    for module, shape in MODULES.items():
+        a, b = factors(renamed, adapter_prefix + module, shape)
+        weight = tensors[f"{base_prefix}{module}.weight"]
+        expected = reference.merge(weight, b, a, renamed.scaling)
+        assert got[f"{base_prefix}{module}.weight"].tobytes() == expected.tobytes()
+
+
+def test_modules_to_save_replace_and_add(tiny, tmp_path):
+    base, _ = tiny
+    adapter = tiny_adapter()
+    config = dataclasses.replace(adapter.config, modules_to_save=("norm", "classifier"))
+    whole = {
+        "norm.weight": np.full(40, 2.5, F),
+        "classifier.weight": np.ones((3, 40), F),
+        "classifier.bias": np.zeros(3, F),
+    }
+    Adapter(config, adapter.modules, whole).save(tmp_path / "whole")
+    got = merged(base, tmp_path / "whole", tmp_path)
+    assert (got["norm.weight"] == 2.5).all()
+    assert got["classifier.weight"].shape == (3, 40)
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"]["classifier.bias"] == "model-00003-of-00003.safetensors"
+    with ne.open_merged(base, tmp_path / "whole") as lazy:
+        assert {n: v.tobytes() for n, v in lazy.items()} == {n: v.tobytes() for n, v in got.items()}
+
+
+def test_force_replaces_and_cleans_up(tiny, tmp_path):
+    base, adapter = tiny
+    ne.merge_checkpoint(base, adapter, tmp_path / "out")
+    ne.merge_checkpoint(base, tiny_adapter(seed=3), tmp_path / "out", force=True)
+    assert ne.verify_checkpoint(tmp_path / "out", base, tiny_adapter(seed=3)).identical
+    assert {p.name for p in tmp_path.iterdir()} == {"base", "adapter", "out"}
+
+
+def refused(tiny, tmp_path, message, adapter=None, error=MismatchError, output=None, **options):
+    before = snapshot(tmp_path)
+    with pytest.raises(error) as caught:
+        ne.merge_checkpoint(
+            tiny[0], tiny[1] if adapter is None else adapter, output or tmp_path / "out", **options
+        )
+    assert message in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert snapshot(tmp_path) == before
+
+
+def test_a_module_absent_from_the_base(tiny, tmp_path):
+    adapter = tiny_adapter()
+    extra = {**adapter.modules, "layers.2.q": adapter.modules["layers.1.q"]}
+    refused(tiny, tmp_path, "nearest tensors: layers.", Adapter(adapter.config, extra))
+
+
+def test_an_ambiguous_prefix(tmp_path):
+    weights = {f"{p}.q.weight": np.ones((24, 40), F) for p in ("vision", "text")}
+    write_safetensors(tmp_path / "b.safetensors", weights)
+    adapter = tiny_adapter()
+    one = Adapter(adapter.config, {"q": adapter.modules["layers.0.q"]})
+    output = tmp_path / "o.safetensors"
+    refused((tmp_path / "b.safetensors", one), tmp_path, "more than one way", output=output)
+
+
+def change_tensor(base, name, change):
+    tensors = load_all(base)
+    tensors[name] = change(tensors[name])
+    for file in base.glob("model*"):
+        file.unlink()
+    write_sharded(base, tensors, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.reshape(-1), "needs a matrix"),
+        (lambda v: v.reshape(2, 12, 40), "needs a matrix"),
+        (lambda v: v.astype(np.int8), "dtype I8, which cannot be merged"),
+        (lambda v: v.astype(np.float64), "dtype F64, which cannot be merged"),
+        (lambda v: v[:3, :3].copy(), "too small for the rank r = 4"),
+    ],
+)
+def test_a_target_of_another_form(tiny, tmp_path, change, message):
+    change_tensor(tiny[0], "layers.0.q.weight", change)
+    refused(tiny, tmp_path, message)
+
+
+def test_the_wrong_base_or_merging_twice(tiny, tmp_path):
+    adapter = tiny_adapter(base=tiny[0])
+    ne.merge_checkpoint(tiny[0], adapter, tmp_path / "once")
+    twice = (tmp_path / "once", adapter)
+    refused(twice, tmp_path, "was made for a base with fingerprint")
+    ne.merge_checkpoint(*twice, tmp_path / "twice", check_base=False)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_base_that_is_not_finite(tiny, tmp_path, value):
+    def poison(weight):
+        weight = weight.copy()
+        weight[3, 5] = value
+        return weight
+
+    change_tensor(tiny[0], "layers.0.v.weight", poison)
+    refused(tiny, tmp_path, "layers.0.v.weight: a merged weight", error=NotFiniteError)
+
+
+def test_an_overflowing_merge(tiny, tmp_path):
+    adapter = tiny_adapter()
+    loud = {m: (c.alpha * F(1e25), c.beta * F(1e25)) for m, c in adapter.modules.items()}
+    refused(tiny, tmp_path, "infinite or NaN", adapter.replace(loud), error=NotFiniteError)
+
+
+@pytest.mark.parametrize("place", ["base/out", "base", "adapter/out", "adapter", "out", "no/out"])
+def test_where_an_output_cannot_be(tiny, tmp_path, place):
+    (tmp_path / "out").mkdir()
+    refused(tiny, tmp_path, "", error=NolaEdgeError, output=tmp_path / place)
+
+
+def test_two_adapters_with_the_same_whole_tensor(tiny, tmp_path):
+    adapter = tiny_adapter()
+    config = dataclasses.replace(adapter.config, modules_to_save=("norm",))
+    one = Adapter(config, adapter.modules, {"norm.weight": np.ones(40, F)})
+    refused(tiny, tmp_path, "already changed", [one, one], error=NolaEdgeError)
+
+
+def test_a_whole_tensor_of_another_shape(tiny, tmp_path):
+    adapter = tiny_adapter()
+    config = dataclasses.replace(adapter.config, modules_to_save=("norm",))
+    one = Adapter(config, adapter.modules, {"norm.weight": np.ones(41, F)})
+    refused(tiny, tmp_path, "has shape [41]", one)
+
+
+def test_open_merged_notices_a_base_that_changes(tiny):
+    base, adapter = tiny
+    with ne.open_merged(base, adapter) as lazy:
+        file = next(base.glob("model-00001*"))
+        file.write_bytes(file.read_bytes())
+        with pytest.raises(NolaEdgeError, match="changed while"):
+            lazy["layers.0.q.weight"]
+
+
+def test_memory_stays_flat(tmp_path):
+    """A base of 200 MB is merged in far less; measured in a process of its own."""
+    import subprocess
+    import sys
+
+    from nola_edge.synthetic import DecoderShape, trained_adapter, write_checkpoint
+
+    shape = DecoderShape(layers=2, hidden=2048, intermediate=8192, vocabulary=8000)
+    assert write_checkpoint(tmp_path / "base", shape) > 250e6
+    trained_adapter(shape.linears()).save(tmp_path / "adapter")
+    command = [sys.executable, "-m", "nola_edge.demo", "ours", "base", "adapter", "out"]
+    done = subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    assert json.loads(done.stdout)["peak_bytes"] < 100e6
