@@ -1,0 +1,107 @@
+"""A whole checkpoint: merging against cp, loading merged against loading plain, memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nola_edge.bench.timing import Figure, alternate
+from nola_edge.checkpoint import Checkpoint
+from nola_edge.dtypes import numpy_dtype
+from nola_edge.merge.lazy import open_merged
+from nola_edge.merge.write import merge_checkpoint
+from nola_edge.synthetic import llama_7b, trained_adapter, write_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_THREADS = 2
+
+
+def checkpoint_figures(folder: Path, layers: int, rounds: int) -> Iterator[Figure]:
+    """Yield the figures of a synthetic LLaMA 7B with some of its layers, all linears adapted.
+
+    Parameters
+    ----------
+    folder : Path
+        Existing, empty, on the disk to measure.
+    layers : int
+        0.4 GB each, besides 0.26 GB of embeddings; disk for three copies is needed.
+    rounds : int
+    """
+    base, adapter = folder / "base", folder / "adapter"
+    nbytes = write_checkpoint(base, llama_7b(layers))
+    trained_adapter(llama_7b(layers).linears()).save(adapter)
+    size = f"{nbytes / 1e9:.2f} GB"
+    merged, copied = folder / "merged", folder / "copied"
+
+    def clear() -> None:
+        # Space is given back and dirty pages are written before the clock starts.
+        shutil.rmtree(merged, ignore_errors=True)
+        shutil.rmtree(copied, ignore_errors=True)
+        os.sync()
+
+    def merge() -> None:
+        merge_checkpoint(base, adapter, merged, num_threads=_THREADS)
+
+    def copy() -> None:
+        subprocess.run(["cp", "-r", base, copied], check=True)
+
+    def copy_to_disk() -> None:
+        copy()
+        for path in copied.iterdir():
+            fd = os.open(path, os.O_RDONLY)
+            os.fsync(fd)
+            os.close(fd)
+
+    for peer, against in (("cp", copy), ("cp and fsync", copy_to_disk)):
+        ours, theirs = alternate(merge, against, rounds=rounds, prepare=clear)
+        yield Figure(f"merge_checkpoint, {size}, warm", peer, ours, theirs, 1.4, False)
+    clear()
+    yield _memory(folder, nbytes)
+    clear()
+    yield from _loading(base, adapter, rounds, size)
+
+
+def _memory(folder: Path, nbytes: int) -> Figure:
+    command = [sys.executable, "-m", "nola_edge.demo", "ours", "base", "adapter", "merged"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder)
+    peak = json.loads(done.stdout)["peak_bytes"]
+    shape = llama_7b(1)
+    allowed = 300e6 + 2 * shape.vocabulary * shape.hidden
+    note = f"{peak / 1e6:.0f} MB for {nbytes / 1e9:.2f} GB"
+    return Figure("merge_checkpoint, peak memory", "300 MB + a tensor", peak, allowed, 1, False, note)
+
+
+def _loading(base: Path, adapter: Path, rounds: int, size: str) -> Iterator[Figure]:
+    def load_merged() -> None:
+        with open_merged(base, adapter, num_threads=_THREADS) as tensors:
+            for name in tensors:
+                values = tensors[name]
+                if not values.flags.writeable:
+                    values.copy()  # untouched: mapped so far, and now read like the peer does
+
+    def load_plain() -> None:
+        with Checkpoint.open(base) as checkpoint:
+            for file, info in checkpoint.tensors.values():
+                values = np.empty(info.shape, numpy_dtype(info.dtype))
+                file.read_into(memoryview(values.view(np.uint8).reshape(-1)), info.start)
+
+    def forget() -> None:
+        for path in base.iterdir():
+            fd = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+
+    ours, theirs = alternate(load_merged, load_plain, rounds=rounds)
+    yield Figure(f"open_merged, {size}, warm", "reading every tensor", ours, theirs, 1.6, False)
+    if hasattr(os, "posix_fadvise"):
+        ours, theirs = alternate(load_merged, load_plain, rounds=rounds, prepare=forget)
+        yield Figure(f"open_merged, {size}, cold", "reading every tensor", ours, theirs, 1.15, False)
