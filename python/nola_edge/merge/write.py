@@ -17,7 +17,7 @@ from nola_edge.dtypes import safetensors_dtype
 from nola_edge.merge.blocks import Workers, block_offset, read_merged, row_blocks
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
 from nola_edge.merge.update import make_update
-from nola_edge.output import AtomicOutput, copy_file, copy_range, pwrite_all
+from nola_edge.output import AtomicOutput, copy_file, copy_range, pwrite_all, start_writeback
 from nola_edge.safetensors_file import encode_header
 
 if TYPE_CHECKING:
@@ -233,7 +233,9 @@ class _ShardWriter:
     def copy(self, begin: int, end: int) -> None:
         """Copy bytes of the base within the kernel."""
         source = self._shard.source
-        copy_range(source.fd, begin, self._fd, begin + self._shard.shift, end - begin)
+        offset = begin + self._shard.shift
+        copy_range(source.fd, begin, self._fd, offset, end - begin)
+        start_writeback(self._fd, offset, end - begin)
         self._progress(end - begin)
 
     def put(self, values: NDArray[Any], offset: int) -> None:
@@ -247,7 +249,9 @@ class _ShardWriter:
         begin = block_offset(info, rows[0])
         count = block_offset(info, rows[1]) - begin
         block = read_merged(self._shard.source, info, update, rows, self._buffer(count))
-        pwrite_all(self._fd, block, info.start + self._shard.shift + begin)
+        offset = info.start + self._shard.shift + begin
+        pwrite_all(self._fd, block, offset)
+        start_writeback(self._fd, offset, count)
         self._progress(count)
 
     def _buffer(self, nbytes: int) -> NDArray[np.uint8]:
