@@ -90,8 +90,8 @@ py::array_t<float> expand(const py::array& coefficients, std::uint64_t seed, std
 }
 
 py::array_t<float> project(const py::array& grad, std::uint64_t seed, std::uint64_t stream,
-                           std::size_t num_basis, Extent shape, std::string_view basis,
-                           Extent rows, Extent cols, int num_threads) {
+                           std::size_t num_basis, Extent shape, std::string_view basis, Extent rows,
+                           Extent cols, int num_threads) {
     const float* data = float_data(grad, "grad", 2);
     const nola::BasisStream source = make_stream(basis, seed, stream);
     const nola::Window window = make_window(rows, cols);
@@ -99,8 +99,8 @@ py::array_t<float> project(const py::array& grad, std::uint64_t seed, std::uint6
     nola::check_basis_arguments(source, num_basis, full, window);
     if (extent(grad, 0) != window.rows() || extent(grad, 1) != window.cols()) {
         throw py::value_error("grad: shape of " + describe(grad) + " is not that of the slice, (" +
-                              std::to_string(window.rows()) + ", " +
-                              std::to_string(window.cols()) + ")");
+                              std::to_string(window.rows()) + ", " + std::to_string(window.cols()) +
+                              ")");
     }
     py::array_t<float> out(static_cast<py::ssize_t>(num_basis));
     float* result = out.mutable_data();
@@ -152,8 +152,10 @@ bool merge(py::array& weight, const py::array& lora_b, const py::array& lora_a, 
     update.scaling = scaling;
     if (extent(lora_b, 0) != extent(weight, 0) || extent(lora_b, 1) != update.rank) {
         throw py::value_error("lora_b: must be (" + std::to_string(weight.shape(0)) + ", " +
-                              std::to_string(update.rank) + "), rows of weight by rows of lora_a;"
-                              " got " + describe(lora_b));
+                              std::to_string(update.rank) +
+                              "), rows of weight by rows of lora_a;"
+                              " got " +
+                              describe(lora_b));
     }
     if (extent(lora_a, 1) != extent(weight, 1)) {
         throw py::value_error("lora_a: must have " + std::to_string(weight.shape(1)) +
@@ -194,9 +196,12 @@ PYBIND11_MODULE(_core, m) {
     m.attr("openmp") = false;
 #endif
     m.def("stream_id", &stream_id, py::arg("module"), py::arg("factor"));
-    m.def("gain", [](std::string_view basis, std::size_t num_basis) {
-        return nola::gain(basis_from_name(basis), num_basis);
-    }, py::arg("basis"), py::arg("num_basis"));
+    m.def(
+        "gain",
+        [](std::string_view basis, std::size_t num_basis) {
+            return nola::gain(basis_from_name(basis), num_basis);
+        },
+        py::arg("basis"), py::arg("num_basis"));
     m.def("philox", &nola::philox4x32_10, py::arg("counter"), py::arg("key"));
     m.def("expand", &expand, py::arg("coefficients"), py::arg("seed"), py::arg("stream"),
           py::arg("shape"), py::arg("basis"), py::arg("rows"), py::arg("cols"),
@@ -209,6 +214,7 @@ PYBIND11_MODULE(_core, m) {
     m.def("compiled_isas", [] { return isa_names(nola::compiled_isas()); });
     m.def("supported_isas", [] { return isa_names(nola::supported_isas()); });
     m.def("active_isa", [] { return std::string(nola::isa_name(nola::active_isa())); });
-    m.def("force_isa", [](std::string_view name) { nola::force_isa(nola::isa_from_name(name)); },
-          py::arg("name"));
+    m.def(
+        "force_isa", [](std::string_view name) { nola::force_isa(nola::isa_from_name(name)); },
+        py::arg("name"));
 }

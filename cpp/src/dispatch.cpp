@@ -40,7 +40,9 @@ struct Candidate {
     bool (*supported)();
 };
 
-bool always() { return true; }
+bool always() {
+    return true;
+}
 
 #ifdef NOLA_HAVE_AVX2
 bool has_avx2() {
@@ -87,9 +89,9 @@ const Candidate& supported_candidate(Isa isa) {
             return candidate;
         }
     }
-    throw std::invalid_argument("instruction set '" + std::string(isa_name(isa)) +
-                                "' is not available here; available: " +
-                                joined_names(supported_isas()));
+    throw std::invalid_argument(
+        "instruction set '" + std::string(isa_name(isa)) +
+        "' is not available here; available: " + joined_names(supported_isas()));
 }
 
 const Candidate& best_candidate() {
@@ -157,10 +159,16 @@ std::vector<Isa> supported_isas() {
     return isas;
 }
 
-Isa active_isa() { return active_candidate().isa; }
+Isa active_isa() {
+    return active_candidate().isa;
+}
 
-void force_isa(Isa isa) { active.store(&supported_candidate(isa), std::memory_order_release); }
+void force_isa(Isa isa) {
+    active.store(&supported_candidate(isa), std::memory_order_release);
+}
 
-const kernels::KernelSet& active_kernels() { return *active_candidate().kernels; }
+const kernels::KernelSet& active_kernels() {
+    return *active_candidate().kernels;
+}
 
 }  // namespace nola

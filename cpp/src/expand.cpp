@@ -55,11 +55,11 @@ void expand(const BasisStream& stream, const float* coefficients, std::size_t nu
     std::vector<float> weights;
     {
         const FpEnvironment environment;
-        weights = stream.kind == Basis::kRademacher
-                      ? sign_tables(scaled_coefficients(stream, coefficients, num_basis,
-                                                        kernels::kRademacherPerDraw))
-                      : scaled_coefficients(stream, coefficients, num_basis,
-                                            kernels::kUniformPerDraw);
+        weights =
+            stream.kind == Basis::kRademacher
+                ? sign_tables(scaled_coefficients(stream, coefficients, num_basis,
+                                                  kernels::kRademacherPerDraw))
+                : scaled_coefficients(stream, coefficients, num_basis, kernels::kUniformPerDraw);
     }
     const auto kernel = stream.kind == Basis::kRademacher ? kernel_set.expand_rademacher
                                                           : kernel_set.expand_uniform;

@@ -27,8 +27,7 @@ void check_basis_arguments(const BasisStream& stream, std::size_t num_basis, Sha
         throw std::invalid_argument("num_basis: " + std::to_string(num_basis) +
                                     " is not in 1..2^32");
     }
-    if (shape.rows > kMaxElements || shape.cols > kMaxElements ||
-        shape.rows * static_cast<unsigned __int128>(shape.cols) > kMaxElements) {
+    if (shape.rows != 0 && shape.cols > kMaxElements / shape.rows) {
         throw std::invalid_argument("shape: (" + std::to_string(shape.rows) + ", " +
                                     std::to_string(shape.cols) + ") has more than 2^34 elements");
     }
@@ -55,8 +54,8 @@ kernels::Generator make_generator(const BasisStream& stream) {
 }
 
 std::uint32_t draw_count(Basis kind, std::size_t num_basis) {
-    const std::size_t per_draw = kind == Basis::kRademacher ? kernels::kRademacherPerDraw
-                                                            : kernels::kUniformPerDraw;
+    const std::size_t per_draw =
+        kind == Basis::kRademacher ? kernels::kRademacherPerDraw : kernels::kUniformPerDraw;
     return static_cast<std::uint32_t>((num_basis + per_draw - 1) / per_draw);
 }
 

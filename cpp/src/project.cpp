@@ -27,8 +27,8 @@ struct Chunks {
 
     Chunks(std::size_t piece_count, std::size_t num_sums)
         : pieces(piece_count),
-          count(std::min({piece_count, kMaxChunks,
-                          std::max<std::size_t>(1, kMaxChunkSums / num_sums)})) {}
+          count(std::min(
+              {piece_count, kMaxChunks, std::max<std::size_t>(1, kMaxChunkSums / num_sums)})) {}
     std::size_t begin(std::size_t chunk) const { return pieces * chunk / count; }
 };
 

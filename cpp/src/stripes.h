@@ -15,9 +15,9 @@
 namespace nola {
 
 struct Piece {
-    std::uint64_t begin = 0;   // flat element index in the matrix
+    std::uint64_t begin = 0;  // flat element index in the matrix
     std::uint64_t end = 0;
-    std::size_t offset = 0;    // index of `begin` within the window
+    std::size_t offset = 0;  // index of `begin` within the window
 };
 
 class Pieces {
@@ -43,8 +43,7 @@ public:
         const std::uint64_t first =
             std::uint64_t{window_.row_begin + run} * shape_.cols + window_.col_begin;
         const std::uint64_t last = first + run_length_;
-        const std::uint64_t cut =
-            (first / kPieceElements + index % per_run_) * kPieceElements;
+        const std::uint64_t cut = (first / kPieceElements + index % per_run_) * kPieceElements;
         Piece piece;
         piece.begin = std::min(std::max(first, cut), last);
         piece.end = std::min(cut + kPieceElements, last);
@@ -71,9 +70,7 @@ struct StripeSpan {
         range.count = static_cast<std::uint32_t>(
             (piece.end + kernels::kStripe - 1) / kernels::kStripe - range.first);
     }
-    bool whole(const Piece& piece) const {
-        return lead == 0 && piece.end % kernels::kStripe == 0;
-    }
+    bool whole(const Piece& piece) const { return lead == 0 && piece.end % kernels::kStripe == 0; }
 };
 
 }  // namespace nola

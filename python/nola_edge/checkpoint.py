@@ -180,7 +180,7 @@ class Checkpoint:
         return sum(shard.size for shard in self.shards)
 
     def companions(self) -> list[Path]:
-        """Return the relative paths of the files to carry over: configuration, tokenizer, …
+        """Return the relative paths of the files to carry over: configuration, tokenizer, ….
 
         Everything that is not a weight and not hidden, in subfolders too. Links that lead out of
         the folder are refused.
@@ -243,5 +243,3 @@ def _is_plain_name(name: object) -> bool:
         and not any(c in name for c in "/\\\0")
         and name.isprintable()
     )
-
-

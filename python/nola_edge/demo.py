@@ -127,7 +127,7 @@ def merge_plainly(base: Path, adapter_path: Path, output: Path) -> None:
 
 def _main(way: str, base: Path, adapter: Path, output: Path) -> None:
     import nola_edge.merge.write
-    import nola_edge.ops  # noqa: F401
+    import nola_edge.ops
 
     before = _peak_bytes()
     begin = time.perf_counter()

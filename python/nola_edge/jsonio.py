@@ -36,9 +36,7 @@ def loads(data: bytes, *, file: object) -> Any:
         raise FormatError(f"{constant} is not a JSON number", file=file)
 
     try:
-        return json.loads(
-            data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse
-        )
+        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
     except UnicodeDecodeError as error:
         raise FormatError(f"is not UTF-8 (byte {error.start})", file=file) from None
     except RecursionError:

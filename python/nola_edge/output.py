@@ -182,7 +182,9 @@ class AtomicOutput:
         if self._force and os.path.lexists(target):
             _exchange(self.path, target)
         elif not _rename_new(self.path, target, self._directory):
-            raise OutputError("appeared while the output was written; it was left alone", file=target)
+            raise OutputError(
+                "appeared while the output was written; it was left alone", file=target
+            )
         _sync(target.parent)
 
 

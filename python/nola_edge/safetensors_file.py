@@ -95,9 +95,7 @@ class SafetensorsFile:
             self.size = status.st_size
             self._identity = _identity(status)
             self.header_bytes = self._read_header()
-            self.metadata, self.tensors = _parse_header(
-                self.header_bytes, self.size, self.path
-            )
+            self.metadata, self.tensors = _parse_header(self.header_bytes, self.size, self.path)
         except BaseException:
             os.close(self.fd)
             self.fd = -1
@@ -279,9 +277,7 @@ def _check_coverage(
             f"tensors end at byte {position}, the file at {file_size}; it is truncated", file=path
         )
     if position < file_size:
-        raise FormatError(
-            f"{file_size - position} bytes at the end belong to no tensor", file=path
-        )
+        raise FormatError(f"{file_size - position} bytes at the end belong to no tensor", file=path)
 
 
 def encode_header(

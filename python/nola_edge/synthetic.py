@@ -74,7 +74,7 @@ def write_checkpoint(folder: Path, shape: DecoderShape, *, dtype: str = "BF16") 
         header = encode_header(entries, {"format": "pt"})
         file.write(header)
         for _, _, _, nbytes in entries:
-            data = memoryview(tile.view(np.uint8))
+            data = tile.view(np.uint8).data
             for start in range(0, nbytes, len(data)):
                 file.write(data[: min(len(data), nbytes - start)])
     config = {"model_type": "llama", "num_hidden_layers": shape.layers, "torch_dtype": "bfloat16"}

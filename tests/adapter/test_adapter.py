@@ -31,7 +31,7 @@ names = st.from_regex(r"[a-z]{1,5}(\.[a-z0-9_]{1,4}){0,3}", fullmatch=True)
 def test_round_trip(tmp_path_factory, modules, r, k, num_beta, seed, basis, rslora, alpha):
     folder = tmp_path_factory.mktemp("a")
     adapter = Adapter.create(
-        {m: (7, 5) for m in modules}, r=r, num_basis_a=k, num_basis_b=num_beta, seed=seed,
+        dict.fromkeys(modules, (7, 5)), r=r, num_basis_a=k, num_basis_b=num_beta, seed=seed,
         lora_alpha=alpha, basis=basis, use_rslora=rslora,
     )  # fmt: skip
     rng = np.random.default_rng(seed)
@@ -47,9 +47,7 @@ def test_round_trip(tmp_path_factory, modules, r, k, num_beta, seed, basis, rslo
             ours, theirs = getattr(adapter.modules[m], name), getattr(loaded.modules[m], name)
             assert ours.tobytes() == theirs.tobytes()
         got = loaded.factors(m, 7, 5)
-        expected = factors(
-            loaded.config, m, loaded.modules[m].alpha, loaded.modules[m].beta, 7, 5
-        )
+        expected = factors(loaded.config, m, loaded.modules[m].alpha, loaded.modules[m].beta, 7, 5)
         assert [x.tobytes() for x in got] == [x.tobytes() for x in expected]
 
 

@@ -59,7 +59,7 @@ def test_weights_of_adapters(tiny, tmp_path):
 def test_inspect(tiny):
     base, adapter = tiny
     done = run("inspect", adapter, "--base", base, "--modules")
-    assert "layers.*.q (2), layers.0.v (1)" in done.stdout
+    assert "layers.*.q (2), layers.*.v (1)" in done.stdout
     assert "x fewer numbers than LoRA r = 1" in done.stdout
     data = json.loads(run("inspect", adapter, "--base", base, "--json").stdout)
     assert data["coefficients"] == 60

@@ -65,7 +65,11 @@ def test_philox_known_answers(isa, arguments, words):
         for i in range(32):
             one_hot = np.eye(32, dtype=np.float32)[i]
             value = ne.expand(
-                one_hot, seed=seed, stream=stream, shape=(1, element + 1), cols=(element, element + 1)
+                one_hot,
+                seed=seed,
+                stream=stream,
+                shape=(1, element + 1),
+                cols=(element, element + 1),
             )
             bits |= int(value[0, 0] < 0) << i
         assert bits == word
@@ -121,9 +125,7 @@ def flush_to_zero(tmp_path_factory):
         "void set(unsigned v) { _mm_setcsr(v); }\n"
     )
     library = folder / "mxcsr.so"
-    subprocess.run(
-        ["cc", "-shared", "-fPIC", "-o", library, folder / "mxcsr.c"], check=True
-    )
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, folder / "mxcsr.c"], check=True)
     return ctypes.CDLL(library)
 
 

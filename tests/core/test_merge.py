@@ -76,14 +76,20 @@ def test_non_finite_is_refused(isa, dtype, bad, place):
         ne.merge_(weight, np.ones((13, 2), np.float32), np.ones((2, 71), np.float32))
 
 
-@pytest.mark.parametrize(("dtype", "largest"), [(np.float16, 65519.0), (ml_dtypes.bfloat16, 3.3953e38)])
+@pytest.mark.parametrize(
+    ("dtype", "largest"), [(np.float16, 65519.0), (ml_dtypes.bfloat16, 3.3953e38)]
+)
 def test_overflow_by_rounding_is_refused(isa, dtype, largest):
     b = np.ones((1, 1), np.float32)
     fits = np.zeros((1, 5), dtype)
     ne.merge_(fits, b, np.full((1, 5), largest, np.float32))
     assert np.isfinite(fits.astype(np.float32)).all()
     with pytest.raises(NotFiniteError):
-        ne.merge_(fits * 0, b, np.full((1, 5), np.nextafter(np.float32(largest), np.inf) * 1.0003, np.float32))
+        ne.merge_(
+            fits * 0,
+            b,
+            np.full((1, 5), np.nextafter(np.float32(largest), np.inf) * 1.0003, np.float32),
+        )
 
 
 def test_unaligned_weight(isa):

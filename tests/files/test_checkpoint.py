@@ -28,9 +28,8 @@ def edit_index(folder, change):
 
 def refused(folder, message):
     before = snapshot(folder.parent)
-    with pytest.raises(NolaEdgeError) as caught:
-        with Checkpoint.open(folder) as checkpoint:
-            checkpoint.companions()
+    with pytest.raises(NolaEdgeError) as caught, Checkpoint.open(folder) as checkpoint:
+        checkpoint.companions()
     assert message in str(caught.value)
     assert str(caught.value).isprintable()
     assert snapshot(folder.parent) == before

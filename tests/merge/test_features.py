@@ -81,9 +81,7 @@ def test_names_that_differ_by_one_prefix(tiny, tmp_path, base_prefix, adapter_pr
     tensors = {base_prefix + name: values for name, values in load_all(base).items()}
     write_safetensors(tmp_path / "b.safetensors", tensors)
     adapter = tiny_adapter()
-    renamed = Adapter(
-        adapter.config, {adapter_prefix + m: c for m, c in adapter.modules.items()}
-    )
+    renamed = Adapter(adapter.config, {adapter_prefix + m: c for m, c in adapter.modules.items()})
     ne.merge_checkpoint(tmp_path / "b.safetensors", renamed, tmp_path / "o.safetensors")
     got = load_all(tmp_path / "o.safetensors")
     for module, shape in MODULES.items():

@@ -69,8 +69,7 @@ def project(grad, k: int, *, seed: int, stream: int, basis: str):
     g = float(gain(basis, k))
     return np.array(
         [
-            g
-            * (grad * basis_matrix(i, grad.shape, seed=seed, stream=stream, basis=basis)).sum()
+            g * (grad * basis_matrix(i, grad.shape, seed=seed, stream=stream, basis=basis)).sum()
             for i in range(k)
         ]
     )

@@ -21,7 +21,8 @@ NOLA_INLINE void expand_range(const Generator& generator, StripeRange range, std
                               float* out, Accumulate accumulate) {
     for (std::uint32_t s = 0; s < range.count; ++s, out += kStripe) {
         for (std::size_t lane = 0; lane < kStripeLanes; lane += kLanes) {
-            const auto counter = static_cast<std::uint32_t>((range.first + s) * kStripeLanes + lane);
+            const auto counter =
+                static_cast<std::uint32_t>((range.first + s) * kStripeLanes + lane);
             const BlockPrefix prefix = philox_prefix(generator, counter);
             F32 sums[kStripeWords] = {zero(), zero(), zero(), zero()};
             for (std::uint32_t draw = 0; draw < draws; ++draw) {

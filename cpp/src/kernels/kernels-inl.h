@@ -35,9 +35,8 @@ struct BFloat16 {
 
 extern const KernelSet kKernels;
 const KernelSet kKernels = {
-    expand_rademacher, expand_uniform, project_rademacher, project_uniform,
-    merge_f32,         merge_f16,      merge_bf16,         kPanel,
-    kTileRows,
+    expand_rademacher, expand_uniform, project_rademacher, project_uniform, merge_f32, merge_f16,
+    merge_bf16,        kPanel,         kTileRows,
 };
 
 }  // namespace nola::kernels::NOLA_ISA

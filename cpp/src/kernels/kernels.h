@@ -10,14 +10,14 @@
 
 namespace nola::kernels {
 
-inline constexpr std::size_t kStripe = 64;      // elements that share one run of 16 counters
+inline constexpr std::size_t kStripe = 64;       // elements that share one run of 16 counters
 inline constexpr std::size_t kStripeLanes = 16;  // Philox blocks in a stripe
 inline constexpr std::size_t kStripeWords = 4;   // words of a block, one per 16 elements
 
 inline constexpr std::size_t kRademacherPerDraw = 32;  // bases in one word
 inline constexpr std::size_t kUniformPerDraw = 2;
-inline constexpr std::size_t kSignGroup = 4;     // bases summed by one table look-up
-inline constexpr std::size_t kSignTable = 16;    // 2^kSignGroup signed sums
+inline constexpr std::size_t kSignGroup = 4;   // bases summed by one table look-up
+inline constexpr std::size_t kSignTable = 16;  // 2^kSignGroup signed sums
 
 // Philox with the scalar work done: round keys, and the product of the constant counter words.
 struct Generator {

@@ -93,6 +93,12 @@ NOLA_INLINE std::uint32_t merge_weight(const KernelSet::MergeArgs& args) {
     return magnitude;
 }
 
-std::uint32_t merge_f32(const KernelSet::MergeArgs& args) { return merge_weight<float>(args); }
-std::uint32_t merge_f16(const KernelSet::MergeArgs& args) { return merge_weight<Half>(args); }
-std::uint32_t merge_bf16(const KernelSet::MergeArgs& args) { return merge_weight<BFloat16>(args); }
+std::uint32_t merge_f32(const KernelSet::MergeArgs& args) {
+    return merge_weight<float>(args);
+}
+std::uint32_t merge_f16(const KernelSet::MergeArgs& args) {
+    return merge_weight<Half>(args);
+}
+std::uint32_t merge_bf16(const KernelSet::MergeArgs& args) {
+    return merge_weight<BFloat16>(args);
+}

@@ -45,8 +45,9 @@ void project_rademacher(const Generator& generator, StripeRange range, const flo
     for (std::uint32_t s = 0; s < range.count; ++s, grad += kStripe) {
         BlockPrefix prefix[kBlocks];
         for (std::size_t b = 0; b < kBlocks; ++b) {
-            prefix[b] = philox_prefix(generator, static_cast<std::uint32_t>(
-                                                     (range.first + s) * kStripeLanes + b * kLanes));
+            prefix[b] = philox_prefix(
+                generator,
+                static_cast<std::uint32_t>((range.first + s) * kStripeLanes + b * kLanes));
         }
         const auto generate = [&](std::uint32_t draw, std::uint32_t* stripe) NOLA_INLINE_LAMBDA {
             for (std::size_t b = 0; b < kBlocks; ++b) {
@@ -75,7 +76,8 @@ void project_uniform(const Generator& generator, StripeRange range, const float*
                      std::uint32_t draws, float* sums) {
     for (std::uint32_t s = 0; s < range.count; ++s, grad += kStripe) {
         for (std::size_t lane = 0; lane < kStripeLanes; lane += kLanes) {
-            const auto counter = static_cast<std::uint32_t>((range.first + s) * kStripeLanes + lane);
+            const auto counter =
+                static_cast<std::uint32_t>((range.first + s) * kStripeLanes + lane);
             const BlockPrefix prefix = philox_prefix(generator, counter);
             F32 g[kStripeWords];
             for (std::size_t w = 0; w < kStripeWords; ++w) {

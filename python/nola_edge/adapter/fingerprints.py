@@ -39,7 +39,7 @@ def modules_fingerprint(modules: Iterable[str]) -> str:
 
 
 def base_fingerprint(targets: Iterable[tuple[str, SafetensorsFile, TensorInfo]]) -> str:
-    """Return BLAKE2b-128 over the base's target tensors, as 32 digits.
+    r"""Return BLAKE2b-128 over the base's target tensors, as 32 digits.
 
     For every module in sorted order: the line ``"<module> <dtype> <shape joined by x>\\n"`` in
     UTF-8, then the tensor's bytes if there are at most 4096, else 64 windows of 64 bytes, window i

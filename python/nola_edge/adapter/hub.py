@@ -30,9 +30,7 @@ def resolve(location: str | Path, revision: str | None = None) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise AdapterError(
-            "is a file; give the folder that holds adapter_config.json", file=path
-        )
+        raise AdapterError("is a file; give the folder that holds adapter_config.json", file=path)
     if not (isinstance(location, str) and _HUB_ID.match(location)):
         raise AdapterError("does not exist", file=location)
     try:

@@ -76,7 +76,9 @@ def _memory(folder: Path, nbytes: int) -> Figure:
     shape = llama_7b(1)
     allowed = 300e6 + 2 * shape.vocabulary * shape.hidden
     note = f"{peak / 1e6:.0f} MB for {nbytes / 1e9:.2f} GB"
-    return Figure("merge_checkpoint, peak memory", "300 MB + a tensor", peak, allowed, 1, False, note)
+    return Figure(
+        "merge_checkpoint, peak memory", "300 MB + a tensor", peak, allowed, 1, False, note
+    )
 
 
 def _loading(base: Path, adapter: Path, rounds: int, size: str) -> Iterator[Figure]:

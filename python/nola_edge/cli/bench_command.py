@@ -8,8 +8,6 @@ from pathlib import Path
 
 import click
 
-from nola_edge.cli import output as ui
-
 _SUITES = ("kernels", "checkpoint", "startup")
 
 

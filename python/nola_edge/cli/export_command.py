@@ -28,17 +28,13 @@ def command() -> None:
 )
 @ui.force_option
 @ui.any_base_option
-def lora(
-    adapter: str, base: str, output: str, dtype: str, force: bool, any_base: bool
-) -> None:
+def lora(adapter: str, base: str, output: str, dtype: str, force: bool, any_base: bool) -> None:
     """Write an exact LoRA folder for PEFT, vLLM and others.
 
     A and B are the expanded factors themselves: nothing is decomposed.
     """
     from nola_edge.export.lora import export_lora
 
-    path = export_lora(
-        adapter, base, output, dtype=dtype, force=force, check_base=not any_base
-    )
+    path = export_lora(adapter, base, output, dtype=dtype, force=force, check_base=not any_base)
     size = sum(file.stat().st_size for file in path.iterdir())
     click.echo(f"{path}: exact LoRA, {ui.human_bytes(size)}")

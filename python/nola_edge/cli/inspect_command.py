@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from nola_edge.adapter import Adapter
 
 
-@click.command(
-    "inspect", epilog="Example: nola-edge inspect ./my-adapter --base ./Llama-3-8B"
-)
+@click.command("inspect", epilog="Example: nola-edge inspect ./my-adapter --base ./Llama-3-8B")
 @click.argument("adapter")
 @click.option("--base", help="The checkpoint; adds shapes and the compression against LoRA.")
 @click.option("--modules", "list_modules", is_flag=True, help="List every module.")
@@ -43,17 +41,13 @@ def command(
         _print_modules(loaded, shapes)
 
 
-def _shapes(
-    adapter: Adapter, base: str, *, check_base: bool
-) -> dict[str, tuple[int, ...]]:
+def _shapes(adapter: Adapter, base: str, *, check_base: bool) -> dict[str, tuple[int, ...]]:
     from nola_edge.checkpoint import Checkpoint
     from nola_edge.merge.plan import plan_merge
 
     with Checkpoint.open(base) as checkpoint:
         plan = plan_merge(checkpoint, ((adapter, 1.0),), check_base=check_base)
-        return {
-            terms[0].module: plan.tensor(name)[1].shape for name, terms in plan.merges.items()
-        }
+        return {terms[0].module: plan.tensor(name)[1].shape for name, terms in plan.merges.items()}
 
 
 def _summary(adapter: Adapter, shapes: dict[str, tuple[int, ...]] | None) -> dict[str, Any]:
@@ -127,9 +121,7 @@ def _print_compression(summary: dict[str, Any]) -> None:
     numbers = summary["compression"]
     own = numbers["coefficients"]
     for label, other in (("LoRA r = 1", numbers["lora_r1"]), ("full delta", numbers["full"])):
-        click.echo(
-            f"{'compression':13} {other / own:,.1f}x fewer numbers than {label} ({other:,})"
-        )
+        click.echo(f"{'compression':13} {other / own:,.1f}x fewer numbers than {label} ({other:,})")
 
 
 def _kinds(modules: list[str]) -> str:

@@ -54,7 +54,7 @@ def read_merged(
     info: TensorInfo,
     update: Update,
     rows: tuple[int, int],
-    out: memoryview | NDArray[np.uint8],
+    out: memoryview,
 ) -> memoryview:
     """Read rows of a weight into a buffer and merge them there, on the calling thread.
 
@@ -65,7 +65,7 @@ def read_merged(
     update : Update
         For the whole weight.
     rows : (start, stop)
-    out : writable buffer of bytes
+    out : writable memoryview of bytes
         At least as large as the rows.
 
     Returns
@@ -81,14 +81,12 @@ def read_merged(
     start, stop = rows
     begin = block_offset(info, start)
     count = block_offset(info, stop) - begin
-    view = memoryview(out).cast("B")[:count]
+    view = out[:count]
     file.read_into(view, info.start + begin)
     weight: NDArray[Any] = np.frombuffer(view, dtype=numpy_dtype(info.dtype))
     weight = weight.reshape(stop - start, info.shape[1])
     try:
-        ops.merge_(
-            weight, update.rows(start, stop), update.right, update.scaling, num_threads=1
-        )
+        ops.merge_(weight, update.rows(start, stop), update.right, update.scaling, num_threads=1)
     except NotFiniteError:
         raise NotFiniteError(
             f"a merged weight in rows {start}..{stop - 1} is infinite or NaN; "
@@ -111,9 +109,9 @@ class Workers:
     def __init__(self, num_threads: int | None) -> None:
         self._count = num_threads or default_threads()
         self._executor = ThreadPoolExecutor(self._count, thread_name_prefix="nola-edge")
-        self._pending: set[Future[None]] = set()
+        self._pending: set[Future[object]] = set()
 
-    def submit(self, work: Callable[..., None], *args: Any) -> None:
+    def submit(self, work: Callable[..., object], *args: Any) -> None:
         """Queue work, waiting while the queue is full; raise what earlier work raised."""
         self._drain(2 * self._count)
         self._pending.add(self._executor.submit(work, *args))

@@ -67,7 +67,7 @@ class MergedCheckpoint(Mapping[str, "NDArray[Any]"]):
         with Workers(self._num_threads) as workers:
             for rows in row_blocks(info):
                 start = block_offset(info, rows[0])
-                workers.submit(read_merged, file, info, update, rows, data[start:])
+                workers.submit(read_merged, file, info, update, rows, data[start:].data)
         file.check_unchanged()
         return merged
 
@@ -115,7 +115,9 @@ def open_merged(
     adapters = load_adapters(adapter)
     checkpoint = Checkpoint.open(Path(base))
     try:
-        return MergedCheckpoint(plan_merge(checkpoint, adapters, check_base=check_base), num_threads)
+        return MergedCheckpoint(
+            plan_merge(checkpoint, adapters, check_base=check_base), num_threads
+        )
     except BaseException:
         checkpoint.close()
         raise

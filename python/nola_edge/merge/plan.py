@@ -21,7 +21,7 @@ from nola_edge.merge.matching import match_modules
 from nola_edge.merge.update import Term, stored_features
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
@@ -156,7 +156,7 @@ def _location(adapter: Adapter) -> Path:
 
 def _check_weight(plan: MergePlan, adapter: Adapter, module: str, name: str) -> None:
     file, info = plan.tensor(name)
-    where = {"file": file.path, "field": name}
+    where: dict[str, Any] = {"file": file.path, "field": name}
     if len(info.shape) != 2:
         raise MismatchError(
             f"has shape {list(info.shape)}, but module {printable(module)!r} of "
@@ -197,10 +197,8 @@ def _check_fingerprint(plan: MergePlan, adapter: Adapter, names: Mapping[str, st
         )
 
 
-def _place_whole_tensor(
-    plan: MergePlan, adapter: Adapter, name: str, values: NDArray[Any]
-) -> None:
-    where = {"file": _location(adapter), "field": name}
+def _place_whole_tensor(plan: MergePlan, adapter: Adapter, name: str, values: NDArray[Any]) -> None:
+    where: dict[str, Any] = {"file": _location(adapter), "field": name}
     if name in plan.merges or name in plan.replaced or name in plan.added:
         raise AdapterError("the whole tensor is already changed by an adapter here", **where)
     if name not in plan.base.tensors:

@@ -150,7 +150,7 @@ def _compare(
         if buffer.size < count:
             buffer = np.empty(count, np.uint8)
         have = buffer[:count]
-        file.read_into(memoryview(have), found.start + offset)
+        file.read_into(have.data, found.start + offset)
         want = np.frombuffer(block, np.uint8)
         if not np.array_equal(have, want):
             number, distance = _distance(have, want, dtype)
@@ -197,7 +197,7 @@ def _expected_bytes(
         needed = (stop - start) * info.nbytes // info.shape[0]
         if buffer.size < needed:
             buffer = np.empty(needed, np.uint8)
-        yield read_merged(file, info, update, (start, stop), buffer)
+        yield read_merged(file, info, update, (start, stop), buffer.data)
 
 
 def _file_bytes(file: SafetensorsFile, info: TensorInfo) -> Iterator[memoryview]:
@@ -208,9 +208,7 @@ def _file_bytes(file: SafetensorsFile, info: TensorInfo) -> Iterator[memoryview]
         yield part
 
 
-def _distance(
-    have: NDArray[np.uint8], want: NDArray[np.uint8], dtype: str
-) -> tuple[int, float]:
+def _distance(have: NDArray[np.uint8], want: NDArray[np.uint8], dtype: str) -> tuple[int, float]:
     """Return (differing elements, largest absolute difference) of two blocks of bytes."""
     kind = numpy_dtype(dtype)
     size = kind.itemsize

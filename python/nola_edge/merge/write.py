@@ -241,14 +241,14 @@ class _ShardWriter:
     def put(self, values: NDArray[Any], offset: int) -> None:
         """Write a whole tensor."""
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        pwrite_all(self._fd, memoryview(data), offset)
+        pwrite_all(self._fd, data.data, offset)
         self._progress(values.nbytes)
 
     def merge(self, info: TensorInfo, update: Update, rows: tuple[int, int]) -> None:
         """Merge a block of rows and write it."""
         begin = block_offset(info, rows[0])
         count = block_offset(info, rows[1]) - begin
-        block = read_merged(self._shard.source, info, update, rows, self._buffer(count))
+        block = read_merged(self._shard.source, info, update, rows, self._buffer(count).data)
         offset = info.start + self._shard.shift + begin
         pwrite_all(self._fd, block, offset)
         start_writeback(self._fd, offset, count)

@@ -9,12 +9,24 @@ inline constexpr std::size_t kProjectDraws = 2;  // 8 accumulators hide the late
 using F32 = __m256;
 using U32 = __m256i;
 
-NOLA_INLINE F32 load(const float* p) { return _mm256_loadu_ps(p); }
-NOLA_INLINE void store(float* p, F32 v) { _mm256_storeu_ps(p, v); }
-NOLA_INLINE F32 zero() { return _mm256_setzero_ps(); }
-NOLA_INLINE F32 broadcast(float x) { return _mm256_set1_ps(x); }
-NOLA_INLINE F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
-NOLA_INLINE F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
+NOLA_INLINE F32 load(const float* p) {
+    return _mm256_loadu_ps(p);
+}
+NOLA_INLINE void store(float* p, F32 v) {
+    _mm256_storeu_ps(p, v);
+}
+NOLA_INLINE F32 zero() {
+    return _mm256_setzero_ps();
+}
+NOLA_INLINE F32 broadcast(float x) {
+    return _mm256_set1_ps(x);
+}
+NOLA_INLINE F32 add(F32 a, F32 b) {
+    return _mm256_add_ps(a, b);
+}
+NOLA_INLINE F32 fma(F32 a, F32 b, F32 c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
 NOLA_INLINE void store_u32(std::uint32_t* p, U32 v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
 }
@@ -59,7 +71,9 @@ struct SignTable {
     __m256 low;
     __m256 high;
 };
-NOLA_INLINE SignTable load_sign_table(const float* p) { return {load(p), load(p + 8)}; }
+NOLA_INLINE SignTable load_sign_table(const float* p) {
+    return {load(p), load(p + 8)};
+}
 template <int kShift>
 NOLA_INLINE F32 signed_sum(SignTable table, U32 index) {
     const __m256i nibble = _mm256_srli_epi32(index, kShift);
@@ -75,7 +89,9 @@ NOLA_INLINE F32 uniform_from_mantissa(__m256i twice) {
                                          _mm256_set1_epi32(0x4B000000));
     return _mm256_sub_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(8388608.0F + 65535.0F));
 }
-NOLA_INLINE F32 uniform_low(U32 word) { return uniform_from_mantissa(_mm256_slli_epi32(word, 1)); }
+NOLA_INLINE F32 uniform_low(U32 word) {
+    return uniform_from_mantissa(_mm256_slli_epi32(word, 1));
+}
 NOLA_INLINE F32 uniform_high(U32 word) {
     return uniform_from_mantissa(_mm256_srli_epi32(word, 15));
 }
@@ -84,10 +100,10 @@ NOLA_INLINE F32 uniform_high(U32 word) {
 template <int kVector>
 NOLA_INLINE F32 add_where(F32 sums, F32 g, std::uint32_t word) {
     constexpr int kTop = 31 - 8 * kVector;
-    const __m256i sign = _mm256_sllv_epi32(
-        _mm256_set1_epi32(static_cast<int>(word)),
-        _mm256_setr_epi32(kTop, kTop - 1, kTop - 2, kTop - 3, kTop - 4, kTop - 5, kTop - 6,
-                          kTop - 7));
+    const __m256i sign =
+        _mm256_sllv_epi32(_mm256_set1_epi32(static_cast<int>(word)),
+                          _mm256_setr_epi32(kTop, kTop - 1, kTop - 2, kTop - 3, kTop - 4, kTop - 5,
+                                            kTop - 6, kTop - 7));
     return add(sums, _mm256_blendv_ps(zero(), g, _mm256_castsi256_ps(sign)));
 }
 
@@ -96,7 +112,9 @@ NOLA_INLINE U32 max_magnitude(U32 largest, F32 v) {
     return _mm256_max_epu32(largest, bits);
 }
 
-NOLA_INLINE F32 load_as_f32(const float* p) { return load(p); }
+NOLA_INLINE F32 load_as_f32(const float* p) {
+    return load(p);
+}
 NOLA_INLINE F32 load_as_f32(const Half* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
@@ -104,7 +122,9 @@ NOLA_INLINE F32 load_as_f32(const BFloat16* p) {
     const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
-NOLA_INLINE void store_rounded(float* p, F32 v) { store(p, v); }
+NOLA_INLINE void store_rounded(float* p, F32 v) {
+    store(p, v);
+}
 NOLA_INLINE void store_rounded(Half* p, F32 v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -114,7 +134,7 @@ NOLA_INLINE void store_rounded(BFloat16* p, F32 v) {
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i rounded = _mm256_srli_epi32(
         _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd), 16);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                     _mm_packus_epi32(_mm256_castsi256_si128(rounded),
-                                      _mm256_extracti128_si256(rounded, 1)));
+    _mm_storeu_si128(
+        reinterpret_cast<__m128i*>(p),
+        _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1)));
 }

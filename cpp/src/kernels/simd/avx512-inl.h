@@ -9,13 +9,27 @@ inline constexpr std::size_t kProjectDraws = 4;  // 8 accumulators hide the late
 using F32 = __m512;
 using U32 = __m512i;
 
-NOLA_INLINE F32 load(const float* p) { return _mm512_loadu_ps(p); }
-NOLA_INLINE void store(float* p, F32 v) { _mm512_storeu_ps(p, v); }
-NOLA_INLINE F32 zero() { return _mm512_setzero_ps(); }
-NOLA_INLINE F32 broadcast(float x) { return _mm512_set1_ps(x); }
-NOLA_INLINE F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
-NOLA_INLINE F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
-NOLA_INLINE void store_u32(std::uint32_t* p, U32 v) { _mm512_storeu_si512(p, v); }
+NOLA_INLINE F32 load(const float* p) {
+    return _mm512_loadu_ps(p);
+}
+NOLA_INLINE void store(float* p, F32 v) {
+    _mm512_storeu_ps(p, v);
+}
+NOLA_INLINE F32 zero() {
+    return _mm512_setzero_ps();
+}
+NOLA_INLINE F32 broadcast(float x) {
+    return _mm512_set1_ps(x);
+}
+NOLA_INLINE F32 add(F32 a, F32 b) {
+    return _mm512_add_ps(a, b);
+}
+NOLA_INLINE F32 fma(F32 a, F32 b, F32 c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+NOLA_INLINE void store_u32(std::uint32_t* p, U32 v) {
+    _mm512_storeu_si512(p, v);
+}
 
 // Philox words as 64-bit lanes, blocks of even and of odd index apart: the widening multiply
 // reads the low halves and leaves the high half of the product one shift away, so a round needs
@@ -57,7 +71,9 @@ NOLA_INLINE U32 words_join(Words a) {
 struct SignTable {
     __m512 sums;
 };
-NOLA_INLINE SignTable load_sign_table(const float* p) { return {_mm512_loadu_ps(p)}; }
+NOLA_INLINE SignTable load_sign_table(const float* p) {
+    return {_mm512_loadu_ps(p)};
+}
 template <int kShift>
 NOLA_INLINE F32 signed_sum(SignTable table, U32 index) {
     return _mm512_permutexvar_ps(_mm512_srli_epi32(index, kShift), table.sums);
@@ -66,12 +82,14 @@ NOLA_INLINE F32 signed_sum(SignTable table, U32 index) {
 // 2u - 65535 for the low or high 16 bits u of each lane: the integer is placed in the mantissa
 // of 2^23, where the spacing is one, so the subtraction is exact.
 NOLA_INLINE F32 uniform_low(U32 word) {
-    const __m512i bits = _mm512_ternarylogic_epi32(_mm512_slli_epi32(word, 1),
-                                                   _mm512_set1_epi32(0x1FFFE),
-                                                   _mm512_set1_epi32(0x4B000000), 0xEA);
+    const __m512i bits =
+        _mm512_ternarylogic_epi32(_mm512_slli_epi32(word, 1), _mm512_set1_epi32(0x1FFFE),
+                                  _mm512_set1_epi32(0x4B000000), 0xEA);
     return _mm512_sub_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(8388608.0F + 65535.0F));
 }
-NOLA_INLINE F32 uniform_high(U32 word) { return uniform_low(_mm512_srli_epi32(word, 16)); }
+NOLA_INLINE F32 uniform_high(U32 word) {
+    return uniform_low(_mm512_srli_epi32(word, 16));
+}
 
 // sums + g in the lanes whose bit of `word` (from bit kVector * 16) is set.
 template <int kVector>
@@ -84,7 +102,9 @@ NOLA_INLINE U32 max_magnitude(U32 largest, F32 v) {
     return _mm512_max_epu32(largest, bits);
 }
 
-NOLA_INLINE F32 load_as_f32(const float* p) { return load(p); }
+NOLA_INLINE F32 load_as_f32(const float* p) {
+    return load(p);
+}
 NOLA_INLINE F32 load_as_f32(const Half* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
@@ -92,7 +112,9 @@ NOLA_INLINE F32 load_as_f32(const BFloat16* p) {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
-NOLA_INLINE void store_rounded(float* p, F32 v) { store(p, v); }
+NOLA_INLINE void store_rounded(float* p, F32 v) {
+    store(p, v);
+}
 NOLA_INLINE void store_rounded(Half* p, F32 v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -100,8 +122,7 @@ NOLA_INLINE void store_rounded(Half* p, F32 v) {
 // Not vcvtneps2bf16, which flushes subnormals.
 NOLA_INLINE void store_rounded(BFloat16* p, F32 v) {
     const __m512i bits = _mm512_castps_si512(v);
-    const __m512i odd =
-        _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i rounded =
         _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),

@@ -9,32 +9,53 @@ inline constexpr std::size_t kProjectDraws = 2;  // 16 accumulators
 using F32 = float32x4_t;
 using U32 = uint32x4_t;
 
-NOLA_INLINE F32 load(const float* p) { return vld1q_f32(p); }
-NOLA_INLINE void store(float* p, F32 v) { vst1q_f32(p, v); }
-NOLA_INLINE F32 zero() { return vdupq_n_f32(0.0F); }
-NOLA_INLINE F32 broadcast(float x) { return vdupq_n_f32(x); }
-NOLA_INLINE F32 add(F32 a, F32 b) { return vaddq_f32(a, b); }
-NOLA_INLINE F32 fma(F32 a, F32 b, F32 c) { return vfmaq_f32(c, a, b); }
-NOLA_INLINE void store_u32(std::uint32_t* p, U32 v) { vst1q_u32(p, v); }
+NOLA_INLINE F32 load(const float* p) {
+    return vld1q_f32(p);
+}
+NOLA_INLINE void store(float* p, F32 v) {
+    vst1q_f32(p, v);
+}
+NOLA_INLINE F32 zero() {
+    return vdupq_n_f32(0.0F);
+}
+NOLA_INLINE F32 broadcast(float x) {
+    return vdupq_n_f32(x);
+}
+NOLA_INLINE F32 add(F32 a, F32 b) {
+    return vaddq_f32(a, b);
+}
+NOLA_INLINE F32 fma(F32 a, F32 b, F32 c) {
+    return vfmaq_f32(c, a, b);
+}
+NOLA_INLINE void store_u32(std::uint32_t* p, U32 v) {
+    vst1q_u32(p, v);
+}
 
 using Words = uint32x4_t;
 NOLA_INLINE Words words_iota(std::uint32_t first) {
     const uint32x4_t iota = {0, 1, 2, 3};
     return vaddq_u32(vdupq_n_u32(first), iota);
 }
-NOLA_INLINE Words words_xor(Words a, std::uint32_t x) { return veorq_u32(a, vdupq_n_u32(x)); }
-NOLA_INLINE Words words_xor(Words a, Words b) { return veorq_u32(a, b); }
+NOLA_INLINE Words words_xor(Words a, std::uint32_t x) {
+    return veorq_u32(a, vdupq_n_u32(x));
+}
+NOLA_INLINE Words words_xor(Words a, Words b) {
+    return veorq_u32(a, b);
+}
 NOLA_INLINE Words words_xor(Words a, Words b, std::uint32_t x) {
     return veorq_u32(veorq_u32(a, b), vdupq_n_u32(x));
 }
 NOLA_INLINE void words_multiply(Words a, std::uint32_t m, Words& high, Words& low) {
     const uint32x4_t factor = vdupq_n_u32(m);
-    const uint32x4_t first = vreinterpretq_u32_u64(vmull_u32(vget_low_u32(a), vget_low_u32(factor)));
+    const uint32x4_t first =
+        vreinterpretq_u32_u64(vmull_u32(vget_low_u32(a), vget_low_u32(factor)));
     const uint32x4_t second = vreinterpretq_u32_u64(vmull_high_u32(a, factor));
     low = vuzp1q_u32(first, second);
     high = vuzp2q_u32(first, second);
 }
-NOLA_INLINE U32 words_join(Words a) { return a; }
+NOLA_INLINE U32 words_join(Words a) {
+    return a;
+}
 
 // Sixteen signed sums as 64 bytes, looked up byte by byte.
 struct SignTable {
@@ -63,8 +84,12 @@ NOLA_INLINE F32 uniform_from_mantissa(uint32x4_t twice) {
         vorrq_u32(vandq_u32(twice, vdupq_n_u32(0x1FFFEU)), vdupq_n_u32(0x4B000000U));
     return vsubq_f32(vreinterpretq_f32_u32(bits), vdupq_n_f32(8388608.0F + 65535.0F));
 }
-NOLA_INLINE F32 uniform_low(U32 word) { return uniform_from_mantissa(vshlq_n_u32(word, 1)); }
-NOLA_INLINE F32 uniform_high(U32 word) { return uniform_from_mantissa(vshrq_n_u32(word, 15)); }
+NOLA_INLINE F32 uniform_low(U32 word) {
+    return uniform_from_mantissa(vshlq_n_u32(word, 1));
+}
+NOLA_INLINE F32 uniform_high(U32 word) {
+    return uniform_from_mantissa(vshrq_n_u32(word, 15));
+}
 
 // sums + g in the lanes whose bit of `word` (from bit kVector * 4) is set.
 template <int kVector>
@@ -79,7 +104,9 @@ NOLA_INLINE U32 max_magnitude(U32 largest, F32 v) {
     return vmaxq_u32(largest, vandq_u32(vreinterpretq_u32_f32(v), vdupq_n_u32(0x7FFFFFFFU)));
 }
 
-NOLA_INLINE F32 load_as_f32(const float* p) { return load(p); }
+NOLA_INLINE F32 load_as_f32(const float* p) {
+    return load(p);
+}
 NOLA_INLINE F32 load_as_f32(const Half* p) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p))));
 }
@@ -87,7 +114,9 @@ NOLA_INLINE F32 load_as_f32(const BFloat16* p) {
     return vreinterpretq_f32_u32(
         vshll_n_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p)), 16));
 }
-NOLA_INLINE void store_rounded(float* p, F32 v) { store(p, v); }
+NOLA_INLINE void store_rounded(float* p, F32 v) {
+    store(p, v);
+}
 NOLA_INLINE void store_rounded(Half* p, F32 v) {
     vst1_u16(reinterpret_cast<std::uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(v)));
 }

@@ -14,15 +14,29 @@ NOLA_INLINE F32 load(const float* p) {
     __builtin_memcpy(&v, p, sizeof v);
     return v;
 }
-NOLA_INLINE void store(float* p, F32 v) { __builtin_memcpy(p, &v, sizeof v); }
-NOLA_INLINE F32 broadcast(float x) { return F32{x, x, x, x}; }
-NOLA_INLINE F32 zero() { return broadcast(0.0F); }
-NOLA_INLINE F32 add(F32 a, F32 b) { return a + b; }
-NOLA_INLINE void store_u32(std::uint32_t* p, U32 v) { __builtin_memcpy(p, &v, sizeof v); }
+NOLA_INLINE void store(float* p, F32 v) {
+    __builtin_memcpy(p, &v, sizeof v);
+}
+NOLA_INLINE F32 broadcast(float x) {
+    return F32{x, x, x, x};
+}
+NOLA_INLINE F32 zero() {
+    return broadcast(0.0F);
+}
+NOLA_INLINE F32 add(F32 a, F32 b) {
+    return a + b;
+}
+NOLA_INLINE void store_u32(std::uint32_t* p, U32 v) {
+    __builtin_memcpy(p, &v, sizeof v);
+}
 
 // A cast between vector types of one size keeps the bits.
-NOLA_INLINE F32 as_f32(U32 v) { return (F32)v; }
-NOLA_INLINE U32 as_u32(F32 v) { return (U32)v; }
+NOLA_INLINE F32 as_f32(U32 v) {
+    return (F32)v;
+}
+NOLA_INLINE U32 as_u32(F32 v) {
+    return (U32)v;
+}
 
 // a * b + c with one rounding on processors without a fused multiply-add. The product of two
 // 24-bit significands is exact in double; the sum is rounded to odd (when it is inexact and its
@@ -54,10 +68,18 @@ NOLA_INLINE F32 fma(F32 a, F32 b, F32 c) {
 }
 
 using Words = U32;
-NOLA_INLINE Words words_iota(std::uint32_t first) { return first + U32{0, 1, 2, 3}; }
-NOLA_INLINE Words words_xor(Words a, std::uint32_t x) { return a ^ x; }
-NOLA_INLINE Words words_xor(Words a, Words b) { return a ^ b; }
-NOLA_INLINE Words words_xor(Words a, Words b, std::uint32_t x) { return a ^ b ^ x; }
+NOLA_INLINE Words words_iota(std::uint32_t first) {
+    return first + U32{0, 1, 2, 3};
+}
+NOLA_INLINE Words words_xor(Words a, std::uint32_t x) {
+    return a ^ x;
+}
+NOLA_INLINE Words words_xor(Words a, Words b) {
+    return a ^ b;
+}
+NOLA_INLINE Words words_xor(Words a, Words b, std::uint32_t x) {
+    return a ^ b ^ x;
+}
 NOLA_INLINE void words_multiply(Words a, std::uint32_t m, Words& high, Words& low) {
     for (std::size_t lane = 0; lane < kLanes; ++lane) {
         const std::uint64_t product = std::uint64_t{a[lane]} * m;
@@ -65,12 +87,16 @@ NOLA_INLINE void words_multiply(Words a, std::uint32_t m, Words& high, Words& lo
         low[lane] = static_cast<std::uint32_t>(product);
     }
 }
-NOLA_INLINE U32 words_join(Words a) { return a; }
+NOLA_INLINE U32 words_join(Words a) {
+    return a;
+}
 
 struct SignTable {
     const float* sums;
 };
-NOLA_INLINE SignTable load_sign_table(const float* p) { return {p}; }
+NOLA_INLINE SignTable load_sign_table(const float* p) {
+    return {p};
+}
 template <int kShift>
 NOLA_INLINE F32 signed_sum(SignTable table, U32 index) {
     const U32 nibble = (index >> kShift) & 15U;
@@ -83,14 +109,19 @@ NOLA_INLINE F32 signed_sum(SignTable table, U32 index) {
 NOLA_INLINE F32 uniform_from_mantissa(U32 twice) {
     return as_f32((twice & 0x1FFFEU) | 0x4B000000U) - (8388608.0F + 65535.0F);
 }
-NOLA_INLINE F32 uniform_low(U32 word) { return uniform_from_mantissa(word << 1); }
-NOLA_INLINE F32 uniform_high(U32 word) { return uniform_from_mantissa(word >> 15); }
+NOLA_INLINE F32 uniform_low(U32 word) {
+    return uniform_from_mantissa(word << 1);
+}
+NOLA_INLINE F32 uniform_high(U32 word) {
+    return uniform_from_mantissa(word >> 15);
+}
 
 // sums + g in the lanes whose bit of `word` (from bit kVector * 4) is set.
 template <int kVector>
 NOLA_INLINE F32 add_where(F32 sums, F32 g, std::uint32_t word) {
     constexpr std::uint32_t kBit = 1U << (4 * kVector);
-    const U32 unset = ((word & U32{kBit, kBit << 1, kBit << 2, kBit << 3}) == 0U) ? U32{} + ~0U : U32{};
+    const U32 unset =
+        ((word & U32{kBit, kBit << 1, kBit << 2, kBit << 3}) == 0U) ? U32{} + ~0U : U32{};
     return sums + as_f32(as_u32(g) & ~unset);
 }
 
@@ -99,9 +130,15 @@ NOLA_INLINE U32 max_magnitude(U32 largest, F32 v) {
     return bits > largest ? bits : largest;
 }
 
-NOLA_INLINE F32 load_as_f32(const float* p) { return load(p); }
-NOLA_INLINE U32 load_u16(const std::uint16_t* p) { return U32{p[0], p[1], p[2], p[3]}; }
-NOLA_INLINE F32 load_as_f32(const BFloat16* p) { return as_f32(load_u16(&p->bits) << 16); }
+NOLA_INLINE F32 load_as_f32(const float* p) {
+    return load(p);
+}
+NOLA_INLINE U32 load_u16(const std::uint16_t* p) {
+    return U32{p[0], p[1], p[2], p[3]};
+}
+NOLA_INLINE F32 load_as_f32(const BFloat16* p) {
+    return as_f32(load_u16(&p->bits) << 16);
+}
 // Scaling by 2^112 turns a half's exponent into a float's, subnormals included.
 NOLA_INLINE F32 load_as_f32(const Half* p) {
     const U32 half = load_u16(&p->bits);
@@ -111,7 +148,9 @@ NOLA_INLINE F32 load_as_f32(const Half* p) {
     const U32 bits = magnitude >= (31U << 23) ? special : as_u32(finite);
     return as_f32(bits | ((half & 0x8000U) << 16));
 }
-NOLA_INLINE void store_rounded(float* p, F32 v) { store(p, v); }
+NOLA_INLINE void store_rounded(float* p, F32 v) {
+    store(p, v);
+}
 NOLA_INLINE void store_u16(std::uint16_t* p, U32 v) {
     for (std::size_t lane = 0; lane < kLanes; ++lane) {
         p[lane] = static_cast<std::uint16_t>(v[lane]);
