@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nola_edge.errors import CheckpointError, printable
 from nola_edge.jsonio import loads_object
+from nola_edge.paths import inside
 from nola_edge.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
@@ -73,11 +74,11 @@ class Checkpoint:
             self._add_shard(self.path)
             return
         if os.path.lexists(self.path / WEIGHTS_NAME):
-            self._add_shard(self._inside(WEIGHTS_NAME))
+            self._add_shard(inside(self.path, WEIGHTS_NAME))
         elif os.path.lexists(self.path / INDEX_NAME):
             self._open_index()
         else:
-            self._add_shard(self._inside(self._only_weights()))
+            self._add_shard(inside(self.path, self._only_weights()))
 
     def _only_weights(self) -> str:
         names = sorted(entry.name for entry in os.scandir(self.path) if not entry.is_dir())
@@ -99,29 +100,8 @@ class Checkpoint:
             )
         raise CheckpointError(f"has neither {WEIGHTS_NAME} nor {INDEX_NAME}", file=self.path)
 
-    def _inside(self, name: str) -> Path:
-        """Return the path of a file of the folder; refuse links that lead out of it.
-
-        The Hugging Face cache's own links, from ``snapshots/<revision>`` to ``blobs``, are
-        followed.
-        """
-        path = self.path / name
-        folder = self.path.resolve()
-        try:
-            target = path.resolve(strict=True)
-        except (OSError, RuntimeError):
-            raise CheckpointError("does not exist", file=path) from None
-        allowed = [folder]
-        if folder.parent.name == "snapshots":
-            allowed.append(folder.parent.parent / "blobs")
-        if not any(target.is_relative_to(root) for root in allowed):
-            raise CheckpointError(
-                f"is a link that leads out of the folder, to {printable(target)}", file=path
-            )
-        return path
-
     def _open_index(self) -> None:
-        path = self._inside(INDEX_NAME)
+        path = inside(self.path, INDEX_NAME)
         if path.stat().st_size > _MAX_INDEX_BYTES or not path.is_file():
             raise CheckpointError("is no index file of a credible size", file=path)
         self.index_bytes = path.read_bytes()
@@ -145,7 +125,7 @@ class Checkpoint:
                     file=path,
                     field="weight_map",
                 )
-            self._add_shard(self._inside(shard))
+            self._add_shard(inside(self.path, shard))
         self._check_index(weight_map, path)
 
     def _check_index(self, weight_map: dict[str, str], path: Path) -> None:
@@ -209,7 +189,7 @@ class Checkpoint:
                     tuple(f"{suffix}.index.json" for suffix in _OTHER_WEIGHTS)
                 ):
                     left.append(relative)
-                elif self._inside(str(relative)).is_file():
+                elif inside(self.path, str(relative)).is_file():
                     companions.append(relative)
         return companions, left
 

@@ -209,6 +209,15 @@ def test_a_bad_adapter_is_refused_with_one_printable_line(tmp_path, case):
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME])
+def test_links_out_of_the_folder_are_refused(tmp_path, name):
+    tiny_adapter().save(tmp_path / "a")
+    (tmp_path / "a" / name).rename(tmp_path / "elsewhere")
+    (tmp_path / "a" / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(NolaEdgeError, match="leads out of the folder"):
+        Adapter.load(tmp_path / "a")
+
+
 def test_unknown_fields_that_are_off_are_passed_over(tmp_path):
     tiny_adapter().save(tmp_path / "a")
     edit_config(use_dora=False, rank_pattern={}, corda_config=None)(tmp_path / "a")

@@ -192,6 +192,11 @@ def test_an_overflowing_merge(tiny, tmp_path):
     refused(tiny, tmp_path, "infinite or NaN", adapter.replace(loud), error=NotFiniteError)
 
 
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e39])
+def test_a_weight_that_is_not_finite(tiny, tmp_path, weight):
+    refused(tiny, tmp_path, "no finite float32", [(tiny[1], weight)], error=NolaEdgeError)
+
+
 @pytest.mark.parametrize("place", ["base/out", "base", "adapter/out", "adapter", "out", "no/out"])
 def test_where_an_output_cannot_be(tiny, tmp_path, place):
     (tmp_path / "out").mkdir()

@@ -23,6 +23,7 @@ from nola_edge.dtypes import MERGEABLE, safetensors_dtype
 from nola_edge.errors import AdapterError, ArgumentError, NotFiniteError, printable
 from nola_edge.jsonio import loads_object
 from nola_edge.output import AtomicOutput
+from nola_edge.paths import inside
 from nola_edge.safetensors_file import SafetensorsFile, encode_header
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class Adapter:
                 + ("; adapter_model.bin is a pickle and is never read" if pickled else ""),
                 file=folder,
             )
-        with SafetensorsFile.open(weights) as file:
+        with SafetensorsFile.open(inside(folder, WEIGHTS_NAME)) as file:
             modules, whole = _load_tensors(file, config)
             file.check_unchanged()
         try:
@@ -321,6 +322,7 @@ def _load_config(folder: Path) -> AdapterConfig:
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise AdapterError(f"has no {CONFIG_NAME}; is this an adapter folder?", file=folder)
+    inside(folder, CONFIG_NAME)
     if path.stat().st_size > _MAX_CONFIG_BYTES:
         raise AdapterError("is too large for a configuration", file=path)
     return AdapterConfig.from_json(loads_object(path.read_bytes(), file=path), file=path)

@@ -33,6 +33,7 @@ AdapterLike = Adapter | PathLike
 AdaptersLike = "AdapterLike | Sequence[AdapterLike | tuple[AdapterLike, float]]"
 
 _MAX_ELEMENTS = 2**34
+_MAX_SCALING = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,14 @@ def load_adapters(adapters: Any) -> tuple[tuple[Adapter, float], ...]:
     loaded: list[tuple[Adapter, float]] = []
     for item in adapters:
         adapter, weight = item if isinstance(item, tuple) else (item, 1.0)
-        if not np.isfinite(np.float32(weight)):
-            raise ArgumentError(f"an adapter's weight must be finite, got {weight}", field="weight")
-        loaded.append(
-            (adapter if isinstance(adapter, Adapter) else Adapter.load(adapter), float(weight))
-        )
+        if not isinstance(adapter, Adapter):
+            adapter = Adapter.load(adapter)
+        if not abs(weight * adapter.scaling) <= _MAX_SCALING:
+            raise ArgumentError(
+                f"{weight} times the adapter's scaling {adapter.scaling:g} is no finite float32",
+                field="weight",
+            )
+        loaded.append((adapter, float(weight)))
     if not loaded:
         raise ArgumentError("at least one adapter is needed", field="adapter")
     return tuple(loaded)

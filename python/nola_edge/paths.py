@@ -1,0 +1,42 @@
+"""Files of a folder, and nothing outside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nola_edge.errors import CheckpointError, printable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return the path of a file of a folder; refuse links that lead out of it.
+
+    The Hugging Face cache's own links, from ``snapshots/<revision>`` to ``blobs``, are followed.
+
+    Parameters
+    ----------
+    folder : Path
+    name : str
+        Relative to the folder.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such file, or it lies elsewhere.
+    """
+    path = folder / name
+    root = folder.resolve()
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError):
+        raise CheckpointError("does not exist", file=path) from None
+    allowed = [root]
+    if root.parent.name == "snapshots":
+        allowed.append(root.parent.parent / "blobs")
+    if not any(target.is_relative_to(place) for place in allowed):
+        raise CheckpointError(
+            f"is a link that leads out of the folder, to {printable(target)}", file=path
+        )
+    return path
