@@ -36,8 +36,9 @@ struct Chunks {
 // signed sum, total - 2 * (sum over the elements of sign -1).
 class PieceProjector {
 public:
-    PieceProjector(const BasisStream& stream, std::uint32_t draws)
-        : kernels_(active_kernels()),
+    PieceProjector(const kernels::KernelSet& kernel_set, const BasisStream& stream,
+                   std::uint32_t draws)
+        : kernels_(kernel_set),
           generator_(make_generator(stream)),
           kind_(stream.kind),
           draws_(draws),
@@ -96,9 +97,9 @@ void project(const BasisStream& stream, const float* grad, Shape shape, Window w
     const Pieces pieces(shape, window);
     const Chunks chunks(pieces.count(), num_sums);
     std::vector<double> sums(chunks.count * num_sums, 0.0);
-    const PieceProjector prototype(stream, draws);
+    const kernels::KernelSet& kernel_set = active_kernels();
     parallel_for(chunks.count, num_threads, [&](std::size_t chunk) {
-        PieceProjector projector = prototype;
+        PieceProjector projector(kernel_set, stream, draws);
         for (std::size_t index = chunks.begin(chunk); index < chunks.begin(chunk + 1); ++index) {
             const Piece piece = pieces[index];
             if (piece.begin < piece.end) {
