@@ -9,6 +9,10 @@
 
 #include "nola/isa.h"
 
+#ifdef NOLA_HAVE_AVX2
+#include <cpuid.h>
+#endif
+
 // A macro NOLA_HAVE_<ISA> is the build system's promise that the kernel set is linked in.
 namespace nola::kernels {
 namespace portable {
@@ -45,9 +49,18 @@ bool always() {
 }
 
 #ifdef NOLA_HAVE_AVX2
+// Clang before 15 does not know "f16c" as a feature to ask for.
+bool has_f16c() {
+    unsigned eax = 0;
+    unsigned ebx = 0;
+    unsigned ecx = 0;
+    unsigned edx = 0;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
+// The built-in also asks whether the operating system keeps the wide registers.
 bool has_avx2() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 #endif
 #ifdef NOLA_HAVE_AVX512
