@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nola_edge import Adapter, NolaEdgeError
-from nola_edge.adapter.adapter import ALPHA, BETA, CONFIG_NAME, PREFIX, WEIGHTS_NAME
+from nola_edge.adapter.files import ALPHA, BETA, CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from nola_edge.adapter.fingerprints import modules_fingerprint
 from tests.conftest import load_all, snapshot, tiny_adapter, write_safetensors
 from tests.reference.basis import stream_id

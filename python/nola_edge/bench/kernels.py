@@ -31,26 +31,26 @@ class Peer:
             self.name = "torch way"
             torch.set_num_threads(1)
 
+    def _draw(self) -> Any:
+        """Seed a generator and draw k x r x in uniform numbers."""
+        shape = (NUM_BASIS, RANK, FEATURES)
+        if self.torch is None:
+            return np.random.Generator(np.random.Philox(1)).random(shape, np.float32)
+        generator = self.torch.Generator().manual_seed(1)
+        return self.torch.empty(shape).uniform_(-1, 1, generator=generator)
+
     def expand(self, coefficients: Any) -> object:
         """Draw k x r x in uniform numbers and combine them."""
+        basis = self._draw()
         if self.torch is None:
-            drawn = np.random.Generator(np.random.Philox(1)).random(
-                (NUM_BASIS, RANK, FEATURES), np.float32
-            )
-            return np.tensordot(coefficients, drawn, 1)
-        generator = self.torch.Generator().manual_seed(1)
-        basis = self.torch.empty(NUM_BASIS, RANK, FEATURES).uniform_(-1, 1, generator=generator)
+            return np.tensordot(coefficients, basis, 1)
         return self.torch.einsum("k,krn->rn", self.torch.from_numpy(coefficients), basis)
 
     def project(self, grad: Any) -> object:
         """Draw them again for the gradient."""
+        basis = self._draw()
         if self.torch is None:
-            drawn = np.random.Generator(np.random.Philox(1)).random(
-                (NUM_BASIS, RANK, FEATURES), np.float32
-            )
-            return np.tensordot(drawn, grad, 2)
-        generator = self.torch.Generator().manual_seed(1)
-        basis = self.torch.empty(NUM_BASIS, RANK, FEATURES).uniform_(-1, 1, generator=generator)
+            return np.tensordot(basis, grad, 2)
         return self.torch.einsum("krn,rn->k", basis, self.torch.from_numpy(grad))
 
     def merger(self, weight: Any, b: Any, a: Any) -> Callable[[], object]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_edge.adapter import Adapter
-from nola_edge.adapter.adapter import CONFIG_NAME, PREFIX, WEIGHTS_NAME, write_config, write_tensors
+from nola_edge.adapter.files import CONFIG_NAME, PREFIX, WEIGHTS_NAME, write_config, write_tensors
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import MERGEABLE, numpy_dtype
 from nola_edge.errors import ArgumentError, NotFiniteError

@@ -1,0 +1,161 @@
+"""An adapter's two files: read with every tensor checked, and written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nola_edge.adapter.config import AdapterConfig
+from nola_edge.dtypes import MERGEABLE, safetensors_dtype
+from nola_edge.errors import AdapterError, NotFiniteError
+from nola_edge.jsonio import loads_object
+from nola_edge.paths import inside
+from nola_edge.safetensors_file import SafetensorsFile, encode_header
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+ALPHA = ".nola_alpha"
+BETA = ".nola_beta"
+_MAX_CONFIG_BYTES = 10_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Coefficients:
+    """The trained numbers of one module.
+
+    Attributes
+    ----------
+    alpha : (k,) float32
+        Coefficients of factor A, read-only.
+    beta : (l,) float32
+        Coefficients of factor B, read-only.
+    """
+
+    alpha: NDArray[np.float32]
+    beta: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        """Freeze the arrays."""
+        for name in ("alpha", "beta"):
+            values = np.array(getattr(self, name), dtype=np.float32)
+            values.flags.writeable = False
+            object.__setattr__(self, name, values)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write a safetensors file, tensors in the given order."""
+    entries = [
+        (name, safetensors_dtype(values.dtype), values.shape, values.nbytes)
+        for name, values in tensors.items()
+    ]
+    with path.open("xb") as file:
+        file.write(encode_header(entries, {"format": "pt"}))
+        for values in tensors.values():
+            file.write(np.ascontiguousarray(values).tobytes())
+
+
+def write_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Write a configuration as PEFT does: sorted, indented."""
+    with path.open("x", encoding="utf-8") as file:
+        file.write(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def load_config(folder: Path) -> AdapterConfig:
+    """Read and check ``adapter_config.json``.
+
+    Raises
+    ------
+    NolaEdgeError
+        If it is missing, no strict JSON, or a field is wrong or not understood.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise AdapterError(f"has no {CONFIG_NAME}; is this an adapter folder?", file=folder)
+    inside(folder, CONFIG_NAME)
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise AdapterError("is too large for a configuration", file=path)
+    return AdapterConfig.from_json(loads_object(path.read_bytes(), file=path), file=path)
+
+
+def load_tensors(
+    file: SafetensorsFile, config: AdapterConfig
+) -> tuple[dict[str, Coefficients], dict[str, NDArray[Any]]]:
+    """Sort a file's tensors into coefficient pairs and whole tensors.
+
+    Raises
+    ------
+    NolaEdgeError
+        If a name, dtype or shape is not what the configuration announces, or a value not finite.
+    """
+    pairs: dict[str, dict[str, NDArray[np.float32]]] = {}
+    whole: dict[str, NDArray[Any]] = {}
+    for name in file.tensors:
+        if not name.startswith(PREFIX) or not name.isprintable():
+            raise AdapterError(f"does not begin with {PREFIX!r}", file=file.path, field=name)
+        local = name[len(PREFIX) :]
+        for suffix, count in ((ALPHA, config.num_basis_a), (BETA, config.num_basis_b)):
+            if local.endswith(suffix) and local != suffix:
+                pair = pairs.setdefault(local.removesuffix(suffix), {})
+                pair[suffix] = _load_coefficients(file, name, count)
+                break
+        else:
+            whole[local] = _load_whole(file, name, local, config)
+    for module, pair in pairs.items():
+        for suffix in (ALPHA, BETA):
+            if suffix not in pair:
+                raise AdapterError(
+                    f"has no {suffix.removeprefix('.')}", file=file.path, field=module
+                )
+    modules = {m: Coefficients(pair[ALPHA], pair[BETA]) for m, pair in pairs.items()}
+    return modules, whole
+
+
+def _load_coefficients(file: SafetensorsFile, name: str, count: int) -> NDArray[np.float32]:
+    info = file.tensors[name]
+    where: dict[str, Any] = {"file": file.path, "field": name}
+    if info.dtype not in MERGEABLE:
+        raise AdapterError(
+            f"has dtype {info.dtype}, coefficients are {', '.join(MERGEABLE)}", **where
+        )
+    if info.shape != (count,):
+        raise AdapterError(
+            f"has shape {list(info.shape)}, the configuration says [{count}]", **where
+        )
+    values = np.array(file.array(name), dtype=np.float32)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise NotFiniteError(
+            f"coefficient {bad[0]} is {values[bad[0]]}; the training diverged", **where
+        )
+    return values
+
+
+def _load_whole(
+    file: SafetensorsFile, name: str, local: str, config: AdapterConfig
+) -> NDArray[Any]:
+    saved = any(
+        f".{module}." in f".{local}" or local == module for module in config.modules_to_save
+    )
+    bias = config.bias != "none" and local.endswith(".bias")
+    where: dict[str, Any] = {"file": file.path, "field": name}
+    if not (saved or bias):
+        raise AdapterError(
+            "is neither coefficients nor a tensor that modules_to_save or bias announce", **where
+        )
+    info = file.tensors[name]
+    if info.dtype not in MERGEABLE:
+        raise AdapterError(f"has dtype {info.dtype}, must be {', '.join(MERGEABLE)}", **where)
+    values = np.array(file.array(name))
+    if not np.isfinite(values.astype(np.float32)).all():
+        raise NotFiniteError("holds an infinite or NaN value", **where)
+    return values
