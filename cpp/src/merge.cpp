@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <stdexcept>
 #include <vector>
 
@@ -38,9 +39,23 @@ auto merge_kernel(const kernels::KernelSet& kernel_set, ElementType type) {
     return kernel_set.merge_f32;
 }
 
+// Where column `lane` of a panel is packed: in place, or, in runs of `pair` columns, the even ones
+// before the odd ones.
+std::size_t packed_lane(std::size_t lane, std::size_t pair) {
+    if (pair == 0) {
+        return lane;
+    }
+    const std::size_t within = lane % pair;
+    return lane - within + (within % 2) * (pair / 2) + within / 2;
+}
+
 // A (rank x cols) as panels of `width` columns, each rank x width, zero-padded.
 std::vector<float> pack_panels(const LowRank& update, std::size_t cols, std::size_t width,
-                               int num_threads) {
+                               std::size_t pair, int num_threads) {
+    std::vector<std::size_t> lanes(width);
+    for (std::size_t lane = 0; lane < width; ++lane) {
+        lanes[lane] = packed_lane(lane, pair);
+    }
     const std::size_t panels = (cols + width - 1) / width;
     std::vector<float> packed(panels * update.rank * width);
     parallel_for(panels, num_threads, [&](std::size_t panel) {
@@ -48,16 +63,24 @@ std::vector<float> pack_panels(const LowRank& update, std::size_t cols, std::siz
         const std::size_t count = std::min(width, cols - col);
         float* row = packed.data() + panel * update.rank * width;
         for (std::size_t j = 0; j < update.rank; ++j, row += width) {
-            std::copy_n(update.a + j * cols + col, count, row);
+            const float* a = update.a + j * cols + col;
+            for (std::size_t lane = 0; lane < count; ++lane) {
+                row[lanes[lane]] = a[lane];
+            }
         }
     });
     return packed;
 }
 
+bool all_finite(const float* values, std::size_t count) {
+    return std::all_of(values, values + count, [](float x) { return std::isfinite(x); });
+}
+
 // Columns whose share of A stays in the second-level cache while many rows pass over it.
 std::size_t block_cols(std::size_t rank, std::size_t cols, std::size_t panel) {
     constexpr std::size_t kCachedFloats = std::size_t{64} * 1024;
-    const std::size_t panels = std::max<std::size_t>(1, kCachedFloats / (rank * panel + 1));
+    const std::size_t panels =
+        std::max<std::size_t>(1, kCachedFloats / std::max<std::size_t>(1, rank * panel));
     return std::min((cols + panel - 1) / panel, panels) * panel;
 }
 
@@ -74,9 +97,15 @@ bool merge(void* weight, ElementType type, std::size_t rows, std::size_t cols,
     if (rows == 0 || cols == 0) {
         return true;
     }
+    if (!std::isfinite(update.scaling) || !all_finite(update.b, rows * update.rank) ||
+        !all_finite(update.a, update.rank * cols)) {
+        return false;
+    }
     const kernels::KernelSet& kernel_set = active_kernels();
     const auto kernel = merge_kernel(kernel_set, type);
-    const std::vector<float> packed = pack_panels(update, cols, kernel_set.panel, num_threads);
+    const std::size_t pair = type == ElementType::kBFloat16 ? kernel_set.bf16_pair : 0;
+    const std::vector<float> packed =
+        pack_panels(update, cols, kernel_set.panel, pair, num_threads);
 
     const std::size_t col_step = block_cols(update.rank, cols, kernel_set.panel);
     const std::size_t row_step = kernel_set.tile_rows * 8;

@@ -210,7 +210,8 @@ def merge_(
     TypeError, ValueError
         If an argument does not fit; nothing was changed, the message names the argument.
     NotFiniteError
-        If a merged element is infinite or NaN; `weight` then holds it.
+        If a factor is infinite or NaN, and nothing was changed, or if a merged element is;
+        `weight` then holds it.
     """
     if not _core.merge(weight, lora_b, lora_a, scaling, _threads(num_threads)):
         raise NotFiniteError("a merged weight is infinite or NaN", field="weight")

@@ -76,6 +76,41 @@ def test_non_finite_is_refused(isa, dtype, bad, place):
         ne.merge_(weight, np.ones((13, 2), np.float32), np.ones((2, 71), np.float32))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_nan_in_every_column_is_refused(isa, dtype):
+    """Whatever the NaN's payload and whichever lane it falls in."""
+    width = np.dtype(dtype).itemsize * 8
+    for payload in (1, 2 ** (width - 1) - 1, 2**width - 1):
+        bits = np.array([payload], f"u{width // 8}")
+        if payload == 1:  # the smallest payload of a NaN of this type
+            bits |= np.array([np.inf], dtype).view(bits.dtype)
+        for column in range(71):
+            weight = np.ones((7, 71), dtype)
+            weight[3, column] = bits.view(dtype)[0]
+            with pytest.raises(NotFiniteError):
+                ne.merge_(weight, np.zeros((7, 1), np.float32), np.zeros((1, 71), np.float32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bits", [0x7F800000, 0xFF800000, 0x7FFFFFFF, 0xFFFFFFFF])
+@pytest.mark.parametrize("which", ["lora_b", "lora_a", "scaling"])
+def test_factor_that_is_not_finite_changes_nothing(isa, dtype, bits, which):
+    bad = np.array([bits], np.uint32).view(np.float32)[0]
+    weight = np.ones((7, 71), dtype)
+    arguments = {
+        "lora_b": np.ones((7, 2), np.float32),
+        "lora_a": np.ones((2, 71), np.float32),
+        "scaling": 1.0,
+    }
+    if which == "scaling":
+        arguments["scaling"] = float(bad)
+    else:
+        arguments[which][-1, -1] = bad
+    with pytest.raises(NotFiniteError):
+        ne.merge_(weight, **arguments)
+    assert (weight == 1).all()
+
+
 @pytest.mark.parametrize(
     ("dtype", "largest"), [(np.float16, 65519.0), (ml_dtypes.bfloat16, 3.3953e38)]
 )

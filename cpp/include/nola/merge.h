@@ -25,7 +25,8 @@ struct LowRank {
 // y = fma(scaling, acc, weight[m,n]); y rounded to nearest even into `type`. The factors must not
 // overlap the weight.
 //
-// Returns whether every merged element is finite; false leaves non-finite elements in the weight.
+// Returns whether every merged element is finite; false leaves non-finite elements in the weight,
+// or, where a factor or the scaling is not finite itself, the weight as it was.
 // Deterministic to the bit like expand. Thread-safe for distinct weights.
 // Throws std::invalid_argument, naming the argument, before anything is written.
 [[nodiscard]] bool merge(void* weight, ElementType type, std::size_t rows, std::size_t cols,

@@ -34,9 +34,13 @@ struct BFloat16 {
 }  // namespace
 
 extern const KernelSet kKernels;
+// clang-format off: in the groups of the table
 const KernelSet kKernels = {
-    expand_rademacher, expand_uniform, project_rademacher, project_uniform, merge_f32, merge_f16,
-    merge_bf16,        kPanel,         kTileRows,
+    expand_rademacher, expand_uniform,
+    project_rademacher, project_uniform,
+    merge_f32, merge_f16, merge_bf16,
+    kPanel, kTileRows, kPairedBFloat16 ? 2 * kLanes : 0,
 };
+// clang-format on
 
 }  // namespace nola::kernels::NOLA_ISA

@@ -51,7 +51,8 @@ struct KernelSet {
 
     // Merge of rows x cols elements, `stride` elements from row to row, with the factor A packed
     // by panels of `panel` columns: a[(p * rank + j) * panel + lane], zero-padded. b: rows x rank.
-    // Returns the largest |fp32 result| as bits, so that the caller can tell overflow and NaN.
+    // The factors and the scaling are finite. Returns the largest |result| as bits of fp32, before
+    // or after rounding, so that the caller can tell overflow and NaN.
     struct MergeArgs {
         void* weight;
         std::size_t stride;
@@ -67,6 +68,9 @@ struct KernelSet {
     std::uint32_t (*merge_bf16)(const MergeArgs&);
     std::size_t panel;      // columns of one packed panel of A
     std::size_t tile_rows;  // rows of the register tile: cut the work at multiples of it
+    // If not 0, merge_bf16 wants each run of so many columns packed as its even columns, then its
+    // odd ones.
+    std::size_t bf16_pair;
 };
 
 }  // namespace nola::kernels

@@ -4,8 +4,16 @@
 // A tile is kTileRows x (kTileVectors * kLanes) accumulators; A comes packed by panels of the
 // tile's width, so that a tile reads it in order whatever the row length (rows a power of two
 // apart would fall into the same cache sets), and the weight is walked along its rows.
+//
+// A type that is merged by pairs has each 2 * kLanes columns of a panel packed as the even ones,
+// then the odd ones, which is how its elements unpack without a shuffle.
 
 inline constexpr std::size_t kPanel = kTileVectors * kLanes;
+
+template <class T>
+inline constexpr bool kPaired = false;
+template <>
+inline constexpr bool kPaired<BFloat16> = kPairedBFloat16;
 
 // Unrolled throughout: an accumulator that is indexed by a variable lives in memory.
 template <std::size_t kRows, class T>
@@ -36,12 +44,22 @@ NOLA_INLINE U32 merge_tile(T* weight, std::size_t stride, const float* b, const 
     }
 #pragma GCC unroll 16
     for (std::size_t m = 0; m < kRows; ++m) {
+        T* row = weight + m * stride;
+        if constexpr (kPaired<T>) {
 #pragma GCC unroll 16
-        for (std::size_t v = 0; v < kTileVectors; ++v) {
-            T* p = weight + m * stride + v * kLanes;
-            const F32 merged = fma(scaling, acc[m][v], load_as_f32(p));
-            largest = max_magnitude(largest, merged);
-            store_rounded(p, merged);
+            for (std::size_t v = 0; v < kTileVectors; v += 2) {
+                auto pair = load_pair_as_f32(row + v * kLanes);
+                pair.even = fma(scaling, acc[m][v], pair.even);
+                pair.odd = fma(scaling, acc[m][v + 1], pair.odd);
+                largest = max_magnitude(largest, store_pair_rounded(row + v * kLanes, pair));
+            }
+        } else {
+#pragma GCC unroll 16
+            for (std::size_t v = 0; v < kTileVectors; ++v) {
+                const F32 merged = fma(scaling, acc[m][v], load_as_f32(row + v * kLanes));
+                largest = max_magnitude(largest, merged);
+                store_rounded(row + v * kLanes, merged);
+            }
         }
     }
     return largest;
@@ -76,7 +94,7 @@ NOLA_INLINE U32 merge_rows(const KernelSet::MergeArgs& args, std::size_t row, U3
 
 template <class T>
 NOLA_INLINE std::uint32_t merge_weight(const KernelSet::MergeArgs& args) {
-    U32 largest = max_magnitude(U32{}, zero());
+    U32 largest{};
     std::size_t row = 0;
     for (; row + kTileRows <= args.rows; row += kTileRows) {
         largest = merge_rows<kTileRows, T>(args, row, largest);
@@ -88,6 +106,10 @@ NOLA_INLINE std::uint32_t merge_weight(const KernelSet::MergeArgs& args) {
     store_u32(lanes, largest);
     std::uint32_t magnitude = 0;
     for (const std::uint32_t lane : lanes) {
+        if constexpr (kPaired<T>) {  // two magnitudes of bfloat16, the upper half of an fp32
+            const std::uint32_t even = lane << 16;
+            magnitude = even > magnitude ? even : magnitude;
+        }
         magnitude = lane > magnitude ? lane : magnitude;
     }
     return magnitude;

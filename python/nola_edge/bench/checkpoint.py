@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ml_dtypes  # noqa: F401  (teaches numpy the name bfloat16)
+import numpy as np
 from safetensors import safe_open
 
 from nola_edge.bench.timing import Figure, alternate
 from nola_edge.merge.lazy import open_merged
 from nola_edge.merge.write import merge_checkpoint
+from nola_edge.safetensors_file import SafetensorsFile
 from nola_edge.synthetic import llama_7b, trained_adapter, write_checkpoint
 
 if TYPE_CHECKING:
@@ -94,14 +96,21 @@ def _loading(base: Path, adapter: Path, rounds: int, size: str) -> Iterator[Figu
             for name in file.keys():  # noqa: SIM118  (no mapping)
                 file.get_tensor(name)
 
+    def read_bytes() -> None:
+        with SafetensorsFile.open(base / "model.safetensors") as file:
+            for info in file.tensors.values():
+                file.read_into(np.empty(info.nbytes, np.uint8).data, info.start)
+
     def forget() -> None:
         for path in base.iterdir():
             fd = os.open(path, os.O_RDONLY)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(fd)
 
-    ours, theirs = alternate(load_merged, load_plain, rounds=rounds)
-    yield Figure(f"open_merged, {size}, warm", "safetensors", ours, theirs, 1.6, False)
-    if hasattr(os, "posix_fadvise"):
-        ours, theirs = alternate(load_merged, load_plain, rounds=rounds, prepare=forget)
-        yield Figure(f"open_merged, {size}, cold", "safetensors", ours, theirs, 1.15, False)
+    drop = forget if hasattr(os, "posix_fadvise") else None
+    for peer, against in (("safetensors", load_plain), ("bare pread", read_bytes)):
+        ours, theirs = alternate(load_merged, against, rounds=rounds)
+        yield Figure(f"open_merged, {size}, warm", peer, ours, theirs, 1.6, False)
+        if drop is not None:
+            ours, theirs = alternate(load_merged, against, rounds=rounds, prepare=drop)
+            yield Figure(f"open_merged, {size}, cold", peer, ours, theirs, 1.15, False)

@@ -7,6 +7,7 @@ in cache. Blocks are independent: any thread may take any of them and the bytes 
 from __future__ import annotations
 
 import os
+import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,21 @@ def read_merged(
             field=info.name,
         ) from None
     return view
+
+
+class Buffers:
+    """One growing buffer for each thread that asks, reused from block to block."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def get(self, nbytes: int) -> memoryview:
+        """Return this thread's buffer, writable, of just so many bytes."""
+        buffer: NDArray[np.uint8] | None = getattr(self._local, "buffer", None)
+        if buffer is None or buffer.size < nbytes:
+            buffer = np.empty(nbytes, np.uint8)
+            self._local.buffer = buffer
+        return buffer.data[:nbytes]
 
 
 class Workers:

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nola_edge.checkpoint import Checkpoint
-from nola_edge.dtypes import numpy_dtype
-from nola_edge.merge.blocks import BLOCK_BYTES, read_merged, row_blocks
+from nola_edge.dtypes import numpy_dtype, safetensors_dtype
+from nola_edge.merge.blocks import (
+    BLOCK_BYTES,
+    Buffers,
+    Workers,
+    block_offset,
+    read_merged,
+    row_blocks,
+)
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
 from nola_edge.merge.update import make_update
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from nola_edge.safetensors_file import SafetensorsFile, TensorInfo
+    from nola_edge.safetensors_file import SafetensorsFile
+
+#: Gives a block's expected bytes, in the buffer it gets or in memory of its own.
+_Produce = Callable[[memoryview], memoryview]
 
 
 @dataclass(frozen=True)
@@ -104,108 +117,117 @@ def verify_checkpoint(
         If a file is not what it claims, or adapter and base do not fit.
     """
     adapters = load_adapters(adapter)
-    report = VerifyReport()
     with Checkpoint.open(Path(base)) as checkpoint, Checkpoint.open(Path(merged)) as candidate:
         plan = plan_merge(checkpoint, adapters, check_base=check_base)
-        expected = [*checkpoint.tensors, *plan.added]
-        report.merged = len(plan.merges)
-        for name in expected:
-            if name not in candidate.tensors:
-                report.differences.append(Difference(name, "missing", "not in the merged files"))
-                continue
-            difference = _compare(plan, candidate, name, num_threads, progress or (lambda _: None))
-            report.tensors += 1
-            report.nbytes += candidate.tensors[name][1].nbytes
-            if difference is not None:
-                report.differences.append(difference)
-        wanted = set(expected)
-        report.differences += [
-            Difference(name, "unexpected", "neither in the base nor in an adapter")
-            for name in candidate.tensors
-            if name not in wanted
-        ]
+        comparison = _Comparison(plan, candidate, progress or (lambda _: None))
+        with Workers(num_threads) as workers:
+            for name in comparison.expected:
+                comparison.submit(name, workers, num_threads)
         checkpoint.check_unchanged()
         candidate.check_unchanged()
-    return report
+    return comparison.report()
 
 
-def _compare(
-    plan: MergePlan,
-    candidate: Checkpoint,
-    name: str,
-    num_threads: int | None,
-    progress: Callable[[int], None],
-) -> Difference | None:
-    file, found = candidate.tensors[name]
-    dtype, shape = _expected_form(plan, name)
-    if found.dtype != dtype:
-        return Difference(name, "dtype", f"{found.dtype} instead of {dtype}")
-    if tuple(found.shape) != shape:
-        return Difference(name, "shape", f"{list(found.shape)} instead of {list(shape)}")
-    elements, largest = 0, 0.0
-    buffer = np.empty(0, np.uint8)
-    offset = 0
-    for block in _expected_bytes(plan, name, num_threads):
-        count = len(block)
-        if buffer.size < count:
-            buffer = np.empty(count, np.uint8)
-        have = buffer[:count]
-        file.read_into(have.data, found.start + offset)
-        want = np.frombuffer(block, np.uint8)
-        if not np.array_equal(have, want):
-            number, distance = _distance(have, want, dtype)
-            elements, largest = elements + number, max(largest, distance)
-        offset += count
-        progress(count)
-    if elements == 0:
-        return None
-    return Difference(
-        name,
-        "values",
-        f"{elements} of {max(1, int(np.prod(shape)))} elements differ, by at most {largest:.3g}",
-        elements,
-        largest,
-    )
+class _Comparison:
+    """Compares blocks on several threads and gathers what differs, tensor by tensor."""
+
+    def __init__(
+        self, plan: MergePlan, candidate: Checkpoint, progress: Callable[[int], None]
+    ) -> None:
+        self.expected = [*plan.base.tensors, *plan.added]
+        self._plan = plan
+        self._candidate = candidate
+        self._progress = progress
+        self._form: dict[str, Difference] = {}
+        self._values: dict[str, tuple[int, float]] = {}
+        self._lock = threading.Lock()
+        self._have, self._want = Buffers(), Buffers()
+
+    def submit(self, name: str, workers: Workers, num_threads: int | None) -> None:
+        """Check a tensor's form at once and have its bytes compared."""
+        if name not in self._candidate.tensors:
+            self._form[name] = Difference(name, "missing", "not in the merged files")
+            return
+        found = self._candidate.tensors[name][1]
+        dtype, shape = _expected_form(self._plan, name)
+        if found.dtype != dtype:
+            self._form[name] = Difference(name, "dtype", f"{found.dtype} instead of {dtype}")
+            return
+        if tuple(found.shape) != shape:
+            detail = f"{list(found.shape)} instead of {list(shape)}"
+            self._form[name] = Difference(name, "shape", detail)
+            return
+        for offset, nbytes, produce in self._blocks(name, num_threads):
+            workers.submit(self._compare, name, offset, nbytes, produce)
+
+    def _blocks(self, name: str, num_threads: int | None) -> Iterator[tuple[int, int, _Produce]]:
+        """Yield offset, size and producer of each block of a tensor's expected bytes."""
+        whole = self._plan.replaced.get(name, self._plan.added.get(name))
+        if whole is not None:
+            data = np.ascontiguousarray(whole).reshape(-1).view(np.uint8).data
+            yield 0, len(data), lambda _: data
+            return
+        file, info = self._plan.tensor(name)
+        if info.nbytes == 0:
+            return
+        if name in self._plan.merges:
+            update = make_update(self._plan.merges[name], info.shape, num_threads)
+            for rows in row_blocks(info):
+                begin, end = block_offset(info, rows[0]), block_offset(info, rows[1])
+                yield begin, end - begin, partial(read_merged, file, info, update, rows)
+            return
+        for begin in range(0, info.nbytes, BLOCK_BYTES):
+            count = min(BLOCK_BYTES, info.nbytes - begin)
+            yield begin, count, partial(_read, file, info.start + begin)
+
+    def _compare(self, name: str, offset: int, nbytes: int, produce: _Produce) -> None:
+        file, found = self._candidate.tensors[name]
+        have = self._have.get(nbytes)
+        file.read_into(have, found.start + offset)
+        want = produce(self._want.get(nbytes))
+        left, right = np.frombuffer(have, np.uint8), np.frombuffer(want, np.uint8)
+        if not np.array_equal(left, right):
+            count, distance = _distance(left, right, found.dtype)
+            with self._lock:
+                elements, largest = self._values.get(name, (0, 0.0))
+                self._values[name] = elements + count, max(largest, distance)
+        self._progress(nbytes)
+
+    def report(self) -> VerifyReport:
+        """Return the findings, in the order of the base's tensors."""
+        report = VerifyReport(merged=len(self._plan.merges))
+        for name in self.expected:
+            if name in self._form:
+                report.differences.append(self._form[name])
+                if self._form[name].problem == "missing":
+                    continue
+            elif name in self._values:
+                elements, largest = self._values[name]
+                count = max(1, int(np.prod(_expected_form(self._plan, name)[1])))
+                detail = f"{elements} of {count} elements differ, by at most {largest:.3g}"
+                report.differences.append(Difference(name, "values", detail, elements, largest))
+            report.tensors += 1
+            report.nbytes += self._candidate.tensors[name][1].nbytes
+        wanted = set(self.expected)
+        report.differences += [
+            Difference(name, "unexpected", "neither in the base nor in an adapter")
+            for name in self._candidate.tensors
+            if name not in wanted
+        ]
+        return report
 
 
 def _expected_form(plan: MergePlan, name: str) -> tuple[str, tuple[int, ...]]:
     if name in plan.added:
-        from nola_edge.dtypes import safetensors_dtype
-
         values = plan.added[name]
         return safetensors_dtype(values.dtype), tuple(values.shape)
     info = plan.tensor(name)[1]
     return info.dtype, tuple(info.shape)
 
 
-def _expected_bytes(
-    plan: MergePlan, name: str, num_threads: int | None
-) -> Iterator[memoryview | bytes]:
-    whole = plan.replaced.get(name, plan.added.get(name))
-    if whole is not None:
-        yield np.ascontiguousarray(whole).tobytes()
-        return
-    file, info = plan.tensor(name)
-    if info.nbytes == 0:
-        return
-    if name not in plan.merges:
-        yield from _file_bytes(file, info)
-        return
-    update = make_update(plan.merges[name], info.shape, num_threads)
-    buffer = np.empty(0, np.uint8)
-    for start, stop in row_blocks(info):
-        needed = (stop - start) * info.nbytes // info.shape[0]
-        if buffer.size < needed:
-            buffer = np.empty(needed, np.uint8)
-        yield read_merged(file, info, update, (start, stop), buffer.data)
-
-
-def _file_bytes(file: SafetensorsFile, info: TensorInfo) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(min(BLOCK_BYTES, info.nbytes)))
-    for start in range(0, info.nbytes, BLOCK_BYTES):
-        part = buffer[: min(BLOCK_BYTES, info.nbytes - start)]
-        file.read_into(part, info.start + start)
-        yield part
+def _read(file: SafetensorsFile, begin: int, out: memoryview) -> memoryview:
+    file.read_into(out, begin)
+    return out
 
 
 def _distance(have: NDArray[np.uint8], want: NDArray[np.uint8], dtype: str) -> tuple[int, float]:

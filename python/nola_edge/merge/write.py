@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import safetensors_dtype
-from nola_edge.merge.blocks import Workers, block_offset, read_merged, row_blocks
+from nola_edge.merge.blocks import Buffers, Workers, block_offset, read_merged, row_blocks
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
 from nola_edge.merge.update import make_update
 from nola_edge.output import AtomicOutput, copy_file, copy_range, pwrite_all, start_writeback
@@ -228,7 +227,7 @@ class _ShardWriter:
         self._shard = shard
         self._fd = fd
         self._progress = progress
-        self._buffers = threading.local()
+        self._buffers = Buffers()
 
     def copy(self, begin: int, end: int) -> None:
         """Copy bytes of the base within the kernel."""
@@ -248,18 +247,11 @@ class _ShardWriter:
         """Merge a block of rows and write it."""
         begin = block_offset(info, rows[0])
         count = block_offset(info, rows[1]) - begin
-        block = read_merged(self._shard.source, info, update, rows, self._buffer(count).data)
+        block = read_merged(self._shard.source, info, update, rows, self._buffers.get(count))
         offset = info.start + self._shard.shift + begin
         pwrite_all(self._fd, block, offset)
         start_writeback(self._fd, offset, count)
         self._progress(count)
-
-    def _buffer(self, nbytes: int) -> NDArray[np.uint8]:
-        buffer: NDArray[np.uint8] | None = getattr(self._buffers, "buffer", None)
-        if buffer is None or buffer.size < nbytes:
-            buffer = np.empty(nbytes, np.uint8)
-            self._buffers.buffer = buffer
-        return buffer
 
 
 def _write_companions(plan: MergePlan, shards: list[_Shard], folder: Path) -> None:

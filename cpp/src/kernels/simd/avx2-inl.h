@@ -118,10 +118,6 @@ NOLA_INLINE F32 load_as_f32(const float* p) {
 NOLA_INLINE F32 load_as_f32(const Half* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-NOLA_INLINE F32 load_as_f32(const BFloat16* p) {
-    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-}
 NOLA_INLINE void store_rounded(float* p, F32 v) {
     store(p, v);
 }
@@ -129,12 +125,33 @@ NOLA_INLINE void store_rounded(Half* p, F32 v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-NOLA_INLINE void store_rounded(BFloat16* p, F32 v) {
+
+// Bfloat16 goes by pairs of vectors, even and odd columns apart: unpacking and packing are then a
+// shift and a mask of whole registers, with no shuffle.
+inline constexpr bool kPairedBFloat16 = true;
+
+struct Pair {
+    F32 even;
+    F32 odd;
+};
+NOLA_INLINE Pair load_pair_as_f32(const BFloat16* p) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)),
+            _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(-0x10000)))};
+}
+// The rounded bits in the upper half of each lane.
+NOLA_INLINE U32 round_to_upper_half(F32 v) {
     const __m256i bits = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i rounded = _mm256_srli_epi32(
-        _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd), 16);
-    _mm_storeu_si128(
-        reinterpret_cast<__m128i*>(p),
-        _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1)));
+    return _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd);
+}
+NOLA_INLINE U32 store_pair_rounded(BFloat16* p, Pair v) {
+    const __m256i even = _mm256_srli_epi32(round_to_upper_half(v.even), 16);
+    const __m256i bits = _mm256_blend_epi16(even, round_to_upper_half(v.odd), 0xAA);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bits);
+    return bits;
+}
+// The larger magnitudes of two vectors of bfloat16, in their 16-bit lanes.
+NOLA_INLINE U32 max_magnitude(U32 largest, U32 bits) {
+    return _mm256_max_epu16(largest, _mm256_and_si256(bits, _mm256_set1_epi32(0x7FFF7FFF)));
 }

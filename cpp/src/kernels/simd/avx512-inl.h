@@ -108,10 +108,6 @@ NOLA_INLINE F32 load_as_f32(const float* p) {
 NOLA_INLINE F32 load_as_f32(const Half* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
-NOLA_INLINE F32 load_as_f32(const BFloat16* p) {
-    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
 NOLA_INLINE void store_rounded(float* p, F32 v) {
     store(p, v);
 }
@@ -119,12 +115,35 @@ NOLA_INLINE void store_rounded(Half* p, F32 v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-// Not vcvtneps2bf16, which flushes subnormals.
-NOLA_INLINE void store_rounded(BFloat16* p, F32 v) {
+
+// Bfloat16 goes by pairs of vectors, even and odd columns apart: unpacking and packing are then a
+// shift and a mask of whole registers, with no shuffle.
+inline constexpr bool kPairedBFloat16 = true;
+
+struct Pair {
+    F32 even;
+    F32 odd;
+};
+NOLA_INLINE Pair load_pair_as_f32(const BFloat16* p) {
+    const __m512i bits = _mm512_loadu_si512(p);
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)),
+            _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-0x10000)))};
+}
+// The rounded bits in the upper half of each lane. Not vcvtneps2bf16, which flushes subnormals.
+NOLA_INLINE U32 round_to_upper_half(F32 v) {
     const __m512i bits = _mm512_castps_si512(v);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded =
-        _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+    const __m512i up = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF));
+    const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+    return _mm512_mask_add_epi32(up, odd, up, _mm512_set1_epi32(1));
+}
+NOLA_INLINE U32 store_pair_rounded(BFloat16* p, Pair v) {
+    const __m512i even = _mm512_srli_epi32(round_to_upper_half(v.even), 16);
+    const __m512i bits = _mm512_ternarylogic_epi32(round_to_upper_half(v.odd), even,
+                                                   _mm512_set1_epi32(-0x10000), 0xE4);
+    _mm512_storeu_si512(p, bits);
+    return bits;
+}
+// The larger magnitudes of two vectors of bfloat16, in their 16-bit lanes.
+NOLA_INLINE U32 max_magnitude(U32 largest, U32 bits) {
+    return _mm512_max_epu16(largest, _mm512_and_si512(bits, _mm512_set1_epi32(0x7FFF7FFF)));
 }

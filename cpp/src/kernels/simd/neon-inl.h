@@ -126,3 +126,6 @@ NOLA_INLINE void store_rounded(BFloat16* p, F32 v) {
     const uint32x4_t rounded = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7FFF)), odd);
     vst1_u16(reinterpret_cast<std::uint16_t*>(p), vshrn_n_u32(rounded, 16));
 }
+
+// No type is merged by pairs of vectors here; see avx512-inl.h.
+inline constexpr bool kPairedBFloat16 = false;

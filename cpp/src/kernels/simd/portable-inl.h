@@ -174,3 +174,6 @@ NOLA_INLINE void store_rounded(Half* p, F32 v) {
     half = magnitude > 0x7F800000U ? U32{} + 0x7E00U : half;
     store_u16(&p->bits, half | sign);
 }
+
+// No type is merged by pairs of vectors here; see avx512-inl.h.
+inline constexpr bool kPairedBFloat16 = false;
