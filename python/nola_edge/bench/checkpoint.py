@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shutil
 import subprocess
@@ -89,7 +90,8 @@ def _loading(base: Path, adapter: Path, rounds: int, size: str) -> Iterator[Figu
             for name in tensors:
                 values = tensors[name]
                 if not values.flags.writeable:
-                    values.copy()  # untouched: mapped so far, and now read like the peer does
+                    # Untouched, so only mapped: bring every page into memory, as the peer does.
+                    values.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE].max()
 
     def load_plain() -> None:
         with safe_open(base / "model.safetensors", "numpy") as file:
