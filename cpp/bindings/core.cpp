@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
-#include <utility>
 
+#include "arguments.h"
 #include "nola/basis.h"
 #include "nola/expand.h"
 #include "nola/isa.h"
@@ -20,26 +20,10 @@ namespace py = pybind11;
 
 namespace {
 
-using Extent = std::pair<std::size_t, std::size_t>;
-
-nola::Basis basis_from_name(std::string_view name) {
-    if (name == "rademacher") {
-        return nola::Basis::kRademacher;
-    }
-    if (name == "uniform") {
-        return nola::Basis::kUniform;
-    }
-    throw py::value_error("basis: '" + std::string(name) +
-                          "' is not known; use 'rademacher' or 'uniform'");
-}
-
-nola::BasisStream make_stream(std::string_view basis, std::uint64_t seed, std::uint64_t stream) {
-    return {basis_from_name(basis), seed, stream};
-}
-
-nola::Window make_window(Extent rows, Extent cols) {
-    return {rows.first, rows.second, cols.first, cols.second};
-}
+using nola::bindings::basis_from_name;
+using nola::bindings::Extent;
+using nola::bindings::make_stream;
+using nola::bindings::make_window;
 
 std::string describe(const py::array& array) {
     std::string text = py::str(array.dtype()).cast<std::string>() + " (";
@@ -217,4 +201,5 @@ PYBIND11_MODULE(_core, m) {
     m.def(
         "force_isa", [](std::string_view name) { nola::force_isa(nola::isa_from_name(name)); },
         py::arg("name"));
+    nola::bindings::define_pointer_functions(m);
 }

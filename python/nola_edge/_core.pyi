@@ -39,6 +39,40 @@ def merge(
     scaling: float,
     num_threads: int,
 ) -> bool: ...
+def expand_at(
+    coefficients: int,
+    num_basis: int,
+    seed: int,
+    stream: int,
+    shape: tuple[int, int],
+    basis: str,
+    rows: tuple[int, int],
+    cols: tuple[int, int],
+    out: int,
+    num_threads: int,
+) -> None: ...
+def project_at(
+    grad: int,
+    num_basis: int,
+    seed: int,
+    stream: int,
+    shape: tuple[int, int],
+    basis: str,
+    rows: tuple[int, int],
+    cols: tuple[int, int],
+    out: int,
+    num_threads: int,
+) -> None: ...
+def merge_at(
+    weight: int,
+    dtype: str,
+    shape: tuple[int, int],
+    lora_b: int,
+    lora_a: int,
+    rank: int,
+    scaling: float,
+    num_threads: int,
+) -> bool: ...
 def compiled_isas() -> list[str]: ...
 def supported_isas() -> list[str]: ...
 def active_isa() -> str: ...

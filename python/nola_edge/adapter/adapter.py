@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from nola_edge.adapter.files import (
     Coefficients,
     load_config,
     load_tensors,
+    quantized_tensors,
     write_config,
     write_tensors,
 )
@@ -29,6 +29,9 @@ from nola_edge.adapter.fingerprints import (
     modules_fingerprint,
 )
 from nola_edge.adapter.hub import resolve
+from nola_edge.adapter.packed import load_packed, write_packed
+from nola_edge.adapter.quantize import check_bits, rounded
+from nola_edge.adapter.start import unit_start
 from nola_edge.errors import AdapterError, ArgumentError, NotFiniteError, printable
 from nola_edge.output import AtomicOutput
 from nola_edge.paths import inside
@@ -80,7 +83,7 @@ class Adapter:
 
     @classmethod
     def load(cls, path: str | Path, *, revision: str | None = None) -> Adapter:
-        """Load an adapter folder, or download it by its Hub id.
+        """Load an adapter folder or a packed file, or download a folder by its Hub id.
 
         Only JSON and safetensors are read, never pickle.
 
@@ -97,6 +100,11 @@ class Adapter:
             disagree, or a coefficient is not finite.
         """
         folder = resolve(path, revision)
+        if folder.is_file():
+            config, modules, whole = load_packed(folder)
+            adapter = cls(config, modules, whole, path=folder)
+            _check_fingerprints(adapter, folder)
+            return adapter
         config = load_config(folder)
         weights = folder / WEIGHTS_NAME
         if not weights.is_file():
@@ -165,8 +173,7 @@ class Adapter:
         for module, (_, in_features) in modules.items():
             if in_features < 1:
                 raise ArgumentError("in_features must be positive", field=module)
-            alpha = np.zeros(num_basis_a, np.float32)
-            alpha[0] = math.sqrt(num_basis_a / (3 * in_features))
+            alpha = unit_start(num_basis_a, in_features)
             fresh[module] = Coefficients(alpha, np.zeros(num_basis_b, np.float32))
         adapter = cls(config, fresh)
         if base is not None:
@@ -261,21 +268,66 @@ class Adapter:
         ------
         OutputError
         """
-        config = dataclasses.replace(
-            self.config,
-            basis_fingerprint=basis_fingerprint(self.config.seed),
-            modules_fingerprint=modules_fingerprint(self.modules),
-        )
+        config = self._fingerprinted()
+        bits = config.coefficient_bits
         tensors: dict[str, NDArray[Any]] = {}
         for module, coefficients in self.modules.items():
-            tensors[PREFIX + module + ALPHA] = coefficients.alpha
-            tensors[PREFIX + module + BETA] = coefficients.beta
+            for suffix, values in ((ALPHA, coefficients.alpha), (BETA, coefficients.beta)):
+                name = PREFIX + module + suffix
+                if bits is None:
+                    tensors[name] = values
+                else:
+                    tensors.update(quantized_tensors(name, values, bits))
         for name, values in self.whole_tensors.items():
             tensors[PREFIX + name] = np.ascontiguousarray(values)
         inputs = [] if self.path is None or force else [self.path]
         with AtomicOutput(path, inputs=inputs, force=force, directory=True) as out:
             write_tensors(out.path / WEIGHTS_NAME, tensors)
             write_config(out.path / CONFIG_NAME, config.to_json())
+
+    def pack(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the adapter as one file, for shipping (docs/adapter-format.md, *Packed*).
+
+        Parameters
+        ----------
+        path : path
+            Absent or complete at every instant.
+        force : bool
+            Replace an existing file.
+
+        Raises
+        ------
+        OutputError
+        """
+        inputs = [] if self.path is None or force else [self.path]
+        with AtomicOutput(path, inputs=inputs, force=force, directory=False) as out:
+            write_packed(out.path, self._fingerprinted(), self.modules, self.whole_tensors)
+
+    def quantize(self, bits: int) -> Adapter:
+        """Return the adapter with coefficients rounded to few bits, to be stored so.
+
+        Parameters
+        ----------
+        bits : {3, 4, 8}
+
+        Raises
+        ------
+        ArgumentError
+            If `bits` is not supported.
+        """
+        config = dataclasses.replace(self.config, coefficient_bits=check_bits(bits))
+        modules = {
+            name: Coefficients(rounded(c.alpha, bits), rounded(c.beta, bits))
+            for name, c in self.modules.items()
+        }
+        return Adapter(config, modules, self.whole_tensors)
+
+    def _fingerprinted(self) -> AdapterConfig:
+        return dataclasses.replace(
+            self.config,
+            basis_fingerprint=basis_fingerprint(self.config.seed),
+            modules_fingerprint=modules_fingerprint(self.modules),
+        )
 
 
 def _check_contents(adapter: Adapter) -> None:
@@ -298,6 +350,13 @@ def _check_contents(adapter: Adapter) -> None:
             if not np.isfinite(values).all():
                 raise NotFiniteError(
                     f"{name} holds an infinite or NaN coefficient", file=adapter.path, field=module
+                )
+            bits = config.coefficient_bits
+            if bits is not None and not np.array_equal(rounded(values, bits), values):
+                raise AdapterError(
+                    f"{name} holds coefficients that {bits} bits cannot; quantize the adapter",
+                    file=adapter.path,
+                    field=module,
                 )
 
 

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from nola_edge.adapter.quantize import BITS
 from nola_edge.errors import AdapterError, printable
 
 PEFT_TYPE = "NOLA"
@@ -34,6 +35,7 @@ BOOKKEEPING = frozenset(
         "nola_dropout",
         "peft_version",
         "revision",
+        "start",
         "target_modules",
         "task_type",
     }
@@ -64,6 +66,8 @@ class AdapterConfig:
         ``"none"``, ``"all"`` or ``"nola_only"``: whether bias tensors are in the file.
     modules_to_save : tuple of str
         Modules whose tensors are in the file whole.
+    coefficient_bits : int or None
+        3, 4 or 8: coefficients are stored quantised (:mod:`nola_edge.adapter.quantize`).
     basis_fingerprint, base_fingerprint, modules_fingerprint : str or None
         See :mod:`nola_edge.adapter.fingerprints`.
     bookkeeping : dict
@@ -80,6 +84,7 @@ class AdapterConfig:
     fan_in_fan_out: bool = False
     bias: str = "none"
     modules_to_save: tuple[str, ...] = ()
+    coefficient_bits: int | None = None
     basis_fingerprint: str | None = None
     base_fingerprint: str | None = None
     modules_fingerprint: str | None = None
@@ -124,6 +129,7 @@ class AdapterConfig:
             "use_rslora",
             "fan_in_fan_out",
             "bias",
+            "coefficient_bits",
             "basis_fingerprint",
             "base_fingerprint",
             "modules_fingerprint",
@@ -165,7 +171,12 @@ class AdapterConfig:
             bias=self.bias,
             modules_to_save=list(self.modules_to_save) or None,
         )
-        for name in ("basis_fingerprint", "base_fingerprint", "modules_fingerprint"):
+        for name in (
+            "coefficient_bits",
+            "basis_fingerprint",
+            "base_fingerprint",
+            "modules_fingerprint",
+        ):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
         return data
@@ -222,6 +233,9 @@ def _check(config: AdapterConfig, file: object) -> None:
             raise refuse(name, "true or false")
     if config.bias not in ("none", "all", "nola_only"):
         raise refuse("bias", "none, all or nola_only")
+    bits = config.coefficient_bits
+    if bits is not None and (isinstance(bits, bool) or bits not in BITS):
+        raise refuse("coefficient_bits", f"one of {', '.join(map(str, BITS))}")
     for name in ("basis_fingerprint", "base_fingerprint", "modules_fingerprint"):
         value = getattr(config, name)
         if value is not None and not isinstance(value, str):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_edge.adapter.config import AdapterConfig
+from nola_edge.adapter.quantize import Quantized, check_scale, dequantize, packed_size, quantize
 from nola_edge.dtypes import MERGEABLE, safetensors_dtype
 from nola_edge.errors import AdapterError, NotFiniteError
 from nola_edge.jsonio import loads_object
@@ -26,6 +27,7 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 ALPHA = ".nola_alpha"
 BETA = ".nola_beta"
+SCALE = "_scale"
 _MAX_CONFIG_BYTES = 10_000_000
 
 
@@ -52,14 +54,16 @@ class Coefficients:
             object.__setattr__(self, name, values)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file, tensors in the given order."""
     entries = [
         (name, safetensors_dtype(values.dtype), values.shape, values.nbytes)
         for name, values in tensors.items()
     ]
     with path.open("xb") as file:
-        file.write(encode_header(entries, {"format": "pt"}))
+        file.write(encode_header(entries, dict(metadata or {"format": "pt"})))
         for values in tensors.values():
             file.write(np.ascontiguousarray(values).tobytes())
 
@@ -103,13 +107,21 @@ def load_tensors(
         if not name.startswith(PREFIX) or not name.isprintable():
             raise AdapterError(f"does not begin with {PREFIX!r}", file=file.path, field=name)
         local = name[len(PREFIX) :]
+        if config.coefficient_bits is not None and local.endswith((ALPHA + SCALE, BETA + SCALE)):
+            if name.removesuffix(SCALE) not in file.tensors:
+                raise AdapterError("is a scale without coefficients", file=file.path, field=name)
+            continue  # read with the coefficients
         for suffix, count in ((ALPHA, config.num_basis_a), (BETA, config.num_basis_b)):
             if local.endswith(suffix) and local != suffix:
                 pair = pairs.setdefault(local.removesuffix(suffix), {})
-                pair[suffix] = _load_coefficients(file, name, count)
+                bits = config.coefficient_bits
+                if bits is None:
+                    pair[suffix] = _load_coefficients(file, name, count)
+                else:
+                    pair[suffix] = _load_quantized(file, name, count, bits)
                 break
         else:
-            whole[local] = _load_whole(file, name, local, config)
+            whole[local] = load_whole(file, name, local, config)
     for module, pair in pairs.items():
         for suffix in (ALPHA, BETA):
             if suffix not in pair:
@@ -140,9 +152,35 @@ def _load_coefficients(file: SafetensorsFile, name: str, count: int) -> NDArray[
     return values
 
 
-def _load_whole(
-    file: SafetensorsFile, name: str, local: str, config: AdapterConfig
-) -> NDArray[Any]:
+def _load_quantized(file: SafetensorsFile, name: str, count: int, bits: int) -> NDArray[np.float32]:
+    """Read packed coefficients and their scale."""
+    info = file.tensors[name]
+    where: dict[str, Any] = {"file": file.path, "field": name}
+    size = packed_size(count, bits)
+    if info.dtype != "U8" or info.shape != (size,):
+        raise AdapterError(
+            f"is {info.dtype} {list(info.shape)}; {count} coefficients of {bits} bits are "
+            f"U8 [{size}]",
+            **where,
+        )
+    scale_info = file.tensors.get(name + SCALE)
+    if scale_info is None or scale_info.dtype != "F32" or scale_info.shape != (1,):
+        raise AdapterError("must be F32 [1]", file=file.path, field=name + SCALE)
+    scale = np.array(file.array(name + SCALE))[0]
+    try:
+        return dequantize(Quantized(np.array(file.array(name)), check_scale(scale)), count, bits)
+    except ValueError as error:
+        raise AdapterError(str(error), **where) from None
+
+
+def quantized_tensors(name: str, values: NDArray[np.float32], bits: int) -> dict[str, NDArray[Any]]:
+    """Return the two tensors that hold the coefficients of one factor in few bits."""
+    quantized = quantize(values, bits)
+    return {name: quantized.packed, name + SCALE: np.array([quantized.scale], np.float32)}
+
+
+def load_whole(file: SafetensorsFile, name: str, local: str, config: AdapterConfig) -> NDArray[Any]:
+    """Read the tensor `name`, called `local` in the model, if the configuration announces it."""
     saved = any(
         f".{module}." in f".{local}" or local == module for module in config.modules_to_save
     )

@@ -12,12 +12,12 @@ _FILES = ["adapter_config.json", "adapter_model.safetensors"]
 
 
 def resolve(location: str | Path, revision: str | None = None) -> Path:
-    """Return the local folder of an adapter.
+    """Return the local folder, or packed file, of an adapter.
 
     Parameters
     ----------
     location : path or str
-        A folder, or ``owner/name`` on the Hugging Face Hub. What exists locally wins.
+        A folder, a packed file, or ``owner/name`` on the Hugging Face Hub. What is here wins.
     revision : str, optional
         Branch, tag or commit on the Hub.
 
@@ -27,10 +27,8 @@ def resolve(location: str | Path, revision: str | None = None) -> Path:
         If there is no such folder and it cannot be downloaded.
     """
     path = Path(location)
-    if path.is_dir():
-        return path
     if path.exists():
-        raise AdapterError("is a file; give the folder that holds adapter_config.json", file=path)
+        return path
     if not (isinstance(location, str) and _HUB_ID.match(location)):
         raise AdapterError("does not exist", file=location)
     try:

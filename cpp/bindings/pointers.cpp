@@ -1,0 +1,82 @@
+// The operations on addresses, for frameworks whose tensors numpy cannot describe (bfloat16, and
+// an array object costs more than a small expansion). The caller vouches for the memory: it is
+// contiguous, of the size that the other arguments imply, and alive during the call.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "arguments.h"
+#include "nola/expand.h"
+#include "nola/merge.h"
+#include "nola/project.h"
+
+namespace nola::bindings {
+namespace py = pybind11;
+namespace {
+
+template <class T>
+T* at(std::uintptr_t address) {
+    return reinterpret_cast<T*>(address);  // NOLINT(performance-no-int-to-ptr)
+}
+
+void expand_at(std::uintptr_t coefficients, std::size_t num_basis, std::uint64_t seed,
+               std::uint64_t stream, Extent shape, std::string_view basis, Extent rows, Extent cols,
+               std::uintptr_t out, int num_threads) {
+    const BasisStream source = make_stream(basis, seed, stream);
+    const py::gil_scoped_release release;
+    expand(source, at<const float>(coefficients), num_basis, {shape.first, shape.second},
+           make_window(rows, cols), at<float>(out), num_threads);
+}
+
+void project_at(std::uintptr_t grad, std::size_t num_basis, std::uint64_t seed,
+                std::uint64_t stream, Extent shape, std::string_view basis, Extent rows,
+                Extent cols, std::uintptr_t out, int num_threads) {
+    const BasisStream source = make_stream(basis, seed, stream);
+    const py::gil_scoped_release release;
+    project(source, at<const float>(grad), {shape.first, shape.second}, make_window(rows, cols),
+            at<float>(out), num_basis, num_threads);
+}
+
+ElementType element_type(std::string_view dtype) {
+    if (dtype == "float32") {
+        return ElementType::kFloat32;
+    }
+    if (dtype == "float16") {
+        return ElementType::kFloat16;
+    }
+    if (dtype == "bfloat16") {
+        return ElementType::kBFloat16;
+    }
+    throw py::type_error("weight: must be float32, float16 or bfloat16, got " + std::string(dtype));
+}
+
+bool merge_at(std::uintptr_t weight, std::string_view dtype, Extent shape, std::uintptr_t lora_b,
+              std::uintptr_t lora_a, std::size_t rank, float scaling, int num_threads) {
+    const ElementType type = element_type(dtype);
+    LowRank update;
+    update.b = at<const float>(lora_b);
+    update.a = at<const float>(lora_a);
+    update.rank = rank;
+    update.scaling = scaling;
+    const py::gil_scoped_release release;
+    return merge(at<void>(weight), type, shape.first, shape.second, update, num_threads);
+}
+
+}  // namespace
+
+void define_pointer_functions(py::module_& m) {
+    m.def("expand_at", &expand_at, py::arg("coefficients"), py::arg("num_basis"), py::arg("seed"),
+          py::arg("stream"), py::arg("shape"), py::arg("basis"), py::arg("rows"), py::arg("cols"),
+          py::arg("out"), py::arg("num_threads"));
+    m.def("project_at", &project_at, py::arg("grad"), py::arg("num_basis"), py::arg("seed"),
+          py::arg("stream"), py::arg("shape"), py::arg("basis"), py::arg("rows"), py::arg("cols"),
+          py::arg("out"), py::arg("num_threads"));
+    m.def("merge_at", &merge_at, py::arg("weight"), py::arg("dtype"), py::arg("shape"),
+          py::arg("lora_b"), py::arg("lora_a"), py::arg("rank"), py::arg("scaling"),
+          py::arg("num_threads"));
+}
+
+}  // namespace nola::bindings

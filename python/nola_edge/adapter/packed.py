@@ -1,0 +1,161 @@
+"""One file for shipping: an adapter whose names do not outweigh its numbers.
+
+A safetensors file needs some sixty bytes of header for each tensor, more than the coefficients of
+a module in four bits. Packed, all coefficients are one tensor, and configuration and names are
+compressed JSON. The container is still safetensors, read by the same strict reader
+(docs/adapter-format.md, *Packed*).
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nola_edge.adapter.config import AdapterConfig
+from nola_edge.adapter.files import Coefficients, load_whole, write_tensors
+from nola_edge.adapter.quantize import Quantized, check_scale, dequantize, packed_size, quantize
+from nola_edge.errors import AdapterError, printable
+from nola_edge.jsonio import loads_object
+from nola_edge.safetensors_file import SafetensorsFile
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+FORMAT = "nola-packed-1"
+
+_ABOUT = "about"
+_COEFFICIENTS = "coefficients"
+_SCALES = "scales"
+_WHOLE = "whole."
+_MAX_ABOUT_BYTES = 10_000_000
+_MAX_MODULES = 1 << 20
+
+
+def write_packed(
+    path: Path,
+    config: AdapterConfig,
+    modules: Mapping[str, Coefficients],
+    whole: Mapping[str, NDArray[Any]],
+) -> None:
+    """Write a packed adapter to a new file."""
+    about = {"config": config.to_json(), "modules": list(modules)}
+    text = json.dumps(about, separators=(",", ":"), sort_keys=True).encode()
+    factors = [values for c in modules.values() for values in (c.alpha, c.beta)]
+    tensors: dict[str, NDArray[Any]] = {}
+    bits = config.coefficient_bits
+    if bits is None:
+        tensors[_COEFFICIENTS] = np.concatenate(factors)
+    else:
+        quantized = [quantize(values, bits) for values in factors]
+        tensors[_SCALES] = np.array([q.scale for q in quantized], np.float32)
+        tensors[_COEFFICIENTS] = np.concatenate([q.packed for q in quantized])
+    tensors[_ABOUT] = np.frombuffer(zlib.compress(text, 9), np.uint8)
+    for name, values in whole.items():
+        tensors[_WHOLE + name] = np.ascontiguousarray(values)
+    write_tensors(path, tensors, {"format": FORMAT})
+
+
+def load_packed(
+    path: Path,
+) -> tuple[AdapterConfig, dict[str, Coefficients], dict[str, NDArray[Any]]]:
+    """Read a packed adapter.
+
+    Raises
+    ------
+    NolaEdgeError
+        If the file is not what it claims. Nothing is allocated before its size is checked.
+    """
+    with SafetensorsFile.open(path) as file:
+        if (file.metadata or {}).get("format") != FORMAT or _ABOUT not in file.tensors:
+            raise AdapterError(
+                "is no packed adapter; give one that nola-edge pack made, or the folder that holds "
+                "adapter_config.json",
+                file=path,
+            )
+        about = loads_object(_inflate(file), file=path)
+        if not isinstance(about.get("config"), dict):
+            raise AdapterError("is missing", file=path, field="config")
+        config = AdapterConfig.from_json(about["config"], file=path)
+        names = _module_names(about.get("modules"), path)
+        modules = _coefficients(file, config, names)
+        whole = {
+            name.removeprefix(_WHOLE): load_whole(file, name, name.removeprefix(_WHOLE), config)
+            for name in file.tensors
+            if name not in (_ABOUT, _COEFFICIENTS, _SCALES)
+        }
+        file.check_unchanged()
+    return config, modules, whole
+
+
+def _inflate(file: SafetensorsFile) -> bytes:
+    """Decompress the JSON, and no more than a configuration can be."""
+    inflater = zlib.decompressobj()
+    try:
+        text = inflater.decompress(np.array(file.array(_ABOUT)).tobytes(), _MAX_ABOUT_BYTES)
+    except zlib.error:
+        text = b""
+    if not inflater.eof or inflater.unused_data:
+        raise AdapterError("is not compressed JSON", file=file.path, field=_ABOUT)
+    return text
+
+
+def _module_names(names: object, path: Path) -> list[str]:
+    if not (
+        isinstance(names, list)
+        and 0 < len(names) <= _MAX_MODULES
+        and all(isinstance(name, str) for name in names)
+        and len(set(names)) == len(names)
+    ):
+        raise AdapterError(
+            f"is {printable(str(names))}, not a list of distinct names", file=path, field="modules"
+        )
+    return names
+
+
+def _coefficients(
+    file: SafetensorsFile, config: AdapterConfig, names: list[str]
+) -> dict[str, Coefficients]:
+    counts = (config.num_basis_a, config.num_basis_b)
+    bits = config.coefficient_bits
+    if bits is None:
+        per_module = sum(counts)
+        flat = _tensor(file, _COEFFICIENTS, "F32", len(names) * per_module)
+        rows = flat.reshape(len(names), per_module)
+        return {
+            name: Coefficients(row[: counts[0]], row[counts[0] :])
+            for name, row in zip(names, rows, strict=True)
+        }
+    sizes = [packed_size(count, bits) for count in counts]
+    scales = _tensor(file, _SCALES, "F32", 2 * len(names))
+    flat = _tensor(file, _COEFFICIENTS, "U8", len(names) * sum(sizes))
+    rows = flat.reshape(len(names), sum(sizes))
+    modules: dict[str, Coefficients] = {}
+    for i, name in enumerate(names):
+        parts = (rows[i, : sizes[0]], rows[i, sizes[0] :])
+        try:
+            alpha, beta = (
+                dequantize(Quantized(part, check_scale(scale)), count, bits)
+                for part, scale, count in zip(parts, scales[2 * i : 2 * i + 2], counts, strict=True)
+            )
+        except ValueError as error:
+            raise AdapterError(str(error), file=file.path, field=name) from None
+        modules[name] = Coefficients(alpha, beta)
+    return modules
+
+
+def _tensor(file: SafetensorsFile, name: str, dtype: str, count: int) -> NDArray[Any]:
+    info = file.tensors.get(name)
+    if info is None or info.dtype != dtype or info.shape != (count,):
+        found = "is missing" if info is None else f"is {info.dtype} {list(info.shape)}"
+        raise AdapterError(
+            f"{found}; configuration and names ask for {dtype} [{count}]",
+            file=file.path,
+            field=name,
+        )
+    return np.array(file.array(name))

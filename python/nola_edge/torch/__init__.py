@@ -1,0 +1,27 @@
+"""Training with torch: operators, a layer, and merging into a model in memory.
+
+``library.py`` declares the operators and ``cpu.py`` gives them CPU kernels; ``factors.py`` makes A
+and B of a layer from its coefficients; ``functional.py`` and ``linear.py`` are for one's own
+training loop, ``nola_edge.peft`` for PEFT's; ``sharding.py`` splits layers over processes.
+"""
+
+from nola_edge.torch.factors import Factors, fresh_coefficients
+from nola_edge.torch.functional import expand, nola_delta, nola_linear, project
+from nola_edge.torch.linear import NolaLinear, to_adapter
+from nola_edge.torch.merge import merge_, merge_factors_, merge_low_rank_
+from nola_edge.torch.quantize import fake_quantize
+
+__all__ = [
+    "Factors",
+    "NolaLinear",
+    "expand",
+    "fake_quantize",
+    "fresh_coefficients",
+    "merge_",
+    "merge_factors_",
+    "merge_low_rank_",
+    "nola_delta",
+    "nola_linear",
+    "project",
+    "to_adapter",
+]

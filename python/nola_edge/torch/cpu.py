@@ -1,0 +1,77 @@
+"""The operators' kernels for CPU tensors: the C++ core, on the tensors' own memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from nola_edge import _core
+from nola_edge.torch.library import (
+    check_coefficients,
+    check_grad,
+    register_kernels,
+    unsigned_stream,
+)
+
+if TYPE_CHECKING:
+    from nola_edge.torch.library import Extent
+
+
+def _expand(
+    coefficients: torch.Tensor,
+    seed: int,
+    stream: int,
+    basis: str,
+    shape: Extent,
+    rows: Extent,
+    cols: Extent,
+) -> torch.Tensor:
+    check_coefficients(coefficients)
+    values = coefficients.detach().to(torch.float32).contiguous()
+    size = (max(0, rows[1] - rows[0]), max(0, cols[1] - cols[0]))
+    out = torch.empty(size, dtype=torch.float32)
+    _core.expand_at(
+        values.data_ptr(),
+        values.numel(),
+        seed,
+        unsigned_stream(stream),
+        (shape[0], shape[1]),
+        basis,
+        (rows[0], rows[1]),
+        (cols[0], cols[1]),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _project(
+    grad: torch.Tensor,
+    num_basis: int,
+    seed: int,
+    stream: int,
+    basis: str,
+    shape: Extent,
+    rows: Extent,
+    cols: Extent,
+) -> torch.Tensor:
+    check_grad(grad, rows, cols)
+    values = grad.detach().to(torch.float32).contiguous()
+    out = torch.empty((num_basis,), dtype=torch.float32)
+    _core.project_at(
+        values.data_ptr(),
+        num_basis,
+        seed,
+        unsigned_stream(stream),
+        (shape[0], shape[1]),
+        basis,
+        (rows[0], rows[1]),
+        (cols[0], cols[1]),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+register_kernels("cpu", _expand, _project)

@@ -1,0 +1,198 @@
+"""The two factors of one adapted layer: where they come from, their start, and their cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from nola_edge.adapter.start import unit_start
+from nola_edge.ops import Basis, stream_id
+from nola_edge.torch import cpu as _cpu  # noqa: F401  (registers the CPU kernels)
+from nola_edge.torch import library
+from nola_edge.torch.library import signed_stream
+from nola_edge.torch.sharding import WHOLE, Shard
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MAX_SEED = (1 << 63) - 1
+
+#: Ways for alpha to start; see :func:`fresh_coefficients`.
+STARTS = ("unit", "unit-frozen", "random")
+
+
+def checked_seed(seed: int) -> int:
+    """Return a seed in ``0 .. 2**63 - 1``; refuse any other."""
+    if not 0 <= seed <= _MAX_SEED:
+        raise ValueError(f"seed: {seed} is not in 0..{_MAX_SEED}")
+    return seed
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Where the two factors of one module come from: everything but the coefficients.
+
+    Attributes
+    ----------
+    module : str
+        Name that the streams are made of.
+    r : int
+        Rank.
+    in_features, out_features : int
+        Of the whole layer, whatever part of it this process holds.
+    seed : int
+    basis : {"rademacher", "uniform"}
+    shard : Shard
+        The part of the layer's rows and columns that is held here.
+    """
+
+    module: str
+    r: int
+    in_features: int
+    out_features: int
+    seed: int
+    basis: Basis = "rademacher"
+    shard: Shard = WHOLE
+    _streams: tuple[int, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Compute the streams once."""
+        checked_seed(self.seed)
+        streams = (stream_id(self.module, "A"), stream_id(self.module, "B"))
+        object.__setattr__(self, "_streams", tuple(map(signed_stream, streams)))
+
+    def a(self, alpha: torch.Tensor) -> torch.Tensor:
+        """Return this process's columns of A, (r, in) float32."""
+        shape = (self.r, self.in_features)
+        cols = self.shard.cols or (0, self.in_features)
+        source = (self.seed, self._streams[0], self.basis, shape, (0, self.r), cols)
+        return library.expand(self.shard.share_alpha(alpha), source)
+
+    def b(self, beta: torch.Tensor) -> torch.Tensor:
+        """Return this process's rows of B, (out, r) float32."""
+        shape = (self.out_features, self.r)
+        rows = self.shard.rows or (0, self.out_features)
+        source = (self.seed, self._streams[1], self.basis, shape, rows, (0, self.r))
+        return library.expand(self.shard.share_beta(beta), source)
+
+
+class FactorCache:
+    """Keeps A and B of frozen coefficients.
+
+    The coefficients themselves are compared, not their version counters, which writes through
+    ``.data`` leave alone: a few hundred numbers cost less than what a stale factor would.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[Factors, torch.dtype, torch.device] | None = None
+        self._coefficients: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._kept: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def get(
+        self, factors: Factors, alpha: torch.Tensor, beta: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (A, B) in a dtype, expanded anew unless the coefficients are the same.
+
+        Parameters
+        ----------
+        factors : Factors
+        alpha : (k,)
+        beta : (l,)
+        dtype : torch.dtype
+
+        Returns
+        -------
+        A : (r, in)
+        B : (out, r)
+        """
+        frozen = not (torch.is_grad_enabled() and (alpha.requires_grad or beta.requires_grad))
+        if not frozen or torch.compiler.is_compiling():
+            if not torch.compiler.is_compiling():
+                self.clear()
+            return factors.a(alpha).to(dtype), factors.b(beta).to(dtype)
+        key = (factors, dtype, alpha.device)
+        if self._kept is None or self._key != key or not self._same(alpha, beta):
+            with torch.no_grad():
+                self._kept = factors.a(alpha).to(dtype), factors.b(beta).to(dtype)
+                self._coefficients = alpha.detach().clone(), beta.detach().clone()
+            self._key = key
+        return self._kept
+
+    def clear(self) -> None:
+        """Forget."""
+        self._key = self._coefficients = self._kept = None
+
+    def _same(self, alpha: torch.Tensor, beta: torch.Tensor) -> bool:
+        if self._coefficients is None:
+            return False
+        old_alpha, old_beta = self._coefficients
+        return torch.equal(alpha, old_alpha) and torch.equal(beta, old_beta)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> FactorCache:
+        return FactorCache()
+
+    def __reduce__(self) -> tuple[type[FactorCache], tuple[()]]:
+        return FactorCache, ()
+
+
+def fresh_coefficients(
+    num_basis_a: int, num_basis_b: int, in_features: int, start: str = "unit"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the coefficients that training starts from; the layer is unchanged by them.
+
+    Parameters
+    ----------
+    num_basis_a, num_basis_b : int
+        k and l.
+    in_features : int
+        Of the layer.
+    start : {"unit", "unit-frozen", "random"}
+        ``unit``: alpha = (sqrt(k / (3 in)), 0, ..., 0), so that A is one random matrix;
+        ``unit-frozen``: the same, and the layer does not train the first coefficient.
+        ``random``: every alpha_i normal with mean 0 and variance 1 / (3 in), from torch's global
+        generator, as LoRA's own start is. All give A the variance of Kaiming-uniform(a = sqrt 5).
+        beta is zero.
+
+    Returns
+    -------
+    alpha : (k,) float32
+    beta : (l,) float32
+
+    Raises
+    ------
+    ValueError
+        If `start` is not known.
+    """
+    beta = torch.zeros(num_basis_b)
+    if start in ("unit", "unit-frozen"):
+        # Element by element: valid on a meta device too, where numpy's memory is not.
+        alpha = torch.zeros(num_basis_a)
+        alpha[0] = float(unit_start(num_basis_a, in_features)[0])
+        return alpha, beta
+    if start == "random":
+        return torch.randn(num_basis_a) / (3 * in_features) ** 0.5, beta
+    raise ValueError(f"start: {start!r} is not known; use one of {', '.join(STARTS)}")
+
+
+def trained_alpha(alpha: torch.Tensor, start: str) -> torch.Tensor:
+    """Return alpha, cut from the graph at its first coefficient where that one stays as it is."""
+    if start != "unit-frozen":
+        return alpha
+    return torch.cat([alpha[:1].detach(), alpha[1:]])
+
+
+def concatenated(
+    terms: Sequence[tuple[torch.Tensor, torch.Tensor, float]],
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Join several updates (A, B, scaling) of one weight into one (design section 2, *Merge*).
+
+    One term keeps its scaling; of several, each B is multiplied by its own in fp32, and ranks are
+    concatenated, so that the sum is rounded once.
+    """
+    if len(terms) == 1:
+        return terms[0]
+    a = torch.cat([a for a, _, _ in terms])
+    b = torch.cat([b * torch.tensor(s, dtype=torch.float32) for _, b, s in terms], dim=1)
+    return a, b, 1.0

@@ -1,0 +1,179 @@
+"""NOLA as functions of tensors, for people with their own training loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+from nola_edge.torch import cpu as _cpu  # noqa: F401  (registers the CPU kernels)
+from nola_edge.torch import library
+from nola_edge.torch.factors import Factors, checked_seed
+from nola_edge.torch.library import signed_stream
+from nola_edge.torch.sharding import WHOLE, Shard
+
+if TYPE_CHECKING:
+    from nola_edge.ops import Basis, Range
+
+
+def expand(
+    coefficients: torch.Tensor,
+    *,
+    seed: int,
+    stream: int,
+    shape: tuple[int, int],
+    basis: Basis = "rademacher",
+    rows: Range | None = None,
+    cols: Range | None = None,
+) -> torch.Tensor:
+    """Combine random matrices: ``g * sum_i coefficients[i] * basis_i`` (NOLA, equation 2).
+
+    Differentiable any number of times, and traceable by :func:`torch.compile`. The basis is
+    regenerated and never stored, in the forward and in the backward pass.
+
+    Parameters
+    ----------
+    coefficients : (k,) floating point
+    seed, stream, shape, basis, rows, cols
+        As for :func:`nola_edge.expand`.
+
+    Returns
+    -------
+    (stop - start of rows, stop - start of cols) float32
+        With the bits of :func:`nola_edge.expand`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit; the message begins with its name.
+    """
+    whole = (0, shape[0]), (0, shape[1])
+    source = (
+        checked_seed(seed),
+        signed_stream(stream),
+        basis,
+        shape,
+        rows or whole[0],
+        cols or whole[1],
+    )
+    return library.expand(coefficients, source)
+
+
+def project(
+    grad: torch.Tensor,
+    *,
+    seed: int,
+    stream: int,
+    num_basis: int,
+    basis: Basis = "rademacher",
+    shape: tuple[int, int] | None = None,
+    rows: Range | None = None,
+    cols: Range | None = None,
+) -> torch.Tensor:
+    """Project a gradient on the basis, the adjoint of :func:`expand`.
+
+    Parameters
+    ----------
+    grad : (rows, cols) floating point
+    num_basis : int
+        k.
+    seed, stream, basis, shape, rows, cols
+        As for :func:`nola_edge.project`.
+
+    Returns
+    -------
+    (k,) float32
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit; the message begins with its name.
+    """
+    if shape is None:
+        if grad.dim() != 2:
+            raise ValueError(f"grad: must have 2 dimensions, got {tuple(grad.shape)}")
+        shape = (grad.shape[0], grad.shape[1])
+    whole = (0, shape[0]), (0, shape[1])
+    source = (
+        checked_seed(seed),
+        signed_stream(stream),
+        basis,
+        shape,
+        rows or whole[0],
+        cols or whole[1],
+    )
+    return library.project(grad, num_basis, source)
+
+
+def nola_delta(
+    x: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scaling: float,
+    shard: Shard = WHOLE,
+) -> torch.Tensor:
+    """Return ``scaling * (x A^T) B^T``, what an adapter adds to a linear layer's output.
+
+    Parameters
+    ----------
+    x : (..., in)
+    a : (r, in)
+    b : (out, r)
+        Of one dtype with `x` and `a`, unless autocast casts all three.
+    scaling : float
+        Applied to the narrow product.
+    shard : Shard
+        Where the layer is split over processes.
+
+    Returns
+    -------
+    (..., out)
+    """
+    hidden = shard.reduce(F.linear(x, a))
+    return F.linear(hidden * scaling, b)
+
+
+def nola_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    alpha: torch.Tensor,
+    beta: torch.Tensor,
+    *,
+    module: str,
+    r: int,
+    seed: int,
+    scaling: float,
+    basis: Basis = "rademacher",
+) -> torch.Tensor:
+    """Apply a linear layer with a NOLA adapter: ``x W^T + bias + scaling * (x A^T) B^T``.
+
+    Neither a basis matrix nor the product B A is ever materialised.
+
+    Parameters
+    ----------
+    x : (..., in)
+    weight : (out, in)
+    bias : (out,) or None
+    alpha : (k,) floating point
+        Coefficients of A.
+    beta : (l,) floating point
+        Coefficients of B.
+    module : str
+        Name that the streams are made of.
+    r : int
+        Rank.
+    seed : int
+    scaling : float
+        s, usually lora_alpha / r.
+    basis : {"rademacher", "uniform"}
+
+    Returns
+    -------
+    (..., out) of the dtype of `x`
+    """
+    out_features, in_features = weight.shape
+    factors = Factors(module, r, in_features, out_features, seed, basis)
+    a, b = factors.a(alpha).to(x.dtype), factors.b(beta).to(x.dtype)
+    return F.linear(x, weight, bias) + nola_delta(x, a, b, scaling)

@@ -1,0 +1,189 @@
+"""The operators ``nola_edge::expand`` and ``nola_edge::project``: schema, shapes, gradients.
+
+Nothing here knows a device. ``cpu.py`` registers the kernels for CPU tensors; another device adds
+its own file beside it. Both operators are linear and each is the other's adjoint, so each is the
+other's backward and every higher derivative exists.
+
+torch's dispatcher enters Python twice for an operator written in Python, which costs more than a
+small expansion. :func:`expand` and :func:`project` therefore call a plain tensor's kernel directly,
+and leave everything else (compilation, functorch, tensor subclasses, dispatch modes) to torch.
+
+Streams are unsigned 64-bit numbers and torch's integers are signed: here a stream is its
+two's complement, which :func:`signed_stream` gives.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    Extent = Sequence[int]
+    #: seed, stream (signed), basis, shape, rows, cols
+    Source = tuple[int, int, str, Extent, Extent, Extent]
+
+LIBRARY = torch.library.Library("nola_edge", "DEF")
+
+_BASIS = "int seed, int stream, str basis, SymInt[2] shape, SymInt[2] rows, SymInt[2] cols"
+LIBRARY.define(
+    f"expand(Tensor coefficients, {_BASIS}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+)
+LIBRARY.define(
+    f"project(Tensor grad, SymInt num_basis, {_BASIS}) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def signed_stream(stream: int) -> int:
+    """Return a stream in ``0 .. 2**64 - 1`` as the int64 that the operators take."""
+    return stream - (1 << 64) if stream >> 63 else stream
+
+
+def unsigned_stream(stream: int) -> int:
+    """Undo :func:`signed_stream`."""
+    return stream & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def check_coefficients(coefficients: torch.Tensor) -> None:
+    """Refuse what is not a vector of floating-point coefficients."""
+    if coefficients.dim() != 1:
+        raise ValueError(f"coefficients: must have 1 dimension, got {tuple(coefficients.shape)}")
+    if not coefficients.is_floating_point():
+        raise TypeError(f"coefficients: must be floating point, got {coefficients.dtype}")
+
+
+def check_grad(grad: torch.Tensor, rows: Extent, cols: Extent) -> None:
+    """Refuse a gradient that is not of the slice's shape."""
+    if not grad.is_floating_point():
+        raise TypeError(f"grad: must be floating point, got {grad.dtype}")
+    wanted = (rows[1] - rows[0], cols[1] - cols[0])
+    if grad.dim() != 2 or grad.shape[0] != wanted[0] or grad.shape[1] != wanted[1]:
+        raise ValueError(f"grad: has shape {tuple(grad.shape)}, the slice has {wanted}")
+
+
+_KERNELS: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]] = {}
+
+
+def register_kernels(
+    device: str, expand: Callable[..., torch.Tensor], project: Callable[..., torch.Tensor]
+) -> None:
+    """Give the operators their kernels for a type of device, such as ``"cpu"``."""
+    _KERNELS[device] = expand, project
+    LIBRARY.impl("expand", expand, device.upper())
+    LIBRARY.impl("project", project, device.upper())
+
+
+@torch.library.register_fake("nola_edge::expand", lib=LIBRARY)
+def _expand_fake(
+    coefficients: torch.Tensor,
+    seed: int,
+    stream: int,
+    basis: str,
+    shape: Extent,
+    rows: Extent,
+    cols: Extent,
+) -> torch.Tensor:
+    check_coefficients(coefficients)
+    size = (rows[1] - rows[0], cols[1] - cols[0])
+    return coefficients.new_empty(size, dtype=torch.float32)
+
+
+@torch.library.register_fake("nola_edge::project", lib=LIBRARY)
+def _project_fake(
+    grad: torch.Tensor,
+    num_basis: int,
+    seed: int,
+    stream: int,
+    basis: str,
+    shape: Extent,
+    rows: Extent,
+    cols: Extent,
+) -> torch.Tensor:
+    check_grad(grad, rows, cols)
+    return grad.new_empty((num_basis,), dtype=torch.float32)
+
+
+def _expand_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    coefficients, *ctx.basis = inputs
+    ctx.num_basis, ctx.dtype = coefficients.shape[0], coefficients.dtype
+
+
+def _expand_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    projected = torch.ops.nola_edge.project(grad, ctx.num_basis, *ctx.basis)
+    return (projected.to(ctx.dtype), *([None] * len(ctx.basis)))
+
+
+def _project_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    grad, _, *ctx.basis = inputs
+    ctx.dtype = grad.dtype
+
+
+def _project_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    expanded = torch.ops.nola_edge.expand(grad, *ctx.basis)
+    return (expanded.to(ctx.dtype), None, *([None] * len(ctx.basis)))
+
+
+torch.library.register_autograd(
+    "nola_edge::expand", _expand_backward, setup_context=_expand_context, lib=LIBRARY
+)
+torch.library.register_autograd(
+    "nola_edge::project", _project_backward, setup_context=_project_context, lib=LIBRARY
+)
+
+
+def _vmap(operator: Any) -> Any:
+    """Map over a batch of tensors one by one: only the tensor argument can be batched."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], tensor: torch.Tensor, *rest: Any) -> Any:
+        results = [operator(part, *rest) for part in tensor.movedim(in_dims[0] or 0, 0)]
+        return torch.stack(results), 0
+
+    return rule
+
+
+torch.library.register_vmap("nola_edge::expand", _vmap(torch.ops.nola_edge.expand), lib=LIBRARY)
+torch.library.register_vmap("nola_edge::project", _vmap(torch.ops.nola_edge.project), lib=LIBRARY)
+
+
+class _Expand(torch.autograd.Function):
+    """Expand of a plain tensor, without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, coefficients: torch.Tensor, source: Source) -> torch.Tensor:
+        ctx.source = source
+        ctx.num_basis, ctx.dtype = coefficients.shape[0], coefficients.dtype
+        return _KERNELS[coefficients.device.type][0](coefficients, *source)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return project(grads[0], ctx.num_basis, ctx.source).to(ctx.dtype), None
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Tell whether nobody but torch's own kernels would look at an operation on this tensor."""
+    return (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.device.type in _KERNELS
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def expand(coefficients: torch.Tensor, source: Source) -> torch.Tensor:
+    """Call ``nola_edge::expand`` by the shortest way."""
+    if not _is_plain(coefficients):
+        return torch.ops.nola_edge.expand(coefficients, *source)
+    if coefficients.requires_grad and torch.is_grad_enabled():
+        return _Expand.apply(coefficients, source)
+    return _KERNELS[coefficients.device.type][0](coefficients, *source)
+
+
+def project(grad: torch.Tensor, num_basis: int, source: Source) -> torch.Tensor:
+    """Call ``nola_edge::project`` by the shortest way."""
+    if not _is_plain(grad) or (grad.requires_grad and torch.is_grad_enabled()):
+        return torch.ops.nola_edge.project(grad, num_basis, *source)
+    return _KERNELS[grad.device.type][1](grad, num_basis, *source)

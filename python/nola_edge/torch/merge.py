@@ -1,0 +1,183 @@
+"""Merge adapters into torch's tensors and modules: in place, in fp32, rounded once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nola_edge import _core
+from nola_edge.errors import AdapterError, MismatchError, NotFiniteError
+from nola_edge.torch.factors import Factors, concatenated
+from nola_edge.torch.sharding import Shard, local_window
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    #: Factors, alpha, beta, scaling: one adapter's share in one weight.
+    Term = tuple[Factors, torch.Tensor, torch.Tensor, float]
+
+_MERGEABLE = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@torch.no_grad()
+def merge_factors_(
+    weight: torch.Tensor, terms: Sequence[Term], *, transposed: bool = False
+) -> None:
+    """Merge adapters into one weight, in place.
+
+    Parameters
+    ----------
+    weight : (out, in) float32, float16 or bfloat16; (in, out) if `transposed`
+        A tensor or a DTensor, of which this process's part is merged, without communication.
+    terms : sequence of (Factors, alpha, beta, scaling)
+        Factors of the whole layer; whatever part of it they name is passed over.
+    transposed : bool
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the weight cannot be merged into; nothing was changed.
+    NotFiniteError
+        If a merged element is infinite or NaN; the weight then holds it.
+    """
+    _, rows, cols = local_window(weight)
+    local = weight.to_local() if hasattr(weight, "to_local") else weight
+    shard = Shard(rows=cols, cols=rows) if transposed else Shard(rows=rows, cols=cols)
+    updates = []
+    for factors, alpha, beta, scaling in terms:
+        part = Factors(
+            factors.module,
+            factors.r,
+            factors.in_features,
+            factors.out_features,
+            factors.seed,
+            factors.basis,
+            shard,
+        )
+        updates.append((part.a(_whole(alpha)), part.b(_whole(beta)), scaling))
+    a, b, scaling = concatenated(updates)
+    merge_low_rank_(local, *((a.T, b.T) if transposed else (b, a)), scaling)
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a coefficient tensor that FSDP2 may have split, gathered."""
+    whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole.detach()
+
+
+def merge_low_rank_(
+    weight: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scaling: float
+) -> None:
+    """Merge ``scaling * left @ right`` into a matrix (design section 2, *Merge*).
+
+    Parameters
+    ----------
+    weight : (m, n) float32, float16 or bfloat16
+        On the CPU; any strides, though contiguous rows save a copy.
+    left : (m, r) float32
+    right : (r, n) float32
+    scaling : float
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the weight is not such a matrix; nothing was changed.
+    NotFiniteError
+        If a merged element is infinite or NaN; the weight then holds it.
+    """
+    if weight.dtype not in _MERGEABLE:
+        raise TypeError(f"weight: must be float32, float16 or bfloat16, got {weight.dtype}")
+    if weight.dim() != 2:
+        raise ValueError(f"weight: must have 2 dimensions, got {tuple(weight.shape)}")
+    if weight.device.type != "cpu":
+        # The same operations on the host: the bits are those of every other device.
+        host = weight.cpu()
+        merge_low_rank_(host, left.cpu(), right.cpu(), scaling)
+        weight.copy_(host)
+        return
+    target = weight.contiguous()
+    left, right = left.contiguous(), right.contiguous()
+    finite = _core.merge_at(
+        target.data_ptr(),
+        str(weight.dtype).removeprefix("torch."),
+        (weight.shape[0], weight.shape[1]),
+        left.data_ptr(),
+        right.data_ptr(),
+        right.shape[0],
+        scaling,
+        torch.get_num_threads(),
+    )
+    if target.data_ptr() != weight.data_ptr():
+        weight.copy_(target)
+    if not finite:
+        raise NotFiniteError("a merged weight is infinite or NaN", field="weight")
+
+
+@torch.no_grad()
+def merge_(model: nn.Module, adapter: Any) -> list[str]:
+    """Merge adapters into the weights of a model in memory, in place.
+
+    Names are matched like those of a checkpoint: exactly, or by their one common prefix
+    difference. Everything is checked before the first weight changes. Parameters that are DTensors
+    (FSDP2, tensor parallelism) are merged part by part: each process computes the rows and columns
+    that it holds, and nothing is communicated.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With parameters on any device, in float32, float16 or bfloat16.
+    adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
+
+    Returns
+    -------
+    list of str
+        Names of the parameters that were merged.
+
+    Raises
+    ------
+    NolaEdgeError
+        If adapter and model do not fit (nothing was changed), or a merged weight is not finite.
+    """
+    from nola_edge.merge.matching import match_modules
+    from nola_edge.merge.plan import load_adapters
+    from nola_edge.merge.update import stored_features
+
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    name_of_model = Path(f"<{type(model).__name__}>")
+    terms: dict[str, list[Term]] = {}
+    transposed: dict[str, bool] = {}
+    for loaded, share in load_adapters(adapter):
+        config = loaded.config
+        where = loaded.path or Path("<adapter>")
+        if loaded.whole_tensors:
+            raise AdapterError(
+                "carries whole tensors (modules_to_save or bias), which a model in memory takes "
+                "through load_state_dict; merge into a checkpoint instead",
+                file=where,
+            )
+        names = match_modules(list(loaded.modules), parameters, adapter=where, base=name_of_model)
+        for module, name in names.items():
+            weight = parameters[name]
+            if weight.dim() != 2 or weight.dtype not in _MERGEABLE:
+                raise MismatchError(
+                    f"is {weight.dtype} {list(weight.shape)}, not a float matrix",
+                    file=name_of_model,
+                    field=name,
+                )
+            if transposed.setdefault(name, config.fan_in_fan_out) != config.fan_in_fan_out:
+                raise MismatchError(
+                    "adapters disagree about fan_in_fan_out", file=name_of_model, field=name
+                )
+            out_features, in_features = stored_features(tuple(weight.shape), config.fan_in_fan_out)
+            basis: Any = config.basis
+            factors = Factors(module, config.r, in_features, out_features, config.seed, basis)
+            coefficients = loaded.modules[module]
+            alpha, beta = torch.tensor(coefficients.alpha), torch.tensor(coefficients.beta)
+            terms.setdefault(name, []).append((factors, alpha, beta, share * config.scaling))
+    for name, parts in terms.items():
+        merge_factors_(parameters[name].data, parts, transposed=transposed[name])
+    return list(terms)
