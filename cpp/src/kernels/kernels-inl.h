@@ -3,7 +3,7 @@
 // A kernel set's source file defines NOLA_ISA (its namespace) and NOLA_SIMD_HEADER (its vector
 // operations) and includes this file. Everything below lives in that namespace and has internal
 // linkage, and no standard template is used: a weak symbol compiled with AVX-512 flags could
-// otherwise be linked into code that runs anywhere (tests/build/test_kernel_symbols.py).
+// otherwise be linked into code that runs anywhere (tests/packaging/test_cpp_library.py).
 
 #include <cstddef>
 #include <cstdint>

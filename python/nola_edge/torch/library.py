@@ -162,6 +162,25 @@ class _Expand(torch.autograd.Function):
         return project(grads[0], ctx.num_basis, ctx.source).to(ctx.dtype), None
 
 
+class _ExpandTransformed(torch.autograd.Function):
+    """The same in the form that functorch's transforms want, which is slower to enter."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(coefficients: torch.Tensor, source: Source) -> torch.Tensor:
+        return torch.ops.nola_edge.expand(coefficients, *source)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        coefficients, ctx.source = inputs
+        ctx.num_basis, ctx.dtype = coefficients.shape[0], coefficients.dtype
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return project(grads[0], ctx.num_basis, ctx.source).to(ctx.dtype), None
+
+
 def _is_plain(tensor: torch.Tensor) -> bool:
     """Tell whether nobody but torch's own kernels would look at an operation on this tensor."""
     return (
@@ -169,17 +188,19 @@ def _is_plain(tensor: torch.Tensor) -> bool:
         and tensor.device.type in _KERNELS
         and not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch._C._are_functorch_transforms_active()
     )
 
 
 def expand(coefficients: torch.Tensor, source: Source) -> torch.Tensor:
     """Call ``nola_edge::expand`` by the shortest way."""
-    if not _is_plain(coefficients):
-        return torch.ops.nola_edge.expand(coefficients, *source)
-    if coefficients.requires_grad and torch.is_grad_enabled():
-        return _Expand.apply(coefficients, source)
-    return _KERNELS[coefficients.device.type][0](coefficients, *source)
+    if _is_plain(coefficients):
+        if coefficients.requires_grad and torch.is_grad_enabled():
+            return _Expand.apply(coefficients, source)
+        return _KERNELS[coefficients.device.type][0](coefficients, *source)
+    if torch._C._are_functorch_transforms_active():
+        return _ExpandTransformed.apply(coefficients, source)
+    return torch.ops.nola_edge.expand(coefficients, *source)
 
 
 def project(grad: torch.Tensor, num_basis: int, source: Source) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -154,7 +154,7 @@ class NolaLinear(nn.Module):
         """
         if self.merged:
             return
-        weight: torch.Tensor = self.base_layer.weight.data
+        weight = cast("torch.Tensor", self.base_layer.weight).data
         unmerged = weight.clone()
         try:
             merge_factors_(
@@ -171,7 +171,7 @@ class NolaLinear(nn.Module):
     def unmerge(self) -> None:
         """Put the base weight back, exactly: it was kept, not computed back."""
         if self._unmerged is not None:
-            self.base_layer.weight.data.copy_(self._unmerged)
+            cast("torch.Tensor", self.base_layer.weight).data.copy_(self._unmerged)
             self._unmerged = None
 
     def extra_repr(self) -> str:
