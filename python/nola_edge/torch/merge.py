@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    #: Factors, alpha, beta, scaling: one adapter's share in one weight.
-    Term = tuple[Factors, torch.Tensor, torch.Tensor, float]
+#: Factors, alpha, beta, scaling: one adapter's share in one weight.
+Term = tuple[Factors, torch.Tensor, torch.Tensor, float]
 
 _MERGEABLE = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -1,0 +1,17 @@
+"""NOLA in PEFT: import this module, and ``NolaConfig`` works wherever ``LoraConfig`` does.
+
+    from nola_edge.peft import NolaConfig
+    model = get_peft_model(model, NolaConfig(r=16, num_basis_a=128, num_basis_b=128, seed=42))
+
+The import registers the method with PEFT. A program that only loads adapters needs it too; without
+it PEFT knows no method called NOLA (``KeyError: 'NOLA'``).
+"""
+
+from nola_edge.peft.config import NolaConfig
+from nola_edge.peft.layer import NolaLayer
+from nola_edge.peft.model import NolaModel
+from nola_edge.peft.register import register
+
+register()
+
+__all__ = ["NolaConfig", "NolaLayer", "NolaModel"]

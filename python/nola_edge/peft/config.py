@@ -1,0 +1,219 @@
+"""``NolaConfig``: what a PEFT user sets, and what ``adapter_config.json`` holds."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft.config import PeftConfig
+
+from nola_edge.adapter.config import NOLA_VERSION, AdapterConfig
+from nola_edge.adapter.fingerprints import basis_fingerprint, modules_fingerprint
+from nola_edge.errors import AdapterError
+from nola_edge.peft.register import peft_type
+from nola_edge.torch.factors import STARTS
+
+
+@dataclass
+class NolaConfig(PeftConfig):
+    """Configuration of a NOLA adapter (ICLR 2024, arXiv 2310.02556).
+
+    ``W' = W + s B A`` with A and B linear combinations of random matrices that the seed
+    regenerates; only the coefficients are trained and saved.
+
+    Parameters
+    ----------
+    r : int
+        Rank. It costs time, not trainable parameters.
+    num_basis_a, num_basis_b : int
+        Trainable coefficients per layer: of A (k) and of B (l).
+    basis : {"rademacher", "uniform"}
+        Distribution of the random matrices; rademacher is the faster one.
+    seed : int
+        0 .. 2**63 - 1. Adapters with different seeds have unrelated bases.
+    lora_alpha : float
+        s = lora_alpha / r, or lora_alpha / sqrt(r) with `use_rslora`.
+    use_rslora : bool
+    nola_dropout : float
+        On the adapter's input.
+    target_modules, exclude_modules, modules_to_save, layers_to_transform, layers_pattern
+        As for ``LoraConfig``: names, a regular expression, "all-linear", or None for the usual
+        layers of a known architecture.
+    bias : {"none", "all", "nola_only"}
+        Which biases are trained too.
+    fan_in_fan_out : bool
+        Weights are stored as (in, out). Found out by itself.
+    init_weights : bool
+        False: random coefficients, so that the fresh adapter is not the identity (for tests).
+    start : {"unit", "unit-frozen", "random"}
+        How alpha begins; see :func:`nola_edge.torch.fresh_coefficients`.
+    coefficient_bits : {3, 4, 8}, optional
+        Train with, and save, coefficients of so many bits.
+    module_aliases : dict, optional
+        New prefix -> the prefix that the streams were made with, for a model whose modules were
+        renamed since (``{"model.language_model.": "model."}``).
+    nola_version, basis_fingerprint, base_fingerprint, modules_fingerprint
+        Written by the program; see ``docs/adapter-format.md``.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range; the message names the field.
+    """
+
+    r: int = field(default=16, metadata={"help": "Rank of A and B."})
+    num_basis_a: int = field(default=128, metadata={"help": "Trainable coefficients of A (k)."})
+    num_basis_b: int = field(default=128, metadata={"help": "Trainable coefficients of B (l)."})
+    basis: str = field(
+        default="rademacher", metadata={"help": "Random matrices: 'rademacher' or 'uniform'."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the random matrices."})
+    lora_alpha: float = field(default=16, metadata={"help": "s = lora_alpha / r."})
+    use_rslora: bool = field(default=False, metadata={"help": "s = lora_alpha / sqrt(r)."})
+    nola_dropout: float = field(default=0.0, metadata={"help": "Dropout of the adapter's input."})
+    target_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Names, a regular expression, or 'all-linear'."}
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Names or a regular expression of modules to pass over."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules that are trained and saved whole."}
+    )
+    bias: str = field(default="none", metadata={"help": "'none', 'all' or 'nola_only'."})
+    fan_in_fan_out: bool = field(
+        default=False, metadata={"help": "Weights are stored as (in, out); found out by itself."}
+    )
+    init_weights: bool = field(
+        default=True, metadata={"help": "Start as the identity; False is for tests."}
+    )
+    start: str = field(default="unit", metadata={"help": f"Start of alpha: {', '.join(STARTS)}."})
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Indices of the layers to adapt."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "Name of the list of layers, with layers_to_transform."}
+    )
+    coefficient_bits: int | None = field(
+        default=None, metadata={"help": "Train with coefficients of 3, 4 or 8 bits."}
+    )
+    module_aliases: dict[str, str] | None = field(
+        default=None, metadata={"help": "New prefix -> prefix that the streams were made with."}
+    )
+    nola_version: int = field(default=NOLA_VERSION, metadata={"help": "Version of the format."})
+    basis_fingerprint: str | None = field(default=None, metadata={"help": "Written on saving."})
+    base_fingerprint: str | None = field(default=None, metadata={"help": "Kept if present."})
+    modules_fingerprint: str | None = field(default=None, metadata={"help": "Written on saving."})
+
+    def __post_init__(self) -> None:
+        """Check every field; the fields that change weights as every other reader does."""
+        super().__post_init__()
+        self.peft_type = peft_type()
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                setattr(self, name, set(value))
+        if isinstance(self.target_modules, str):
+            for name in ("layers_to_transform", "layers_pattern"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`{name}` cannot be used when `target_modules` is a str.")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("`layers_pattern` needs `layers_to_transform` to be set too.")
+        if not 0 <= self.nola_dropout < 1:
+            raise ValueError(f"`nola_dropout` is {self.nola_dropout}, must be in [0, 1).")
+        if self.start not in STARTS:
+            raise ValueError(f"`start` is {self.start!r}, must be one of {', '.join(STARTS)}.")
+        _check_aliases(self.module_aliases)
+        try:
+            self.adapter_config()
+        except AdapterError as error:
+            raise ValueError(str(error)) from None
+        if self.basis_fingerprint not in (None, basis_fingerprint(self.seed)):
+            raise ValueError(
+                f"`basis_fingerprint` is {self.basis_fingerprint}, but the seed gives "
+                f"{basis_fingerprint(self.seed)}: the adapter was made with another generator."
+            )
+
+    def adapter_config(self) -> AdapterConfig:
+        """Return the fields that determine merged weights, checked.
+
+        Raises
+        ------
+        AdapterError
+            If one is out of range.
+        """
+        data = {
+            name: getattr(self, name)
+            for name in (
+                "nola_version r num_basis_a num_basis_b basis seed lora_alpha use_rslora "
+                "fan_in_fan_out bias coefficient_bits"
+            ).split()
+        }
+        return AdapterConfig.from_json({"peft_type": "NOLA", **data}, file="NolaConfig")
+
+    @property
+    def scaling(self) -> float:
+        """Return s, in double."""
+        return self.adapter_config().scaling
+
+    def stream_module(self, module: str) -> str:
+        """Return the name that the streams of a module were made with."""
+        for new, old in (self.module_aliases or {}).items():
+            if module.startswith(new):
+                return old + module.removeprefix(new)
+        return module
+
+    def remember_modules(self, modules: Iterable[str]) -> None:
+        """Take note of the modules that are about to be saved, for their fingerprint."""
+        self._modules_to_be_saved = sorted(modules)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as they are saved, with fingerprints of generator and modules."""
+        data = super().to_dict()
+        data["basis_fingerprint"] = basis_fingerprint(self.seed)
+        modules = getattr(self, "_modules_to_be_saved", None)
+        if modules:
+            data["modules_fingerprint"] = modules_fingerprint(modules)
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(data[name], set):
+                data[name] = sorted(data[name])
+        return data
+
+
+def _check_aliases(aliases: object) -> None:
+    if aliases is None:
+        return
+    if not isinstance(aliases, dict) or not all(
+        isinstance(text, str) for pair in aliases.items() for text in pair
+    ):
+        raise ValueError(
+            "`module_aliases` must map a new prefix to the prefix that the streams were made with."
+        )
+
+
+def _refuse_unknown_fields(config_cls: type[NolaConfig]) -> None:
+    """Make the constructor refuse fields it does not know, unless their value means "off".
+
+    PEFT drops unknown fields of a file with a warning. They may change the weights.
+    """
+    generated = config_cls.__init__
+    known = set(config_cls.__dataclass_fields__)
+
+    @functools.wraps(generated)
+    def checked(self: NolaConfig, *args: Any, **fields: Any) -> None:
+        for name in [name for name in fields if name not in known]:
+            value = fields.pop(name)
+            if not (value is None or value is False or value in ("", [], {})):
+                raise ValueError(
+                    f"`{name}` is {value!r}: not a field of NolaConfig that this version "
+                    "understands, and it may change the weights. Upgrade nola-edge, or remove "
+                    "the field if you know that it does not matter."
+                )
+        generated(self, *args, **fields)
+
+    config_cls.__init__ = checked  # type: ignore[method-assign]
+
+
+_refuse_unknown_fields(NolaConfig)

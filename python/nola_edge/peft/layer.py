@@ -1,0 +1,257 @@
+"""The tuner's layer: a linear layer of any kind that PEFT can wrap, with NOLA adapters."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import (
+    BaseTunerLayer,
+    _get_in_out_features,
+    check_adapters_to_merge,
+)
+from peft.utils import quantization_extra_repr, resolve_quantization_backend
+from torch import nn
+
+from nola_edge.errors import NotFiniteError
+from nola_edge.peft.config import NolaConfig
+from nola_edge.torch.factors import FactorCache, Factors, fresh_coefficients, trained_alpha
+from nola_edge.torch.functional import nola_delta
+from nola_edge.torch.linear import is_conv1d
+from nola_edge.torch.merge import Term, merge_factors_
+from nola_edge.torch.quantize import fake_quantize
+from nola_edge.torch.sharding import WHOLE, computed_shard
+
+
+class NolaLayer(nn.Module, BaseTunerLayer):
+    """A base layer and the coefficients of each adapter on it.
+
+    Nothing is shared with other layers and nothing but coefficients is saved.
+
+    Parameters
+    ----------
+    base_layer : nn.Module
+        ``nn.Linear``, transformers' ``Conv1D``, or a quantised linear layer that PEFT supports.
+    get_apply_tensor_subclass : callable, optional
+        For torchao's layers; PEFT gives it.
+    """
+
+    adapter_layer_names = ("nola_alpha", "nola_beta")
+    other_param_names = ("nola_configs", "nola_factors", "nola_dropout")
+
+    def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.quantization_backend = resolve_quantization_backend(
+            self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
+        )
+        self.nola_alpha = nn.ParameterDict({})
+        self.nola_beta = nn.ParameterDict({})
+        self.nola_dropout = nn.ModuleDict({})
+        self.nola_configs: dict[str, NolaConfig] = {}
+        self.nola_factors: dict[str, Factors] = {}
+        self._caches: dict[str, FactorCache] = {}
+        # What the base layer held before a merge: a weight, or a quantised parameter itself.
+        self._unmerged: Any = None
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+
+        base = self.get_base_layer()
+        self.transposed = is_conv1d(base)
+        self.in_features, self.out_features, self.shard = _layout(base, self.transposed)
+
+    def update_layer(
+        self, adapter_name: str, module: str, config: NolaConfig, inference_mode: bool = False
+    ) -> None:
+        """Add an adapter.
+
+        Parameters
+        ----------
+        adapter_name : str
+        module : str
+            The layer's name in the base model.
+        config : NolaConfig
+        inference_mode : bool
+            Do not train it.
+        """
+        self.nola_configs[adapter_name] = config
+        self.nola_factors[adapter_name] = Factors(
+            config.stream_module(module),
+            config.r,
+            self.in_features,
+            self.out_features,
+            config.seed,
+            config.basis,  # type: ignore[arg-type]
+            self.shard,
+        )
+        self._caches[adapter_name] = FactorCache()
+        self.nola_dropout[adapter_name] = (
+            nn.Dropout(config.nola_dropout) if config.nola_dropout > 0 else nn.Identity()
+        )
+        counts = (config.num_basis_a, config.num_basis_b)
+        alpha, beta = fresh_coefficients(*counts, self.in_features, config.start)
+        if not config.init_weights:
+            alpha, beta = torch.randn(counts[0]), torch.randn(counts[1])
+        self.nola_alpha[adapter_name] = nn.Parameter(alpha)
+        self.nola_beta[adapter_name] = nn.Parameter(beta)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def coefficients(self, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return alpha and beta as the forward pass uses them, rounded if they are quantised."""
+        config = self.nola_configs[adapter]
+        alpha = trained_alpha(self.nola_alpha[adapter], config.start)
+        beta = self.nola_beta[adapter]
+        bits = config.coefficient_bits
+        return fake_quantize(alpha, bits), fake_quantize(beta, bits)
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Apply the base layer and every active adapter."""
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return self.base_layer(x, *args, **kwargs)
+        result = self.base_layer(x, *args, **kwargs)
+        if self.merged:
+            return result
+        dtype = result.dtype
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
+        for adapter in self.active_adapters:
+            if adapter in self.nola_alpha:
+                result = result + self._delta(adapter, x)
+        return result.to(dtype)
+
+    def _delta(self, adapter: str, x: torch.Tensor) -> torch.Tensor:
+        # As in PEFT's LoRA: computed in the dtype of the adapter's parameters.
+        dtype = self.nola_alpha[adapter].dtype
+        x = self._cast_input_dtype(x, dtype)
+        x = self.nola_dropout[adapter](self.shard.share_input(x))
+        a, b = self._caches[adapter].get(
+            self.nola_factors[adapter], *self.coefficients(adapter), dtype
+        )
+        return nola_delta(x, a, b, self.nola_configs[adapter].scaling, self.shard)
+
+    def get_delta_weight(self, adapter: str) -> torch.Tensor:
+        """Return ``s B A`` of an adapter, in the layout and dtype of the base weight.
+
+        Materialised for those who ask; neither forward nor merge does it.
+        """
+        factors = self.nola_factors[adapter]
+        with torch.no_grad():
+            alpha, beta = self.coefficients(adapter)
+            delta = factors.b(beta) @ factors.a(alpha) * self.nola_configs[adapter].scaling
+        return (delta.T if self.transposed else delta).to(self.nola_alpha[adapter].dtype)
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Merge adapters into the base weight, all of them together, rounded once.
+
+        The weight before the first merge is kept until :meth:`unmerge`, which restores it exactly.
+
+        Parameters
+        ----------
+        safe_merge : bool
+            Of no effect: a merge is always checked, and undone if it fails.
+        adapter_names : list of str, optional
+            Default: the active ones.
+
+        Raises
+        ------
+        ValueError
+            If a merged weight would be infinite or NaN; it is then as before.
+        """
+        names = [
+            name
+            for name in check_adapters_to_merge(self, adapter_names)
+            if name in self.nola_alpha
+        ]
+        if not names:
+            return
+        before = self._unmerged if self.merged else self._keep_weight()
+        merged = [*self.merged_adapters, *names]
+        terms = [self._term(name) for name in merged]
+        try:
+            if self.quantization_backend is None:
+                weight = self.get_base_layer().weight.data
+                if self.merged:
+                    weight.copy_(before)
+                merge_factors_(weight, terms, transposed=self.transposed)
+            else:
+                if self.merged:
+                    self._put_back(before)
+                weight = self.get_base_weight().clone()
+                merge_factors_(weight, terms, transposed=self.transposed)
+                self.set_base_weight(weight)
+        except NotFiniteError:
+            self._put_back(before)
+            if self.merged:
+                self.merged_adapters = []
+                self._unmerged = None
+            raise ValueError(
+                "NaNs detected in the merged weights. "
+                f"The adapter {', '.join(names)} seems to be broken"
+            ) from None
+        self._unmerged, self.merged_adapters = before, merged
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Put the base weight back, exactly: it was kept, not computed back."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        self._put_back(self._unmerged)
+        self._unmerged = None
+        self.merged_adapters = []
+
+    def _term(self, adapter: str) -> Term:
+        return (
+            self.nola_factors[adapter],
+            *self.coefficients(adapter),
+            self.nola_configs[adapter].scaling,
+        )
+
+    def _keep_weight(self) -> Any:
+        weight = self.get_base_layer().weight
+        # A quantised parameter is replaced by a merge, so keeping it is enough.
+        return weight.data.clone() if self.quantization_backend is None else weight
+
+    def _put_back(self, before: Any) -> None:
+        if self.quantization_backend is None:
+            self.get_base_layer().weight.data.copy_(before)
+        else:
+            self.get_base_layer().weight = before
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget an adapter."""
+        super().delete_adapter(adapter_name)
+        self._caches.pop(adapter_name, None)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Say that the adapter is additive; ``nola-edge export lora`` converts it exactly."""
+        return True
+
+    def __repr__(self) -> str:
+        return "nola." + super().__repr__()
+
+    def extra_repr(self) -> str:
+        """Describe the adapters."""
+        described = [
+            f"{name}: r={c.r}, k={c.num_basis_a}, l={c.num_basis_b}, {c.basis}, seed={c.seed}"
+            for name, c in self.nola_configs.items()
+        ]
+        quantized = quantization_extra_repr(self)
+        return "; ".join([*described, *([quantized] if quantized else [])])
+
+
+def _layout(base: nn.Module, transposed: bool) -> tuple[int, int, Any]:
+    """Return (in_features, out_features, shard) of a base layer."""
+    weight = getattr(base, "weight", None)
+    if hasattr(weight, "device_mesh"):
+        shard, out_features, in_features = computed_shard(weight, transposed=transposed)
+        return in_features, out_features, shard
+    in_features, out_features = _get_in_out_features(base)
+    if in_features is None or out_features is None:
+        raise TypeError(f"Unsupported layer type {type(base)}")
+    return in_features, out_features, WHOLE

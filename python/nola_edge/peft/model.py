@@ -1,0 +1,162 @@
+"""The tuner: puts NOLA layers into a model, and turns its state into an adapter file's."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
+from torch import nn
+
+from nola_edge.adapter.files import ALPHA, BETA, SCALE
+from nola_edge.adapter.fingerprints import modules_fingerprint
+from nola_edge.peft.config import NolaConfig
+from nola_edge.peft.layer import NolaLayer
+from nola_edge.peft.state import from_stored, to_stored
+from nola_edge.torch.linear import is_conv1d
+
+
+class NolaModel(BaseTuner):
+    """A model whose target layers carry NOLA adapters.
+
+    Made by :func:`peft.get_peft_model` with a :class:`NolaConfig`; see PEFT's ``LoraModel`` for
+    what it can do.
+    """
+
+    prefix: str = "nola_"
+    tuner_layer_cls = NolaLayer
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def _create_and_replace(
+        self,
+        peft_config: NolaConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **_: Any,
+    ) -> None:
+        if isinstance(target, NolaLayer):
+            target.update_layer(adapter_name, current_key, peft_config)
+            return
+        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        kwargs = get_quantization_kwargs(self)
+        if not _is_supported(base, kwargs):
+            raise TypeError(
+                f"Target module {target} is not supported. NOLA adapts `torch.nn.Linear` (plain or "
+                "quantized) and `transformers.pytorch_utils.Conv1D`."
+            )
+        layer = NolaLayer(target, **kwargs)
+        layer._active_adapter = adapter_name
+        layer.update_layer(adapter_name, current_key, peft_config)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)  # an additional adapter is not trainable by itself
+        self._replace_module(parent, target_name, layer, target)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Put an adapter into a model and check that it belongs there.
+
+        Raises
+        ------
+        ValueError
+            If the modules are not those that the adapter's streams were made for, or Linear and
+            Conv1D layers would share an adapter.
+        """
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        try:
+            self._check_injected(model, adapter_name)
+        except ValueError:
+            for layer in _layers(model, adapter_name).values():
+                layer.delete_adapter(adapter_name)
+            raise
+
+    def _check_injected(self, model: nn.Module, adapter_name: str) -> None:
+        config: NolaConfig = self.peft_config[adapter_name]
+        layers = _layers(model, adapter_name)
+        if not layers:
+            return
+        if len({layer.transposed for layer in layers.values()}) > 1:
+            raise ValueError(
+                "One NOLA adapter cannot adapt both Linear and Conv1D layers: it records a single "
+                "`fan_in_fan_out`. Use two adapters."
+            )
+        transposed = next(iter(layers.values())).transposed
+        if config.fan_in_fan_out and not transposed:
+            warnings.warn(
+                "fan_in_fan_out is set to True but the target modules are `torch.nn.Linear`. "
+                "Setting fan_in_fan_out to False.",
+                stacklevel=4,
+            )
+        config.fan_in_fan_out = transposed
+        found = modules_fingerprint(_stream_names(layers, adapter_name))
+        if config.modules_fingerprint not in (None, found):
+            raise ValueError(
+                f"The adapter was made for other module names than this model has "
+                f"(`modules_fingerprint` is {config.modules_fingerprint}, this model gives "
+                f"{found}; the first of {len(layers)} modules here is "
+                f"{min(_stream_names(layers, adapter_name))!r}). Its random matrices follow from "
+                "the names, so it would change the weights at random. If modules were renamed, "
+                "set `module_aliases` in the config to {new prefix: old prefix}."
+            )
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: NolaConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        """Select an adapter's tensors, under the names and in the form that its file has."""
+        selected = super()._get_adapter_state_dict(
+            model, config, adapter_name, state_dict, unwanted_adapter_names
+        )
+        layers = _layers(model, adapter_name)
+        config.remember_modules(_stream_names(layers, adapter_name))
+        return to_stored(selected, config, adapter_name)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls,
+        model: nn.Module,
+        config: NolaConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """Turn a file's tensors into parameters of the model."""
+        return super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, from_stored(state_dict, config)
+        )
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        for suffix in (ALPHA, BETA):
+            # A quantised tensor's name ends in the name of its adapter, or in that and "_scale".
+            ending = f"{suffix}.{adapter_name}"
+            if key.endswith(ending + SCALE):
+                return key.removesuffix(ending + SCALE) + suffix + SCALE
+        return super()._remove_adapter_name_from_key(key, adapter_name)
+
+
+def _is_supported(base: nn.Module, kwargs: dict[str, Any]) -> bool:
+    if isinstance(base, nn.Linear) or is_conv1d(base):
+        return True
+    backend = resolve_quantization_backend(base, **kwargs)
+    return backend is not None and backend.layer_type == "linear"
+
+
+def _layers(model: nn.Module, adapter_name: str) -> dict[str, NolaLayer]:
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, NolaLayer) and adapter_name in module.nola_factors
+    }
+
+
+def _stream_names(layers: dict[str, NolaLayer], adapter_name: str) -> list[str]:
+    return [layer.nola_factors[adapter_name].module for layer in layers.values()]

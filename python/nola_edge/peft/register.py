@@ -1,0 +1,38 @@
+"""Make PEFT know a method that it does not ship.
+
+PEFT looks methods up by a member of an enumeration and has no hook for others. A ``str``
+enumeration cannot be subclassed, but it can be given a member.
+"""
+
+from __future__ import annotations
+
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils import PeftType, register_peft_method
+
+from nola_edge.adapter.config import PEFT_TYPE
+
+
+def peft_type() -> PeftType:
+    """Return ``PeftType.NOLA``, which is made on the first call.
+
+    A PEFT that ships a method of that name has a member already; it is used.
+    """
+    if PEFT_TYPE not in PeftType.__members__:
+        member = str.__new__(PeftType, PEFT_TYPE)
+        member._name_ = PEFT_TYPE
+        member._value_ = PEFT_TYPE
+        member.__objclass__ = PeftType  # type: ignore[attr-defined]
+        member._sort_order_ = len(PeftType.__members__)  # type: ignore[attr-defined]
+        PeftType._member_names_.append(PEFT_TYPE)
+        PeftType._member_map_[PEFT_TYPE] = member
+        PeftType._value2member_map_[PEFT_TYPE] = member
+    return PeftType[PEFT_TYPE]
+
+
+def register() -> None:
+    """Register the tuner with PEFT; again does nothing."""
+    from nola_edge.peft.config import NolaConfig
+    from nola_edge.peft.model import NolaModel
+
+    if peft_type() not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        register_peft_method(name="nola", config_cls=NolaConfig, model_cls=NolaModel)

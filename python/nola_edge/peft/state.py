@@ -1,0 +1,68 @@
+"""Between the parameters of a live model and the tensors of an adapter file.
+
+Two things differ: with quantised coefficients the file holds packed integers and a scale, and with
+``module_aliases`` it keeps the names that its streams were made with.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from nola_edge.adapter.files import ALPHA, BETA, PREFIX, SCALE
+from nola_edge.adapter.quantize import Quantized, check_scale, dequantize, quantize
+from nola_edge.peft.config import NolaConfig
+
+_Tensors = dict[str, torch.Tensor]
+
+
+def to_stored(tensors: _Tensors, config: NolaConfig, adapter_name: str) -> _Tensors:
+    """Return parameters, whose names end in the adapter's, as a file holds them."""
+    stored: _Tensors = {}
+    for name, values in tensors.items():
+        target = _rename(name, config, to_file=True)
+        bits = config.coefficient_bits
+        if bits is None or not name.endswith((f"{ALPHA}.{adapter_name}", f"{BETA}.{adapter_name}")):
+            stored[target] = values
+            continue
+        quantized = quantize(values.detach().float().cpu().numpy(), bits)
+        stored[target] = torch.from_numpy(quantized.packed)
+        stored[target + SCALE] = torch.tensor([float(quantized.scale)])
+    return stored
+
+
+def from_stored(tensors: _Tensors, config: NolaConfig) -> _Tensors:
+    """Return a file's tensors as parameters, without the adapter's name.
+
+    Raises
+    ------
+    ValueError
+        If packed coefficients are not what the configuration announces.
+    """
+    counts = {ALPHA: config.num_basis_a, BETA: config.num_basis_b}
+    loaded: _Tensors = {}
+    for name, values in tensors.items():
+        if name.endswith((ALPHA + SCALE, BETA + SCALE)):
+            continue
+        target = _rename(name, config, to_file=False)
+        suffix = next((s for s in counts if name.endswith(s)), None)
+        bits = config.coefficient_bits
+        if bits is None or suffix is None or values.dtype != torch.uint8:
+            loaded[target] = values
+            continue
+        if name + SCALE not in tensors:
+            raise ValueError(f"`{name}` is quantised and has no scale in the file.")
+        scale = tensors[name + SCALE].cpu().numpy().reshape(-1)[0]
+        packed = Quantized(values.cpu().numpy(), check_scale(scale))
+        loaded[target] = torch.from_numpy(dequantize(packed, counts[suffix], bits))
+    return loaded
+
+
+def _rename(name: str, config: NolaConfig, *, to_file: bool) -> str:
+    """Translate a tensor's name between a model's module names and the file's."""
+    prefix = PREFIX if name.startswith(PREFIX) else ""
+    local = name.removeprefix(prefix)
+    for new, old in (config.module_aliases or {}).items():
+        here, there = (new, old) if to_file else (old, new)
+        if local.startswith(here):
+            return prefix + there + local.removeprefix(here)
+    return name
