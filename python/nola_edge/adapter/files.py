@@ -17,7 +17,7 @@ from nola_edge.paths import inside
 from nola_edge.safetensors_file import SafetensorsFile, encode_header
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -28,6 +28,7 @@ PREFIX = "base_model.model."
 ALPHA = ".nola_alpha"
 BETA = ".nola_beta"
 SCALE = "_scale"
+WRAPPED_BIAS = ".base_layer.bias"
 _MAX_CONFIG_BYTES = 10_000_000
 
 
@@ -103,24 +104,17 @@ def load_tensors(
     """
     pairs: dict[str, dict[str, NDArray[np.float32]]] = {}
     whole: dict[str, NDArray[Any]] = {}
-    for name in file.tensors:
-        if not name.startswith(PREFIX) or not name.isprintable():
-            raise AdapterError(f"does not begin with {PREFIX!r}", file=file.path, field=name)
+    counts = {ALPHA: config.num_basis_a, BETA: config.num_basis_b}
+    for name in _named_tensors(file, config):
         local = name[len(PREFIX) :]
-        if config.coefficient_bits is not None and local.endswith((ALPHA + SCALE, BETA + SCALE)):
-            if name.removesuffix(SCALE) not in file.tensors:
-                raise AdapterError("is a scale without coefficients", file=file.path, field=name)
-            continue  # read with the coefficients
-        for suffix, count in ((ALPHA, config.num_basis_a), (BETA, config.num_basis_b)):
-            if local.endswith(suffix) and local != suffix:
-                pair = pairs.setdefault(local.removesuffix(suffix), {})
-                bits = config.coefficient_bits
-                if bits is None:
-                    pair[suffix] = _load_coefficients(file, name, count)
-                else:
-                    pair[suffix] = _load_quantized(file, name, count, bits)
-                break
+        module, dot, last = local.rpartition(".")
+        if module and dot + last in counts:
+            pair = pairs.setdefault(module, {})
+            pair[dot + last] = _load_coefficients(file, name, counts[dot + last], config)
         else:
+            # PEFT names the bias of an adapted layer by the layer that it wrapped.
+            if local.endswith(WRAPPED_BIAS):
+                local = local.removesuffix(WRAPPED_BIAS) + ".bias"
             whole[local] = load_whole(file, name, local, config)
     for module, pair in pairs.items():
         for suffix in (ALPHA, BETA):
@@ -132,7 +126,23 @@ def load_tensors(
     return modules, whole
 
 
-def _load_coefficients(file: SafetensorsFile, name: str, count: int) -> NDArray[np.float32]:
+def _named_tensors(file: SafetensorsFile, config: AdapterConfig) -> Iterator[str]:
+    """Yield the names of an adapter's tensors, scales apart, which go with their coefficients."""
+    for name in file.tensors:
+        if not name.startswith(PREFIX) or not name.isprintable():
+            raise AdapterError(f"does not begin with {PREFIX!r}", file=file.path, field=name)
+        if config.coefficient_bits is not None and name.endswith((ALPHA + SCALE, BETA + SCALE)):
+            if name.removesuffix(SCALE) not in file.tensors:
+                raise AdapterError("is a scale without coefficients", file=file.path, field=name)
+            continue
+        yield name
+
+
+def _load_coefficients(
+    file: SafetensorsFile, name: str, count: int, config: AdapterConfig
+) -> NDArray[np.float32]:
+    if config.coefficient_bits is not None:
+        return _load_quantized(file, name, count, config.coefficient_bits)
     info = file.tensors[name]
     where: dict[str, Any] = {"file": file.path, "field": name}
     if info.dtype not in MERGEABLE:
@@ -179,14 +189,16 @@ def quantized_tensors(name: str, values: NDArray[np.float32], bits: int) -> dict
     return {name: quantized.packed, name + SCALE: np.array([quantized.scale], np.float32)}
 
 
+def is_saved_module(local: str, config: AdapterConfig) -> bool:
+    """Tell whether a tensor belongs to a module that ``modules_to_save`` names."""
+    return any(f".{module}." in f".{local}" or local == module for module in config.modules_to_save)
+
+
 def load_whole(file: SafetensorsFile, name: str, local: str, config: AdapterConfig) -> NDArray[Any]:
     """Read the tensor `name`, called `local` in the model, if the configuration announces it."""
-    saved = any(
-        f".{module}." in f".{local}" or local == module for module in config.modules_to_save
-    )
     bias = config.bias != "none" and local.endswith(".bias")
     where: dict[str, Any] = {"file": file.path, "field": name}
-    if not (saved or bias):
+    if not (is_saved_module(local, config) or bias):
         raise AdapterError(
             "is neither coefficients nor a tensor that modules_to_save or bias announce", **where
         )

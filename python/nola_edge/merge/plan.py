@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_edge.adapter import Adapter
+from nola_edge.adapter.files import is_saved_module
 from nola_edge.adapter.fingerprints import base_fingerprint
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import MERGEABLE, numpy_dtype
@@ -131,6 +132,12 @@ def plan_merge(
             _check_fingerprint(plan, adapter, names)
         prefix = _Prefix.of(names)
         for name, values in adapter.whole_tensors.items():
+            if prefix.apply(name) not in base.tensors and not is_saved_module(name, adapter.config):
+                raise MismatchError(
+                    f"has no such bias, which {printable(str(_location(adapter)))} trained",
+                    file=base.path,
+                    field=prefix.apply(name),
+                )
             _place_whole_tensor(plan, adapter, prefix.apply(name), values)
     return plan
 

@@ -8,10 +8,10 @@ it PEFT knows no method called NOLA (``KeyError: 'NOLA'``).
 """
 
 from nola_edge.peft.config import NolaConfig
-from nola_edge.peft.layer import NolaLayer
+from nola_edge.peft.layer import NolaLinearLayer
 from nola_edge.peft.model import NolaModel
 from nola_edge.peft.register import register
 
 register()
 
-__all__ = ["NolaConfig", "NolaLayer", "NolaModel"]
+__all__ = ["NolaConfig", "NolaLinearLayer", "NolaModel"]

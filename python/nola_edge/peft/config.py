@@ -15,6 +15,21 @@ from nola_edge.errors import AdapterError
 from nola_edge.peft.register import peft_type
 from nola_edge.torch.factors import STARTS
 
+#: Fields that change merged weights; ``modules_to_save`` may be any sequence here.
+_CHECKED_WITH_OTHER_READERS = (
+    "nola_version",
+    "r",
+    "num_basis_a",
+    "num_basis_b",
+    "basis",
+    "seed",
+    "lora_alpha",
+    "use_rslora",
+    "fan_in_fan_out",
+    "bias",
+    "coefficient_bits",
+)
+
 
 @dataclass
 class NolaConfig(PeftConfig):
@@ -144,13 +159,7 @@ class NolaConfig(PeftConfig):
         AdapterError
             If one is out of range.
         """
-        data = {
-            name: getattr(self, name)
-            for name in (
-                "nola_version r num_basis_a num_basis_b basis seed lora_alpha use_rslora "
-                "fan_in_fan_out bias coefficient_bits"
-            ).split()
-        }
+        data = {name: getattr(self, name) for name in _CHECKED_WITH_OTHER_READERS}
         return AdapterConfig.from_json({"peft_type": "NOLA", **data}, file="NolaConfig")
 
     @property

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import (
@@ -24,8 +25,10 @@ from nola_edge.torch.quantize import fake_quantize
 from nola_edge.torch.sharding import WHOLE, computed_shard
 
 
-class NolaLayer(nn.Module, BaseTunerLayer):
+class NolaLinearLayer(nn.Module, BaseTunerLayer):
     """A base layer and the coefficients of each adapter on it.
+
+    PEFT's "all-linear" finds an adapted layer again by "Linear" in the name of its class.
 
     Nothing is shared with other layers and nothing but coefficients is saved.
 
@@ -163,9 +166,7 @@ class NolaLayer(nn.Module, BaseTunerLayer):
             If a merged weight would be infinite or NaN; it is then as before.
         """
         names = [
-            name
-            for name in check_adapters_to_merge(self, adapter_names)
-            if name in self.nola_alpha
+            name for name in check_adapters_to_merge(self, adapter_names) if name in self.nola_alpha
         ]
         if not names:
             return
@@ -174,7 +175,7 @@ class NolaLayer(nn.Module, BaseTunerLayer):
         terms = [self._term(name) for name in merged]
         try:
             if self.quantization_backend is None:
-                weight = self.get_base_layer().weight.data
+                weight = cast(torch.Tensor, self.get_base_layer().weight).data
                 if self.merged:
                     weight.copy_(before)
                 merge_factors_(weight, terms, transposed=self.transposed)
@@ -213,15 +214,21 @@ class NolaLayer(nn.Module, BaseTunerLayer):
         )
 
     def _keep_weight(self) -> Any:
-        weight = self.get_base_layer().weight
-        # A quantised parameter is replaced by a merge, so keeping it is enough.
-        return weight.data.clone() if self.quantization_backend is None else weight
+        base: Any = self.get_base_layer()
+        if self.quantization_backend is None:
+            return base.weight.data.clone()
+        # A merge replaces a quantised parameter, so keeping it is enough; bitsandbytes moves the
+        # scales of an 8-bit one into the layer's state.
+        return base.weight, copy.copy(getattr(base, "state", None))
 
     def _put_back(self, before: Any) -> None:
+        base: Any = self.get_base_layer()
         if self.quantization_backend is None:
-            self.get_base_layer().weight.data.copy_(before)
-        else:
-            self.get_base_layer().weight = before
+            base.weight.data.copy_(before)
+            return
+        base.weight, state = before
+        if state is not None:
+            base.state = state
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter."""
@@ -231,9 +238,6 @@ class NolaLayer(nn.Module, BaseTunerLayer):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Say that the adapter is additive; ``nola-edge export lora`` converts it exactly."""
         return True
-
-    def __repr__(self) -> str:
-        return "nola." + super().__repr__()
 
     def extra_repr(self) -> str:
         """Describe the adapters."""
@@ -247,11 +251,11 @@ class NolaLayer(nn.Module, BaseTunerLayer):
 
 def _layout(base: nn.Module, transposed: bool) -> tuple[int, int, Any]:
     """Return (in_features, out_features, shard) of a base layer."""
-    weight = getattr(base, "weight", None)
+    weight: Any = getattr(base, "weight", None)
     if hasattr(weight, "device_mesh"):
         shard, out_features, in_features = computed_shard(weight, transposed=transposed)
         return in_features, out_features, shard
-    in_features, out_features = _get_in_out_features(base)
-    if in_features is None or out_features is None:
+    sizes = _get_in_out_features(base)
+    if sizes[0] is None or sizes[1] is None:
         raise TypeError(f"Unsupported layer type {type(base)}")
-    return in_features, out_features, WHOLE
+    return sizes[0], sizes[1], WHOLE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -14,7 +14,7 @@ from torch import nn
 from nola_edge.adapter.files import ALPHA, BETA, SCALE
 from nola_edge.adapter.fingerprints import modules_fingerprint
 from nola_edge.peft.config import NolaConfig
-from nola_edge.peft.layer import NolaLayer
+from nola_edge.peft.layer import NolaLinearLayer
 from nola_edge.peft.state import from_stored, to_stored
 from nola_edge.torch.linear import is_conv1d
 
@@ -27,20 +27,20 @@ class NolaModel(BaseTuner):
     """
 
     prefix: str = "nola_"
-    tuner_layer_cls = NolaLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    tuner_layer_cls = NolaLinearLayer
+    target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     def _create_and_replace(
         self,
-        peft_config: NolaConfig,
+        peft_config: Any,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
         parent: nn.Module,
         current_key: str,
-        **_: Any,
+        parameter_name: str | None = None,
     ) -> None:
-        if isinstance(target, NolaLayer):
+        if isinstance(target, NolaLinearLayer):
             target.update_layer(adapter_name, current_key, peft_config)
             return
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
@@ -50,14 +50,16 @@ class NolaModel(BaseTuner):
                 f"Target module {target} is not supported. NOLA adapts `torch.nn.Linear` (plain or "
                 "quantized) and `transformers.pytorch_utils.Conv1D`."
             )
-        layer = NolaLayer(target, **kwargs)
+        layer = NolaLinearLayer(target, **kwargs)
         layer._active_adapter = adapter_name
         layer.update_layer(adapter_name, current_key, peft_config)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # an additional adapter is not trainable by itself
         self._replace_module(parent, target_name, layer, target)
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
         """Put an adapter into a model and check that it belongs there.
 
         Raises
@@ -75,7 +77,7 @@ class NolaModel(BaseTuner):
             raise
 
     def _check_injected(self, model: nn.Module, adapter_name: str) -> None:
-        config: NolaConfig = self.peft_config[adapter_name]
+        config = cast(NolaConfig, self.peft_config[adapter_name])
         layers = _layers(model, adapter_name)
         if not layers:
             return
@@ -107,7 +109,7 @@ class NolaModel(BaseTuner):
     def _get_adapter_state_dict(
         cls,
         model: nn.Module,
-        config: NolaConfig,
+        config: Any,
         adapter_name: str,
         state_dict: dict[str, torch.Tensor],
         unwanted_adapter_names: list[str],
@@ -124,7 +126,7 @@ class NolaModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls,
         model: nn.Module,
-        config: NolaConfig,
+        config: Any,
         adapter_name: str,
         state_dict: dict[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
@@ -150,13 +152,13 @@ def _is_supported(base: nn.Module, kwargs: dict[str, Any]) -> bool:
     return backend is not None and backend.layer_type == "linear"
 
 
-def _layers(model: nn.Module, adapter_name: str) -> dict[str, NolaLayer]:
+def _layers(model: nn.Module, adapter_name: str) -> dict[str, NolaLinearLayer]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, NolaLayer) and adapter_name in module.nola_factors
+        if isinstance(module, NolaLinearLayer) and adapter_name in module.nola_factors
     }
 
 
-def _stream_names(layers: dict[str, NolaLayer], adapter_name: str) -> list[str]:
+def _stream_names(layers: dict[str, NolaLinearLayer], adapter_name: str) -> list[str]:
     return [layer.nola_factors[adapter_name].module for layer in layers.values()]
