@@ -21,7 +21,18 @@ def run(*arguments, **environment):
 
 @pytest.mark.parametrize(
     "command",
-    [["merge"], ["inspect"], ["verify"], ["export", "lora"], ["demo"], ["bench"], ["info"]],
+    [
+        ["merge"],
+        ["inspect"],
+        ["verify"],
+        ["export", "lora"],
+        ["demo"],
+        ["bench"],
+        ["info"],
+        ["quantize"],
+        ["pack"],
+        ["unpack"],
+    ],
 )
 def test_help_teaches_with_an_example(command):
     done = run(*command, "--help")
@@ -45,6 +56,30 @@ def test_merge_verify_and_their_json(tiny, tmp_path):
     assert {d["tensor"] for d in report["differences"]} == {
         "layers.0.q.weight", "layers.0.v.weight", "layers.1.q.weight",
     }  # fmt: skip
+
+
+def test_quantize_pack_unpack_merge(tiny, tmp_path):
+    base, adapter = tiny
+    done = run("quantize", adapter, "--bits", "4", "-o", tmp_path / "small")
+    assert done.returncode == 0, done.stderr
+    assert "60 coefficients of 4 bits" in done.stdout
+    assert "nola-edge pack" in done.stdout
+    done = run("pack", tmp_path / "small", "-o", tmp_path / "small.nola")
+    assert "bytes each all told" in done.stdout
+    assert (
+        json.loads(run("inspect", tmp_path / "small.nola", "--json").stdout)["coefficient_bits"]
+        == 4
+    )
+    assert "in 4 bits" in run("inspect", tmp_path / "small.nola").stdout
+    run("unpack", tmp_path / "small.nola", "-o", tmp_path / "again")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "small" / name).read_bytes()
+    outputs = []
+    for number, source in enumerate(("small", "small.nola", "again")):
+        done = run("merge", base, tmp_path / source, "-o", tmp_path / f"out{number}")
+        assert done.returncode == 0, done.stderr
+        outputs.append((tmp_path / f"out{number}" / "model.safetensors").read_bytes())
+    assert outputs[0] == outputs[1] == outputs[2]
 
 
 def test_weights_of_adapters(tiny, tmp_path):
@@ -78,6 +113,11 @@ def test_inspect(tiny):
         ["merge", "{base}", "{adapter}", "-o", "{tmp}/out", "--threads", "0"],
         ["verify", "{base}", "--base", "{base}"],
         ["inspect", "{base}"],
+        ["quantize", "{adapter}", "--bits", "5", "-o", "{tmp}/out"],
+        ["quantize", "{adapter}", "-o", "{adapter}"],
+        ["pack", "{base}", "-o", "{tmp}/out"],
+        ["pack", "{adapter}", "-o", "{adapter}/one.nola"],
+        ["unpack", "{base}/model.safetensors", "-o", "{tmp}/out"],
         ["export", "lora", "{adapter}", "--base", "{adapter}", "-o", "{tmp}/out"],
         ["nonsense"],
         ["demo", "--keep", "{base}"],

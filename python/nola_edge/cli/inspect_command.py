@@ -59,7 +59,7 @@ def _summary(adapter: Adapter, shapes: dict[str, tuple[int, ...]] | None) -> dic
     folder = adapter.path or Path()
     summary: dict[str, Any] = {
         "path": str(folder),
-        "bytes": sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
+        "bytes": sum(file.stat().st_size for file in _files(folder)),
         "modules": list(adapter.modules),
         "coefficients": adapter.num_coefficients,
         "whole_tensors": list(adapter.whole_tensors),
@@ -68,6 +68,7 @@ def _summary(adapter: Adapter, shapes: dict[str, tuple[int, ...]] | None) -> dic
             name: getattr(config, name)
             for name in ("r", "num_basis_a", "num_basis_b", "basis", "seed", "lora_alpha")
         },
+        "coefficient_bits": config.coefficient_bits,
         "use_rslora": config.use_rslora,
         "fan_in_fan_out": config.fan_in_fan_out,
         "base_fingerprint": config.base_fingerprint,
@@ -95,7 +96,7 @@ def _print_summary(adapter: Adapter, summary: dict[str, Any]) -> None:
         ("scaling", f"{summary['scaling']:g} = {rule}"),
         (
             "coefficients",
-            f"{summary['coefficients']:,} ({ui.human_bytes(4 * summary['coefficients'])} as F32)",
+            f"{summary['coefficients']:,} ({_stored_size(summary)})",
         ),
     ]
     if adapter.whole_tensors:
@@ -112,6 +113,17 @@ def _print_summary(adapter: Adapter, summary: dict[str, Any]) -> None:
     for label, value in rows:
         click.echo(f"{label:13} {value}")
     _print_compression(summary)
+
+
+def _files(path: Path) -> list[Path]:
+    return [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
+
+
+def _stored_size(summary: dict[str, Any]) -> str:
+    bits = summary["coefficient_bits"]
+    if bits is None:
+        return f"{ui.human_bytes(4 * summary['coefficients'])} as F32"
+    return f"{ui.human_bytes(summary['coefficients'] * bits / 8)} in {bits} bits"
 
 
 def _print_compression(summary: dict[str, Any]) -> None:

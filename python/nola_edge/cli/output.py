@@ -15,7 +15,7 @@ from nola_edge.errors import ArgumentError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ADAPTER_HELP = "An adapter folder or Hub id, with an optional weight: ADAPTER=0.5"
+ADAPTER_HELP = "An adapter folder, packed file or Hub id, with an optional weight: ADAPTER=0.5"
 
 threads_option = click.option(
     "--threads",

@@ -1,0 +1,180 @@
+"""A small decoder learns sentences, then, by an adapter, to say a meaning representation.
+
+The paper's E2E task in miniature: a GPT-2-style or LLaMA-style model is pre-trained on the spot on
+the sentences alone, and fine-tuned to write the sentence for `name : Alimentum ; area : city centre`.
+
+    python examples/training/decoder.py --data E2E_FOLDER --arch llama --method "NOLA 1/4" --save adapter
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+from typing import Any
+
+import click
+import e2e
+import methods
+import sacrebleu
+import tokenizers
+import torch
+import transformers
+from torch import nn
+from trainer import fit, pad
+
+END, SAYS = "<end>", "<says>"
+IGNORED = -100
+TARGETS = {
+    "llama": r".*\.(q|k|v|o|gate|up|down)_proj",
+    "gpt2": r".*\.(c_attn|c_proj|c_fc)",
+}
+VOCABULARY = 1000
+
+
+def make_tokenizer(data: Path) -> tokenizers.Tokenizer:
+    """Train a byte-pair encoding on the training half."""
+    tokenizer = tokenizers.ByteLevelBPETokenizer()
+    pairs = e2e.read(data / e2e.TRAIN)
+    texts = itertools.chain.from_iterable((e2e.as_text(m), sentence) for m, sentence in pairs)
+    tokenizer.train_from_iterator(
+        texts, VOCABULARY, special_tokens=[END, SAYS], show_progress=False
+    )
+    return tokenizer
+
+
+def make_model(arch: str, width: int = 128, layers: int = 4) -> nn.Module:
+    """Return a model of random weights, 0.9M parameters by default."""
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config: transformers.PretrainedConfig
+    if arch == "llama":
+        config = transformers.LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=width, intermediate_size=5 * width // 2,
+            num_hidden_layers=layers, num_attention_heads=4, max_position_embeddings=256,
+            tie_word_embeddings=True, **ids,
+        )  # fmt: skip
+    else:
+        config = transformers.GPT2Config(
+            vocab_size=VOCABULARY, n_embd=width, n_layer=layers, n_head=4, n_positions=256, **ids
+        )
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def sentences(tokenizer: Any, data: Path) -> list[dict[str, list[int]]]:
+    """Return the training sentences alone."""
+    encoded = [tokenizer.encode(s).ids for _, s in e2e.read(data / e2e.TRAIN)]
+    return [{"input_ids": [1, *ids, 0], "labels": [IGNORED, *ids, 0]} for ids in encoded]
+
+
+def pairs(tokenizer: Any, data: Path, name: str, limit: int | None = None) -> list[dict[str, Any]]:
+    """Return meaning representations with their sentences; only the sentences count as loss."""
+    examples = []
+    for slots, sentence in e2e.read(data / name)[:limit]:
+        prompt = [*tokenizer.encode(e2e.as_text(slots)).ids, 1]
+        target = [*tokenizer.encode(sentence).ids, 0]
+        labels = [IGNORED] * len(prompt) + target
+        examples.append({"input_ids": prompt + target, "labels": labels})
+    return examples
+
+
+def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    ids = pad([e["input_ids"] for e in batch], 0)
+    lengths = torch.tensor([len(e["input_ids"]) for e in batch])
+    mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
+    labels = pad([e["labels"] for e in batch], IGNORED)
+    return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
+
+
+def pretrained(arch: str, data: Path, cache: Path, steps: int) -> nn.Module:
+    """Return a model that knows the sentences, trained once and kept in a folder."""
+    folder = cache / f"decoder-{arch}"
+    if not folder.exists():
+        transformers.set_seed(0)
+        model = make_model(arch)
+        data_set = sentences(make_tokenizer(data), data)
+        fit(model, data_set, collate, steps=steps, batch=32, learning_rate=2e-3, seed=0)
+        model.save_pretrained(folder)
+    return transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
+@torch.no_grad()
+def test_loss(model: nn.Module, examples: list[dict[str, Any]]) -> float:
+    """Return the mean negative log-likelihood of a token of the sentences."""
+    model.eval()
+    total, count = 0.0, 0
+    for start in range(0, len(examples), 32):
+        batch = collate(examples[start : start + 32])
+        tokens = int((batch["labels"][:, 1:] != IGNORED).sum())
+        total += float(model(**batch).loss) * tokens
+        count += tokens
+    return total / count
+
+
+@torch.no_grad()
+def bleu(model: nn.Module, tokenizer: Any, data: Path, count: int) -> tuple[float, list[str]]:
+    """Return corpus BLEU of greedy sentences against all references, and the sentences."""
+    wanted = e2e.grouped(e2e.read(data / e2e.TEST))
+    wanted = random.Random(0).sample(wanted, min(count, len(wanted)))
+    said: list[str] = []
+    model.eval()
+    for start in range(0, len(wanted), 50):
+        prompts = [[*tokenizer.encode(m).ids, 1] for m, _ in wanted[start : start + 50]]
+        width = max(map(len, prompts))
+        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        out = model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=60, do_sample=False, pad_token_id=0
+        )
+        for row in out[:, width:].tolist():
+            row = row[: row.index(0)] if 0 in row else row
+            said.append(tokenizer.decode(row).strip())
+    most = max(len(references) for _, references in wanted)
+    columns = [[r[i] if i < len(r) else None for _, r in wanted] for i in range(most)]
+    return sacrebleu.corpus_bleu(said, columns).score, said
+
+
+def run(
+    data: Path, cache: Path, arch: str, method: methods.Method, seed: int, steps: int,
+    save: Path | None = None, progress: bool = False, pretraining_steps: int = 900,
+) -> dict[str, float]:  # fmt: skip
+    """Fine-tune once and measure.
+
+    Returns
+    -------
+    dict
+        ``parameters``, ``loss`` and ``bleu`` on the test set.
+    """
+    tokenizer = make_tokenizer(data)
+    model = pretrained(arch, data, cache, pretraining_steps)
+    transformers.set_seed(seed)
+    adapted, parameters = methods.apply(method, model, TARGETS[arch], seed)
+    examples = pairs(tokenizer, data, e2e.TRAIN)
+    fit(
+        adapted, examples, collate, steps=steps, batch=16, learning_rate=method.learning_rate,
+        seed=seed, progress=progress,
+    )  # fmt: skip
+    if save is not None:
+        adapted.save_pretrained(save)
+    score, _ = bleu(adapted, tokenizer, data, 150)
+    loss = test_loss(adapted, pairs(tokenizer, data, e2e.TEST, 800))
+    return {"parameters": parameters, "loss": loss, "bleu": score}
+
+
+@click.command()
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of the E2E files.")
+@click.option("--cache", default="decoder-cache", type=click.Path(path_type=Path), show_default=True)
+@click.option("--arch", type=click.Choice(list(TARGETS)), default="llama", show_default=True)
+@click.option("--method", type=click.Choice(list(methods.METHODS)), default="NOLA 1/4")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--steps", default=300, show_default=True)
+@click.option("--save", type=click.Path(path_type=Path), help="Save the adapter here.")
+def main(
+    data: Path, cache: Path, arch: str, method: str, seed: int, steps: int, save: Path | None
+) -> None:
+    """Fine-tune a small decoder on E2E and print loss and BLEU."""
+    result = run(data, cache, arch, methods.METHODS[method], seed, steps, save, progress=True)
+    click.echo("  ".join(f"{name} {value:.6g}" for name, value in result.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""``nola-edge unpack``."""
+
+from __future__ import annotations
+
+import click
+
+from nola_edge.cli import output as ui
+
+
+@click.command("unpack", epilog="Example: nola-edge unpack my-adapter.nola -o ./my-adapter")
+@click.argument("packed")
+@click.option("-o", "--output", required=True, help="Folder to write.")
+@ui.force_option
+def command(packed: str, output: str, force: bool) -> None:
+    """Turn a packed adapter into the folder that PEFT and other tools read."""
+    from nola_edge.adapter import Adapter
+
+    loaded = Adapter.load(packed)
+    loaded.save(output, force=force)
+    click.echo(f"{output}: {len(loaded.modules)} modules, seed {loaded.config.seed}")
