@@ -1,7 +1,7 @@
 """A small decoder learns sentences, then, by an adapter, to say a meaning representation.
 
 The paper's E2E task in miniature: a GPT-2-style or LLaMA-style model is pre-trained on the spot on
-the sentences alone, and fine-tuned to write the sentence for `name : Alimentum ; area : city centre`.
+the sentences alone, and fine-tuned to write the sentence for `name : NAME ; area : city centre`.
 
     python examples/training/decoder.py --data E2E_FOLDER --arch llama --method "NOLA 1/4" --save adapter
 """
@@ -135,7 +135,7 @@ def bleu(model: nn.Module, tokenizer: Any, data: Path, count: int) -> tuple[floa
 
 def run(
     data: Path, cache: Path, arch: str, method: methods.Method, seed: int, steps: int,
-    save: Path | None = None, progress: bool = False, pretraining_steps: int = 900,
+    save: Path | None = None, progress: bool = False, pretraining_steps: int = 600,
 ) -> dict[str, float]:  # fmt: skip
     """Fine-tune once and measure.
 

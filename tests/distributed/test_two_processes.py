@@ -1,0 +1,106 @@
+"""Two processes train what one does, and merge their parts to the same bits."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+from peft import get_peft_model  # noqa: E402
+
+import nola_edge.torch as nt  # noqa: E402
+from nola_edge.peft import NolaConfig  # noqa: E402
+from tests.distributed import worker  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+ROOT = Path(__file__).parents[2]
+
+
+def run_two(mode, folder):
+    """Start two processes with torchrun; return what each wrote."""
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+            "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
+            "-m", "tests.distributed.worker", mode, str(folder),
+        ],
+        cwd=ROOT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [
+        torch.load(folder / f"{mode}-{rank}.pt", weights_only=False) for rank in range(2)
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """One process with the whole batch."""
+    model = get_peft_model(worker.make(), NolaConfig(**worker.CONFIG))
+    losses = worker.train(model, slice(None))
+    found = worker.coefficients(model)
+    assert all(v.abs().max() > 1e-3 for v in found.values()), "nothing was trained"
+    return {"losses": losses, "coefficients": found, "model": model}
+
+
+def check_training(results, alone):
+    for result in results:
+        torch.testing.assert_close(
+            torch.stack(result["losses"]), torch.stack(alone["losses"]), rtol=1e-5, atol=1e-6
+        )
+        for name, values in alone["coefficients"].items():
+            torch.testing.assert_close(result["coefficients"][name], values, rtol=1e-4, atol=1e-5)
+    first, second = (r["coefficients"] for r in results)
+    assert all(torch.equal(first[name], second[name]) for name in first), "the copies drift apart"
+
+
+def merged_by_one(found):
+    """The single-process merge of the same coefficients."""
+    model = get_peft_model(worker.make(), NolaConfig(**worker.CONFIG))
+    with torch.no_grad():
+        for name, values in found.items():
+            model.get_parameter(name).copy_(values)
+    return worker.weights(model.merge_and_unload())
+
+
+def test_data_parallel(alone, tmp_path):
+    check_training(run_two("data_parallel", tmp_path), alone)
+
+
+@pytest.mark.parametrize("mode", ["fully_sharded", "tensor_parallel"])
+def test_sharded_parameters(mode, alone, tmp_path):
+    results = run_two(mode, tmp_path)
+    check_training(results, alone)
+    for result in results:
+        expected = merged_by_one(result["coefficients"])
+        assert result["merged"].keys() == expected.keys()
+        for name, values in expected.items():
+            assert torch.equal(result["merged"][name], values), name
+    if mode == "tensor_parallel":
+        assert [r["rows"] for r in results] == [(0, 20), (20, 40)]
+        assert all(r["expanded"] == (20, 4) for r in results), "more than its own rows"
+
+
+def test_shards_merge_to_the_bits_of_the_whole(tmp_path):
+    torch.manual_seed(0)
+    model = worker.make()
+    for path, layer in list(model.named_modules()):
+        if isinstance(layer, torch.nn.Linear):
+            parent, _, name = path.rpartition(".")
+            wrapped = nt.NolaLinear(layer, path, r=5, num_basis_a=40, num_basis_b=33, seed=4)
+            torch.nn.init.normal_(wrapped.beta)
+            setattr(model.get_submodule(parent), name, wrapped)
+    adapter = nt.to_adapter(model)
+    adapter.save(tmp_path / "adapter")
+    for result in run_two("merge_shards", tmp_path):
+        for (dtype, dim), values in result["merged"].items():
+            whole = worker.make(getattr(torch, dtype.removeprefix("torch.")))
+            before = worker.weights(whole)
+            assert len(nt.merge_(whole, adapter)) == 4
+            for name, expected in worker.weights(whole).items():
+                assert torch.equal(values[name], expected), (dtype, dim, name)
+                assert torch.equal(before[name], expected) == name.endswith("bias")

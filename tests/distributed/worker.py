@@ -1,0 +1,185 @@
+"""What each of two processes runs; started by torchrun, writes what it found as a file.
+
+    torchrun --nproc-per-node 2 -m tests.distributed.worker MODE FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from peft import get_peft_model
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor.placement_types import Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+import nola_edge.torch as nt
+from nola_edge import Adapter
+from nola_edge.peft import NolaConfig
+
+STEPS = 5
+
+
+class Block(nn.Module):
+    """Two linear layers, as an MLP of a transformer has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(24, 40)
+        self.down = nn.Linear(40, 24, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(torch.tanh(self.up(x)))
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(), Block()])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def make(dtype: torch.dtype = torch.float32) -> Model:
+    torch.manual_seed(3)
+    return Model().to(dtype)
+
+
+CONFIG = {
+    "r": 4, "num_basis_a": 20, "num_basis_b": 18, "seed": 9, "target_modules": ["up", "down"],
+    "lora_alpha": 8,
+}  # fmt: skip
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return (
+        torch.randn(STEPS, 8, 24, generator=generator),
+        torch.randn(STEPS, 8, 24, generator=generator),
+    )
+
+
+def train(model: nn.Module, mine: slice) -> list[torch.Tensor]:
+    """Return this process's losses."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.05)
+    losses = []
+    for x, y in zip(*data(), strict=True):
+        loss = (model(x[mine]) - y[mine]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return losses
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def coefficients(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix("module."): full(p.detach()).clone()
+        for name, p in model.named_parameters()
+        if "nola_" in name
+    }
+
+
+def data_parallel(_: Path) -> dict[str, object]:
+    """DDP: each process has half of the batch."""
+    rank = dist.get_rank()
+    model = nn.parallel.DistributedDataParallel(get_peft_model(make(), NolaConfig(**CONFIG)))
+    losses = train(model, slice(4 * rank, 4 * rank + 4))
+    return {"losses": mean(losses), "coefficients": coefficients(model)}
+
+
+def fully_sharded(_: Path) -> dict[str, object]:
+    """FSDP2: every parameter is stored in halves; then each process merges its own."""
+    rank = dist.get_rank()
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",))
+    model = get_peft_model(make(), NolaConfig(**CONFIG))
+    for block in model.base_model.model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    losses = train(model, slice(4 * rank, 4 * rank + 4))
+    found = coefficients(model)
+    merged = model.merge_and_unload()
+    return {"losses": mean(losses), "coefficients": found, "merged": weights(merged)}
+
+
+def tensor_parallel(_: Path) -> dict[str, object]:
+    """Columns of the first layer and rows of the second are split, as in Megatron."""
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
+    base = make()
+    for block in base.blocks:
+        parallelize_module(block, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    model = get_peft_model(base, NolaConfig(**CONFIG))
+    layer = model.base_model.model.blocks[0].up
+    shard = layer.nola_factors["default"].shard
+    expanded = tuple(layer.nola_factors["default"].b(layer.nola_beta["default"]).shape)
+    losses = train(model, slice(None))
+    found = coefficients(model)
+    merged = model.merge_and_unload()
+    return {
+        "losses": losses,
+        "coefficients": found,
+        "merged": weights(merged),
+        "rows": shard.rows,
+        "expanded": expanded,
+    }
+
+
+def merge_shards(folder: Path) -> dict[str, object]:
+    """merge_ on DTensor weights of every placement and dtype, without communication."""
+    mesh = init_device_mesh("cpu", (2,))
+    adapter = Adapter.load(folder / "adapter")
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for dim in (0, 1):
+            model = make(dtype)
+            for name, parameter in list(model.named_parameters()):
+                if parameter.dim() == 2:
+                    module = model.get_submodule(name.rpartition(".")[0])
+                    sharded = distribute_tensor(parameter.data, mesh, [Shard(dim)])
+                    module.weight = nn.Parameter(sharded, requires_grad=False)
+            nt.merge_(model, adapter)
+            found[str(dtype), dim] = weights(model)
+    return {"merged": found}
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: full(p.detach()).clone() for name, p in model.named_parameters()}
+
+
+def mean(losses: list[torch.Tensor]) -> list[torch.Tensor]:
+    for loss in losses:
+        dist.all_reduce(loss)
+    return [loss / dist.get_world_size() for loss in losses]
+
+
+MODES = {f.__name__: f for f in (data_parallel, fully_sharded, tensor_parallel, merge_shards)}
+
+
+def main() -> None:
+    mode, folder = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    result = MODES[mode](folder)
+    torch.save(result, folder / f"{mode}-{dist.get_rank()}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
