@@ -21,6 +21,8 @@ import click
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "training"))
 
+PATH = click.Path(path_type=Path)
+
 #: Task -> (the measure that counts, whether more is better, steps, whether variants run too).
 TASKS = {
     "decoder-llama": ("bleu", True, 250, True),
@@ -51,10 +53,10 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of the E2E files.")
-@click.option("--out", required=True, type=click.Path(path_type=Path))
-@click.option("--cache", default="quality-cache", type=click.Path(path_type=Path), show_default=True)
-@click.option("--task", "tasks", multiple=True, type=click.Choice(list(TASKS)), help="[default: all]")
+@click.option("--data", required=True, type=PATH, help="Folder of the E2E files.")
+@click.option("--out", required=True, type=PATH)
+@click.option("--cache", default="quality-cache", type=PATH, show_default=True)
+@click.option("--task", "tasks", multiple=True, type=click.Choice(list(TASKS)), help="Repeatable.")
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--threads", default=0, help="Of torch.  [default: torch's]")
 def run(
@@ -106,7 +108,7 @@ def summary(records: list[dict[str, Any]]) -> dict[str, list[tuple[str, int, flo
 
 @main.command()
 @click.argument("results", type=click.Path(path_type=Path, exists=True))
-@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Draw quality against parameters.")
+@click.option("--plot", "plot_path", type=PATH, help="Draw quality against parameters.")
 def report(results: Path, plot_path: Path | None) -> None:
     """Print a table in Markdown, mean and deviation over seeds."""
     tables = summary(read(results))

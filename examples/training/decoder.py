@@ -3,7 +3,7 @@
 The paper's E2E task in miniature: a GPT-2-style or LLaMA-style model is pre-trained on the spot on
 the sentences alone, and fine-tuned to write the sentence for `name : NAME ; area : city centre`.
 
-    python examples/training/decoder.py --data E2E_FOLDER --arch llama --method "NOLA 1/4" --save adapter
+    python examples/training/decoder.py --data E2E_FOLDER --method "NOLA 1/4" --save adapter
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import transformers
 from torch import nn
 from trainer import fit, pad
 
+PATH = click.Path(path_type=Path)
 END, SAYS = "<end>", "<says>"
 IGNORED = -100
 TARGETS = {
@@ -78,6 +79,7 @@ def pairs(tokenizer: Any, data: Path, name: str, limit: int | None = None) -> li
 
 
 def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Pad examples on the right."""
     ids = pad([e["input_ids"] for e in batch], 0)
     lengths = torch.tensor([len(e["input_ids"]) for e in batch])
     mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
@@ -126,8 +128,7 @@ def bleu(model: nn.Module, tokenizer: Any, data: Path, count: int) -> tuple[floa
             input_ids=ids, attention_mask=mask, max_new_tokens=60, do_sample=False, pad_token_id=0
         )
         for row in out[:, width:].tolist():
-            row = row[: row.index(0)] if 0 in row else row
-            said.append(tokenizer.decode(row).strip())
+            said.append(tokenizer.decode(row[: [*row, 0].index(0)]).strip())
     most = max(len(references) for _, references in wanted)
     columns = [[r[i] if i < len(r) else None for _, r in wanted] for i in range(most)]
     return sacrebleu.corpus_bleu(said, columns).score, said
@@ -155,19 +156,19 @@ def run(
     )  # fmt: skip
     if save is not None:
         adapted.save_pretrained(save)
-    score, _ = bleu(adapted, tokenizer, data, 150)
+    score, _ = bleu(adapted, tokenizer, data, 100)
     loss = test_loss(adapted, pairs(tokenizer, data, e2e.TEST, 800))
     return {"parameters": parameters, "loss": loss, "bleu": score}
 
 
 @click.command()
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of the E2E files.")
-@click.option("--cache", default="decoder-cache", type=click.Path(path_type=Path), show_default=True)
+@click.option("--data", required=True, type=PATH, help="Folder of the E2E files.")
+@click.option("--cache", default="decoder-cache", type=PATH, show_default=True)
 @click.option("--arch", type=click.Choice(list(TARGETS)), default="llama", show_default=True)
 @click.option("--method", type=click.Choice(list(methods.METHODS)), default="NOLA 1/4")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--steps", default=300, show_default=True)
-@click.option("--save", type=click.Path(path_type=Path), help="Save the adapter here.")
+@click.option("--save", type=PATH, help="Save the adapter here.")
 def main(
     data: Path, cache: Path, arch: str, method: str, seed: int, steps: int, save: Path | None
 ) -> None:

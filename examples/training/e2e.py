@@ -19,7 +19,9 @@ _SLOT = re.compile(r"(\w[\w ]*)\[([^\]]*)\]")
 def read(path: Path) -> list[tuple[dict[str, str], str]]:
     """Return (slots, sentence) pairs of one of the files, without names."""
     with path.open(encoding="utf-8") as file:
-        rows = [(dict(_SLOT.findall(row["mr"])), row["ref"].strip()) for row in csv.DictReader(file)]
+        rows = [
+            (dict(_SLOT.findall(row["mr"])), row["ref"].strip()) for row in csv.DictReader(file)
+        ]
     return [_without_names(*row) for row in rows]
 
 

@@ -75,7 +75,11 @@ def examples(data: Path, name: str, values: list[list[str]], limit: int) -> list
     tokenizer = transformers.AutoTokenizer.from_pretrained(encoder_folder())
     pairs = e2e.read(data / name)
     pairs = pairs[:: max(1, len(pairs) // limit)][:limit]
-    known = [(m, s) for m, s in pairs if all(m.get(k, "") in v for k, v in zip(SLOTS, values, strict=True))]
+    known = [
+        (m, s)
+        for m, s in pairs
+        if all(m.get(k, "") in v for k, v in zip(SLOTS, values, strict=True))
+    ]
     return [
         {
             "input_ids": tokenizer(sentence)["input_ids"],
@@ -119,7 +123,9 @@ def run(
 
 
 @click.command()
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of the E2E files.")
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="Folder of the E2E files."
+)
 @click.option("--method", type=click.Choice(list(methods.METHODS)), default="NOLA 1/4")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--steps", default=120, show_default=True)

@@ -33,7 +33,7 @@ class Method:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-FULL_RATE, LORA_RATE, NOLA_RATE = 1e-3, 1e-2, 3e-2
+FULL_RATE, LORA_RATE, NOLA_RATE = 1e-3, 1e-2, 1e-2
 
 
 def nola(name: str, fraction: float = 0.25, **options: Any) -> Method:
@@ -84,7 +84,9 @@ def apply(
         Trained numbers, heads apart.
     """
     if method.kind == "full":
-        heads = sum(p.numel() for name in saved or () for p in model.get_submodule(name).parameters())
+        heads = sum(
+            p.numel() for name in saved or () for p in model.get_submodule(name).parameters()
+        )
         return model, sum(p.numel() for p in model.parameters()) - heads
     options = dict(method.options)
     common: dict[str, Any] = {"target_modules": targets, "modules_to_save": saved}

@@ -32,9 +32,7 @@ def run_two(mode, folder):
         cwd=ROOT, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    return [
-        torch.load(folder / f"{mode}-{rank}.pt", weights_only=False) for rank in range(2)
-    ]
+    return [torch.load(folder / f"{mode}-{rank}.pt", weights_only=False) for rank in range(2)]
 
 
 @pytest.fixture(scope="module")

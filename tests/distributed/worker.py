@@ -1,6 +1,6 @@
 """What each of two processes runs; started by torchrun, writes what it found as a file.
 
-    torchrun --nproc-per-node 2 -m tests.distributed.worker MODE FOLDER
+torchrun --nproc-per-node 2 -m tests.distributed.worker MODE FOLDER
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.distributed.tensor.placement_types import Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
     parallelize_module,
 )
+from torch.distributed.tensor.placement_types import Shard
 
 import nola_edge.torch as nt
 from nola_edge import Adapter
