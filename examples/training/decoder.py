@@ -4,6 +4,11 @@ The paper's E2E task in miniature: a GPT-2-style or LLaMA-style model is pre-tra
 the sentences alone, and fine-tuned to write the sentence for `name : NAME ; area : city centre`.
 
     python examples/training/decoder.py --data E2E_FOLDER --method "NOLA 1/4" --save adapter
+
+The same on two processes, each with half of every batch (once the first run has made the cache):
+
+    torchrun --nproc-per-node 2 examples/training/decoder.py --data E2E_FOLDER --save adapter
+    accelerate launch --cpu --num_processes 2 examples/training/decoder.py --data E2E_FOLDER
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import sacrebleu
 import tokenizers
 import torch
 import transformers
+from accelerate import PartialState
 from torch import nn
 from trainer import fit, pad
 
@@ -91,6 +97,8 @@ def pretrained(arch: str, data: Path, cache: Path, steps: int) -> nn.Module:
     """Return a model that knows the sentences, trained once and kept in a folder."""
     folder = cache / f"decoder-{arch}"
     if not folder.exists():
+        if PartialState().num_processes > 1:
+            raise click.ClickException(f"{folder} is not there; run once as a single process")
         transformers.set_seed(0)
         model = make_model(arch)
         data_set = sentences(make_tokenizer(data), data)
@@ -154,6 +162,8 @@ def run(
         adapted, examples, collate, steps=steps, batch=16, learning_rate=method.learning_rate,
         seed=seed, progress=progress,
     )  # fmt: skip
+    if not PartialState().is_main_process:
+        return {}
     if save is not None:
         adapted.save_pretrained(save)
     score, _ = bleu(adapted, tokenizer, data, 100)

@@ -7,15 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from peft import get_peft_model
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("peft")
-
-from peft import get_peft_model  # noqa: E402
-
-import nola_edge.torch as nt  # noqa: E402
-from nola_edge.peft import NolaConfig  # noqa: E402
-from tests.distributed import worker  # noqa: E402
+import nola_edge.torch as nt
+from nola_edge.peft import NolaConfig
+from tests.distributed import worker
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ROOT = Path(__file__).parents[2]

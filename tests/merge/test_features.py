@@ -236,6 +236,6 @@ def test_memory_stays_flat(tmp_path):
     shape = DecoderShape(layers=2, hidden=2048, intermediate=8192, vocabulary=8000)
     assert write_checkpoint(tmp_path / "base", shape) > 250e6
     trained_adapter(shape.linears()).save(tmp_path / "adapter")
-    command = [sys.executable, "-m", "nola_edge.demo", "ours", "base", "adapter", "out"]
+    command = [sys.executable, "-m", "nola_edge.demo.comparison", "ours", "base", "adapter", "out"]
     done = subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     assert json.loads(done.stdout)["peak_bytes"] < 100e6

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import tempfile
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from nola_edge.cli import output as ui
+
+if TYPE_CHECKING:
+    from nola_edge.demo.comparison import DemoResult
+    from nola_edge.demo.speech import Speech
 
 
 @click.command("demo", epilog="Example: nola-edge demo --keep ./nola-demo")
 @click.option("--keep", help="Keep base, adapter and results in this new folder.")
 @ui.json_option
 def command(keep: str | None, as_json: bool) -> None:
-    """Merge, verify and measure on weights made on the spot; nothing is downloaded.
+    """Let a small decoder speak with and without its adapters, then merge, verify and measure.
 
-    Takes a few seconds and about 700 MB of disk, in the temporary folder unless --keep is given.
+    Nothing is downloaded and torch is not needed: a decoder of 0.9M parameters and two adapters
+    come with the package. The measurement makes larger weights on the spot; it takes a few
+    seconds and about 700 MB of disk, in the temporary folder unless --keep is given.
     """
-    from nola_edge.demo import run_demo
+    from nola_edge.demo.comparison import run_demo
+    from nola_edge.demo.speech import speak
     from nola_edge.errors import OutputError
 
     def say(text: str) -> None:
@@ -31,13 +40,47 @@ def command(keep: str | None, as_json: bool) -> None:
             Path(keep).mkdir()
         except FileExistsError:
             raise OutputError("exists already; choose another name", file=keep) from None
+    speeches = speak()
+    if not as_json:
+        _print_speeches(speeches)
+    if keep is not None:
         result = run_demo(Path(keep), say)
     else:
         with tempfile.TemporaryDirectory(prefix="nola-edge-demo-") as folder:
             result = run_demo(Path(folder), say)
     if as_json:
-        ui.print_json(asdict(result))
+        ui.print_json({**asdict(result), "speeches": [asdict(speech) for speech in speeches]})
         return
+    _print_result(result)
+    if keep is not None:
+        click.echo(f"\nkept in {keep}: base, adapter, merged, plain")
+
+
+def _print_speeches(speeches: list[Speech]) -> None:
+    from nola_edge.demo.speech import BASE
+
+    size = ui.human_bytes((BASE / "model.safetensors").stat().st_size)
+    click.echo(f"A decoder of {size} learned sentences about restaurants; two adapters teach it.")
+    shown = ""
+    for speech in speeches:
+        if speech.adapter != shown:
+            shown = speech.adapter
+            click.echo(
+                f"\n{shown} ({ui.human_bytes(speech.adapter_bytes)}), merged at load in "
+                f"{speech.milliseconds:.0f} ms"
+            )
+        for label, text in (
+            ("prompt", speech.prompt),
+            ("before", speech.before),
+            ("after", speech.after),
+        ):
+            indent = f"  {label:8}"
+            lines = textwrap.wrap(text, 88) or ["(nothing)"]
+            click.echo(indent + f"\n{'':10}".join(lines))
+        click.echo()
+
+
+def _print_result(result: DemoResult) -> None:
     click.echo()
     click.echo(
         f"base     {ui.human_bytes(result.base_bytes)} of bf16 weights\n"
@@ -55,5 +98,3 @@ def command(keep: str | None, as_json: bool) -> None:
             f"{label:16} {numbers['seconds']:7.2f} s "
             f"{ui.human_bytes(numbers['peak_bytes']):>14}   {text}"
         )
-    if keep is not None:
-        click.echo(f"\nkept in {keep}: base, adapter, merged, plain")
