@@ -73,7 +73,8 @@ def checkpoint_figures(folder: Path, layers: int, rounds: int) -> Iterator[Figur
 
 
 def _memory(folder: Path, nbytes: int) -> Figure:
-    command = [sys.executable, "-m", "nola_edge.demo.comparison", "ours", "base", "adapter", "merged"]
+    program = [sys.executable, "-m", "nola_edge.demo.comparison"]
+    command = [*program, "ours", "base", "adapter", "merged"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder)
     peak = json.loads(done.stdout)["peak_bytes"]
     shape = llama_7b(1)

@@ -89,7 +89,8 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> DemoResult:
 
 
 def _measure(way: str, base: Path, adapter: Path, output: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "nola_edge.demo.comparison", way, str(base), str(adapter), str(output)]
+    program = [sys.executable, "-m", "nola_edge.demo.comparison"]
+    command = [*program, way, str(base), str(adapter), str(output)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     result: dict[str, float] = json.loads(done.stdout)
     return result

@@ -1,7 +1,7 @@
 """The shipped decoder and its adapters: what it says before and after each of them.
 
-The decoder learned to write sentences about restaurants, and nothing else. Two adapters teach it, one
-to say a list of facts as a sentence, the other to read a sentence as a list of facts.
+The decoder learned to write sentences about restaurants, and nothing else. Two adapters teach it,
+one to say a list of facts as a sentence, the other to read a sentence as a list of facts.
 """
 
 from __future__ import annotations
