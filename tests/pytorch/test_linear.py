@@ -266,3 +266,21 @@ def test_views_and_other_strides_are_merged_in_place():
     nt.merge_low_rank_(weight, b, a, 0.5)
     assert torch.equal(weight, expected)
     assert torch.equal(storage[:, :2], outside)
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_compiled_layer_has_no_graph_break(bits):
+    torch._dynamo.reset()
+    wrapped = adapted(make_layer(), coefficient_bits=bits)
+    x = torch.randn(3, 12)
+    expected = wrapped(x)
+    compiled = torch.compile(wrapped, fullgraph=True, backend="aot_eager")
+    got = compiled(x)
+    torch.testing.assert_close(got, expected)
+    got.square().sum().backward()
+    grads = wrapped.alpha.grad.clone(), wrapped.beta.grad.clone()
+    wrapped.zero_grad()
+    wrapped(x).square().sum().backward()
+    torch.testing.assert_close(grads, (wrapped.alpha.grad, wrapped.beta.grad))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), expected)

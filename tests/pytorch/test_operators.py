@@ -193,6 +193,21 @@ def test_a_gradient_of_another_shape_is_refused():
         nt.project(torch.zeros(3, 4), seed=1, stream=2, num_basis=4, shape=(4, 4))
 
 
+def test_other_devices_go_through_the_host():
+    """No such device here: the functions are called as the dispatcher would, and are registered."""
+    from nola_edge.torch import host
+
+    source = (3, 5, "rademacher", (4, 16), (1, 4), (0, 16))
+    c, grad = torch.randn(9), torch.randn(3, 16)
+    assert torch.equal(host.expand(c, *source), torch.ops.nola_edge.expand(c, *source))
+    assert torch.equal(
+        host.project(grad, 9, *source), torch.ops.nola_edge.project(grad, 9, *source)
+    )
+    for device in ("CUDA", "MPS", "XPU"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key("nola_edge::expand", device)
+        assert torch._C._dispatch_has_kernel_for_dispatch_key("nola_edge::project", device)
+
+
 def test_meta_tensors_have_shapes_alone():
     c = torch.zeros(4, device="meta")
     assert nt.expand(c, seed=1, stream=2, shape=(4, 16)).shape == (4, 16)

@@ -450,3 +450,13 @@ def test_import_registers_once():
     importlib.reload(nola_edge.peft)
     assert peft.PeftType("NOLA") is peft.PeftType.NOLA
     assert list(peft.PeftType).count(peft.PeftType.NOLA) == 1
+
+
+def test_compiled_model_trains_alike():
+    torch._dynamo.reset()
+    eager, compiled = (
+        get_peft_model(llama(), NolaConfig(**SMALL, target_modules="all-linear")) for _ in "ab"
+    )
+    expected = train(eager, steps=3)
+    got = train(torch.compile(compiled, backend="aot_eager"), steps=3)
+    assert got == pytest.approx(expected, rel=1e-4)

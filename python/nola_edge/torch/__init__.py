@@ -1,8 +1,9 @@
 """Training with torch: operators, a layer, and merging into a model in memory.
 
-``library.py`` declares the operators and ``cpu.py`` gives them CPU kernels; ``factors.py`` makes A
-and B of a layer from its coefficients; ``functional.py`` and ``linear.py`` are for one's own
-training loop, ``nola_edge.peft`` for PEFT's; ``sharding.py`` splits layers over processes.
+``library.py`` declares the operators, ``cpu.py`` gives them CPU kernels, and ``host.py`` serves
+other devices through them; ``factors.py`` makes A and B of a layer from its coefficients;
+``functional.py`` and ``linear.py`` are for one's own training loop, ``nola_edge.peft`` for PEFT's;
+``sharding.py`` splits layers over processes; ``merge.py`` merges into models in memory.
 """
 
 from nola_edge.torch.factors import Factors, fresh_coefficients

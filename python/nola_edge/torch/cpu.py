@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nola_edge.torch.library import Extent
 
 
-def _expand(
+def expand(
     coefficients: torch.Tensor,
     seed: int,
     stream: int,
@@ -27,6 +27,7 @@ def _expand(
     rows: Extent,
     cols: Extent,
 ) -> torch.Tensor:
+    """Return g * sum_i coefficients[i] * basis_i of the slice, float32."""
     check_coefficients(coefficients)
     values = coefficients.detach().to(torch.float32).contiguous()
     size = (max(0, rows[1] - rows[0]), max(0, cols[1] - cols[0]))
@@ -46,7 +47,7 @@ def _expand(
     return out
 
 
-def _project(
+def project(
     grad: torch.Tensor,
     num_basis: int,
     seed: int,
@@ -56,6 +57,7 @@ def _project(
     rows: Extent,
     cols: Extent,
 ) -> torch.Tensor:
+    """Return the gradient's products with each basis matrix, float32."""
     check_grad(grad, rows, cols)
     values = grad.detach().to(torch.float32).contiguous()
     out = torch.empty((num_basis,), dtype=torch.float32)
@@ -74,4 +76,4 @@ def _project(
     return out
 
 
-register_kernels("cpu", _expand, _project)
+register_kernels("cpu", expand, project)

@@ -9,8 +9,7 @@ import torch
 
 from nola_edge.adapter.start import unit_start
 from nola_edge.ops import Basis, stream_id
-from nola_edge.torch import cpu as _cpu  # noqa: F401  (registers the CPU kernels)
-from nola_edge.torch import library
+from nola_edge.torch import cpu, host, library  # noqa: F401  (cpu, host: register kernels)
 from nola_edge.torch.library import signed_stream
 from nola_edge.torch.sharding import WHOLE, Shard
 

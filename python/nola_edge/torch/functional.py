@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from nola_edge.torch import cpu as _cpu  # noqa: F401  (registers the CPU kernels)
 from nola_edge.torch import library
 from nola_edge.torch.factors import Factors, checked_seed
 from nola_edge.torch.library import signed_stream
