@@ -11,7 +11,6 @@ whole basis, contract it, and do both again in the backward pass.
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ import transformers
 from torch import nn
 from torch.nn import functional as F
 
+from nola_edge.bench.memory import peak_bytes
 from nola_edge.bench.report import machine
 from nola_edge.peft import NolaConfig, NolaLinearLayer
 
@@ -124,7 +124,7 @@ def factor_seconds(rounds: int) -> float:
     return statistics.median(times)
 
 
-def peak_bytes(method: str) -> int:
+def peak_of(method: str) -> int:
     """Return the peak memory of a process that takes three steps."""
     done = subprocess.run(
         [sys.executable, __file__, "--memory-of", method],
@@ -147,7 +147,7 @@ def main(rounds: int, threads: int, save: Path | None, memory_of: str | None) ->
         step = stepper(memory_of)
         for _ in range(3):
             step()
-        click.echo(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        click.echo(peak_bytes())
         return
     steps = {method: stepper(method) for method in METHODS}
     times: dict[str, list[float]] = {method: [] for method in METHODS}
@@ -158,7 +158,7 @@ def main(rounds: int, threads: int, save: Path | None, memory_of: str | None) ->
             if turn:
                 times[method].append(time.perf_counter() - begin)
     seconds = {method: statistics.median(values) for method, values in times.items()}
-    memory = {method: peak_bytes(method) for method in METHODS}
+    memory = {method: peak_of(method) for method in METHODS}
     own = factor_seconds(rounds)
     added = seconds["torch way"] - seconds["lora"]
     record = {

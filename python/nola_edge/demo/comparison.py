@@ -9,7 +9,6 @@ what the operating system reports.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nola_edge.bench.memory import peak_bytes
 from nola_edge.synthetic import DecoderShape, trained_adapter, write_checkpoint
 
 if TYPE_CHECKING:
@@ -96,18 +96,6 @@ def _measure(way: str, base: Path, adapter: Path, output: Path) -> dict[str, flo
     return result
 
 
-def _peak_bytes() -> int:
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Linux keeps the parent's peak in getrusage across fork and exec; this one starts anew.
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in kilobytes, macOS in bytes.
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def merge_plainly(base: Path, adapter_path: Path, output: Path) -> None:
     """Merge as a training framework would, in numpy: the peer that the demonstration beats."""
     import ml_dtypes  # noqa: F401  (teaches numpy the name bfloat16)
@@ -130,14 +118,14 @@ def _main(way: str, base: Path, adapter: Path, output: Path) -> None:
     import nola_edge.merge.write
     import nola_edge.ops
 
-    before = _peak_bytes()
+    before = peak_bytes()
     begin = time.perf_counter()
     if way == "ours":
         nola_edge.merge.write.merge_checkpoint(base, adapter, output)
     else:
         merge_plainly(base, adapter, output)
     seconds = time.perf_counter() - begin
-    print(json.dumps({"seconds": seconds, "peak_bytes": _peak_bytes() - before}))
+    print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes() - before}))
 
 
 if __name__ == "__main__":

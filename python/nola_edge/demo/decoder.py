@@ -38,7 +38,9 @@ class Decoder:
         theta = (config.get("rope_parameters") or config)["rope_theta"]
         self._frequencies = (theta ** (-np.arange(0, width, 2) / width)).astype(np.float32)
 
-    def generate(self, prompt: Sequence[int], stop: int, limit: int = 60) -> list[int]:
+    def generate(
+        self, prompt: Sequence[int], stop: int, limit: int = 60, least: int = 0
+    ) -> list[int]:
         """Return the likeliest next tokens, one after the other, up to `stop`, which is left out.
 
         Parameters
@@ -48,12 +50,17 @@ class Decoder:
             Token that ends the text.
         limit : int
             Most tokens to generate.
+        least : int
+            Tokens before `stop` may come.
         """
         cache: list[tuple[Array, Array]] = []
         said: list[int] = []
         tokens = list(prompt)
         while len(said) < limit:
-            token = int(self.forward(tokens, cache)[-1].argmax())
+            logits = self.forward(tokens, cache)[-1]
+            if len(said) < least:
+                logits[stop] = -np.inf
+            token = int(logits.argmax())
             if token == stop:
                 break
             said.append(token)

@@ -69,7 +69,8 @@ def speak(prompts: int = 2) -> list[Speech]:
         adapted = Decoder(merged, config)
         for prompt in given[:prompts]:
             before, after = (
-                text(model.generate([*prompt, about["says"]], stop=about["end"]))
+                # The base has nothing to say to a list of facts: have it say something.
+                text(model.generate([*prompt, about["says"]], stop=about["end"], least=8))
                 for model in (plain, adapted)
             )
             size = (DATA / adapter).stat().st_size
