@@ -27,6 +27,17 @@ settings.load_profile("default")
 
 ISAS = _core.supported_isas()
 
+#: Folders of tests that need torch and PEFT: marked `torch`, and left out without them.
+TORCH_FOLDERS = ["pytorch", "tuner", "distributed"]
+collect_ignore = [] if find_spec("torch") and find_spec("peft") else TORCH_FOLDERS
+
+
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).parts[0] in TORCH_FOLDERS:
+            item.add_marker(pytest.mark.torch)
+
 
 @pytest.fixture(params=ISAS)
 def isa(request):

@@ -47,16 +47,7 @@ def expand(
     TypeError, ValueError
         If an argument does not fit; the message begins with its name.
     """
-    whole = (0, shape[0]), (0, shape[1])
-    source = (
-        checked_seed(seed),
-        signed_stream(stream),
-        basis,
-        shape,
-        rows or whole[0],
-        cols or whole[1],
-    )
-    return library.expand(coefficients, source)
+    return library.expand(coefficients, _source(seed, stream, basis, shape, rows, cols))
 
 
 def project(
@@ -93,16 +84,20 @@ def project(
         if grad.dim() != 2:
             raise ValueError(f"grad: must have 2 dimensions, got {tuple(grad.shape)}")
         shape = (grad.shape[0], grad.shape[1])
-    whole = (0, shape[0]), (0, shape[1])
-    source = (
-        checked_seed(seed),
-        signed_stream(stream),
-        basis,
-        shape,
-        rows or whole[0],
-        cols or whole[1],
-    )
-    return library.project(grad, num_basis, source)
+    return library.project(grad, num_basis, _source(seed, stream, basis, shape, rows, cols))
+
+
+def _source(
+    seed: int,
+    stream: int,
+    basis: Basis,
+    shape: tuple[int, int],
+    rows: Range | None,
+    cols: Range | None,
+) -> library.Source:
+    """Return the operators' arguments after the tensor; a slice that is not given is whole."""
+    rows, cols = rows or (0, shape[0]), cols or (0, shape[1])
+    return checked_seed(seed), signed_stream(stream), basis, shape, rows, cols
 
 
 def nola_delta(
