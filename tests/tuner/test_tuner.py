@@ -16,6 +16,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import nola_edge as ne
+import nola_edge.torch as nt
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.errors import NolaEdgeError
 from nola_edge.peft import NolaConfig, NolaLinearLayer
@@ -460,3 +461,22 @@ def test_compiled_model_trains_alike():
     expected = train(eager, steps=3)
     got = train(torch.compile(compiled, backend="aot_eager"), steps=3)
     assert got == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_model_of_other_shapes_is_refused(tmp_path):
+    """The coefficients would fit; the random matrices would be others."""
+    trained(llama()).save_pretrained(tmp_path / "adapter")
+    config = llama().config
+    config.hidden_size = 64
+    wider = LlamaForCausalLM(config)
+    with pytest.raises(ValueError, match="other shapes"):
+        PeftModel.from_pretrained(wider, tmp_path / "adapter")
+    wider = LlamaForCausalLM(config)
+    wider.save_pretrained(tmp_path / "wider")
+    with pytest.raises(NolaEdgeError, match="other shapes"):
+        ne.merge_checkpoint(tmp_path / "wider", tmp_path / "adapter", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    before = {n: v.clone() for n, v in wider.state_dict().items()}
+    with pytest.raises(NolaEdgeError, match="other shapes"):
+        nt.merge_(wider, tmp_path / "adapter")
+    assert all(torch.equal(v, before[n]) for n, v in wider.state_dict().items())

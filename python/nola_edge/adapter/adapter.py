@@ -27,6 +27,7 @@ from nola_edge.adapter.fingerprints import (
     base_fingerprint,
     basis_fingerprint,
     modules_fingerprint,
+    shapes_fingerprint,
 )
 from nola_edge.adapter.hub import resolve
 from nola_edge.adapter.packed import load_packed, write_packed
@@ -65,7 +66,7 @@ class Adapter:
         *,
         path: Path | None = None,
     ) -> None:
-        self.config = config
+        self.config = _still_true(config, modules)
         self.modules = dict(modules)
         self.whole_tensors = dict(whole_tensors or {})
         self.path = path
@@ -102,9 +103,8 @@ class Adapter:
         folder = resolve(path, revision)
         if folder.is_file():
             config, modules, whole = load_packed(folder)
-            adapter = cls(config, modules, whole, path=folder)
-            _check_fingerprints(adapter, folder)
-            return adapter
+            _check_fingerprints(config, modules, folder)
+            return cls(config, modules, whole, path=folder)
         config = load_config(folder)
         weights = folder / WEIGHTS_NAME
         if not weights.is_file():
@@ -117,13 +117,13 @@ class Adapter:
         with SafetensorsFile.open(inside(folder, WEIGHTS_NAME)) as file:
             modules, whole = load_tensors(file, config)
             file.check_unchanged()
+        if modules:
+            _check_fingerprints(config, modules, folder / CONFIG_NAME)
         try:
-            adapter = cls(config, modules, whole, path=folder)
+            return cls(config, modules, whole, path=folder)
         except AdapterError as error:
             error.file = weights
             raise
-        _check_fingerprints(adapter, folder / CONFIG_NAME)
-        return adapter
 
     @classmethod
     def create(
@@ -167,6 +167,8 @@ class Adapter:
             basis=basis,
             use_rslora=use_rslora,
             fan_in_fan_out=fan_in_fan_out,
+            modules_fingerprint=modules_fingerprint(modules),
+            shapes_fingerprint=shapes_fingerprint(modules),
             bookkeeping={"target_modules": sorted(modules)},
         )
         fresh: dict[str, Coefficients] = {}
@@ -360,8 +362,18 @@ def _check_contents(adapter: Adapter) -> None:
                 )
 
 
-def _check_fingerprints(adapter: Adapter, path: Path) -> None:
-    config = adapter.config
+def _still_true(config: AdapterConfig, modules: Mapping[str, Coefficients]) -> AdapterConfig:
+    """Drop the fingerprints of another set of modules: they say nothing of this one."""
+    if config.modules_fingerprint in (None, modules_fingerprint(modules)):
+        return config
+    return dataclasses.replace(
+        config, modules_fingerprint=None, shapes_fingerprint=None, base_fingerprint=None
+    )
+
+
+def _check_fingerprints(
+    config: AdapterConfig, modules: Mapping[str, Coefficients], path: Path
+) -> None:
     found = basis_fingerprint(config.seed)
     if config.basis_fingerprint not in (None, found):
         raise AdapterError(
@@ -370,7 +382,7 @@ def _check_fingerprints(adapter: Adapter, path: Path) -> None:
             file=path,
             field="basis_fingerprint",
         )
-    found = modules_fingerprint(adapter.modules)
+    found = modules_fingerprint(modules)
     if config.modules_fingerprint not in (None, found):
         raise AdapterError(
             f"is {printable(config.modules_fingerprint)}, but the tensors' names give {found}: "

@@ -21,6 +21,13 @@ MAX_RANK = 1 << 16
 MAX_NUM_BASIS = 1 << 24
 MAX_SEED = (1 << 63) - 1
 
+_FINGERPRINTS = (
+    "basis_fingerprint",
+    "base_fingerprint",
+    "modules_fingerprint",
+    "shapes_fingerprint",
+)
+
 #: Known fields that say how the adapter was trained or found; they never change merged weights.
 BOOKKEEPING = frozenset(
     {
@@ -68,7 +75,7 @@ class AdapterConfig:
         Modules whose tensors are in the file whole.
     coefficient_bits : int or None
         3, 4 or 8: coefficients are stored quantised (:mod:`nola_edge.adapter.quantize`).
-    basis_fingerprint, base_fingerprint, modules_fingerprint : str or None
+    basis_fingerprint, base_fingerprint, modules_fingerprint, shapes_fingerprint : str or None
         See :mod:`nola_edge.adapter.fingerprints`.
     bookkeeping : dict
         Known fields without influence on the weights, kept as they are.
@@ -88,6 +95,7 @@ class AdapterConfig:
     basis_fingerprint: str | None = None
     base_fingerprint: str | None = None
     modules_fingerprint: str | None = None
+    shapes_fingerprint: str | None = None
     bookkeeping: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -130,9 +138,7 @@ class AdapterConfig:
             "fan_in_fan_out",
             "bias",
             "coefficient_bits",
-            "basis_fingerprint",
-            "base_fingerprint",
-            "modules_fingerprint",
+            *_FINGERPRINTS,
         ):
             if rest.get(name) is not None:
                 known[name] = rest[name]
@@ -171,12 +177,7 @@ class AdapterConfig:
             bias=self.bias,
             modules_to_save=list(self.modules_to_save) or None,
         )
-        for name in (
-            "coefficient_bits",
-            "basis_fingerprint",
-            "base_fingerprint",
-            "modules_fingerprint",
-        ):
+        for name in ("coefficient_bits", *_FINGERPRINTS):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
         return data
@@ -236,7 +237,7 @@ def _check(config: AdapterConfig, file: object) -> None:
     bits = config.coefficient_bits
     if bits is not None and (isinstance(bits, bool) or bits not in BITS):
         raise refuse("coefficient_bits", f"one of {', '.join(map(str, BITS))}")
-    for name in ("basis_fingerprint", "base_fingerprint", "modules_fingerprint"):
+    for name in _FINGERPRINTS:
         value = getattr(config, name)
         if value is not None and not isinstance(value, str):
             raise refuse(name, "a string")

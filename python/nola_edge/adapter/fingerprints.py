@@ -1,4 +1,4 @@
-"""Short digests that catch a foreign generator, renamed modules and the wrong base."""
+"""Short digests that catch a foreign generator, renamed or reshaped modules, the wrong base."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from nola_edge import ops
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from nola_edge.safetensors_file import SafetensorsFile, TensorInfo
 
@@ -32,8 +32,27 @@ def basis_fingerprint(seed: int) -> str:
 
 def modules_fingerprint(modules: Iterable[str]) -> str:
     """Return FNV-1a-64 over the sorted module names joined by newlines, as 16 digits."""
+    return _fnv1a("\n".join(sorted(modules)))
+
+
+def shapes_fingerprint(shapes: Mapping[str, tuple[int, int]]) -> str:
+    """Return FNV-1a-64 over the sorted lines ``"<module> <out>x<in>"``, as 16 digits.
+
+    An element's place in a matrix says which random number it gets, so an adapter is for one
+    shape, though coefficients would fit any.
+
+    Parameters
+    ----------
+    shapes : mapping
+        Module name -> (out_features, in_features).
+    """
+    lines = (f"{module} {out}x{into}" for module, (out, into) in shapes.items())
+    return _fnv1a("\n".join(sorted(lines)))
+
+
+def _fnv1a(text: str) -> str:
     digest = 0xCBF29CE484222325
-    for byte in "\n".join(sorted(modules)).encode():
+    for byte in text.encode():
         digest = ((digest ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
     return f"{digest:016x}"
 

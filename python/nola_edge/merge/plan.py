@@ -14,7 +14,7 @@ import numpy as np
 
 from nola_edge.adapter import Adapter
 from nola_edge.adapter.files import is_saved_module
-from nola_edge.adapter.fingerprints import base_fingerprint
+from nola_edge.adapter.fingerprints import base_fingerprint, shapes_fingerprint
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import MERGEABLE, numpy_dtype
 from nola_edge.errors import AdapterError, ArgumentError, MismatchError, printable
@@ -128,6 +128,7 @@ def plan_merge(
         for module, name in names.items():
             _check_weight(plan, adapter, module, name)
             plan.merges[name] = (*plan.merges.get(name, ()), Term(adapter, module, weight))
+        _check_shapes(plan, adapter, names)
         if check_base:
             _check_fingerprint(plan, adapter, names)
         prefix = _Prefix.of(names)
@@ -188,6 +189,24 @@ def _check_weight(plan: MergePlan, adapter: Adapter, module: str, name: str) -> 
             f"has shape {list(info.shape)}, too small for the rank r = {rank} of "
             f"{printable(str(_location(adapter)))}",
             **where,
+        )
+
+
+def _check_shapes(plan: MergePlan, adapter: Adapter, names: Mapping[str, str]) -> None:
+    recorded = adapter.config.shapes_fingerprint
+    transposed = adapter.config.fan_in_fan_out
+    shapes = {
+        module: stored_features(plan.tensor(name)[1].shape, transposed)
+        for module, name in names.items()
+    }
+    if recorded not in (None, shapes_fingerprint(shapes)):
+        module, (out, into) = next(iter(shapes.items()))
+        raise MismatchError(
+            f"{printable(str(_location(adapter)))} was made for modules of other shapes (here "
+            f"{printable(module)} is {out} x {into}), so its random matrices do not belong here",
+            file=plan.base.path,
+            field="shapes_fingerprint",
+            value=recorded,
         )
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from peft.config import PeftConfig
 
 from nola_edge.adapter.config import NOLA_VERSION, AdapterConfig
-from nola_edge.adapter.fingerprints import basis_fingerprint, modules_fingerprint
+from nola_edge.adapter.fingerprints import (
+    basis_fingerprint,
+    modules_fingerprint,
+    shapes_fingerprint,
+)
 from nola_edge.errors import AdapterError
 from nola_edge.peft.register import peft_type
 from nola_edge.torch.factors import STARTS
@@ -69,7 +73,7 @@ class NolaConfig(PeftConfig):
     module_aliases : dict, optional
         New prefix -> the prefix that the streams were made with, for a model whose modules were
         renamed since (``{"model.language_model.": "model."}``).
-    nola_version, basis_fingerprint, base_fingerprint, modules_fingerprint
+    nola_version, basis_fingerprint, base_fingerprint, modules_fingerprint, shapes_fingerprint
         Written by the program; see ``docs/adapter-format.md``.
 
     Raises
@@ -121,6 +125,7 @@ class NolaConfig(PeftConfig):
     basis_fingerprint: str | None = field(default=None, metadata={"help": "Written on saving."})
     base_fingerprint: str | None = field(default=None, metadata={"help": "Kept if present."})
     modules_fingerprint: str | None = field(default=None, metadata={"help": "Written on saving."})
+    shapes_fingerprint: str | None = field(default=None, metadata={"help": "Written on saving."})
 
     def __post_init__(self) -> None:
         """Check every field; the fields that change weights as every other reader does."""
@@ -174,9 +179,9 @@ class NolaConfig(PeftConfig):
                 return old + module.removeprefix(new)
         return module
 
-    def remember_modules(self, modules: Iterable[str]) -> None:
-        """Take note of the modules that are about to be saved, for their fingerprint."""
-        self._modules_to_be_saved = sorted(modules)
+    def remember_modules(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+        """Take note of the modules that are about to be saved, for their fingerprints."""
+        self._modules_to_be_saved = dict(shapes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as they are saved, with fingerprints of generator and modules."""
@@ -185,6 +190,7 @@ class NolaConfig(PeftConfig):
         modules = getattr(self, "_modules_to_be_saved", None)
         if modules:
             data["modules_fingerprint"] = modules_fingerprint(modules)
+            data["shapes_fingerprint"] = shapes_fingerprint(modules)
         for name in ("target_modules", "exclude_modules"):
             if isinstance(data[name], set):
                 data[name] = sorted(data[name])

@@ -12,7 +12,7 @@ from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quant
 from torch import nn
 
 from nola_edge.adapter.files import ALPHA, BETA, SCALE
-from nola_edge.adapter.fingerprints import modules_fingerprint
+from nola_edge.adapter.fingerprints import modules_fingerprint, shapes_fingerprint
 from nola_edge.peft.config import NolaConfig
 from nola_edge.peft.layer import NolaLinearLayer
 from nola_edge.peft.state import from_stored, to_stored
@@ -94,15 +94,23 @@ class NolaModel(BaseTuner):
                 stacklevel=4,
             )
         config.fan_in_fan_out = transposed
-        found = modules_fingerprint(_stream_names(layers, adapter_name))
+        shapes = _stream_shapes(layers, adapter_name)
+        found = modules_fingerprint(shapes)
         if config.modules_fingerprint not in (None, found):
             raise ValueError(
                 f"The adapter was made for other module names than this model has "
                 f"(`modules_fingerprint` is {config.modules_fingerprint}, this model gives "
                 f"{found}; the first of {len(layers)} modules here is "
-                f"{min(_stream_names(layers, adapter_name))!r}). Its random matrices follow from "
+                f"{min(shapes)!r}). Its random matrices follow from "
                 "the names, so it would change the weights at random. If modules were renamed, "
                 "set `module_aliases` in the config to {new prefix: old prefix}."
+            )
+        if config.shapes_fingerprint not in (None, shapes_fingerprint(shapes)):
+            first = min(shapes)
+            raise ValueError(
+                "The adapter was made for modules of other shapes (`shapes_fingerprint`; here "
+                f"{first!r} is {shapes[first][0]} x {shapes[first][1]}). Which random number an "
+                "element gets follows from its place, so it would change the weights at random."
             )
 
     @classmethod
@@ -119,7 +127,7 @@ class NolaModel(BaseTuner):
             model, config, adapter_name, state_dict, unwanted_adapter_names
         )
         layers = _layers(model, adapter_name)
-        config.remember_modules(_stream_names(layers, adapter_name))
+        config.remember_modules(_stream_shapes(layers, adapter_name))
         return to_stored(selected, config, adapter_name)
 
     @classmethod
@@ -160,5 +168,9 @@ def _layers(model: nn.Module, adapter_name: str) -> dict[str, NolaLinearLayer]:
     }
 
 
-def _stream_names(layers: dict[str, NolaLinearLayer], adapter_name: str) -> list[str]:
-    return [layer.nola_factors[adapter_name].module for layer in layers.values()]
+def _stream_shapes(
+    layers: dict[str, NolaLinearLayer], adapter_name: str
+) -> dict[str, tuple[int, int]]:
+    """Return the names that the streams were made of, with (out_features, in_features)."""
+    factors = [layer.nola_factors[adapter_name] for layer in layers.values()]
+    return {f.module: (f.out_features, f.in_features) for f in factors}

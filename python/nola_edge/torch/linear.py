@@ -209,6 +209,7 @@ def to_adapter(model: nn.Module) -> Any:
 
     from nola_edge.adapter.adapter import Adapter
     from nola_edge.adapter.files import Coefficients
+    from nola_edge.adapter.fingerprints import modules_fingerprint, shapes_fingerprint
 
     layers = [module for module in model.modules() if isinstance(module, NolaLinear)]
     if not layers:
@@ -224,5 +225,13 @@ def to_adapter(model: nn.Module) -> Any:
         if not (math.isfinite(alpha.sum()) and math.isfinite(beta.sum())):
             raise NotFiniteError("has coefficients that are not finite", field=layer.module)
         modules[layer.module] = Coefficients(alpha, beta)
-    bookkeeping = {"target_modules": sorted(modules)}
-    return Adapter(dataclasses.replace(config, bookkeeping=bookkeeping), modules)
+    shapes = {
+        layer.module: (layer.factors.out_features, layer.factors.in_features) for layer in layers
+    }
+    recorded = dataclasses.replace(
+        config,
+        modules_fingerprint=modules_fingerprint(modules),
+        shapes_fingerprint=shapes_fingerprint(shapes),
+        bookkeeping={"target_modules": sorted(modules)},
+    )
+    return Adapter(recorded, modules)

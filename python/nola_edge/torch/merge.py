@@ -142,6 +142,7 @@ def merge_(model: nn.Module, adapter: Any) -> list[str]:
     NolaEdgeError
         If adapter and model do not fit (nothing was changed), or a merged weight is not finite.
     """
+    from nola_edge.adapter.fingerprints import shapes_fingerprint
     from nola_edge.merge.matching import match_modules
     from nola_edge.merge.plan import load_adapters
     from nola_edge.merge.update import stored_features
@@ -159,6 +160,7 @@ def merge_(model: nn.Module, adapter: Any) -> list[str]:
                 "through load_state_dict; merge into a checkpoint instead",
                 file=where,
             )
+        shapes: dict[str, tuple[int, int]] = {}
         names = match_modules(list(loaded.modules), parameters, adapter=where, base=name_of_model)
         for module, name in names.items():
             weight = parameters[name]
@@ -174,10 +176,17 @@ def merge_(model: nn.Module, adapter: Any) -> list[str]:
                 )
             out_features, in_features = stored_features(tuple(weight.shape), config.fan_in_fan_out)
             basis: Any = config.basis
+            shapes[module] = (out_features, in_features)
             factors = Factors(module, config.r, in_features, out_features, config.seed, basis)
             coefficients = loaded.modules[module]
             alpha, beta = torch.tensor(coefficients.alpha), torch.tensor(coefficients.beta)
             terms.setdefault(name, []).append((factors, alpha, beta, share * config.scaling))
+        if config.shapes_fingerprint not in (None, shapes_fingerprint(shapes)):
+            raise MismatchError(
+                f"{where} was made for modules of other shapes",
+                file=name_of_model,
+                field="shapes_fingerprint",
+            )
     for name, parts in terms.items():
         merge_factors_(parameters[name].data, parts, transposed=transposed[name])
     return list(terms)
