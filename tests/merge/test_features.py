@@ -9,6 +9,7 @@ import pytest
 import nola_edge as ne
 from nola_edge import Adapter, NolaEdgeError
 from nola_edge.errors import MismatchError, NotFiniteError
+from nola_edge.merge import blocks
 from tests.conftest import (
     MODULES,
     load_all,
@@ -43,6 +44,29 @@ def test_several_adapters_are_rounded_once(tiny, tmp_path):
         weight = load_all(base)[f"{module}.weight"]
         expected = reference.merge(weight, b, np.concatenate([a1, a2]), 1.0)
         assert got[f"{module}.weight"].tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("block_bytes", [1, 700])
+def test_blocks_of_rows_do_not_show(tiny, tmp_path, monkeypatch, block_bytes, transposed):
+    """Each block expands its own rows of a factor: the bits are those of one piece."""
+    base, _ = tiny
+    tensors = load_all(base)
+    if transposed:
+        for module in MODULES:
+            tensors[f"{module}.weight"] = np.ascontiguousarray(tensors[f"{module}.weight"].T)
+    write_safetensors(tmp_path / "b.safetensors", tensors)
+    options = {"fan_in_fan_out": transposed, "r": 3, "num_basis": 37}
+    terms = [(tiny_adapter(**options), 0.5), (tiny_adapter(**options, seed=5), 2.0)]
+    outputs = [tmp_path / "whole.safetensors", tmp_path / "blocks.safetensors"]
+    ne.merge_checkpoint(tmp_path / "b.safetensors", terms, outputs[0])
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
+    ne.merge_checkpoint(tmp_path / "b.safetensors", terms, outputs[1], num_threads=3)
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+    assert ne.verify_checkpoint(outputs[0], tmp_path / "b.safetensors", terms).identical
+    with ne.open_merged(tmp_path / "b.safetensors", terms) as lazy:
+        whole = load_all(outputs[0])
+        assert all(lazy[name].tobytes() == whole[name].tobytes() for name in whole)
 
 
 def test_a_weight_of_one_adapter_alone_keeps_its_bits(tiny, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -239,22 +239,48 @@ class Adapter:
         KeyError
             If the adapter has no such module.
         """
-        coefficients = self.modules[module]
-        rank, seed, basis = self.config.r, self.config.seed, self.config.basis
-        options: dict[str, Any] = {"seed": seed, "basis": basis, "num_threads": num_threads}
-        a = ops.expand(
-            coefficients.alpha,
-            stream=ops.stream_id(module, "A"),
-            shape=(rank, in_features),
-            **options,
+        return (
+            self.factor_a(module, in_features, num_threads=num_threads),
+            self.factor_b(module, out_features, num_threads=num_threads),
         )
-        b = ops.expand(
-            coefficients.beta,
-            stream=ops.stream_id(module, "B"),
-            shape=(out_features, rank),
-            **options,
+
+    def factor_a(
+        self,
+        module: str,
+        in_features: int,
+        cols: ops.Range | None = None,
+        num_threads: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Expand A, or the columns (start, stop) of it: (r, stop - start) float32."""
+        shape = (self.config.r, in_features)
+        alpha = self.modules[module].alpha
+        return self._expand(alpha, module, "A", shape, cols=cols, num_threads=num_threads)
+
+    def factor_b(
+        self,
+        module: str,
+        out_features: int,
+        rows: ops.Range | None = None,
+        num_threads: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Expand B, or the rows (start, stop) of it: (stop - start, r) float32."""
+        shape = (out_features, self.config.r)
+        beta = self.modules[module].beta
+        return self._expand(beta, module, "B", shape, rows=rows, num_threads=num_threads)
+
+    def _expand(
+        self,
+        coefficients: NDArray[np.float32],
+        module: str,
+        factor: Literal["A", "B"],
+        shape: tuple[int, int],
+        **options: Any,
+    ) -> NDArray[np.float32]:
+        basis: Any = self.config.basis
+        stream = ops.stream_id(module, factor)
+        return ops.expand(
+            coefficients, seed=self.config.seed, stream=stream, shape=shape, basis=basis, **options
         )
-        return a, b
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the adapter as a PEFT folder, with fingerprints of its basis and modules.

@@ -87,7 +87,7 @@ def read_merged(
     weight: NDArray[Any] = np.frombuffer(view, dtype=numpy_dtype(info.dtype))
     weight = weight.reshape(stop - start, info.shape[1])
     try:
-        ops.merge_(weight, update.rows(start, stop), update.right, update.scaling, num_threads=1)
+        ops.merge_(weight, update.left(start, stop), update.right, update.scaling, num_threads=1)
     except NotFiniteError:
         raise NotFiniteError(
             f"a merged weight in rows {start}..{stop - 1} is infinite or NaN; "

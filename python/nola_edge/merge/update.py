@@ -37,25 +37,15 @@ class Term:
         """Return fl32(weight * s), the product taken in double."""
         return np.float32(self.weight * self.adapter.scaling)
 
+    @property
+    def transposed(self) -> bool:
+        """Tell whether the weight is stored as (in, out)."""
+        return self.adapter.config.fan_in_fan_out
 
-@dataclass(frozen=True)
-class Update:
-    """``stored += scaling * left @ right`` for a stored matrix of shape (rows, cols).
 
-    Attributes
-    ----------
-    left : (rows, r) float32
-    right : (r, cols) float32
-    scaling : float
-    """
-
-    left: NDArray[np.float32]
-    right: NDArray[np.float32]
-    scaling: float
-
-    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Return the rows of `left` that belong to rows of the stored matrix."""
-        return self.left[start:stop]
+#: Basis elements from which on more threads pay. Below, threads of OpenMP that wait for more work
+#: would only take the processor from those that merge.
+_WORTH_THREADS = 1 << 28
 
 
 def stored_features(shape: tuple[int, ...], fan_in_fan_out: bool) -> tuple[int, int]:
@@ -64,10 +54,45 @@ def stored_features(shape: tuple[int, ...], fan_in_fan_out: bool) -> tuple[int, 
     return (cols, rows) if fan_in_fan_out else (rows, cols)
 
 
+@dataclass(frozen=True)
+class Update:
+    """``stored += scaling * left @ right`` for a stored matrix of shape (rows, cols).
+
+    The right factor is expanded once and for all. Rows of the left one are expanded by whoever
+    merges these rows, so that this work is spread as merging is.
+
+    Attributes
+    ----------
+    terms : tuple of Term
+    shape : (rows, cols)
+    right : (r, cols) float32
+        r is the sum of the adapters' ranks.
+    scaling : float
+    """
+
+    terms: tuple[Term, ...]
+    shape: tuple[int, int]
+    right: NDArray[np.float32]
+    scaling: float
+
+    def left(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Expand the rows of the left factor, (stop - start, r), on the calling thread."""
+        parts = []
+        for term in self.terms:
+            adapter, module = term.adapter, term.module
+            out_features, in_features = stored_features(self.shape, term.transposed)
+            if term.transposed:
+                parts.append(adapter.factor_a(module, in_features, (start, stop), 1).T)
+            else:
+                b = adapter.factor_b(module, out_features, (start, stop), 1)
+                parts.append(_scaled(b, term, self.terms))
+        return np.ascontiguousarray(np.concatenate(parts, axis=1))
+
+
 def make_update(
     terms: Sequence[Term], shape: tuple[int, ...], num_threads: int | None = None
 ) -> Update:
-    """Expand the factors of a weight (design section 2, *Merge*).
+    """Prepare the update of a weight (design section 2, *Merge*).
 
     One term keeps its scaling for the final multiply-add. Several are one update of concatenated
     rank, each B multiplied beforehand by its own scaling, so that the sum is rounded once.
@@ -79,25 +104,28 @@ def make_update(
     shape : (int, int)
         Of the stored weight.
     num_threads : int, optional
+        At most, to expand the right factor.
 
     Returns
     -------
     Update
     """
-    lefts: list[NDArray[np.float32]] = []
-    rights: list[NDArray[np.float32]] = []
+    rows, cols = shape
+    parts = []
     for term in terms:
-        fan_in_fan_out = term.adapter.config.fan_in_fan_out
-        out_features, in_features = stored_features(shape, fan_in_fan_out)
-        a, b = term.adapter.factors(term.module, out_features, in_features, num_threads)
-        if len(terms) > 1:
-            b = b * term.scaling
-        left, right = (a.T, b.T) if fan_in_fan_out else (b, a)
-        lefts.append(left)
-        rights.append(right)
+        adapter, module = term.adapter, term.module
+        out_features, in_features = stored_features(shape, term.transposed)
+        count = adapter.config.num_basis_b if term.transposed else adapter.config.num_basis_a
+        threads = num_threads if cols * adapter.config.r * count >= _WORTH_THREADS else 1
+        if term.transposed:
+            b = adapter.factor_b(module, out_features, num_threads=threads)
+            parts.append(_scaled(b, term, terms).T)
+        else:
+            parts.append(adapter.factor_a(module, in_features, num_threads=threads))
+    right = np.ascontiguousarray(np.concatenate(parts, axis=0))
     scaling = float(terms[0].scaling) if len(terms) == 1 else 1.0
-    return Update(
-        np.ascontiguousarray(np.concatenate(lefts, axis=1)),
-        np.ascontiguousarray(np.concatenate(rights, axis=0)),
-        scaling,
-    )
+    return Update(tuple(terms), (rows, cols), right, scaling)
+
+
+def _scaled(b: NDArray[np.float32], term: Term, terms: Sequence[Term]) -> NDArray[np.float32]:
+    return b if len(terms) == 1 else b * term.scaling
