@@ -1,10 +1,13 @@
 """Compare NOLA with LoRA and full fine-tuning on the examples' tasks, over several seeds.
 
+    python benchmarks/quality.py tune --data E2E_FOLDER --out rates.jsonl
     python benchmarks/quality.py run --data E2E_FOLDER --out benchmarks/results/quality.jsonl
     python benchmarks/quality.py report benchmarks/results/quality.jsonl --plot quality.png
 
-`run` appends one line for each run and passes over what is there, so it can be stopped and resumed
-(and started several times, with other tasks).
+`tune` tries learning rates for each kind of method on the validation part, with a seed that `run`
+does not use; the examples' `RATES` hold what it chose. `tune` and `run` append one line for each
+run and pass over what is there, so they can be stopped and resumed, and started several times with
+other tasks.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +27,104 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "training"))
 
 PATH = click.Path(path_type=Path)
 
-#: Task -> (the measure that counts, whether more is better, steps, whether variants run too).
+
+@dataclass(frozen=True)
+class Task:
+    """What is measured on a task.
+
+    Attributes
+    ----------
+    measures : tuple of str
+        The first one is drawn.
+    judge : str
+        The measure that chooses learning rates.
+    steps : int
+    variants : bool
+        Whether variants of NOLA run too.
+    full_rates : tuple of float
+        Learning rates that `tune` tries for full fine-tuning.
+    """
+
+    measures: tuple[str, ...]
+    judge: str
+    steps: int
+    variants: bool
+    full_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+
+
 TASKS = {
-    "decoder-llama": ("bleu", True, 250, True),
-    "decoder-gpt2": ("bleu", True, 250, False),
-    "encoder": ("accuracy", True, 120, False),
-    "vision": ("accuracy", True, 200, True),
+    "decoder-llama": Task(("bleu", "loss"), "loss", 250, variants=True),
+    "decoder-gpt2": Task(("bleu", "loss"), "loss", 250, variants=False),
+    "encoder": Task(("accuracy",), "accuracy", 120, variants=False, full_rates=(3e-5, 1e-4, 3e-4)),
+    "vision": Task(("accuracy",), "accuracy", 200, variants=True),
 }
+#: Measure -> (factor for the table, decimals).
+SHOWN = {"bleu": (1, 1), "loss": (1, 3), "accuracy": (100, 1)}
+
+#: Learning rates that `tune` tries for the adapters.
+ADAPTER_RATES = (3e-3, 1e-2, 3e-2)
+TUNED = ("full fine-tuning", "LoRA r = 1", "NOLA 1/4")
+TUNING_SEED = 100
 
 
-def run_once(task: str, name: str, seed: int, data: Path, cache: Path) -> dict[str, Any]:
+def run_once(
+    task: str, name: str, seed: int, data: Path, cache: Path, **options: Any
+) -> dict[str, Any]:
     """Run one method on one task."""
     import decoder
     import encoder
     import methods
     import vision
 
-    method, steps = methods.METHODS[name], TASKS[task][2]
+    method, steps = methods.METHODS[name], TASKS[task].steps
     if task == "encoder":
-        return encoder.run(data, method, seed, steps)
+        return encoder.run(data, method, seed, steps, **options)
     if task == "vision":
-        return vision.run(cache, method, seed, steps)
-    return decoder.run(data, cache, task.removeprefix("decoder-"), method, seed, steps)
+        return vision.run(cache, method, seed, steps, **options)
+    arch = task.removeprefix("decoder-")
+    return decoder.run(data, cache, arch, method, seed, steps, **options)
+
+
+def record_all(
+    cases: list[dict[str, Any]], data: Path, cache: Path, out: Path, threads: int
+) -> None:
+    """Run the cases that a file does not hold yet and append what they gave."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    done = read(out) if out.exists() else []
+    for case in cases:
+        if any(case.items() <= record.items() for record in done):
+            continue
+        begin = time.time()
+        options = {name: value for name, value in case.items() if name in ("rate", "part")}
+        result = run_once(case["task"], case["method"], case["seed"], data, cache, **options)
+        record = {**case, **result, "seconds": round(time.time() - begin, 1)}
+        with out.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        click.echo(json.dumps(record))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def common_options(command: Any) -> Any:
+    """Add the options of `tune` and `run`."""
+    for option in reversed(
+        [
+            click.option("--data", required=True, type=PATH, help="Folder of the E2E files."),
+            click.option("--out", required=True, type=PATH, help="Lines of JSON, appended to."),
+            click.option("--cache", default="quality-cache", type=PATH, show_default=True),
+            click.option(
+                "--task", "tasks", multiple=True, type=click.Choice(list(TASKS)), help="Repeatable."
+            ),
+            click.option("--threads", default=0, help="Of torch.  [default: torch's]"),
+        ]
+    ):
+        command = option(command)
+    return command
 
 
 @click.group()
@@ -53,57 +133,74 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--data", required=True, type=PATH, help="Folder of the E2E files.")
-@click.option("--out", required=True, type=PATH)
-@click.option("--cache", default="quality-cache", type=PATH, show_default=True)
-@click.option("--task", "tasks", multiple=True, type=click.Choice(list(TASKS)), help="Repeatable.")
+@common_options
+def tune(data: Path, out: Path, cache: Path, tasks: tuple[str, ...], threads: int) -> None:
+    """Try learning rates on the validation part and print the best for each kind of method."""
+    cases = [
+        {"task": t, "method": m, "seed": TUNING_SEED, "rate": rate, "part": "validation"}
+        for t in tasks or TASKS
+        for m in TUNED
+        for rate in (TASKS[t].full_rates if m.startswith("full") else ADAPTER_RATES)
+    ]
+    record_all(cases, data, cache, out, threads)
+    records = read(out)
+    for task in tasks or TASKS:
+        judge = TASKS[task].judge
+        sign = 1 if judge == "loss" else -1
+        for method in TUNED:
+            tried = [r for r in records if (r["task"], r["method"]) == (task, method)]
+            best = min(tried, key=lambda r: sign * r[judge])
+            click.echo(f"{task}: {method} at {best['rate']:g}, {judge} {best[judge]:.4f}")
+
+
+@main.command()
+@common_options
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--threads", default=0, help="Of torch.  [default: torch's]")
 def run(
-    data: Path, out: Path, cache: Path, tasks: tuple[str, ...], seeds: int, threads: int
+    data: Path, out: Path, cache: Path, tasks: tuple[str, ...], threads: int, seeds: int
 ) -> None:
-    """Run every method on every task for every seed."""
+    """Run every method on every task for every seed and measure on the test part."""
     import methods
-    import torch
 
-    if threads:
-        torch.set_num_threads(threads)
-    done = {(r["task"], r["method"], r["seed"]) for r in read(out)} if out.exists() else set()
-    for seed in range(seeds):
-        for task in tasks or TASKS:
-            for method in [*methods.MAIN, *(methods.VARIANTS if TASKS[task][3] else [])]:
-                if (task, method.name, seed) in done:
-                    continue
-                begin = time.time()
-                result = run_once(task, method.name, seed, data, cache)
-                record = {"task": task, "method": method.name, "seed": seed, **result}
-                record["seconds"] = round(time.time() - begin, 1)
-                with out.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
-                click.echo(json.dumps(record))
+    cases = [
+        {"task": task, "method": method.name, "seed": seed}
+        for seed in range(seeds)
+        for task in tasks or TASKS
+        for method in [*methods.MAIN, *(methods.VARIANTS if TASKS[task].variants else [])]
+    ]
+    record_all(cases, data, cache, out, threads)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+@dataclass(frozen=True)
+class Row:
+    """A method on a task, over seeds."""
+
+    method: str
+    parameters: int
+    runs: int
+    #: Measure -> (mean, deviation)
+    values: dict[str, tuple[float, float]]
 
 
-def summary(records: list[dict[str, Any]]) -> dict[str, list[tuple[str, int, float, float, int]]]:
-    """Return task -> (method, parameters, mean, deviation, runs) in the order of the methods."""
+def summary(records: list[dict[str, Any]]) -> dict[str, list[Row]]:
+    """Return the rows of each task in the order of the methods."""
     import methods
 
     found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         found[record["task"], record["method"]].append(record)
-    table: dict[str, list[tuple[str, int, float, float, int]]] = defaultdict(list)
-    for task, (measure, *_) in TASKS.items():
+    table: dict[str, list[Row]] = defaultdict(list)
+    for task, settings in TASKS.items():
         for name in methods.METHODS:
             runs = found.get((task, name), [])
             if runs:
-                values = [r[measure] for r in runs]
-                deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-                row = (name, runs[0]["parameters"], statistics.mean(values), deviation, len(runs))
-                table[task].append(row)
+                values = {m: _mean_and_deviation([r[m] for r in runs]) for m in settings.measures}
+                table[task].append(Row(name, runs[0]["parameters"], len(runs), values))
     return table
+
+
+def _mean_and_deviation(values: list[float]) -> tuple[float, float]:
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 @main.command()
@@ -113,17 +210,21 @@ def report(results: Path, plot_path: Path | None) -> None:
     """Print a table in Markdown, mean and deviation over seeds."""
     tables = summary(read(results))
     for task, rows in tables.items():
-        measure = TASKS[task][0]
-        scale = 100 if measure == "accuracy" else 1
-        click.echo(f"\n| {task} | trained parameters | {measure} | seeds |\n|---|---|---|---|")
-        for name, parameters, mean, deviation, count in rows:
-            value = f"{scale * mean:.1f} ± {scale * deviation:.1f}"
-            click.echo(f"| {name} | {parameters:,} | {value} | {count} |")
+        measures = TASKS[task].measures
+        click.echo(f"\n| {task} | trained parameters | {' | '.join(measures)} | seeds |")
+        click.echo("|---|---|" + "---|" * len(measures) + "---|")
+        for row in rows:
+            cells = []
+            for measure in measures:
+                factor, decimals = SHOWN[measure]
+                mean, deviation = (factor * v for v in row.values[measure])
+                cells.append(f"{mean:.{decimals}f} ± {deviation:.{decimals}f}")
+            click.echo(f"| {row.method} | {row.parameters:,} | {' | '.join(cells)} | {row.runs} |")
     if plot_path is not None:
         draw(tables, plot_path)
 
 
-def draw(tables: dict[str, list[tuple[str, int, float, float, int]]], path: Path) -> None:
+def draw(tables: dict[str, list[Row]], path: Path) -> None:
     """Draw one panel for each task: quality over trained parameters, on a logarithmic axis."""
     import matplotlib as mpl
 
@@ -133,18 +234,21 @@ def draw(tables: dict[str, list[tuple[str, int, float, float, int]]], path: Path
     colours = {"full": "#555555", "LoRA": "#d55e00", "NOLA": "#0072b2"}
     figure, axes = plt.subplots(1, len(tables), figsize=(4.2 * len(tables), 3.8), squeeze=False)
     for axis, (task, rows) in zip(axes[0], tables.items(), strict=True):
-        for name, parameters, mean, deviation, _ in rows:
-            plain = "," not in name
-            colour = colours[name.split()[0]]
+        measure = TASKS[task].measures[0]
+        for row in rows:
+            plain = "," not in row.method
+            mean, deviation = (SHOWN[measure][0] * v for v in row.values[measure])
             axis.errorbar(
-                parameters, mean, yerr=deviation, fmt="o" if plain else "x", color=colour,
-                alpha=1 if plain else 0.45, capsize=2, markersize=6 if plain else 5,
+                row.parameters, mean, yerr=deviation, fmt="o" if plain else "x",
+                color=colours[row.method.split()[0]], alpha=1 if plain else 0.45, capsize=2,
+                markersize=6 if plain else 5,
             )  # fmt: skip
             if plain:
                 axis.annotate(
-                    name, (parameters, mean), xytext=(5, 5), textcoords="offset points", fontsize=7
-                )
-        axis.set(xscale="log", xlabel="trained parameters", ylabel=TASKS[task][0], title=task)
+                    row.method, (row.parameters, mean), xytext=(5, 5),
+                    textcoords="offset points", fontsize=7,
+                )  # fmt: skip
+        axis.set(xscale="log", xlabel="trained parameters", ylabel=measure, title=task)
         axis.grid(alpha=0.25)
     figure.tight_layout()
     figure.savefig(path, dpi=140)

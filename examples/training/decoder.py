@@ -36,13 +36,18 @@ TARGETS = {
     "llama": r".*\.(q|k|v|o|gate|up|down)_proj",
     "gpt2": r".*\.(c_attn|c_proj|c_fc)",
 }
+#: Learning rates, as `python benchmarks/quality.py tune` chose them on the validation part.
+RATES = {
+    "llama": {"full": 1e-3, "lora": 1e-2, "nola": 1e-2},
+    "gpt2": {"full": 1e-3, "lora": 1e-2, "nola": 1e-2},
+}
 VOCABULARY = 1000
 
 
 def make_tokenizer(data: Path) -> tokenizers.Tokenizer:
     """Train a byte-pair encoding on the training half."""
     tokenizer = tokenizers.ByteLevelBPETokenizer()
-    pairs = e2e.read(data / e2e.TRAIN)
+    pairs = e2e.read(data, "train")
     texts = itertools.chain.from_iterable((e2e.as_text(m), sentence) for m, sentence in pairs)
     tokenizer.train_from_iterator(
         texts, VOCABULARY, special_tokens=[END, SAYS], show_progress=False
@@ -69,14 +74,14 @@ def make_model(arch: str, width: int = 128, layers: int = 4) -> nn.Module:
 
 def sentences(tokenizer: Any, data: Path) -> list[dict[str, list[int]]]:
     """Return the training sentences alone."""
-    encoded = [tokenizer.encode(s).ids for _, s in e2e.read(data / e2e.TRAIN)]
+    encoded = [tokenizer.encode(s).ids for _, s in e2e.read(data, "train")]
     return [{"input_ids": [1, *ids, 0], "labels": [IGNORED, *ids, 0]} for ids in encoded]
 
 
-def pairs(tokenizer: Any, data: Path, name: str, limit: int | None = None) -> list[dict[str, Any]]:
+def pairs(tokenizer: Any, data: Path, part: str, limit: int | None = None) -> list[dict[str, Any]]:
     """Return meaning representations with their sentences; only the sentences count as loss."""
     examples = []
-    for slots, sentence in e2e.read(data / name)[:limit]:
+    for slots, sentence in e2e.read(data, part)[:limit]:
         prompt = [*tokenizer.encode(e2e.as_text(slots)).ids, 1]
         target = [*tokenizer.encode(sentence).ids, 0]
         labels = [IGNORED] * len(prompt) + target
@@ -108,7 +113,7 @@ def pretrained(arch: str, data: Path, cache: Path, steps: int) -> nn.Module:
 
 
 @torch.no_grad()
-def test_loss(model: nn.Module, examples: list[dict[str, Any]]) -> float:
+def mean_loss(model: nn.Module, examples: list[dict[str, Any]]) -> float:
     """Return the mean negative log-likelihood of a token of the sentences."""
     model.eval()
     total, count = 0.0, 0
@@ -121,9 +126,10 @@ def test_loss(model: nn.Module, examples: list[dict[str, Any]]) -> float:
 
 
 @torch.no_grad()
-def bleu(model: nn.Module, tokenizer: Any, data: Path, count: int) -> tuple[float, list[str]]:
-    """Return corpus BLEU of greedy sentences against all references, and the sentences."""
-    wanted = e2e.grouped(e2e.read(data / e2e.TEST))
+def bleu(
+    model: nn.Module, tokenizer: Any, wanted: list[tuple[str, list[str]]], count: int
+) -> float:
+    """Return corpus BLEU of greedy sentences for some meanings, against all their references."""
     wanted = random.Random(0).sample(wanted, min(count, len(wanted)))
     said: list[str] = []
     model.eval()
@@ -139,36 +145,57 @@ def bleu(model: nn.Module, tokenizer: Any, data: Path, count: int) -> tuple[floa
             said.append(tokenizer.decode(row[: [*row, 0].index(0)]).strip())
     most = max(len(references) for _, references in wanted)
     columns = [[r[i] if i < len(r) else None for _, r in wanted] for i in range(most)]
-    return sacrebleu.corpus_bleu(said, columns).score, said
+    return float(sacrebleu.corpus_bleu(said, columns).score)
 
 
 def run(
     data: Path, cache: Path, arch: str, method: methods.Method, seed: int, steps: int,
-    save: Path | None = None, progress: bool = False, pretraining_steps: int = 600,
+    rate: float | None = None, part: str = "test", save: Path | None = None,
+    progress: bool = False, pretraining_steps: int = 600,
 ) -> dict[str, float]:  # fmt: skip
     """Fine-tune once and measure.
+
+    Parameters
+    ----------
+    data, cache : Path
+        Folder of the E2E files; folder of pre-trained models.
+    arch : {"llama", "gpt2"}
+    method : Method
+    seed : int
+        Of the random matrices and the order of the examples.
+    steps : int
+    rate : float, optional
+        Learning rate.  Default: the one of `RATES`.
+    part : {"test", "validation"}
+        Where to measure.
+    save : Path, optional
+        Folder for the adapter.
+    progress : bool
+    pretraining_steps : int
+        Where the cache is empty.
 
     Returns
     -------
     dict
-        ``parameters``, ``loss`` and ``bleu`` on the test set.
+        ``parameters``, ``loss`` (nats for a token) and ``bleu``.
     """
     tokenizer = make_tokenizer(data)
     model = pretrained(arch, data, cache, pretraining_steps)
     transformers.set_seed(seed)
     adapted, parameters = methods.apply(method, model, TARGETS[arch], seed)
-    examples = pairs(tokenizer, data, e2e.TRAIN)
     fit(
-        adapted, examples, collate, steps=steps, batch=16, learning_rate=method.learning_rate,
-        seed=seed, progress=progress,
+        adapted, pairs(tokenizer, data, "train"), collate, steps=steps, batch=16,
+        learning_rate=rate or RATES[arch][method.kind], seed=seed, progress=progress,
     )  # fmt: skip
     if not PartialState().is_main_process:
         return {}
     if save is not None:
         adapted.save_pretrained(save)
-    score, _ = bleu(adapted, tokenizer, data, 100)
-    loss = test_loss(adapted, pairs(tokenizer, data, e2e.TEST, 800))
-    return {"parameters": parameters, "loss": loss, "bleu": score}
+    return {
+        "parameters": parameters,
+        "loss": mean_loss(adapted, pairs(tokenizer, data, part, 800)),
+        "bleu": bleu(adapted, tokenizer, e2e.grouped(e2e.read(data, part)), 200),
+    }
 
 
 @click.command()
@@ -183,7 +210,8 @@ def main(
     data: Path, cache: Path, arch: str, method: str, seed: int, steps: int, save: Path | None
 ) -> None:
     """Fine-tune a small decoder on E2E and print loss and BLEU."""
-    result = run(data, cache, arch, methods.METHODS[method], seed, steps, save, progress=True)
+    chosen = methods.METHODS[method]
+    result = run(data, cache, arch, chosen, seed, steps, save=save, progress=True)
     click.echo("  ".join(f"{name} {value:.6g}" for name, value in result.items()))
 
 

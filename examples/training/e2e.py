@@ -12,12 +12,33 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-TRAIN, TEST = "devset.csv", "testset_w_refs.csv"
+#: A meaning representation's slots, and a sentence that says it.
+Pair = tuple[dict[str, str], str]
+
 _SLOT = re.compile(r"(\w[\w ]*)\[([^\]]*)\]")
 
 
-def read(path: Path) -> list[tuple[dict[str, str], str]]:
-    """Return (slots, sentence) pairs of one of the files, without names."""
+def read(data: Path, part: str) -> list[Pair]:
+    """Return the pairs of a part of the data, without names.
+
+    The development set serves for training; every tenth of its meaning representations, with all
+    its sentences, is kept for validation. The test set shares no meaning representation with it.
+
+    Parameters
+    ----------
+    data : Path
+        Folder of the files.
+    part : {"train", "validation", "test"}
+    """
+    if part == "test":
+        return _pairs(data / "testset_w_refs.csv")
+    pairs = _pairs(data / "devset.csv")
+    meanings = list(dict.fromkeys(as_text(slots) for slots, _ in pairs))
+    held_out = set(meanings[::10])
+    return [pair for pair in pairs if (as_text(pair[0]) in held_out) == (part == "validation")]
+
+
+def _pairs(path: Path) -> list[Pair]:
     with path.open(encoding="utf-8") as file:
         rows = [
             (dict(_SLOT.findall(row["mr"])), row["ref"].strip()) for row in csv.DictReader(file)
@@ -25,7 +46,7 @@ def read(path: Path) -> list[tuple[dict[str, str], str]]:
     return [_without_names(*row) for row in rows]
 
 
-def _without_names(slots: dict[str, str], sentence: str) -> tuple[dict[str, str], str]:
+def _without_names(slots: dict[str, str], sentence: str) -> Pair:
     for slot in ("name", "near"):
         if slot in slots:
             sentence = re.sub(re.escape(slots[slot]), slot.upper(), sentence, flags=re.IGNORECASE)
@@ -38,7 +59,7 @@ def as_text(slots: dict[str, str]) -> str:
     return " ; ".join(f"{name} : {value}" for name, value in slots.items())
 
 
-def grouped(pairs: list[tuple[dict[str, str], str]]) -> list[tuple[str, list[str]]]:
+def grouped(pairs: list[Pair]) -> list[tuple[str, list[str]]]:
     """Return every meaning representation once, with all its sentences."""
     references: dict[str, list[str]] = defaultdict(list)
     for slots, sentence in pairs:

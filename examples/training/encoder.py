@@ -24,6 +24,8 @@ from trainer import fit, pad
 
 PATH = click.Path(path_type=Path)
 SLOTS = ("food", "priceRange", "customer rating")
+#: Learning rates, as `python benchmarks/quality.py tune` chose them on the validation part.
+RATES = {"full": 1e-4, "lora": 5e-3, "nola": 5e-3}
 TARGETS = r"encoder\..*\.(query|key|value|dense)"
 
 
@@ -37,7 +39,7 @@ def encoder_folder() -> str:
 
 def read_values(data: Path) -> list[list[str]]:
     """Return the values of each slot that occur in training, absence first."""
-    pairs = e2e.read(data / e2e.TRAIN)
+    pairs = e2e.read(data, "train")
     return [["", *sorted({m[s] for m, _ in pairs if s in m})] for s in SLOTS]
 
 
@@ -71,10 +73,10 @@ def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     }
 
 
-def examples(data: Path, name: str, values: list[list[str]], limit: int) -> list[dict[str, Any]]:
-    """Return tokens and slot values of the first sentences of a file, evenly picked."""
+def examples(data: Path, part: str, values: list[list[str]], limit: int) -> list[dict[str, Any]]:
+    """Return tokens and slot values of some sentences of a part, evenly picked."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(encoder_folder())
-    pairs = e2e.read(data / name)
+    pairs = e2e.read(data, part)
     pairs = pairs[:: max(1, len(pairs) // limit)][:limit]
     found = []
     for slots, sentence in pairs:
@@ -99,23 +101,26 @@ def accuracy(model: nn.Module, data: list[dict[str, Any]]) -> float:
 
 
 def run(
-    data: Path, method: methods.Method, seed: int, steps: int, progress: bool = False
-) -> dict[str, float]:
-    """Fine-tune once; returns parameters and the accuracy over slots on the test set."""
+    data: Path, method: methods.Method, seed: int, steps: int,
+    rate: float | None = None, part: str = "test", progress: bool = False,
+) -> dict[str, float]:  # fmt: skip
+    """Fine-tune once; returns parameters and the accuracy over slots on a part of the data.
+
+    See :func:`decoder.run` for the parameters.
+    """
     values = read_values(data)
     transformers.set_seed(seed)
     encoder = transformers.AutoModel.from_pretrained(encoder_folder())
     model = SlotReader(encoder, list(map(len, values)))
     heads = [f"heads.{i}" for i in range(len(SLOTS))]
     adapted, parameters = methods.apply(method, model, TARGETS, seed, heads)
-    rate = 1e-4 if method.kind == "full" else method.learning_rate / 2
     fit(
-        adapted, examples(data, e2e.TRAIN, values, 4000), collate, steps=steps,
-        batch=16, learning_rate=rate, seed=seed, progress=progress,
+        adapted, examples(data, "train", values, 4000), collate, steps=steps, batch=16,
+        learning_rate=rate or RATES[method.kind], seed=seed, progress=progress,
     )  # fmt: skip
     return {
         "parameters": parameters,
-        "accuracy": accuracy(adapted, examples(data, e2e.TEST, values, 1000)),
+        "accuracy": accuracy(adapted, examples(data, part, values, 600)),
     }
 
 

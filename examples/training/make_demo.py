@@ -29,7 +29,7 @@ PATH = click.Path(path_type=Path)
 TARGET = Path(__file__).parents[2] / "python" / "nola_edge" / "demo" / "data"
 
 
-def turned(tokenizer: Any, pairs: list[tuple[dict[str, str], str]]) -> list[dict[str, Any]]:
+def turned(tokenizer: Any, pairs: list[e2e.Pair]) -> list[dict[str, Any]]:
     """Return examples that ask for the facts of a sentence."""
     examples = []
     for slots, sentence in pairs:
@@ -72,10 +72,9 @@ def main(data: Path, cache: Path, steps: int, out: Path) -> None:
     model = decoder.pretrained("llama", data, cache, 600)
     model.to(torch.bfloat16).save_pretrained(base)
     (base / "generation_config.json").unlink(missing_ok=True)
-    pairs = e2e.read(data / e2e.TRAIN)
-    train(base, decoder.pairs(tokenizer, data, e2e.TRAIN), 1, steps, out / "say.nola")
-    train(base, turned(tokenizer, pairs), 2, steps, out / "read.nola")
-    test = random.Random(0).sample(e2e.read(data / e2e.TEST), 4)
+    train(base, decoder.pairs(tokenizer, data, "train"), 1, steps, out / "say.nola")
+    train(base, turned(tokenizer, e2e.read(data, "train")), 2, steps, out / "read.nola")
+    test = random.Random(0).sample(e2e.read(data, "test"), 4)
     texts = {
         "end": 0,
         "says": 1,

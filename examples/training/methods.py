@@ -21,7 +21,7 @@ class Method:
     name : str
         For tables.
     kind : {"full", "lora", "nola"}
-    learning_rate : float
+        Each task has a learning rate for each kind.
     options : dict
         For the PEFT configuration. For NOLA, ``fraction`` is the number of coefficients as a part
         of what LoRA with r = 1 trains on the same modules.
@@ -29,22 +29,18 @@ class Method:
 
     name: str
     kind: str
-    learning_rate: float
     options: dict[str, Any] = field(default_factory=dict)
-
-
-FULL_RATE, LORA_RATE, NOLA_RATE = 1e-3, 1e-2, 1e-2
 
 
 def nola(name: str, fraction: float = 0.25, **options: Any) -> Method:
     """Return a NOLA method; r = 16 unless given."""
-    return Method(name, "nola", NOLA_RATE, {"fraction": fraction, "r": 16, **options})
+    return Method(name, "nola", {"fraction": fraction, "r": 16, **options})
 
 
 MAIN = [
-    Method("full fine-tuning", "full", FULL_RATE),
-    Method("LoRA r = 4", "lora", LORA_RATE, {"r": 4}),
-    Method("LoRA r = 1", "lora", LORA_RATE, {"r": 1}),
+    Method("full fine-tuning", "full"),
+    Method("LoRA r = 4", "lora", {"r": 4}),
+    Method("LoRA r = 1", "lora", {"r": 1}),
     nola("NOLA 1/2", 0.5),
     nola("NOLA 1/4"),
     nola("NOLA 1/10", 0.1),

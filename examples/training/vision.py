@@ -19,6 +19,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from trainer import fit
 
+#: Learning rates, as `python benchmarks/quality.py tune` chose them on the validation part.
+RATES = {"full": 1e-3, "lora": 1e-2, "nola": 1e-2}
 TARGETS = r".*\.(query|key|value|q_proj|k_proj|v_proj|o_proj|dense|fc1|fc2|out_proj)"
 SIZE = 8
 
@@ -41,12 +43,12 @@ def collate(batch: list[tuple[np.ndarray, int]]) -> dict[str, torch.Tensor]:
     }
 
 
-def split(shifted: bool) -> tuple[list[tuple[np.ndarray, int]], list[tuple[np.ndarray, int]]]:
-    """Return training and test examples."""
-    order = np.random.default_rng(1).permutation(1797)
+def examples(shifted: bool, part: str) -> list[tuple[np.ndarray, int]]:
+    """Return the images and labels of a part: "train" (900), "validation" (300) or "test" (597)."""
+    begin, end = {"train": (0, 900), "validation": (900, 1200), "test": (1200, 1797)}[part]
+    order = np.random.default_rng(1).permutation(1797)[begin:end]
     images, labels = digits(shifted)
-    examples = [(images[i], labels[i]) for i in order]
-    return examples[:1200], examples[1200:]
+    return [(images[i], labels[i]) for i in order]
 
 
 def pretrained(cache: Path) -> nn.Module:
@@ -59,32 +61,43 @@ def pretrained(cache: Path) -> nn.Module:
             num_attention_heads=4, intermediate_size=128, num_labels=10,
         )  # fmt: skip
         model = transformers.ViTForImageClassification(config)
-        fit(model, split(False)[0], collate, steps=600, batch=64, learning_rate=2e-3, seed=0)
+        fit(
+            model,
+            examples(False, "train"),
+            collate,
+            steps=600,
+            batch=64,
+            learning_rate=2e-3,
+            seed=0,
+        )
         model.save_pretrained(folder)
     return transformers.ViTForImageClassification.from_pretrained(folder)
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, examples: list[tuple[np.ndarray, int]]) -> float:
+def accuracy(model: nn.Module, images: list[tuple[np.ndarray, int]]) -> float:
     """Return the part of the images that are read right."""
     model.eval()
-    batch = collate(examples)
+    batch = collate(images)
     return float((model(**batch).logits.argmax(-1) == batch["labels"]).float().mean())
 
 
 def run(
-    cache: Path, method: methods.Method, seed: int, steps: int, progress: bool = False
-) -> dict[str, float]:
-    """Adapt once; returns parameters and the accuracy on shifted test images."""
+    cache: Path, method: methods.Method, seed: int, steps: int,
+    rate: float | None = None, part: str = "test", progress: bool = False,
+) -> dict[str, float]:  # fmt: skip
+    """Adapt once; returns parameters and the accuracy on shifted images of a part of the data.
+
+    See :func:`decoder.run` for the parameters.
+    """
     model = pretrained(cache)
     transformers.set_seed(seed)
     adapted, parameters = methods.apply(method, model, TARGETS, seed)
-    train, test = split(True)
     fit(
-        adapted, train[:300], collate, steps=steps, batch=32,
-        learning_rate=method.learning_rate, seed=seed, progress=progress,
+        adapted, examples(True, "train")[:300], collate, steps=steps, batch=32,
+        learning_rate=rate or RATES[method.kind], seed=seed, progress=progress,
     )  # fmt: skip
-    return {"parameters": parameters, "accuracy": accuracy(adapted, test)}
+    return {"parameters": parameters, "accuracy": accuracy(adapted, examples(True, part))}
 
 
 @click.command()
