@@ -7,11 +7,27 @@
 
 #ifdef _OPENMP
 #include <omp.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <atomic>
 #endif
 
 #include "fp_environment.h"
 
 namespace nola {
+
+#ifdef _OPENMP
+// A child made by fork() inherits libgomp's record of its threads, but not the threads: a region
+// in the child would wait for them for ever. So a child of a process that has used several threads
+// works with one.
+inline bool threads_survived() {
+    static std::atomic<pid_t> owner{0};
+    pid_t known = 0;
+    const pid_t self = getpid();
+    return owner.compare_exchange_strong(known, self) || known == self;
+}
+#endif
 
 inline int resolve_threads(int num_threads, std::size_t pieces) {
 #ifdef _OPENMP
@@ -29,7 +45,12 @@ void parallel_for(std::size_t pieces, int num_threads, const Body& body) {
     if (pieces == 0) {
         return;
     }
-    const int threads = resolve_threads(num_threads, pieces);
+    int threads = resolve_threads(num_threads, pieces);
+#ifdef _OPENMP
+    if (threads > 1 && !threads_survived()) {
+        threads = 1;
+    }
+#endif
     if (threads == 1) {
         const FpEnvironment environment;
         for (std::size_t piece = 0; piece < pieces; ++piece) {

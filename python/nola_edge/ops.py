@@ -6,6 +6,7 @@ the same bits on every instruction set and for any number of threads.
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -55,9 +56,9 @@ def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[in
 
 def _as_float32(values: Any, name: str) -> NDArray[np.float32]:
     """Convert exactly to a contiguous float32 array; refuse what would be rounded."""
-    if not hasattr(values, "dtype"):
-        return np.ascontiguousarray(values, dtype=np.float32)
     array = np.asarray(values)
+    if not hasattr(values, "dtype") and array.dtype.kind in "fiu":  # Python's own numbers
+        return np.ascontiguousarray(array, dtype=np.float32)
     if array.dtype.name not in _EXACT_IN_FLOAT32:
         raise TypeError(
             f"{name}: must be float32, float16 or bfloat16, got {array.dtype.name}; "
@@ -66,12 +67,33 @@ def _as_float32(values: Any, name: str) -> NDArray[np.float32]:
     return np.asarray(array, dtype=np.float32, order="C")
 
 
+def _integer(name: str, value: Any, low: int, stop: int) -> int:
+    """Return an integer in ``low .. stop - 1``; anything else is an error that names it."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: {value!r} is not an integer") from None
+    if not low <= number < stop:
+        raise ValueError(f"{name}: {number} is not in {low}..{stop - 1}")
+    return number
+
+
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    try:
+        first, second = value
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: {value!r} is not a pair of integers") from None
+    return _integer(name, first, 0, 1 << 63), _integer(name, second, 0, 1 << 63)
+
+
+def _basis(basis: Any) -> str:
+    if not isinstance(basis, str):
+        raise TypeError(f"basis: {basis!r} is not 'rademacher' or 'uniform'")
+    return basis
+
+
 def _threads(num_threads: int | None) -> int:
-    if num_threads is None:
-        return 0
-    if num_threads < 1:
-        raise ValueError(f"num_threads: {num_threads} is not positive")
-    return num_threads
+    return 0 if num_threads is None else _integer("num_threads", num_threads, 1, 1 << 16)
 
 
 def expand(
@@ -117,14 +139,15 @@ def expand(
     ValueError
         If an argument is out of range; the message begins with the argument's name.
     """
+    shape = _pair("shape", shape)
     return _core.expand(
         _as_float32(coefficients, "coefficients"),
-        seed,
-        stream,
+        _integer("seed", seed, 0, 1 << 63),
+        _integer("stream", stream, 0, 1 << 64),
         shape,
-        basis,
-        rows or (0, shape[0]),
-        cols or (0, shape[1]),
+        _basis(basis),
+        (0, shape[0]) if rows is None else _pair("rows", rows),
+        (0, shape[1]) if cols is None else _pair("cols", cols),
         _threads(num_threads),
     )
 
@@ -171,15 +194,16 @@ def project(
         if values.ndim != 2:
             raise ValueError(f"grad: must have 2 dimensions, got {values.ndim}")
         shape = (values.shape[0], values.shape[1])
+    shape = _pair("shape", shape)
     return _core.project(
         values,
-        seed,
-        stream,
-        num_basis,
+        _integer("seed", seed, 0, 1 << 63),
+        _integer("stream", stream, 0, 1 << 64),
+        _integer("num_basis", num_basis, 1, 1 << 32),
         shape,
-        basis,
-        rows or (0, shape[0]),
-        cols or (0, shape[1]),
+        _basis(basis),
+        (0, shape[0]) if rows is None else _pair("rows", rows),
+        (0, shape[1]) if cols is None else _pair("cols", cols),
         _threads(num_threads),
     )
 
@@ -213,8 +237,15 @@ def merge_(
         If a factor is infinite or NaN, and nothing was changed, or if a merged element is;
         `weight` then holds it.
     """
-    if not _core.merge(weight, lora_b, lora_a, scaling, _threads(num_threads)):
-        raise NotFiniteError("a merged weight is infinite or NaN", field="weight")
+    for name, array in (("weight", weight), ("lora_b", lora_b), ("lora_a", lora_a)):
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{name}: must be a numpy array, got {type(array).__name__}")
+    if _core.merge(weight, lora_b, lora_a, scaling, _threads(num_threads)):
+        return
+    for name, value in (("lora_b", lora_b), ("lora_a", lora_a), ("scaling", scaling)):
+        if not np.isfinite(value).all():
+            raise NotFiniteError("is infinite or NaN; the weight was not changed", field=name)
+    raise NotFiniteError("a merged weight is infinite or NaN", field="weight")
 
 
 def build_info() -> dict[str, Any]:

@@ -43,7 +43,7 @@ class AtomicOutput:
     inputs : sequence of path
         Files and folders that are read; the target may neither be nor contain nor lie in one.
     force : bool
-        Replace an existing target, in one step.
+        Replace an existing target, in one step, if it looks like an earlier output.
     directory : bool
         Whether the target is a folder.
     expected_bytes : int, optional
@@ -138,6 +138,12 @@ class AtomicOutput:
             raise OutputError(
                 f"is a {kind} already, and the output is not; remove it first", file=target
             )
+        if self._force and target.exists() and not _looks_like_output(target):
+            raise OutputError(
+                "holds no weights that such a command writes, so --force does not replace it; "
+                "choose another name, or remove it yourself",
+                file=target,
+            )
         free = shutil.disk_usage(target.parent).free
         if self._expected_bytes > free:
             raise OutputError(
@@ -186,6 +192,18 @@ class AtomicOutput:
                 "appeared while the output was written; it was left alone", file=target
             )
         _sync(target.parent)
+
+
+def _looks_like_output(path: Path) -> bool:
+    """Tell whether a file or folder may be an earlier output: safetensors, or nothing yet."""
+    if path.is_dir():
+        names = os.listdir(path)
+        return not names or (
+            ".git" not in names and any(name.endswith(".safetensors") for name in names)
+        )
+    with path.open("rb") as file:
+        begin = file.read(9)
+    return not begin or (len(begin) == 9 and begin[8:] == b"{")
 
 
 def _sync(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -122,6 +123,8 @@ def test_inspect(tiny):
         ["export", "lora", "{adapter}", "--base", "{adapter}", "-o", "{tmp}/out"],
         ["nonsense"],
         ["demo", "--keep", "{base}"],
+        ["bench", "--save", "{tmp}/absent/figures.json"],
+        ["merge", "{base}", "{adapter}=nan", "-o", "{tmp}/out"],
     ],
 )
 def test_a_refusal_is_one_line_and_changes_nothing(tiny, tmp_path, arguments):
@@ -161,3 +164,39 @@ def test_demo_runs_and_verifies():
     result = json.loads(done.stdout)
     assert result["identical"]
     assert result["differing"] == result["modules"] == 42
+
+
+def test_without_a_command_there_is_help():
+    done = run()
+    assert done.returncode == 2
+    assert "\nCommands:\n" in done.stderr
+    assert "nola-edge demo" in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_verdict(tiny, tmp_path):
+    run("merge", *tiny, "-o", tmp_path / "out")
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "nola_edge", "verify", tmp_path / "out"]
+    done = subprocess.run([*command, "--base", tiny[0], "--adapter", tiny[1]], stdout=write)
+    os.close(write)
+    assert done.returncode == -signal.SIGPIPE
+
+
+def test_without_stderr(tiny, tmp_path):
+    command = f"{sys.executable} -m nola_edge merge {tiny[0]} {tiny[1]} -o {tmp_path}/out 2>&-"
+    assert subprocess.run(["sh", "-c", command], capture_output=True).returncode == 0
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_demo_keeps_nothing(tmp_path, number):
+    command = [sys.executable, "-m", "nola_edge", "demo", "--keep", str(tmp_path / "kept")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    for line in process.stdout:
+        if b"merging" in line:
+            break
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == -number
+    assert snapshot(tmp_path) == {}

@@ -11,7 +11,7 @@ from tests.conftest import snapshot
 
 def write(target, directory=True, **options):
     with AtomicOutput(target, directory=directory, **options) as out:
-        path = out.path / "a" if directory else out.path
+        path = out.path / "a.safetensors" if directory else out.path
         path.write_bytes(b"content")
 
 
@@ -44,9 +44,30 @@ def test_an_exception_leaves_what_was_there(tmp_path, error, force):
 
 def test_force_replaces_in_one_step(tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_text("old")
+    (tmp_path / "out" / "old.safetensors").write_text("old")
     write(tmp_path / "out", force=True)
-    assert set(snapshot(tmp_path)) == {"out", "out/a"}
+    assert set(snapshot(tmp_path)) == {"out", "out/a.safetensors"}
+
+
+@pytest.mark.parametrize("names", [["main.py"], ["model.safetensors", ".git"]])
+def test_force_spares_a_folder_that_is_no_output(tmp_path, names):
+    (tmp_path / "out").mkdir()
+    for name in names:
+        (tmp_path / "out" / name).write_text("precious")
+    before = snapshot(tmp_path)
+    with pytest.raises(OutputError, match="--force does not replace it"):
+        write(tmp_path / "out", force=True)
+    assert snapshot(tmp_path) == before
+
+
+def test_force_spares_a_file_that_is_no_output(tmp_path):
+    (tmp_path / "out").write_text("precious text")
+    with (
+        pytest.raises(OutputError, match="--force does not replace it"),
+        AtomicOutput(tmp_path / "out", directory=False, force=True),
+    ):
+        pass
+    assert (tmp_path / "out").read_text() == "precious text"
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
@@ -123,7 +144,7 @@ def test_modes_honour_the_umask(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
-    assert (tmp_path / "out" / "a").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "out" / "a.safetensors").stat().st_mode & 0o777 == 0o640
 
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 import nola_edge as ne
 from nola_edge import Adapter, NolaEdgeError
-from nola_edge.errors import MismatchError, NotFiniteError
+from nola_edge.errors import ArgumentError, MismatchError, NotFiniteError
 from nola_edge.merge import blocks
 from tests.conftest import (
     MODULES,
@@ -134,6 +134,77 @@ def test_modules_to_save_replace_and_add(tiny, tmp_path):
         assert {n: v.tobytes() for n, v in lazy.items()} == {n: v.tobytes() for n, v in got.items()}
 
 
+def test_weights_in_a_mapping_or_a_pair(tiny, tmp_path):
+    base, adapter = tiny
+    expected = merged(base, [(adapter, 0.5)], tmp_path)["layers.0.q.weight"].tobytes()
+    with ne.open_merged(base, {adapter: 0.5}) as tensors:
+        assert tensors["layers.0.q.weight"].tobytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("adapters", "message"),
+    [
+        (("{adapter}", 0.5), "adapter: 0.5 is no Adapter and no path"),
+        ([("{adapter}", "0.5")], "weight: '0.5' is not a number"),
+        ([("{adapter}", True)], "weight: True is not a number"),
+        ([("{adapter}", float("nan"))], "weight: nan times"),
+        ([None], "adapter: None is no Adapter and no path"),
+        ([], "adapter: at least one adapter is needed"),
+    ],
+)
+def test_what_is_no_adapter_or_no_weight(tiny, tmp_path, adapters, message):
+    def named(item):
+        return str(tiny[1]) if item == "{adapter}" else item
+
+    given = [tuple(map(named, i)) if isinstance(i, tuple) else named(i) for i in adapters]
+    refused(tiny, tmp_path, message, tuple(given), error=ArgumentError)
+
+
+def test_a_rank_above_the_sizes_merges(tiny, tmp_path):
+    merged(tiny[0], tiny_adapter(r=50), tmp_path)
+
+
+def tied(tiny, tmp_path, whole, config):
+    """A base whose output layer is its embedding, and an adapter that brings whole tensors."""
+    tensors = {**load_all(tiny[0]), "model.embed_tokens.weight": np.ones((5, 4), F)}
+    base = tmp_path / "tied"
+    base.mkdir()
+    write_safetensors(base / "model.safetensors", tensors)
+    (base / "config.json").write_text(json.dumps(config))
+    adapter = tiny_adapter()
+    saved = tuple(name.removesuffix(".weight") for name in whole)
+    recorded = dataclasses.replace(adapter.config, modules_to_save=saved)
+    return base, Adapter(recorded, adapter.modules, whole)
+
+
+@pytest.mark.parametrize(
+    "config", [{"tie_word_embeddings": True}, {"architectures": ["GPT2LMHeadModel"]}]
+)
+def test_a_tied_embedding_is_not_replaced_for_the_output_too(tiny, tmp_path, config):
+    whole = {"model.embed_tokens.weight": np.zeros((5, 4), F)}
+    refused(tied(tiny, tmp_path, whole, config), tmp_path, "is tied to the output layer")
+
+
+def test_an_untied_embedding_is_replaced(tiny, tmp_path):
+    whole = {"model.embed_tokens.weight": np.zeros((5, 4), F)}
+    merged(*tied(tiny, tmp_path, whole, {"tie_word_embeddings": False}), tmp_path)
+
+
+def test_a_new_output_layer_is_no_longer_tied(tiny, tmp_path):
+    whole = {"lm_head.weight": np.zeros((5, 4), F)}
+    config = {"model_type": "tiny", "tie_word_embeddings": True}
+    base, adapter = tied(tiny, tmp_path, whole, config)
+    assert (merged(base, adapter, tmp_path)["lm_head.weight"] == 0).all()
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written == {"model_type": "tiny", "tie_word_embeddings": False}
+
+
+def test_a_report_is_true_where_all_agrees(tiny, tmp_path):
+    ne.merge_checkpoint(*tiny, tmp_path / "out")
+    assert ne.verify_checkpoint(tmp_path / "out", *tiny)
+    assert not ne.verify_checkpoint(tiny[0], *tiny)
+
+
 def test_force_replaces_and_cleans_up(tiny, tmp_path):
     base, adapter = tiny
     ne.merge_checkpoint(base, adapter, tmp_path / "out")
@@ -183,7 +254,7 @@ def change_tensor(base, name, change):
         (lambda v: v.reshape(2, 12, 40), "needs a matrix"),
         (lambda v: v.astype(np.int8), "dtype I8, which cannot be merged"),
         (lambda v: v.astype(np.float64), "dtype F64, which cannot be merged"),
-        (lambda v: v[:3, :3].copy(), "too small for the rank r = 4"),
+        (lambda v: v[:3, :3].copy(), "modules of other shapes than these"),
     ],
 )
 def test_a_target_of_another_form(tiny, tmp_path, change, message):

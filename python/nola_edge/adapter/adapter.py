@@ -24,8 +24,8 @@ from nola_edge.adapter.files import (
     write_tensors,
 )
 from nola_edge.adapter.fingerprints import (
-    base_fingerprint,
     basis_fingerprint,
+    checkpoint_fingerprint,
     modules_fingerprint,
     shapes_fingerprint,
 )
@@ -158,6 +158,8 @@ class Adapter:
         MismatchError
             If `base` lacks a module.
         """
+        for module, shape in modules.items():
+            _check_shape(module, shape)
         config = AdapterConfig(
             r=r,
             num_basis_a=num_basis_a,
@@ -173,30 +175,13 @@ class Adapter:
         )
         fresh: dict[str, Coefficients] = {}
         for module, (_, in_features) in modules.items():
-            if in_features < 1:
-                raise ArgumentError("in_features must be positive", field=module)
             alpha = unit_start(num_basis_a, in_features)
             fresh[module] = Coefficients(alpha, np.zeros(num_basis_b, np.float32))
         adapter = cls(config, fresh)
         if base is not None:
-            recorded = dataclasses.replace(config, base_fingerprint=adapter._fingerprint_of(base))
-            adapter = cls(recorded, fresh)
+            found = checkpoint_fingerprint(base, modules)
+            adapter = cls(dataclasses.replace(config, base_fingerprint=found), fresh)
         return adapter
-
-    def _fingerprint_of(self, base: str | Path) -> str:
-        from nola_edge.checkpoint import Checkpoint
-        from nola_edge.merge.matching import match_modules
-
-        with Checkpoint.open(base) as checkpoint:
-            names = match_modules(
-                list(self.modules),
-                checkpoint.tensors,
-                adapter=self.path or Path("<adapter>"),
-                base=checkpoint.path,
-            )
-            return base_fingerprint(
-                (module, *checkpoint.tensors[name]) for module, name in names.items()
-            )
 
     def replace(
         self, modules: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
@@ -386,6 +371,18 @@ def _check_contents(adapter: Adapter) -> None:
                     file=adapter.path,
                     field=module,
                 )
+
+
+def _check_shape(module: str, shape: object) -> None:
+    if not (
+        isinstance(shape, tuple | list)
+        and len(shape) == 2
+        and all(isinstance(n, int | np.integer) and n >= 1 for n in shape)
+    ):
+        raise ArgumentError(
+            f"{printable(repr(shape))} is not (out_features, in_features), both positive",
+            field=module,
+        )
 
 
 def _still_true(config: AdapterConfig, modules: Mapping[str, Coefficients]) -> AdapterConfig:

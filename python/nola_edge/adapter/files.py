@@ -29,6 +29,7 @@ ALPHA = ".nola_alpha"
 BETA = ".nola_beta"
 SCALE = "_scale"
 WRAPPED_BIAS = ".base_layer.bias"
+_WRAPPED_WEIGHT = ".base_layer.weight"
 _MAX_CONFIG_BYTES = 10_000_000
 
 
@@ -134,6 +135,11 @@ def _named_tensors(file: SafetensorsFile, config: AdapterConfig) -> Iterator[str
         if config.coefficient_bits is not None and name.endswith((ALPHA + SCALE, BETA + SCALE)):
             if name.removesuffix(SCALE) not in file.tensors:
                 raise AdapterError("is a scale without coefficients", file=file.path, field=name)
+            continue
+        module = name.removesuffix(_WRAPPED_WEIGHT)
+        if module != name and module + ALPHA in file.tensors:
+            # The frozen weight of an adapted output layer, which PEFT saves along with
+            # "embedding layers": it is the base's, not a change.
             continue
         yield name
 

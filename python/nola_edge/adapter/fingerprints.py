@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nola_edge import ops
@@ -87,3 +88,23 @@ def _windows(nbytes: int) -> list[tuple[int, int]]:
         return [(0, nbytes)]
     last = nbytes - _WINDOW_BYTES
     return [(i * last // (_WINDOWS - 1), _WINDOW_BYTES) for i in range(_WINDOWS)]
+
+
+def checkpoint_fingerprint(base: str | Path, modules: Iterable[str]) -> str:
+    """Open a checkpoint and return the :func:`base_fingerprint` of some of its modules.
+
+    Raises
+    ------
+    NolaEdgeError
+        If the checkpoint cannot be used, or lacks a module.
+    """
+    from nola_edge.checkpoint import Checkpoint
+    from nola_edge.merge.matching import match_modules
+
+    with Checkpoint.open(base) as checkpoint:
+        names = match_modules(
+            list(modules), checkpoint.tensors, adapter=Path("<adapter>"), base=checkpoint.path
+        )
+        return base_fingerprint(
+            (module, *checkpoint.tensors[name]) for module, name in names.items()
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -49,7 +50,15 @@ def command(
     from nola_edge.bench.checkpoint import checkpoint_figures
     from nola_edge.bench.kernels import kernel_figures
     from nola_edge.bench.startup import startup_figures
+    from nola_edge.errors import OutputError
 
+    for path in (save, plot_path):
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise OutputError("its parent folder does not exist; make it first", file=path)
+    if plot_path is not None and find_spec("matplotlib") is None:
+        raise OutputError(
+            "needs matplotlib to be drawn: pip install 'nola-edge[bench]'", file=plot_path
+        )
     wanted = suite or _SUITES
     about = report.machine()
     click.echo(report.heading(about))

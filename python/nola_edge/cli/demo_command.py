@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import textwrap
 from dataclasses import asdict
@@ -27,27 +28,25 @@ def command(keep: str | None, as_json: bool) -> None:
     come with the package. The measurement makes larger weights on the spot; it takes a few
     seconds and about 700 MB of disk, in the temporary folder unless --keep is given.
     """
-    from nola_edge.demo.comparison import run_demo
+    from nola_edge.demo.comparison import DISK_BYTES, run_demo
     from nola_edge.demo.speech import speak
-    from nola_edge.errors import OutputError
+    from nola_edge.output import AtomicOutput
 
     def say(text: str) -> None:
         if not as_json:
             click.echo(f"… {text}")
 
-    if keep is not None:
-        try:
-            Path(keep).mkdir()
-        except FileExistsError:
-            raise OutputError("exists already; choose another name", file=keep) from None
-    speeches = speak()
-    if not as_json:
-        _print_speeches(speeches)
-    if keep is not None:
-        result = run_demo(Path(keep), say)
-    else:
-        with tempfile.TemporaryDirectory(prefix="nola-edge-demo-") as folder:
-            result = run_demo(Path(folder), say)
+    with contextlib.ExitStack() as stack:
+        if keep is not None:
+            output = AtomicOutput(keep, directory=True, expected_bytes=DISK_BYTES)
+            folder = stack.enter_context(output).path
+        else:
+            made = tempfile.TemporaryDirectory(prefix="nola-edge-demo-")
+            folder = Path(stack.enter_context(made))
+        speeches = speak()
+        if not as_json:
+            _print_speeches(speeches)
+        result = run_demo(folder, say)
     if as_json:
         ui.print_json({**asdict(result), "speeches": [asdict(speech) for speech in speeches]})
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -59,14 +60,14 @@ def cli() -> None:
 
 
 class _Terminated(BaseException):
-    """SIGTERM, handled like Ctrl-C so that temporaries are removed.
+    """SIGTERM or SIGHUP, handled like Ctrl-C so that temporaries are removed.
 
     No KeyboardInterrupt, which click would turn into an exception of its own.
     """
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise _Terminated
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    raise _Terminated(number)
 
 
 def _die_of(number: int) -> NoReturn:
@@ -87,24 +88,33 @@ def main(arguments: list[str] | None = None) -> Any:
     Exit status: 0 done; 1 a negative answer (``verify`` found differences); 2 a refusal, one line
     on stderr; a signal ends the process as that signal does, after cleaning up.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and stays so
+            signal.signal(number, _terminate)
     try:
         status = cli.main(args=arguments, prog_name="nola-edge", standalone_mode=False)
-    except _Terminated:
-        print("nola-edge: terminated; nothing was kept", file=sys.stderr)
-        _die_of(signal.SIGTERM)
+    except _Terminated as error:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print("nola-edge: terminated; nothing was kept", file=sys.stderr)
+        _die_of(error.args[0])
     except (KeyboardInterrupt, click.Abort):
         print("nola-edge: interrupted; nothing was kept", file=sys.stderr)
         _die_of(signal.SIGINT)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        raise SystemExit(2) from None
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context is not None else ""
         _fail(error.format_message() + hint)
     except NolaEdgeError as error:
         _fail(error)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+    except SystemExit:
+        # click turns a closed pipe into status 1, which here is a verdict. Whoever read the output
+        # has left; the work is done, and that says nothing against it.
+        if type(sys.stdout) is click.utils.PacifyFlushWrapper:
+            _die_of(signal.SIGPIPE)
+        raise
     except (OSError, MemoryError, TypeError, ValueError) as error:
         _fail(str(error) or type(error).__name__)
     raise SystemExit(status if isinstance(status, int) else 0)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DEMO_SHAPE = DecoderShape(layers=6, hidden=1024, intermediate=2816, vocabulary=16000)
+#: What a demonstration puts on the disk, about.
+DISK_BYTES = 700_000_000
 
 
 @dataclass(frozen=True)

@@ -90,9 +90,8 @@ def read_merged(
         ops.merge_(weight, update.left(start, stop), update.right, update.scaling, num_threads=1)
     except NotFiniteError:
         raise NotFiniteError(
-            f"a merged weight in rows {start}..{stop - 1} is infinite or NaN; "
-            "the adapter's coefficients or the base are too large for "
-            f"{info.dtype}",
+            f"a merged weight in rows {start}..{stop - 1} is infinite or NaN: the base holds such "
+            f"a value there, or base and adapter together are too large for {info.dtype}",
             file=file.path,
             field=info.name,
         ) from None

@@ -6,6 +6,7 @@ merge, or a whole tensor of an adapter.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,21 +20,17 @@ from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import MERGEABLE, numpy_dtype
 from nola_edge.errors import AdapterError, ArgumentError, MismatchError, printable
 from nola_edge.merge.matching import match_modules
+from nola_edge.merge.tied import check_tied
 from nola_edge.merge.update import Term, stored_features
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
     from nola_edge.safetensors_file import SafetensorsFile, TensorInfo
 
-PathLike = str | Path
-AdapterLike = Adapter | PathLike
-#: One adapter, several, or a mapping from adapters to weights.
-AdaptersLike = "AdapterLike | Sequence[AdapterLike | tuple[AdapterLike, float]]"
 
-_MAX_ELEMENTS = 2**34
+#: Of one expanded factor: 0.5 GB, while r = 1024 of the widest layers needs a quarter.
+_MAX_FACTOR_ELEMENTS = 2**27
 _MAX_SCALING = float(np.finfo(np.float32).max)
 
 
@@ -76,22 +73,36 @@ def load_adapters(adapters: Any) -> tuple[tuple[Adapter, float], ...]:
     Parameters
     ----------
     adapters : Adapter, path, or sequence of these or of pairs (adapter, weight)
+        A mapping from paths to weights will do too.
 
     Raises
     ------
     ArgumentError
-        If there is no adapter, or a weight is not finite.
+        If there is no adapter, or a weight is no finite number.
     """
     if isinstance(adapters, str | Path | Adapter):
         adapters = [adapters]
+    if isinstance(adapters, Mapping):
+        adapters = adapters.items()
     loaded: list[tuple[Adapter, float]] = []
     for item in adapters:
         adapter, weight = item if isinstance(item, tuple) else (item, 1.0)
+        if not isinstance(adapter, str | Path | Adapter):
+            raise ArgumentError(
+                f"{printable(repr(adapter))} is no Adapter and no path; a weight belongs in a "
+                "pair with its adapter, [(adapter, 0.5)]",
+                field="adapter",
+            )
+        if isinstance(weight, bool) or not isinstance(weight, int | float | np.number):
+            raise ArgumentError(
+                f"{printable(repr(weight))} is not a number", file=adapter, field="weight"
+            )
         if not isinstance(adapter, Adapter):
             adapter = Adapter.load(adapter)
         if not abs(weight * adapter.scaling) <= _MAX_SCALING:
             raise ArgumentError(
                 f"{weight} times the adapter's scaling {adapter.scaling:g} is no finite float32",
+                file=_location(adapter),
                 field="weight",
             )
         loaded.append((adapter, float(weight)))
@@ -140,6 +151,7 @@ def plan_merge(
                     field=prefix.apply(name),
                 )
             _place_whole_tensor(plan, adapter, prefix.apply(name), values)
+    check_tied(plan)
     return plan
 
 
@@ -181,13 +193,12 @@ def _check_weight(plan: MergePlan, adapter: Adapter, module: str, name: str) -> 
             f"{', '.join(MERGEABLE)} checkpoint that it was made from",
             **where,
         )
-    out_features, in_features = stored_features(info.shape, adapter.config.fan_in_fan_out)
     rank = adapter.config.r
-    # A rank above both sizes adds nothing to a matrix, and memory for factors is r * (in + out).
-    if rank > max(out_features, in_features) or rank * max(info.shape) > _MAX_ELEMENTS:
+    if rank * max(info.shape) > _MAX_FACTOR_ELEMENTS:
         raise MismatchError(
-            f"has shape {list(info.shape)}, too small for the rank r = {rank} of "
-            f"{printable(str(_location(adapter)))}",
+            f"has shape {list(info.shape)}, with which the rank r = {rank} of "
+            f"{printable(str(_location(adapter)))} makes factors of more than "
+            f"{4 * _MAX_FACTOR_ELEMENTS} bytes",
             **where,
         )
 
@@ -200,10 +211,11 @@ def _check_shapes(plan: MergePlan, adapter: Adapter, names: Mapping[str, str]) -
         for module, name in names.items()
     }
     if recorded not in (None, shapes_fingerprint(shapes)):
-        module, (out, into) = next(iter(shapes.items()))
+        found = sorted({f"{out} x {into}" for out, into in shapes.values()})
         raise MismatchError(
-            f"{printable(str(_location(adapter)))} was made for modules of other shapes (here "
-            f"{printable(module)} is {out} x {into}), so its random matrices do not belong here",
+            f"{printable(str(_location(adapter)))} was made for modules of other shapes than "
+            f"these ({printable(', '.join(found))}), so its random matrices do not belong here; "
+            "merge into the base that it was trained on",
             file=plan.base.path,
             field="shapes_fingerprint",
             value=recorded,

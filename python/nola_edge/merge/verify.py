@@ -84,6 +84,9 @@ class VerifyReport:
         """Whether every tensor is there and every bit agrees."""
         return not self.differences
 
+    def __bool__(self) -> bool:
+        return self.identical
+
 
 def verify_checkpoint(
     merged: str | Path,

@@ -15,6 +15,7 @@ from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import safetensors_dtype
 from nola_edge.merge.blocks import Buffers, Workers, block_offset, read_merged, row_blocks
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
+from nola_edge.merge.tied import CONFIG_NAME, untied_config
 from nola_edge.merge.update import make_update
 from nola_edge.output import AtomicOutput, copy_file, copy_range, pwrite_all, start_writeback
 from nola_edge.safetensors_file import encode_header
@@ -257,10 +258,14 @@ class _ShardWriter:
 def _write_companions(plan: MergePlan, shards: list[_Shard], folder: Path) -> None:
     """Carry over configuration and tokenizer files, and the index of the shards."""
     base = plan.base
+    untied = untied_config(plan)
     for relative in base.companions():
         target = folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)
-        copy_file(base.path / relative, target)
+        if untied is not None and relative == Path(CONFIG_NAME):
+            target.write_bytes(untied)
+        else:
+            copy_file(base.path / relative, target)
     if base.index is None:
         return
     data = bytes(base.index_bytes or b"")

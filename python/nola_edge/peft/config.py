@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from peft.config import PeftConfig
@@ -12,10 +14,11 @@ from peft.config import PeftConfig
 from nola_edge.adapter.config import NOLA_VERSION, AdapterConfig
 from nola_edge.adapter.fingerprints import (
     basis_fingerprint,
+    checkpoint_fingerprint,
     modules_fingerprint,
     shapes_fingerprint,
 )
-from nola_edge.errors import AdapterError
+from nola_edge.errors import AdapterError, NolaEdgeError
 from nola_edge.peft.register import peft_type
 from nola_edge.torch.factors import STARTS
 
@@ -123,7 +126,9 @@ class NolaConfig(PeftConfig):
     )
     nola_version: int = field(default=NOLA_VERSION, metadata={"help": "Version of the format."})
     basis_fingerprint: str | None = field(default=None, metadata={"help": "Written on saving."})
-    base_fingerprint: str | None = field(default=None, metadata={"help": "Kept if present."})
+    base_fingerprint: str | None = field(
+        default=None, metadata={"help": "Of a local base, on saving."}
+    )
     modules_fingerprint: str | None = field(default=None, metadata={"help": "Written on saving."})
     shapes_fingerprint: str | None = field(default=None, metadata={"help": "Written on saving."})
 
@@ -180,8 +185,17 @@ class NolaConfig(PeftConfig):
         return module
 
     def remember_modules(self, shapes: Mapping[str, tuple[int, int]]) -> None:
-        """Take note of the modules that are about to be saved, for their fingerprints."""
+        """Take note of the modules that are about to be saved, for their fingerprints.
+
+        Where the base is a local folder it gets a fingerprint too, so that a merge into another
+        base, or a second one into the same, is refused.
+        """
         self._modules_to_be_saved = dict(shapes)
+        base = self.base_model_name_or_path
+        if self.base_fingerprint is None and base and Path(base).is_dir():
+            # A base in another format, or with other names, just stays without.
+            with contextlib.suppress(NolaEdgeError, OSError):
+                self.base_fingerprint = checkpoint_fingerprint(base, shapes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as they are saved, with fingerprints of generator and modules."""

@@ -1,0 +1,69 @@
+"""Models whose output layer shares the tensor of the input embedding.
+
+A merge keeps such a pair together unless an adapter brings one half of it whole
+(``modules_to_save``): then the halves differ, and files that still call them tied would be wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from nola_edge.errors import MismatchError
+from nola_edge.jsonio import loads_object
+from nola_edge.paths import inside
+
+if TYPE_CHECKING:
+    from nola_edge.checkpoint import Checkpoint
+    from nola_edge.merge.plan import MergePlan
+
+CONFIG_NAME = "config.json"
+_FLAG = "tie_word_embeddings"
+_INPUTS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+_OUTPUTS = ("lm_head.weight", "embed_out.weight", "output.weight")
+
+
+def check_tied(plan: MergePlan) -> None:
+    """Refuse to replace an input embedding that is the output layer too.
+
+    Training gave the input a tensor of its own and left the old one to the output; which name the
+    output would need in the files, only the model's code knows.
+
+    Raises
+    ------
+    MismatchError
+    """
+    replaced = [name for name in plan.replaced if name.endswith(_INPUTS)]
+    if not replaced or any(name.endswith(_OUTPUTS) for name in (*plan.base.tensors, *plan.added)):
+        return
+    if _is_tied(_config(plan.base)):
+        raise MismatchError(
+            "is tied to the output layer, and the adapter replaces it for the input alone; save "
+            f"the base with {_FLAG}=False (lm_head as a tensor of its own) and merge into that",
+            file=plan.base.path,
+            field=replaced[0],
+        )
+
+
+def untied_config(plan: MergePlan) -> bytes | None:
+    """Return ``config.json`` without the tie where an adapter adds an output layer, else None."""
+    if not any(name.endswith(_OUTPUTS) for name in plan.added):
+        return None
+    config = _config(plan.base)
+    if not _is_tied(config):
+        return None
+    return (json.dumps({**config, _FLAG: False}, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _config(base: Checkpoint) -> dict[str, Any]:
+    if not base.is_folder or not (base.path / CONFIG_NAME).is_file():
+        return {}
+    path = inside(base.path, CONFIG_NAME)
+    return loads_object(path.read_bytes(), file=path)
+
+
+def _is_tied(config: dict[str, Any]) -> bool:
+    """Tell whether a configuration ties; language models do where nothing is said."""
+    architectures = config.get("architectures") or []
+    generative = any("LM" in str(name) for name in architectures)
+    return bool(config.get(_FLAG, generative))
