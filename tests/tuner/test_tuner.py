@@ -480,3 +480,40 @@ def test_a_model_of_other_shapes_is_refused(tmp_path):
     with pytest.raises(NolaEdgeError, match="other shapes"):
         nt.merge_(wider, tmp_path / "adapter")
     assert all(torch.equal(v, before[n]) for n, v in wider.state_dict().items())
+
+
+def test_a_local_base_is_recorded_and_merging_twice_refused(tmp_path):
+    llama().save_pretrained(tmp_path / "base")
+    base = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    trained(base).save_pretrained(tmp_path / "adapter")
+    ne.merge_checkpoint(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    with pytest.raises(NolaEdgeError, match="already merged"):
+        ne.merge_checkpoint(tmp_path / "merged", tmp_path / "adapter", tmp_path / "twice")
+    assert not (tmp_path / "twice").exists()
+    reloaded = PeftModel.from_pretrained(llama(), tmp_path / "adapter")
+    reloaded.save_pretrained(tmp_path / "again")
+    configs = [ne.Adapter.load(tmp_path / name).config for name in ("adapter", "again")]
+    assert configs[0].base_fingerprint == configs[1].base_fingerprint is not None
+
+
+def test_an_adapted_output_layer_merges(tmp_path):
+    """PEFT saves the frozen weight of an adapted lm_head along; it is no change."""
+    base = llama()
+    base.save_pretrained(tmp_path / "base")
+    adapted = trained(base, target_modules=["lm_head", "q_proj"])
+    adapted.save_pretrained(tmp_path / "adapter")
+    names = stored(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert "base_model.model.lm_head.base_layer.weight" in names
+    ne.merge_checkpoint(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    same_tensors(adapted.merge_and_unload(), tmp_path / "merged")
+
+
+def test_a_tied_embedding_that_was_trained_is_refused(tmp_path):
+    config = llama().config
+    config.tie_word_embeddings = True
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    base = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    trained(base, modules_to_save=["embed_tokens"]).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(NolaEdgeError, match="tied to the output layer"):
+        ne.merge_checkpoint(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
