@@ -36,7 +36,8 @@ TARGETS = {
     "llama": r".*\.(q|k|v|o|gate|up|down)_proj",
     "gpt2": r".*\.(c_attn|c_proj|c_fc)",
 }
-#: Learning rates, as `python benchmarks/quality.py tune` chose them on the validation part.
+#: Learning rates, as `python benchmarks/quality.py tune` chose them on the validation part for the
+#: LLaMA-style model; the other is of the same size and learns the same data.
 RATES = {
     "llama": {"full": 1e-3, "lora": 1e-2, "nola": 1e-2},
     "gpt2": {"full": 1e-3, "lora": 1e-2, "nola": 1e-2},

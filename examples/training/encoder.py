@@ -25,7 +25,7 @@ from trainer import fit, pad
 PATH = click.Path(path_type=Path)
 SLOTS = ("food", "priceRange", "customer rating")
 #: Learning rates, as `python benchmarks/quality.py tune` chose them on the validation part.
-RATES = {"full": 1e-4, "lora": 5e-3, "nola": 5e-3}
+RATES = {"full": 3e-4, "lora": 1e-2, "nola": 3e-3}
 TARGETS = r"encoder\..*\.(query|key|value|dense)"
 
 

@@ -6,12 +6,12 @@ the same bits on every instruction set and for any number of threads.
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from nola_edge import _core
+from nola_edge.arguments import integer, pair
 from nola_edge.errors import NotFiniteError
 
 if TYPE_CHECKING:
@@ -67,25 +67,6 @@ def _as_float32(values: Any, name: str) -> NDArray[np.float32]:
     return np.asarray(array, dtype=np.float32, order="C")
 
 
-def _integer(name: str, value: Any, low: int, stop: int) -> int:
-    """Return an integer in ``low .. stop - 1``; anything else is an error that names it."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: {value!r} is not an integer") from None
-    if not low <= number < stop:
-        raise ValueError(f"{name}: {number} is not in {low}..{stop - 1}")
-    return number
-
-
-def _pair(name: str, value: Any) -> tuple[int, int]:
-    try:
-        first, second = value
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: {value!r} is not a pair of integers") from None
-    return _integer(name, first, 0, 1 << 63), _integer(name, second, 0, 1 << 63)
-
-
 def _basis(basis: Any) -> str:
     if not isinstance(basis, str):
         raise TypeError(f"basis: {basis!r} is not 'rademacher' or 'uniform'")
@@ -93,7 +74,7 @@ def _basis(basis: Any) -> str:
 
 
 def _threads(num_threads: int | None) -> int:
-    return 0 if num_threads is None else _integer("num_threads", num_threads, 1, 1 << 16)
+    return 0 if num_threads is None else integer("num_threads", num_threads, 1, 1 << 16)
 
 
 def expand(
@@ -139,15 +120,15 @@ def expand(
     ValueError
         If an argument is out of range; the message begins with the argument's name.
     """
-    shape = _pair("shape", shape)
+    shape = pair("shape", shape)
     return _core.expand(
         _as_float32(coefficients, "coefficients"),
-        _integer("seed", seed, 0, 1 << 63),
-        _integer("stream", stream, 0, 1 << 64),
+        integer("seed", seed, 0, 1 << 63),
+        integer("stream", stream, 0, 1 << 64),
         shape,
         _basis(basis),
-        (0, shape[0]) if rows is None else _pair("rows", rows),
-        (0, shape[1]) if cols is None else _pair("cols", cols),
+        (0, shape[0]) if rows is None else pair("rows", rows),
+        (0, shape[1]) if cols is None else pair("cols", cols),
         _threads(num_threads),
     )
 
@@ -194,16 +175,16 @@ def project(
         if values.ndim != 2:
             raise ValueError(f"grad: must have 2 dimensions, got {values.ndim}")
         shape = (values.shape[0], values.shape[1])
-    shape = _pair("shape", shape)
+    shape = pair("shape", shape)
     return _core.project(
         values,
-        _integer("seed", seed, 0, 1 << 63),
-        _integer("stream", stream, 0, 1 << 64),
-        _integer("num_basis", num_basis, 1, 1 << 32),
+        integer("seed", seed, 0, 1 << 63),
+        integer("stream", stream, 0, 1 << 64),
+        integer("num_basis", num_basis, 1, 1 << 32),
         shape,
         _basis(basis),
-        (0, shape[0]) if rows is None else _pair("rows", rows),
-        (0, shape[1]) if cols is None else _pair("cols", cols),
+        (0, shape[0]) if rows is None else pair("rows", rows),
+        (0, shape[1]) if cols is None else pair("cols", cols),
         _threads(num_threads),
     )
 

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
 
 import nola_edge.torch as nt
+from nola_edge import Adapter
+from nola_edge.adapter.quantize import rounded
 from nola_edge.peft import NolaConfig
 from tests.distributed import worker
 
@@ -78,6 +81,20 @@ def test_sharded_parameters(mode, alone, tmp_path):
     if mode == "tensor_parallel":
         assert [r["rows"] for r in results] == [(0, 20), (20, 40)]
         assert all(r["expanded"] == (20, 4) for r in results), "more than its own rows"
+
+
+def test_another_tensor_parallel_layout_is_refused(tmp_path):
+    for result in run_two("other_layout", tmp_path):
+        assert "default layouts" in result["refused"]
+
+
+def test_sharded_coefficients_are_saved_whole(tmp_path):
+    results = run_two("save_sharded", tmp_path)
+    adapters = [Adapter.load(tmp_path / f"saved-{rank}") for rank in (0, 1)]
+    for module, saved in adapters[0].modules.items():
+        assert np.array_equal(saved.beta, adapters[1].modules[module].beta)
+        live = results[0]["coefficients"][f"base_model.model.{module}.nola_beta.default"]
+        assert np.array_equal(saved.beta, rounded(live.numpy(), 4))
 
 
 def test_shards_merge_to_the_bits_of_the_whole(tmp_path):

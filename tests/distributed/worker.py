@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 -m tests.distributed.worker MODE FOLDER
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 
@@ -20,11 +21,12 @@ from torch.distributed.tensor.parallel import (
     RowwiseParallel,
     parallelize_module,
 )
-from torch.distributed.tensor.placement_types import Shard
+from torch.distributed.tensor.placement_types import Replicate, Shard
 
 import nola_edge.torch as nt
 from nola_edge import Adapter
 from nola_edge.peft import NolaConfig
+from nola_edge.torch.sharding import computed_shard
 
 STEPS = 5
 
@@ -120,14 +122,17 @@ def fully_sharded(_: Path) -> dict[str, object]:
 
 def tensor_parallel(_: Path) -> dict[str, object]:
     """Columns of the first layer and rows of the second are split, as in Megatron."""
-    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
+    mesh = init_device_mesh("cpu", (2,))
     base = make()
     for block in base.blocks:
         parallelize_module(block, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
     model = get_peft_model(base, NolaConfig(**CONFIG))
     layer = model.base_model.model.blocks[0].up
-    shard = layer.nola_factors["default"].shard
-    expanded = tuple(layer.nola_factors["default"].b(layer.nola_beta["default"]).shape)
+    shard = computed_shard(layer.get_base_layer().weight)
+    factors = layer.nola_factors["default"].on(shard)
+    expanded = tuple(factors.b(layer.nola_beta["default"]).shape)
+    # A layer holds no process group, so that copies and pickles work.
+    copy.deepcopy(layer.nola_factors)
     losses = train(model, slice(None))
     found = coefficients(model)
     merged = model.merge_and_unload()
@@ -138,6 +143,27 @@ def tensor_parallel(_: Path) -> dict[str, object]:
         "rows": shard.rows,
         "expanded": expanded,
     }
+
+
+def other_layout(_: Path) -> dict[str, object]:
+    """A style that gathers its output is refused, not computed wrongly."""
+    base = make()
+    style = ColwiseParallel(output_layouts=Replicate())
+    parallelize_module(base.blocks[0], init_device_mesh("cpu", (2,)), {"up": style})
+    model = get_peft_model(base, NolaConfig(**CONFIG))
+    try:
+        train(model, slice(None))
+    except NotImplementedError as error:
+        return {"refused": str(error)}
+    return {"refused": None}
+
+
+def save_sharded(folder: Path) -> dict[str, object]:
+    """Coefficients that FSDP2 stores in halves are saved whole, quantised ones too."""
+    model = get_peft_model(make(), NolaConfig(**CONFIG, coefficient_bits=4, init_weights=False))
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    model.save_pretrained(folder / f"saved-{dist.get_rank()}")
+    return {"coefficients": coefficients(model)}
 
 
 def merge_shards(folder: Path) -> dict[str, object]:
@@ -168,7 +194,17 @@ def mean(losses: list[torch.Tensor]) -> list[torch.Tensor]:
     return [loss / dist.get_world_size() for loss in losses]
 
 
-MODES = {f.__name__: f for f in (data_parallel, fully_sharded, tensor_parallel, merge_shards)}
+MODES = {
+    f.__name__: f
+    for f in (
+        data_parallel,
+        fully_sharded,
+        tensor_parallel,
+        other_layout,
+        save_sharded,
+        merge_shards,
+    )
+}
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import nola_edge as ne
 import nola_edge.torch as nt
 from nola_edge import Adapter, NolaEdgeError
-from nola_edge.errors import NotFiniteError
+from nola_edge.errors import MismatchError, NotFiniteError
 from nola_edge.safetensors_file import encode_header
 
 OPTIONS = {"r": 4, "num_basis_a": 20, "num_basis_b": 18, "seed": 11, "lora_alpha": 6.0}
@@ -284,3 +284,75 @@ def test_compiled_layer_has_no_graph_break(bits):
     torch.testing.assert_close(grads, (wrapped.alpha.grad, wrapped.beta.grad))
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), expected)
+
+
+def frozen_layer():
+    torch.manual_seed(0)
+    layer = nt.NolaLinear(nn.Linear(8, 6), "m", r=2, num_basis_a=5, num_basis_b=4, seed=3)
+    nn.init.normal_(layer.beta)
+    return layer.requires_grad_(False)
+
+
+def test_cached_factors_serve_later_training():
+    """What inference mode made may not spoil a backward pass through the frozen layer."""
+    layer, x = frozen_layer(), torch.randn(3, 8)
+    with torch.inference_mode():
+        expected = layer(x).clone()
+    x.requires_grad_()
+    out = layer(x)
+    assert torch.equal(out, expected)
+    out.sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_transforms_leave_the_cache_alone():
+    layer, x = frozen_layer(), torch.randn(3, 8)
+    expected = layer(x)
+    batch = {"alpha": torch.randn(2, 5), "beta": torch.randn(2, 4)}
+
+    def call(coefficients):
+        return torch.func.functional_call(layer, coefficients, (x,))
+
+    mapped = torch.func.vmap(call)(batch)
+    for i in range(2):
+        one = call({name: values[i] for name, values in batch.items()})
+        torch.testing.assert_close(mapped[i], one)
+    assert torch.equal(layer(x), expected)
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        assert layer(x).shape == (3, 6)
+    assert torch.equal(layer(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own
+def test_a_tangent_passes_a_frozen_layer():
+    layer, x, direction = frozen_layer(), torch.randn(3, 8), torch.randn(3, 8)
+    _, tangent = torch.func.jvp(layer, (x,), (direction,))
+    expected = layer(direction) - layer(torch.zeros(3, 8))
+    torch.testing.assert_close(tangent, expected)
+
+
+def test_functional_form_of_transposed_storage_and_dropout():
+    layer, x = frozen_layer(), torch.randn(3, 8)
+    base = layer.base_layer
+    options = {"module": "m", "r": 2, "seed": 3, "scaling": 1.0}
+    arguments = (base.bias, layer.alpha, layer.beta)
+    straight = nt.nola_linear(x, base.weight, *arguments, **options)
+    torch.testing.assert_close(straight, layer(x))
+    stored = base.weight.T.contiguous()
+    transposed = nt.nola_linear(x, stored, *arguments, fan_in_fan_out=True, **options)
+    torch.testing.assert_close(transposed, straight)
+    dropped = nt.nola_linear(x, base.weight, *arguments, dropout=1.0, **options)
+    torch.testing.assert_close(dropped, base(x))
+
+
+def test_a_shared_weight_is_not_merged_into(tmp_path):
+    """An adapter of the output layer would change the embedding that shares its tensor."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"head": nn.Linear(8, 6, bias=False), "embed": nn.Embedding(6, 8)})
+    model["embed"].weight = model["head"].weight
+    adapter = Adapter.create({"head": (6, 8)}, r=2, num_basis_a=3, num_basis_b=3, seed=1,
+                             lora_alpha=2.0)  # fmt: skip
+    before = model["head"].weight.detach().clone()
+    with pytest.raises(MismatchError, match=r"same tensor as embed\.weight"):
+        nt.merge_(model, adapter)
+    assert torch.equal(model["head"].weight, before)

@@ -127,8 +127,61 @@ def test_vmap():
     grads = torch.randn(4, 3, 16)
     projected = torch.func.vmap(lambda g: nt.project(g, num_basis=8, **options), in_dims=1)(grads)
     assert torch.equal(projected[2], nt.project(grads[:, 2], num_basis=8, **options))
-    per_sample = torch.func.vmap(torch.func.grad(lambda c: nt.expand(c, **options).sum()))(batch)
-    assert per_sample.shape == (3, 8)
+    assert torch.func.vmap(lambda c: nt.expand(c, **options))(batch[:0]).shape == (0, 4, 16)
+
+
+OPTIONS = {"seed": 1, "stream": 2, "shape": (4, 16)}
+
+
+def loss_of(c):
+    """Not linear, so that its gradient depends on the coefficients."""
+    return nt.expand(c, **OPTIONS).square().sum()
+
+
+def eager_gradient(c):
+    c = c.detach().requires_grad_()
+    return torch.autograd.grad(loss_of(c), c)[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own
+def test_gradients_of_functorch():
+    batch = torch.randn(3, 8)
+    expected = torch.stack([eager_gradient(c) for c in batch])
+    torch.testing.assert_close(torch.func.grad(loss_of)(batch[0]), expected[0])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss_of))(batch), expected)
+    # d2/dc2 of |E c|^2 is 2 E^T E, by reverse over reverse and forward over reverse.
+    identity = torch.eye(8)
+    basis = torch.stack([nt.expand(e, **OPTIONS).reshape(-1) for e in identity])
+    hessian = 2 * basis @ basis.T
+    reverse = torch.func.jacrev(torch.func.jacrev(loss_of))(batch[0])
+    torch.testing.assert_close(reverse, hessian, rtol=1e-4, atol=1e-4)
+    forward = torch.func.hessian(loss_of)(batch[0])
+    torch.testing.assert_close(forward, hessian, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own
+def test_forward_mode_derivatives():
+    c, tangent = torch.randn(8), torch.randn(8)
+    expected = nt.expand(tangent, **OPTIONS)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(c, tangent)
+        value = torch.autograd.forward_ad.unpack_dual(nt.expand(dual, **OPTIONS))
+    assert torch.equal(value.tangent, expected)
+    grad = torch.randn(4, 16)
+
+    def project(g):
+        return nt.project(g, num_basis=8, **OPTIONS)
+
+    _, pushed = torch.func.jvp(project, (grad,), (grad,))
+    torch.testing.assert_close(pushed, project(grad))
+
+
+def test_a_default_device_is_not_the_kernels():
+    c, grad = torch.randn(8), torch.randn(4, 16)
+    expected = nt.expand(c, **OPTIONS), nt.project(grad, num_basis=8, **OPTIONS)
+    with torch.device("meta"):
+        assert torch.equal(nt.expand(c, **OPTIONS), expected[0])
+        assert torch.equal(nt.project(grad, num_basis=8, **OPTIONS), expected[1])
 
 
 def test_autocast_and_deterministic_mode_change_nothing():
@@ -175,6 +228,11 @@ def test_torch_threads_govern_and_change_no_bit(threads):
         ({"seed": 2**63}, ValueError, "seed"),
         ({"basis": "gaussian"}, ValueError, "basis"),
         ({"rows": (0, 5)}, ValueError, "rows"),
+        ({"rows": (0, 1, 2)}, TypeError, "rows"),
+        ({"rows": (-1, 1)}, ValueError, "rows"),
+        ({"shape": (2, 3, 4)}, TypeError, "shape"),
+        ({"stream": 2**64}, ValueError, "stream"),
+        ({"stream": -1}, ValueError, "stream"),
         ({"cols": (3, 2)}, ValueError, "cols"),
         ({"coefficients": torch.zeros(0)}, ValueError, "num_basis|coefficients"),
         ({"coefficients": torch.zeros(2, 2)}, ValueError, "coefficients"),
@@ -184,7 +242,7 @@ def test_torch_threads_govern_and_change_no_bit(threads):
 def test_bad_arguments_name_themselves(change, error, says):
     arguments = {"coefficients": torch.zeros(4), "seed": 1, "stream": 2, "shape": (4, 16)}
     arguments.update(change)
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=f"^({says}): [^\n]*$"):
         nt.expand(arguments.pop("coefficients"), **arguments)
 
 

@@ -2,87 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 
-import numpy as np
 import peft
 import pytest
 import torch
 import transformers
 from peft import PeftModel, get_peft_model
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 import nola_edge as ne
-import nola_edge.torch as nt
-from nola_edge.checkpoint import Checkpoint
-from nola_edge.errors import NolaEdgeError
 from nola_edge.peft import NolaConfig, NolaLinearLayer
+from tests.tuner.models import IDS, SMALL, gpt2, llama, logits, same_tensors, stored, train, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch, transformers, PEFT among themselves
-
-SMALL = {"r": 4, "num_basis_a": 24, "num_basis_b": 20, "seed": 77}
-
-
-def llama(dtype=torch.float32, seed=0):
-    transformers.set_seed(seed)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).to(dtype)
-
-
-def gpt2(dtype=torch.float32):
-    transformers.set_seed(0)
-    config = GPT2Config(
-        n_embd=32, n_layer=2, n_head=4, vocab_size=64, bos_token_id=1, eos_token_id=2
-    )
-    return GPT2LMHeadModel(config).to(dtype)
-
-
-IDS = torch.arange(3, 31).reshape(2, 14)
-
-
-def train(model, steps=8, lr=2e-2):
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr)
-    losses = []
-    for _ in range(steps):
-        loss = model(input_ids=IDS, labels=IDS).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
-
-
-def logits(model):
-    model.eval()
-    with torch.no_grad():
-        return model(IDS).logits
-
-
-def trained(model, **options):
-    adapted = get_peft_model(
-        model, NolaConfig(**{**SMALL, "target_modules": "all-linear"} | options)
-    )
-    train(adapted)
-    return adapted
-
-
-def stored(path):
-    with Checkpoint.open(path) as checkpoint:
-        return {n: np.array(f.array(n)) for n, (f, _) in checkpoint.tensors.items()}
-
-
-def same_tensors(model, path):
-    values = {name: v.clone() for name, v in model.state_dict().items()}
-    for name, expected in stored(path).items():
-        got = values[name]
-        got = got.view(torch.int16).numpy() if got.dtype == torch.bfloat16 else got.numpy()
-        assert got.tobytes() == expected.tobytes(), name
 
 
 @pytest.mark.parametrize("make", [llama, gpt2])
@@ -327,108 +262,12 @@ def test_bitsandbytes_layers(bits):
         assert (merged - apart).abs().mean() < 0.5 * (apart - plain).abs().mean()
         adapted.unmerge_adapter()
         assert torch.equal(adapted(x), apart)
-
-
-def test_nan_is_refused_and_the_weights_stay(tmp_path):
-    llama().save_pretrained(tmp_path / "base")
-    model = trained(llama())
-    before = {n: v.clone() for n, v in model.state_dict().items() if "base_layer" in n}
-    with torch.no_grad():
-        name = "base_model.model.model.layers.1.mlp.up_proj.nola_beta.default"
-        model.get_parameter(name)[3] = math.nan
-    layer = model.base_model.model.model.layers[1].mlp.up_proj
-    with pytest.raises(ValueError, match="NaNs detected in the merged weights"):
-        layer.merge()
-    assert all(torch.equal(model.state_dict()[n], v) for n, v in before.items())
-    model.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(NolaEdgeError, match="coefficient 3 is nan"):
-        ne.merge_checkpoint(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
-    assert not (tmp_path / "merged").exists()
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("r", 0), ("r", 1.5), ("num_basis_a", 0), ("num_basis_b", -3), ("basis", "gauss"),
-        ("seed", -1), ("seed", 2**63), ("lora_alpha", 0), ("lora_alpha", math.nan),
-        ("nola_dropout", 1.0), ("start", "zero"), ("coefficient_bits", 5), ("bias", "lora_only"),
-        ("nola_version", 2), ("module_aliases", ["x"]), ("use_dora", True),
-        ("basis_fingerprint", "00" * 32), ("layers_pattern", "layers"),
-    ],
-)  # fmt: skip
-def test_impossible_configurations(field, value):
-    with pytest.raises(ValueError, match=field):
-        NolaConfig(**{field: value})
-
-
-def test_an_unknown_field_of_a_file_is_refused(tmp_path):
-    trained(llama()).save_pretrained(tmp_path)
-    path = tmp_path / "adapter_config.json"
-    data = json.loads(path.read_text())
-    path.write_text(json.dumps({**data, "rank_pattern": {"q_proj": 8}}))
-    with pytest.raises(ValueError, match="rank_pattern"):
-        PeftModel.from_pretrained(llama(), tmp_path)
-    path.write_text(json.dumps({**data, "rank_pattern": {}}))
-    PeftModel.from_pretrained(llama(), tmp_path)
-
-
-def test_targets_that_match_nothing_or_cannot_be_adapted():
-    with pytest.raises(ValueError, match=r"Target modules .*nowhere.* not found"):
-        get_peft_model(llama(), NolaConfig(**SMALL, target_modules=["nowhere"]))
-    with pytest.raises(TypeError, match="not supported"):
-        get_peft_model(llama(), NolaConfig(**SMALL, target_modules=["embed_tokens"]))
-
-
-def test_linear_and_conv1d_cannot_share_an_adapter():
-    with pytest.raises(ValueError, match="fan_in_fan_out"):
-        get_peft_model(gpt2(), NolaConfig(**SMALL, target_modules=["c_attn", "lm_head"]))
-
-
-def test_an_adapter_for_other_shapes_is_refused(tmp_path):
-    trained(llama()).save_pretrained(tmp_path)
-    path = tmp_path / "adapter_config.json"
-    data = json.loads(path.read_text())
-    path.write_text(json.dumps({**data, "num_basis_a": 25}))
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        PeftModel.from_pretrained(llama(), tmp_path)
-
-
-class Wrapped(nn.Module):
-    """The same layers under other names, as after a library's renaming."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.language_model = model.model
-        self.lm_head = model.lm_head
-        self.config = model.config
-
-    def forward(self, ids):
-        hidden = self.language_model(ids).last_hidden_state
-        return type("Output", (), {"logits": self.lm_head(hidden)})
-
-
-def test_renamed_modules_are_refused_or_mended(tmp_path):
-    """Streams follow from names: a silent wrong basis must be impossible."""
-    model = trained(llama(), task_type=None)
-    expected = logits(model)
-    model.save_pretrained(tmp_path / "adapter")
-    path = tmp_path / "adapter" / "adapter_config.json"
-    data = json.loads(path.read_text())
-    data["target_modules"] = r".*\.(q|k|v|o|gate|up|down)_proj"
-    path.write_text(json.dumps(data))
-    with pytest.raises(ValueError, match="module_aliases"):
-        PeftModel.from_pretrained(Wrapped(llama()), tmp_path / "adapter")
-    data["module_aliases"] = {"language_model.": "model."}
-    path.write_text(json.dumps(data))
-    mended = PeftModel.from_pretrained(Wrapped(llama()), tmp_path / "adapter")
-    assert torch.equal(logits(mended), expected)
-    mended.save_pretrained(tmp_path / "again")
-    # The file keeps the names that its streams were made with, for every other reader.
-    assert set(ne.Adapter.load(tmp_path / "again").modules) == set(
-        ne.Adapter.load(tmp_path / "adapter").modules
-    )
-    again = PeftModel.from_pretrained(Wrapped(llama()), tmp_path / "again")
-    assert torch.equal(logits(again), expected)
+        # Merged a second time, upon the first: what was kept may not be used up.
+        adapted.add_adapter("b", NolaConfig(**{**SMALL, "seed": 4}, target_modules=["lin"]))
+        for names in (["default"], ["b"]):
+            adapted.base_model.merge_adapter(names)
+        adapted.unmerge_adapter()
+        assert torch.equal(adapted(x), apart)
 
 
 def test_layers_are_stateless_copies():
@@ -463,39 +302,6 @@ def test_compiled_model_trains_alike():
     assert got == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_model_of_other_shapes_is_refused(tmp_path):
-    """The coefficients would fit; the random matrices would be others."""
-    trained(llama()).save_pretrained(tmp_path / "adapter")
-    config = llama().config
-    config.hidden_size = 64
-    wider = LlamaForCausalLM(config)
-    with pytest.raises(ValueError, match="other shapes"):
-        PeftModel.from_pretrained(wider, tmp_path / "adapter")
-    wider = LlamaForCausalLM(config)
-    wider.save_pretrained(tmp_path / "wider")
-    with pytest.raises(NolaEdgeError, match="other shapes"):
-        ne.merge_checkpoint(tmp_path / "wider", tmp_path / "adapter", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    before = {n: v.clone() for n, v in wider.state_dict().items()}
-    with pytest.raises(NolaEdgeError, match="other shapes"):
-        nt.merge_(wider, tmp_path / "adapter")
-    assert all(torch.equal(v, before[n]) for n, v in wider.state_dict().items())
-
-
-def test_a_local_base_is_recorded_and_merging_twice_refused(tmp_path):
-    llama().save_pretrained(tmp_path / "base")
-    base = LlamaForCausalLM.from_pretrained(tmp_path / "base")
-    trained(base).save_pretrained(tmp_path / "adapter")
-    ne.merge_checkpoint(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
-    with pytest.raises(NolaEdgeError, match="already merged"):
-        ne.merge_checkpoint(tmp_path / "merged", tmp_path / "adapter", tmp_path / "twice")
-    assert not (tmp_path / "twice").exists()
-    reloaded = PeftModel.from_pretrained(llama(), tmp_path / "adapter")
-    reloaded.save_pretrained(tmp_path / "again")
-    configs = [ne.Adapter.load(tmp_path / name).config for name in ("adapter", "again")]
-    assert configs[0].base_fingerprint == configs[1].base_fingerprint is not None
-
-
 def test_an_adapted_output_layer_merges(tmp_path):
     """PEFT saves the frozen weight of an adapted lm_head along; it is no change."""
     base = llama()
@@ -508,12 +314,71 @@ def test_an_adapted_output_layer_merges(tmp_path):
     same_tensors(adapted.merge_and_unload(), tmp_path / "merged")
 
 
-def test_a_tied_embedding_that_was_trained_is_refused(tmp_path):
-    config = llama().config
-    config.tie_word_embeddings = True
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
-    base = LlamaForCausalLM.from_pretrained(tmp_path / "base")
-    trained(base, modules_to_save=["embed_tokens"]).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(NolaEdgeError, match="tied to the output layer"):
-        ne.merge_checkpoint(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
-    assert not (tmp_path / "merged").exists()
+def test_trainer_resumes(tmp_path):
+    """A run that is cut and resumed ends where an uncut one ends."""
+    data = [{"input_ids": row, "labels": row} for row in IDS]
+
+    def run(folder, steps, resume=None):
+        transformers.set_seed(0)
+        model = get_peft_model(llama(), NolaConfig(**SMALL, target_modules="all-linear"))
+        arguments = transformers.TrainingArguments(
+            folder, max_steps=steps, per_device_train_batch_size=2, learning_rate=1e-2,
+            save_steps=2, report_to=[], use_cpu=True, disable_tqdm=True,
+            dataloader_pin_memory=False, lr_scheduler_type="constant",
+        )  # fmt: skip
+        trainer = transformers.Trainer(model=model, args=arguments, train_dataset=data)
+        trainer.train(resume_from_checkpoint=resume)
+        return logits(model)
+
+    whole = run(tmp_path / "whole", 4)
+    run(tmp_path / "cut", 2)
+    resumed = run(tmp_path / "cut", 4, str(tmp_path / "cut" / "checkpoint-2"))
+    torch.testing.assert_close(resumed, whole)
+
+
+def test_biases_of_saved_modules_are_saved_once(tmp_path):
+    config = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48,
+        vocab_size=64,
+    )  # fmt: skip
+    base = transformers.BertForSequenceClassification(config)
+    base.save_pretrained(tmp_path / "base")
+    options = {**SMALL, "target_modules": ["query", "value"], "bias": "all"}
+    adapted = get_peft_model(base, NolaConfig(**options, modules_to_save=["classifier"]))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    adapted.save_pretrained(tmp_path / "adapter")
+    ne.merge_checkpoint(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    assert stored(tmp_path / "merged").keys() == stored(tmp_path / "base").keys()
+    same_tensors(adapted.merge_and_unload(), tmp_path / "merged")
+
+
+def test_gradient_checkpointing_and_half_precision_coefficients():
+    expected = train(get_peft_model(llama(), NolaConfig(**SMALL, target_modules="all-linear")))
+    checkpointed = get_peft_model(llama(), NolaConfig(**SMALL, target_modules="all-linear"))
+    checkpointed.gradient_checkpointing_enable()
+    checkpointed.enable_input_require_grads()
+    assert train(checkpointed) == pytest.approx(expected, rel=1e-4)
+    half = get_peft_model(
+        llama(torch.bfloat16), NolaConfig(**SMALL, target_modules="all-linear"),
+        autocast_adapter_dtype=False,
+    )  # fmt: skip
+    assert half.get_parameter(
+        "base_model.model.model.layers.0.mlp.up_proj.nola_beta.default"
+    ).dtype is torch.bfloat16  # fmt: skip
+    losses = train(half)
+    assert losses[-1] < losses[0]
+
+
+def test_which_layers():
+    options = {**SMALL, "target_modules": ["q_proj", "v_proj"]}
+    some = get_peft_model(llama(), NolaConfig(**options, layers_to_transform=[1]))
+    adapted = {n for n, m in some.named_modules() if isinstance(m, NolaLinearLayer)}
+    assert len(adapted) == 2
+    assert all("layers.1." in name for name in adapted)
+    without = get_peft_model(llama(), NolaConfig(**options, exclude_modules=["v_proj"]))
+    adapted = {n for n, m in without.named_modules() if isinstance(m, NolaLinearLayer)}
+    assert len(adapted) == 2
+    assert all(name.endswith("q_proj") for name in adapted)

@@ -235,7 +235,7 @@ def _check(config: AdapterConfig, file: object) -> None:
     if config.bias not in ("none", "all", "nola_only"):
         raise refuse("bias", "none, all or nola_only")
     bits = config.coefficient_bits
-    if bits is not None and (isinstance(bits, bool) or bits not in BITS):
+    if bits is not None and (type(bits) is not int or bits not in BITS):
         raise refuse("coefficient_bits", f"one of {', '.join(map(str, BITS))}")
     for name in _FINGERPRINTS:
         value = getattr(config, name)

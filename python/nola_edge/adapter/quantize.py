@@ -41,7 +41,7 @@ class Quantized:
 
 def check_bits(bits: int) -> int:
     """Return a supported number of bits; refuse any other."""
-    if bits not in BITS or isinstance(bits, bool):
+    if type(bits) is not int or bits not in BITS:
         raise ArgumentError(f"must be one of {', '.join(map(str, BITS))}", field="bits", value=bits)
     return bits
 

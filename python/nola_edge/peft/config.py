@@ -177,12 +177,26 @@ class NolaConfig(PeftConfig):
         """Return s, in double."""
         return self.adapter_config().scaling
 
+    def check_same_basis(self, other: NolaConfig, adapter_name: str) -> None:
+        """Refuse coefficients that were trained for other random matrices.
+
+        Raises
+        ------
+        ValueError
+            If a field on which the meaning of coefficients depends differs.
+        """
+        for name in (*_CHECKED_WITH_OTHER_READERS, "module_aliases"):
+            mine, its = getattr(self, name) or None, getattr(other, name) or None
+            if name != "bias" and mine != its:
+                raise ValueError(
+                    f"The adapter {adapter_name!r} is there with `{name}` {mine!r}, the one to be "
+                    f"loaded has {its!r}. Its coefficients would mean other matrices: load it "
+                    "under another name, or delete_adapter first."
+                )
+
     def stream_module(self, module: str) -> str:
         """Return the name that the streams of a module were made with."""
-        for new, old in (self.module_aliases or {}).items():
-            if module.startswith(new):
-                return old + module.removeprefix(new)
-        return module
+        return replace_prefix(module, self.module_aliases or {})
 
     def remember_modules(self, shapes: Mapping[str, tuple[int, int]]) -> None:
         """Take note of the modules that are about to be saved, for their fingerprints.
@@ -209,6 +223,13 @@ class NolaConfig(PeftConfig):
             if isinstance(data[name], set):
                 data[name] = sorted(data[name])
         return data
+
+
+def replace_prefix(name: str, prefixes: Mapping[str, str]) -> str:
+    """Replace the longest prefix that a name begins with; saving a mapping loses its order."""
+    fitting = [prefix for prefix in prefixes if name.startswith(prefix)]
+    longest = max(fitting, key=len, default="")
+    return prefixes.get(longest, "") + name.removeprefix(longest)
 
 
 def _check_aliases(aliases: object) -> None:

@@ -22,7 +22,7 @@ from nola_edge.torch.functional import nola_delta
 from nola_edge.torch.linear import is_conv1d
 from nola_edge.torch.merge import Term, merge_factors_
 from nola_edge.torch.quantize import fake_quantize
-from nola_edge.torch.sharding import WHOLE, computed_shard
+from nola_edge.torch.sharding import Shard, check_layout, computed_shard, whole_tensor
 
 
 class NolaLinearLayer(nn.Module, BaseTunerLayer):
@@ -41,7 +41,7 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("nola_alpha", "nola_beta")
-    other_param_names = ("nola_configs", "nola_factors", "nola_dropout")
+    other_param_names = ("nola_configs", "nola_scaling", "nola_factors", "nola_dropout")
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
         super().__init__()
@@ -53,6 +53,7 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
         self.nola_beta = nn.ParameterDict({})
         self.nola_dropout = nn.ModuleDict({})
         self.nola_configs: dict[str, NolaConfig] = {}
+        self.nola_scaling: dict[str, float] = {}
         self.nola_factors: dict[str, Factors] = {}
         self._caches: dict[str, FactorCache] = {}
         # What the base layer held before a merge: a weight, or a quantised parameter itself.
@@ -62,7 +63,7 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
 
         base = self.get_base_layer()
         self.transposed = is_conv1d(base)
-        self.in_features, self.out_features, self.shard = _layout(base, self.transposed)
+        self.in_features, self.out_features = _features(base, self.transposed)
 
     def update_layer(
         self, adapter_name: str, module: str, config: NolaConfig, inference_mode: bool = False
@@ -86,8 +87,8 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
             self.out_features,
             config.seed,
             config.basis,  # type: ignore[arg-type]
-            self.shard,
         )
+        self.nola_scaling[adapter_name] = config.scaling
         self._caches[adapter_name] = FactorCache()
         self.nola_dropout[adapter_name] = (
             nn.Dropout(config.nola_dropout) if config.nola_dropout > 0 else nn.Identity()
@@ -109,6 +110,11 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
         bits = config.coefficient_bits
         return fake_quantize(alpha, bits), fake_quantize(beta, bits)
 
+    def is_finite(self, adapter: str) -> bool:
+        """Tell whether no coefficient of an adapter is infinite or NaN."""
+        pair = (self.nola_alpha[adapter], self.nola_beta[adapter])
+        return all(bool(whole_tensor(values).isfinite().all()) for values in pair)
+
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Apply the base layer and every active adapter."""
         if self.disable_adapters:
@@ -119,22 +125,25 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
         if self.merged:
             return result
         dtype = result.dtype
+        shard = computed_shard(
+            cast(torch.Tensor, self.get_base_layer().weight), transposed=self.transposed
+        )
+        check_layout(shard, x, result)
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
         for adapter in self.active_adapters:
             if adapter in self.nola_alpha:
-                result = result + self._delta(adapter, x)
+                result = result + self._delta(adapter, x, shard)
         return result.to(dtype)
 
-    def _delta(self, adapter: str, x: torch.Tensor) -> torch.Tensor:
+    def _delta(self, adapter: str, x: torch.Tensor, shard: Shard) -> torch.Tensor:
         # As in PEFT's LoRA: computed in the dtype of the adapter's parameters.
         dtype = self.nola_alpha[adapter].dtype
         x = self._cast_input_dtype(x, dtype)
-        x = self.nola_dropout[adapter](self.shard.share_input(x))
-        a, b = self._caches[adapter].get(
-            self.nola_factors[adapter], *self.coefficients(adapter), dtype
-        )
-        return nola_delta(x, a, b, self.nola_configs[adapter].scaling, self.shard)
+        x = self.nola_dropout[adapter](shard.share_input(x))
+        factors = self.nola_factors[adapter].on(shard)
+        a, b = self._caches[adapter].get(factors, *self.coefficients(adapter), dtype)
+        return nola_delta(x, a, b, self.nola_scaling[adapter], shard)
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """Return ``s B A`` of an adapter, in the layout and dtype of the base weight.
@@ -144,7 +153,7 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
         factors = self.nola_factors[adapter]
         with torch.no_grad():
             alpha, beta = self.coefficients(adapter)
-            delta = factors.b(beta) @ factors.a(alpha) * self.nola_configs[adapter].scaling
+            delta = factors.b(beta) @ factors.a(alpha) * self.nola_scaling[adapter]
         return (delta.T if self.transposed else delta).to(self.nola_alpha[adapter].dtype)
 
     @torch.no_grad()
@@ -171,30 +180,29 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
         if not names:
             return
         before = self._unmerged if self.merged else self._keep_weight()
-        merged = [*self.merged_adapters, *names]
-        terms = [self._term(name) for name in merged]
         try:
-            if self.quantization_backend is None:
-                weight = cast(torch.Tensor, self.get_base_layer().weight).data
-                if self.merged:
-                    weight.copy_(before)
-                merge_factors_(weight, terms, transposed=self.transposed)
-            else:
-                if self.merged:
-                    self._put_back(before)
-                weight = self.get_base_weight().clone()
-                merge_factors_(weight, terms, transposed=self.transposed)
-                self.set_base_weight(weight)
+            self._merge_into(before, [*self.merged_adapters, *names])
         except NotFiniteError:
-            self._put_back(before)
-            if self.merged:
-                self.merged_adapters = []
-                self._unmerged = None
+            self._merge_into(before, self.merged_adapters)
             raise ValueError(
                 "NaNs detected in the merged weights. "
                 f"The adapter {', '.join(names)} seems to be broken"
             ) from None
-        self._unmerged, self.merged_adapters = before, merged
+        self._unmerged, self.merged_adapters = before, [*self.merged_adapters, *names]
+
+    def _merge_into(self, before: Any, names: list[str]) -> None:
+        """Put the kept weight back and merge adapters into it."""
+        self._put_back(before)
+        terms = [self._term(name) for name in names]
+        if not terms:
+            return
+        if self.quantization_backend is None:
+            weight = cast(torch.Tensor, self.get_base_layer().weight).data
+            merge_factors_(weight, terms, transposed=self.transposed)
+        else:
+            weight = self.get_base_weight().clone()
+            merge_factors_(weight, terms, transposed=self.transposed)
+            self.set_base_weight(weight)
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -210,7 +218,7 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
         return (
             self.nola_factors[adapter],
             *self.coefficients(adapter),
-            self.nola_configs[adapter].scaling,
+            self.nola_scaling[adapter],
         )
 
     def _keep_weight(self) -> Any:
@@ -228,7 +236,7 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
             return
         base.weight, state = before
         if state is not None:
-            base.state = state
+            base.state = copy.copy(state)  # the next merge resets what it finds in the layer
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter."""
@@ -249,13 +257,13 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
         return "; ".join([*described, *([quantized] if quantized else [])])
 
 
-def _layout(base: nn.Module, transposed: bool) -> tuple[int, int, Any]:
-    """Return (in_features, out_features, shard) of a base layer."""
+def _features(base: nn.Module, transposed: bool) -> tuple[int, int]:
+    """Return (in_features, out_features) of a base layer, the whole of it where it is split."""
     weight: Any = getattr(base, "weight", None)
     if hasattr(weight, "device_mesh"):
-        shard, out_features, in_features = computed_shard(weight, transposed=transposed)
-        return in_features, out_features, shard
+        rows, cols = weight.shape
+        return (rows, cols) if transposed else (cols, rows)
     sizes = _get_in_out_features(base)
     if sizes[0] is None or sizes[1] is None:
         raise TypeError(f"Unsupported layer type {type(base)}")
-    return sizes[0], sizes[1], WHOLE
+    return sizes[0], sizes[1]

@@ -72,9 +72,42 @@ class NolaModel(BaseTuner):
         try:
             self._check_injected(model, adapter_name)
         except ValueError:
-            for layer in _layers(model, adapter_name).values():
-                layer.delete_adapter(adapter_name)
+            if len(self.peft_config) == 1:
+                self.unload()
+            else:
+                for layer in _layers(model, adapter_name).values():
+                    layer.delete_adapter(adapter_name)
             raise
+
+    def merge_adapter(
+        self, adapter_names: list[str] | None = None, safe_merge: bool = False
+    ) -> None:
+        """Merge adapters into their base layers; nothing changes if coefficients are broken."""
+        self._check_coefficients(adapter_names)
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        if merge:
+            self._check_coefficients(adapter_names)
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+
+    def _check_coefficients(self, adapter_names: list[str] | None) -> None:
+        for layer in self.modules():
+            if not isinstance(layer, NolaLinearLayer):
+                continue
+            for name in adapter_names or layer.active_adapters:
+                if name in layer.nola_factors and not layer.is_finite(name):
+                    raise ValueError(
+                        "NaNs detected in the coefficients of "
+                        f"{layer.nola_factors[name].module!r}. The adapter {name} seems to be "
+                        "broken: its training diverged."
+                    )
 
     def _check_injected(self, model: nn.Module, adapter_name: str) -> None:
         config = cast(NolaConfig, self.peft_config[adapter_name])

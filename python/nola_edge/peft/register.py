@@ -1,11 +1,17 @@
 """Make PEFT know a method that it does not ship.
 
 PEFT looks methods up by a member of an enumeration and has no hook for others. A ``str``
-enumeration cannot be subclassed, but it can be given a member.
+enumeration cannot be subclassed, but it can be given a member. Nor does it ask a method before it
+loads coefficients into an adapter that is there.
 """
 
 from __future__ import annotations
 
+import functools
+import os
+from typing import Any
+
+from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType, register_peft_method
 
@@ -36,3 +42,24 @@ def register() -> None:
 
     if peft_type() not in PEFT_TYPE_TO_CONFIG_MAPPING:
         register_peft_method(name="nola", config_cls=NolaConfig, model_cls=NolaModel)
+        PeftModel.load_adapter = _checked(PeftModel.load_adapter)  # type: ignore[method-assign]
+
+
+def _checked(load_adapter: Any) -> Any:
+    """Make ``PeftModel.load_adapter`` compare a file's configuration with the adapter it replaces.
+
+    Loaded under the name of an adapter that is there, coefficients alone are taken from the file,
+    by PEFT and by the Trainer that resumes. With another seed they would mean another matrix.
+    """
+    from nola_edge.peft.config import NolaConfig
+
+    @functools.wraps(load_adapter)
+    def checked(
+        self: PeftModel, model_id: str | os.PathLike[str], adapter_name: str, *args: Any, **kw: Any
+    ) -> Any:
+        present = self.peft_config.get(adapter_name)
+        if isinstance(present, NolaConfig) and os.path.isdir(model_id):
+            present.check_same_basis(NolaConfig.from_pretrained(os.fspath(model_id)), adapter_name)
+        return load_adapter(self, model_id, adapter_name, *args, **kw)
+
+    return checked

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import torch
 
-from nola_edge.adapter.files import ALPHA, BETA, PREFIX, SCALE
-from nola_edge.adapter.quantize import Quantized, check_scale, dequantize, quantize
-from nola_edge.peft.config import NolaConfig
+from nola_edge.adapter.files import ALPHA, BETA, PREFIX, SCALE, quantized_tensors
+from nola_edge.adapter.quantize import Quantized, check_scale, dequantize, packed_size
+from nola_edge.peft.config import NolaConfig, replace_prefix
+from nola_edge.torch.sharding import whole_tensor
 
 _Tensors = dict[str, torch.Tensor]
 
@@ -19,14 +20,16 @@ def to_stored(tensors: _Tensors, config: NolaConfig, adapter_name: str) -> _Tens
     """Return parameters, whose names end in the adapter's, as a file holds them."""
     stored: _Tensors = {}
     for name, values in tensors.items():
+        if ".original_module." in name or ".modules_to_save." in name:
+            continue  # biases of a module that is saved whole, under its own name
         target = _rename(name, config, to_file=True)
         bits = config.coefficient_bits
         if bits is None or not name.endswith((f"{ALPHA}.{adapter_name}", f"{BETA}.{adapter_name}")):
             stored[target] = values
             continue
-        quantized = quantize(values.detach().float().cpu().numpy(), bits)
-        stored[target] = torch.from_numpy(quantized.packed)
-        stored[target + SCALE] = torch.tensor([float(quantized.scale)])
+        numbers = whole_tensor(values).float().cpu().numpy()
+        packed = quantized_tensors(target, numbers, bits)
+        stored.update({part: torch.from_numpy(array) for part, array in packed.items()})
     return stored
 
 
@@ -45,10 +48,15 @@ def from_stored(tensors: _Tensors, config: NolaConfig) -> _Tensors:
             continue
         target = _rename(name, config, to_file=False)
         suffix = next((s for s in counts if name.endswith(s)), None)
-        bits = config.coefficient_bits
-        if bits is None or suffix is None or values.dtype != torch.uint8:
+        if suffix is None or values.dtype != torch.uint8:
             loaded[target] = values
             continue
+        bits = config.coefficient_bits
+        if bits is None or len(values) != packed_size(counts[suffix], bits):
+            raise ValueError(
+                f"`{name}` is quantised otherwise than the adapter here, whose `coefficient_bits` "
+                f"is {bits}: load it with its own configuration, under another adapter name."
+            )
         if name + SCALE not in tensors:
             raise ValueError(f"`{name}` is quantised and has no scale in the file.")
         scale = tensors[name + SCALE].cpu().numpy().reshape(-1)[0]
@@ -61,8 +69,7 @@ def _rename(name: str, config: NolaConfig, *, to_file: bool) -> str:
     """Translate a tensor's name between a model's module names and the file's."""
     prefix = PREFIX if name.startswith(PREFIX) else ""
     local = name.removeprefix(prefix)
-    for new, old in (config.module_aliases or {}).items():
-        here, there = (new, old) if to_file else (old, new)
-        if local.startswith(here):
-            return prefix + there + local.removeprefix(here)
-    return name
+    aliases = config.module_aliases or {}
+    if not to_file:
+        aliases = {old: new for new, old in aliases.items()}
+    return prefix + replace_prefix(local, aliases)

@@ -31,7 +31,7 @@ def expand(
     check_coefficients(coefficients)
     values = coefficients.detach().to(torch.float32).contiguous()
     size = (max(0, rows[1] - rows[0]), max(0, cols[1] - cols[0]))
-    out = torch.empty(size, dtype=torch.float32)
+    out = torch.empty(size, dtype=torch.float32, device="cpu")
     _core.expand_at(
         values.data_ptr(),
         values.numel(),
@@ -60,7 +60,7 @@ def project(
     """Return the gradient's products with each basis matrix, float32."""
     check_grad(grad, rows, cols)
     values = grad.detach().to(torch.float32).contiguous()
-    out = torch.empty((num_basis,), dtype=torch.float32)
+    out = torch.empty((num_basis,), dtype=torch.float32, device="cpu")
     _core.project_at(
         values.data_ptr(),
         num_basis,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,10 @@ class Factors:
         streams = (stream_id(self.module, "A"), stream_id(self.module, "B"))
         object.__setattr__(self, "_streams", tuple(map(signed_stream, streams)))
 
+    def on(self, shard: Shard) -> Factors:
+        """Return the same factors where another part of them is held."""
+        return self if shard == self.shard else dataclasses.replace(self, shard=shard)
+
     def a(self, alpha: torch.Tensor) -> torch.Tensor:
         """Return this process's columns of A, (r, in) float32."""
         shape = (self.r, self.in_features)
@@ -77,6 +82,28 @@ class Factors:
         return library.expand(self.shard.share_beta(beta), source)
 
 
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """Coefficients and what they expand to."""
+
+    factors: Factors
+    alpha: torch.Tensor
+    beta: torch.Tensor
+    a: torch.Tensor
+    b: torch.Tensor
+
+    def serves(
+        self, factors: Factors, alpha: torch.Tensor, beta: torch.Tensor, dtype: torch.dtype
+    ) -> bool:
+        return (
+            self.factors == factors
+            and self.a.dtype == dtype
+            and self.alpha.device == alpha.device
+            and torch.equal(self.alpha, alpha)
+            and torch.equal(self.beta, beta)
+        )
+
+
 class FactorCache:
     """Keeps A and B of frozen coefficients.
 
@@ -85,14 +112,15 @@ class FactorCache:
     """
 
     def __init__(self) -> None:
-        self._key: tuple[Factors, torch.dtype, torch.device] | None = None
-        self._coefficients: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._kept: tuple[torch.Tensor, torch.Tensor] | None = None
+        # One reference to an immutable whole: threads that share a layer never see a part of it.
+        self._kept: _Kept | None = None
 
     def get(
         self, factors: Factors, alpha: torch.Tensor, beta: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (A, B) in a dtype, expanded anew unless the coefficients are the same.
+
+        Nothing is kept while they train, nor of tensors that torch traces or transforms.
 
         Parameters
         ----------
@@ -106,28 +134,19 @@ class FactorCache:
         A : (r, in)
         B : (out, r)
         """
-        frozen = not (torch.is_grad_enabled() and (alpha.requires_grad or beta.requires_grad))
-        if not frozen or torch.compiler.is_compiling():
-            if not torch.compiler.is_compiling():
-                self.clear()
+        training = torch.is_grad_enabled() and (alpha.requires_grad or beta.requires_grad)
+        if training or not (library.is_plain(alpha) and library.is_plain(beta)):
+            if training and not torch.compiler.is_compiling():
+                self._kept = None
             return factors.a(alpha).to(dtype), factors.b(beta).to(dtype)
-        key = (factors, dtype, alpha.device)
-        if self._kept is None or self._key != key or not self._same(alpha, beta):
-            with torch.no_grad():
-                self._kept = factors.a(alpha).to(dtype), factors.b(beta).to(dtype)
-                self._coefficients = alpha.detach().clone(), beta.detach().clone()
-            self._key = key
-        return self._kept
-
-    def clear(self) -> None:
-        """Forget."""
-        self._key = self._coefficients = self._kept = None
-
-    def _same(self, alpha: torch.Tensor, beta: torch.Tensor) -> bool:
-        if self._coefficients is None:
-            return False
-        old_alpha, old_beta = self._coefficients
-        return torch.equal(alpha, old_alpha) and torch.equal(beta, old_beta)
+        kept = self._kept
+        if kept is None or not kept.serves(factors, alpha, beta, dtype):
+            # A factor made in inference mode could not be saved for a backward pass later.
+            with torch.inference_mode(False), torch.no_grad():
+                alpha, beta = alpha.clone(), beta.clone()
+                a, b = factors.a(alpha).to(dtype), factors.b(beta).to(dtype)
+            kept = self._kept = _Kept(factors, alpha, beta, a, b)
+        return kept.a, kept.b
 
     def __deepcopy__(self, memo: dict[int, object]) -> FactorCache:
         return FactorCache()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
+from nola_edge.arguments import integer, pair
 from nola_edge.torch import library
 from nola_edge.torch.factors import Factors, checked_seed
 from nola_edge.torch.library import signed_stream
@@ -96,7 +97,13 @@ def _source(
     cols: Range | None,
 ) -> library.Source:
     """Return the operators' arguments after the tensor; a slice that is not given is whole."""
-    rows, cols = rows or (0, shape[0]), cols or (0, shape[1])
+    if not torch.compiler.is_compiling():  # where sizes may be symbols
+        shape = pair("shape", shape)
+        rows = None if rows is None else pair("rows", rows)
+        cols = None if cols is None else pair("cols", cols)
+        integer("stream", stream, 0, 1 << 64)
+    rows = (0, shape[0]) if rows is None else rows
+    cols = (0, shape[1]) if cols is None else cols
     return checked_seed(seed), signed_stream(stream), basis, shape, rows, cols
 
 
@@ -140,6 +147,8 @@ def nola_linear(
     seed: int,
     scaling: float,
     basis: Basis = "rademacher",
+    dropout: float = 0.0,
+    fan_in_fan_out: bool = False,
 ) -> torch.Tensor:
     """Apply a linear layer with a NOLA adapter: ``x W^T + bias + scaling * (x A^T) B^T``.
 
@@ -148,7 +157,7 @@ def nola_linear(
     Parameters
     ----------
     x : (..., in)
-    weight : (out, in)
+    weight : (out, in), or (in, out) if `fan_in_fan_out`
     bias : (out,) or None
     alpha : (k,) floating point
         Coefficients of A.
@@ -162,12 +171,19 @@ def nola_linear(
     scaling : float
         s, usually lora_alpha / r.
     basis : {"rademacher", "uniform"}
+    dropout : float
+        Probability with which an element of the adapter's input is dropped; 0 when not training.
+    fan_in_fan_out : bool
+        The weight is stored transposed.
 
     Returns
     -------
     (..., out) of the dtype of `x`
     """
+    if fan_in_fan_out:
+        weight = weight.T
     out_features, in_features = weight.shape
     factors = Factors(module, r, in_features, out_features, seed, basis)
     a, b = factors.a(alpha).to(x.dtype), factors.b(beta).to(x.dtype)
-    return F.linear(x, weight, bias) + nola_delta(x, a, b, scaling)
+    dropped = F.dropout(x, dropout) if dropout else x
+    return F.linear(x, weight, bias) + nola_delta(dropped, a, b, scaling)

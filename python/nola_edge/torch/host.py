@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from nola_edge.torch import cpu
-from nola_edge.torch.library import register_kernels
+from nola_edge.torch.library import has_kernels, register_kernels
 
-#: Types of device; a file with kernels for one of them takes its name off this list.
+#: Types of device; one that has kernels of its own when this module is imported keeps them.
 DEVICES = ("cuda", "mps", "xpu")
 
 
@@ -28,4 +28,5 @@ def project(grad: torch.Tensor, num_basis: int, *source: Any) -> torch.Tensor:
 
 
 for device in DEVICES:
-    register_kernels(device, expand, project)
+    if not has_kernels(device):
+        register_kernels(device, expand, project)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.autograd import forward_ad
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,6 +75,11 @@ def register_kernels(
     _KERNELS[device] = expand, project
     LIBRARY.impl("expand", expand, device.upper())
     LIBRARY.impl("project", project, device.upper())
+
+
+def has_kernels(device: str) -> bool:
+    """Tell whether a type of device has kernels."""
+    return device in _KERNELS
 
 
 @torch.library.register_fake("nola_edge::expand", lib=LIBRARY)
@@ -138,8 +144,11 @@ def _vmap(operator: Any) -> Any:
     """Map over a batch of tensors one by one: only the tensor argument can be batched."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], tensor: torch.Tensor, *rest: Any) -> Any:
-        results = [operator(part, *rest) for part in tensor.movedim(in_dims[0] or 0, 0)]
-        return torch.stack(results), 0
+        batch = tensor.movedim(in_dims[0] or 0, 0)
+        if len(batch) == 0:
+            one = operator(batch.new_zeros(batch.shape[1:]), *rest)
+            return one.new_empty((0, *one.shape)), 0
+        return torch.stack([operator(part, *rest) for part in batch]), 0
 
     return rule
 
@@ -163,7 +172,7 @@ class _Expand(torch.autograd.Function):
 
 
 class _ExpandTransformed(torch.autograd.Function):
-    """The same in the form that functorch's transforms want, which is slower to enter."""
+    """The same in the form that functorch and forward-mode derivatives want; slower to enter."""
 
     generate_vmap_rule = True
 
@@ -180,31 +189,65 @@ class _ExpandTransformed(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         return project(grads[0], ctx.num_basis, ctx.source).to(ctx.dtype), None
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
+        return expand(tangents[0], ctx.source)
 
-def _is_plain(tensor: torch.Tensor) -> bool:
+
+class _ProjectTransformed(torch.autograd.Function):
+    """Its adjoint, in the same form."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: torch.Tensor, num_basis: int, source: Source) -> torch.Tensor:
+        return torch.ops.nola_edge.project(grad, num_basis, *source)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        grad, ctx.num_basis, ctx.source = inputs
+        ctx.dtype = grad.dtype
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return expand(grads[0], ctx.source).to(ctx.dtype), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
+        return project(tangents[0], ctx.num_basis, ctx.source)
+
+
+def _is_transformed() -> bool:
+    """Tell whether functorch or a forward-mode derivative looks at every operation."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
     """Tell whether nobody but torch's own kernels would look at an operation on this tensor."""
     return (
         type(tensor) in (torch.Tensor, torch.nn.Parameter)
         and tensor.device.type in _KERNELS
         and not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
+        and not _is_transformed()
     )
 
 
 def expand(coefficients: torch.Tensor, source: Source) -> torch.Tensor:
     """Call ``nola_edge::expand`` by the shortest way."""
-    if _is_plain(coefficients):
+    if is_plain(coefficients):
         if coefficients.requires_grad and torch.is_grad_enabled():
             return _Expand.apply(coefficients, source)
         return _KERNELS[coefficients.device.type][0](coefficients, *source)
-    if torch._C._are_functorch_transforms_active():
+    if _is_transformed():
         return _ExpandTransformed.apply(coefficients, source)
     return torch.ops.nola_edge.expand(coefficients, *source)
 
 
 def project(grad: torch.Tensor, num_basis: int, source: Source) -> torch.Tensor:
     """Call ``nola_edge::project`` by the shortest way."""
-    if not _is_plain(grad) or (grad.requires_grad and torch.is_grad_enabled()):
-        return torch.ops.nola_edge.project(grad, num_basis, *source)
-    return _KERNELS[grad.device.type][1](grad, num_basis, *source)
+    if is_plain(grad) and not (grad.requires_grad and torch.is_grad_enabled()):
+        return _KERNELS[grad.device.type][1](grad, num_basis, *source)
+    if _is_transformed():
+        return _ProjectTransformed.apply(grad, num_basis, source)
+    return torch.ops.nola_edge.project(grad, num_basis, *source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -13,7 +12,7 @@ from nola_edge.torch.factors import FactorCache, Factors, fresh_coefficients, tr
 from nola_edge.torch.functional import nola_delta
 from nola_edge.torch.merge import merge_factors_
 from nola_edge.torch.quantize import fake_quantize
-from nola_edge.torch.sharding import computed_shard
+from nola_edge.torch.sharding import check_layout, computed_shard, whole_tensor
 
 if TYPE_CHECKING:
     from nola_edge.ops import Basis
@@ -102,8 +101,8 @@ class NolaLinear(nn.Module):
         )
         self.base_layer = base_layer.requires_grad_(False)
         weight: torch.Tensor = base_layer.weight  # type: ignore[assignment]
-        shard, out_features, in_features = computed_shard(weight, transposed=self.transposed)
-        self.factors = Factors(module, r, in_features, out_features, seed, basis, shard)
+        out_features, in_features = reversed(weight.shape) if self.transposed else weight.shape
+        self.factors = Factors(module, r, in_features, out_features, seed, basis)
         self.start = start
         alpha, beta = fresh_coefficients(num_basis_a, num_basis_b, in_features, start)
         self.alpha = nn.Parameter(alpha.to(weight.device))
@@ -138,8 +137,10 @@ class NolaLinear(nn.Module):
         result: torch.Tensor = self.base_layer(x)
         if self.merged:
             return result
-        a, b = self._cache.get(self.factors, *self.coefficients(), x.dtype)
-        shard = self.factors.shard
+        weight = cast("torch.Tensor", self.base_layer.weight)
+        shard = computed_shard(weight, transposed=self.transposed)
+        check_layout(shard, x, result)
+        a, b = self._cache.get(self.factors.on(shard), *self.coefficients(), x.dtype)
         delta = nola_delta(self.dropout(shard.share_input(x)), a, b, self.scaling, shard)
         return result + delta.to(result.dtype)
 
@@ -221,10 +222,10 @@ def to_adapter(model: nn.Module) -> Any:
             raise ValueError(f"model: {layer.module} is configured unlike {layers[0].module}")
         if layer.module in modules:
             raise ValueError(f"model: two layers are named {layer.module}")
-        alpha, beta = (c.detach().float().cpu().numpy() for c in layer.coefficients())
-        if not (math.isfinite(alpha.sum()) and math.isfinite(beta.sum())):
+        alpha, beta = (whole_tensor(c).float().cpu() for c in layer.coefficients())
+        if not (alpha.isfinite().all() and beta.isfinite().all()):
             raise NotFiniteError("has coefficients that are not finite", field=layer.module)
-        modules[layer.module] = Coefficients(alpha, beta)
+        modules[layer.module] = Coefficients(alpha.numpy(), beta.numpy())
     shapes = {
         layer.module: (layer.factors.out_features, layer.factors.in_features) for layer in layers
     }

@@ -10,7 +10,7 @@ import torch
 from nola_edge import _core
 from nola_edge.errors import AdapterError, MismatchError, NotFiniteError
 from nola_edge.torch.factors import Factors, concatenated
-from nola_edge.torch.sharding import Shard, local_window
+from nola_edge.torch.sharding import Shard, local_window, whole_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,31 +42,21 @@ def merge_factors_(
     TypeError, ValueError
         If the weight cannot be merged into; nothing was changed.
     NotFiniteError
-        If a merged element is infinite or NaN; the weight then holds it.
+        If a coefficient is infinite or NaN, on every process alike; the weight was not changed. If
+        a merged element is; the weight then holds it.
     """
-    _, rows, cols = local_window(weight)
+    rows, cols = local_window(weight)
     local = weight.to_local() if hasattr(weight, "to_local") else weight
     shard = Shard(rows=cols, cols=rows) if transposed else Shard(rows=rows, cols=cols)
     updates = []
-    for factors, alpha, beta, scaling in terms:
-        part = Factors(
-            factors.module,
-            factors.r,
-            factors.in_features,
-            factors.out_features,
-            factors.seed,
-            factors.basis,
-            shard,
-        )
-        updates.append((part.a(_whole(alpha)), part.b(_whole(beta)), scaling))
+    for factors, *coefficients, scaling in terms:
+        alpha, beta = map(whole_tensor, coefficients)
+        if not (alpha.isfinite().all() and beta.isfinite().all()):
+            raise NotFiniteError("has coefficients that are not finite", field=factors.module)
+        part = factors.on(shard)
+        updates.append((part.a(alpha), part.b(beta), scaling))
     a, b, scaling = concatenated(updates)
     merge_low_rank_(local, *((a.T, b.T) if transposed else (b, a)), scaling)
-
-
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a coefficient tensor that FSDP2 may have split, gathered."""
-    whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole.detach()
 
 
 def merge_low_rank_(
@@ -140,7 +130,8 @@ def merge_(model: nn.Module, adapter: Any) -> list[str]:
     Raises
     ------
     NolaEdgeError
-        If adapter and model do not fit (nothing was changed), or a merged weight is not finite.
+        If adapter and model do not fit, and nothing was changed; or if a merged weight is not
+        finite, which leaves it and those merged before it changed.
     """
     from nola_edge.adapter.fingerprints import shapes_fingerprint
     from nola_edge.merge.matching import match_modules
@@ -149,6 +140,9 @@ def merge_(model: nn.Module, adapter: Any) -> list[str]:
 
     parameters = dict(model.named_parameters(remove_duplicate=False))
     name_of_model = Path(f"<{type(model).__name__}>")
+    owners: dict[int, list[str]] = {}
+    for name, parameter in parameters.items():
+        owners.setdefault(id(parameter), []).append(name)
     terms: dict[str, list[Term]] = {}
     transposed: dict[str, bool] = {}
     for loaded, share in load_adapters(adapter):
@@ -167,6 +161,14 @@ def merge_(model: nn.Module, adapter: Any) -> list[str]:
             if weight.dim() != 2 or weight.dtype not in _MERGEABLE:
                 raise MismatchError(
                     f"is {weight.dtype} {list(weight.shape)}, not a float matrix",
+                    file=name_of_model,
+                    field=name,
+                )
+            others = [other for other in owners[id(weight)] if other != name]
+            if others:
+                raise MismatchError(
+                    f"is the same tensor as {others[0]}, which the adapter was not trained for; "
+                    "give each a tensor of its own first (tie_word_embeddings=False)",
                     file=name_of_model,
                     field=name,
                 )

@@ -7,6 +7,7 @@ group of r numbers per token where columns are split, and of the coefficients' g
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +89,14 @@ def _apply(function: Any, tensor: torch.Tensor, group: ProcessGroup | None) -> t
     return tensor if group is None else function.apply(tensor, group)
 
 
-def local_window(tensor: torch.Tensor) -> tuple[tuple[int, int], Range, Range]:
-    """Return the whole shape of a matrix and the rows and columns of it that are here.
+def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a coefficient tensor that FSDP2 may have split, gathered and off the graph."""
+    whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole.detach()
+
+
+def local_window(tensor: Any) -> tuple[Range, Range]:
+    """Return the rows and columns of a matrix that this process holds.
 
     Parameters
     ----------
@@ -97,63 +104,69 @@ def local_window(tensor: torch.Tensor) -> tuple[tuple[int, int], Range, Range]:
 
     Returns
     -------
-    shape : (m, n)
     rows, cols : (start, stop)
     """
-    from torch.distributed.tensor import DTensor
+    if not hasattr(tensor, "device_mesh"):
+        return (0, tensor.shape[0]), (0, tensor.shape[1])
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    shape = (tensor.shape[0], tensor.shape[1])
-    if not isinstance(tensor, DTensor):
-        return shape, (0, shape[0]), (0, shape[1])
     size, offset = compute_local_shape_and_global_offset(
         tensor.shape, tensor.device_mesh, tensor.placements
     )
-    return shape, (offset[0], offset[0] + size[0]), (offset[1], offset[1] + size[1])
+    return (offset[0], offset[0] + size[0]), (offset[1], offset[1] + size[1])
 
 
-def computed_shard(weight: torch.Tensor, *, transposed: bool = False) -> tuple[Shard, int, int]:
-    """Find how a layer's computation is split, from its weight.
+def computed_shard(weight: torch.Tensor, *, transposed: bool = False) -> Shard:
+    """Find how a layer's computation is split, from its weight during the forward pass.
 
-    A weight that FSDP2 stores in parts is gathered before it computes: such a layer is whole. A
-    tensor-parallel one computes with its own part.
+    A weight that FSDP2 stores in parts is gathered by then, and no DTensor: such a layer is whole.
+    A tensor-parallel one computes with its own part.
 
     Parameters
     ----------
     weight : (out, in), or (in, out) if `transposed`
     transposed : bool
 
-    Returns
-    -------
-    shard : Shard
-    out_features, in_features : int
-        Of the whole layer.
-
     Raises
     ------
     ValueError
         If the weight is split in a way that no linear layer computes with.
     """
-    if not torch.distributed.is_available():
-        out_features, in_features = reversed(weight.shape) if transposed else weight.shape
-        return WHOLE, out_features, in_features
-    from torch.distributed.tensor import DTensor
+    if not hasattr(weight, "device_mesh"):
+        return WHOLE
+    split: Any = weight
+    return _shard(split.device_mesh, split.placements, tuple(split.shape), transposed)
 
-    shape, rows, cols = local_window(weight)
-    out_features, in_features = reversed(shape) if transposed else shape
-    if not isinstance(weight, DTensor):
-        return WHOLE, out_features, in_features
-    names = weight.device_mesh.mesh_dim_names or ()
-    if set(names) <= {"fsdp", "dp", "dp_shard", "dp_replicate"}:
-        return WHOLE, out_features, in_features
-    split = [dim for dim, p in enumerate(weight.placements) if p.is_shard()]
+
+@functools.lru_cache
+def _shard(mesh: Any, placements: tuple[Any, ...], shape: tuple[int, int], transposed: bool) -> Any:
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    split = [dim for dim, p in enumerate(placements) if p.is_shard()]
     if len(split) > 1:
-        raise ValueError(f"weight: split over several mesh dimensions, {weight.placements}")
+        raise ValueError(f"weight: split over several mesh dimensions, {placements}")
     if not split:
-        return WHOLE, out_features, in_features
-    group = weight.device_mesh.get_group(split[0])
-    if transposed:
-        rows, cols = cols, rows
-    if rows != (0, out_features):
-        return Shard(rows=rows, group=group), out_features, in_features
-    return Shard(cols=cols, group=group), out_features, in_features
+        return WHOLE
+    size, offset = compute_local_shape_and_global_offset(shape, mesh, placements)
+    windows = [(offset[dim], offset[dim] + size[dim]) for dim in (0, 1)]
+    rows, cols = reversed(windows) if transposed else windows
+    group = mesh.get_group(split[0])
+    is_split_by_rows = placements[split[0]].dim == (1 if transposed else 0)
+    return Shard(rows=rows, group=group) if is_split_by_rows else Shard(cols=cols, group=group)
+
+
+def check_layout(shard: Shard, x: torch.Tensor, result: torch.Tensor) -> None:
+    """Refuse a tensor-parallel style whose inputs or outputs are not the layer's own part.
+
+    Raises
+    ------
+    NotImplementedError
+        If it gathers what a column-wise layer gives, or wants the whole input of a row-wise one.
+    """
+    for features, part in ((x, shard.cols), (result, shard.rows)):
+        if part is not None and features.shape[-1] != part[1] - part[0]:
+            raise NotImplementedError(
+                f"a tensor-parallel layer that holds {part[1] - part[0]} features here has "
+                f"{features.shape[-1]} in its input or output; NOLA follows ColwiseParallel() and "
+                "RowwiseParallel() with their default layouts"
+            )
