@@ -65,6 +65,11 @@ bool merge_at(std::uintptr_t weight, std::string_view dtype, Extent shape, std::
     return merge(at<void>(weight), type, shape.first, shape.second, update, num_threads);
 }
 
+void scale_at(std::uintptr_t values, std::size_t count, double factor) {
+    const py::gil_scoped_release release;
+    scale(at<float>(values), count, factor);
+}
+
 }  // namespace
 
 void define_pointer_functions(py::module_& m) {
@@ -77,6 +82,7 @@ void define_pointer_functions(py::module_& m) {
     m.def("merge_at", &merge_at, py::arg("weight"), py::arg("dtype"), py::arg("shape"),
           py::arg("lora_b"), py::arg("lora_a"), py::arg("rank"), py::arg("scaling"),
           py::arg("num_threads"));
+    m.def("scale_at", &scale_at, py::arg("values"), py::arg("count"), py::arg("factor"));
 }
 
 }  // namespace nola::bindings

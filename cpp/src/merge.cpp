@@ -88,6 +88,14 @@ std::size_t block_cols(std::size_t rank, std::size_t cols, std::size_t panel) {
 
 }  // namespace
 
+void scale(float* values, std::size_t count, double factor) {
+    const FpEnvironment environment;
+    const auto rounded = static_cast<float>(factor);
+    for (std::size_t i = 0; i < count; ++i) {
+        values[i] *= rounded;
+    }
+}
+
 bool merge(void* weight, ElementType type, std::size_t rows, std::size_t cols,
            const LowRank& update, int num_threads) {
     if (weight == nullptr && rows * cols != 0) {

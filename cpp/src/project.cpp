@@ -1,6 +1,9 @@
 #include "nola/project.h"
 
 #include <algorithm>
+#include <atomic>
+#include <memory>
+#include <new>
 #include <vector>
 
 #include "dispatch.h"
@@ -45,6 +48,16 @@ public:
           partial_(std::size_t{draws} * (kind_ == Basis::kRademacher
                                              ? kRademacherPerDraw
                                              : kUniformPerDraw * kStripeLanes)) {}
+
+    // Null where memory runs out.
+    static std::unique_ptr<PieceProjector> make(const kernels::KernelSet& kernel_set,
+                                                const BasisStream& stream, std::uint32_t draws) {
+        try {
+            return std::make_unique<PieceProjector>(kernel_set, stream, draws);
+        } catch (const std::bad_alloc&) {
+            return nullptr;
+        }
+    }
 
     void add(const Piece& piece, const float* grad, double* sums) {
         const StripeSpan span(piece);
@@ -98,16 +111,25 @@ void project(const BasisStream& stream, const float* grad, Shape shape, Window w
     const Chunks chunks(pieces.count(), num_sums);
     std::vector<double> sums(chunks.count * num_sums, 0.0);
     const kernels::KernelSet& kernel_set = active_kernels();
+    std::atomic<bool> exhausted{false};
     parallel_for(chunks.count, num_threads, [&](std::size_t chunk) {
-        PieceProjector projector(kernel_set, stream, draws);
+        // No exception may leave a parallel region; this is the only one there is.
+        const auto projector = PieceProjector::make(kernel_set, stream, draws);
+        if (projector == nullptr) {
+            exhausted.store(true, std::memory_order_relaxed);
+            return;
+        }
         for (std::size_t index = chunks.begin(chunk); index < chunks.begin(chunk + 1); ++index) {
             const Piece piece = pieces[index];
             if (piece.begin < piece.end) {
-                projector.add(piece, grad + piece.offset, sums.data() + chunk * num_sums);
+                projector->add(piece, grad + piece.offset, sums.data() + chunk * num_sums);
             }
         }
     });
 
+    if (exhausted.load(std::memory_order_relaxed)) {
+        throw std::bad_alloc();
+    }
     const FpEnvironment environment;
     const auto g = static_cast<double>(gain(stream.kind, num_basis));
     for (std::size_t i = 0; i < num_basis; ++i) {

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nola_edge.errors import CheckpointError, printable
+from nola_edge.errors import ChangedError, CheckpointError, printable
 from nola_edge.jsonio import loads_object
 from nola_edge.paths import inside
 from nola_edge.safetensors_file import SafetensorsFile
@@ -101,10 +101,8 @@ class Checkpoint:
         raise CheckpointError(f"has neither {WEIGHTS_NAME} nor {INDEX_NAME}", file=self.path)
 
     def _open_index(self) -> None:
-        path = inside(self.path, INDEX_NAME)
-        if path.stat().st_size > _MAX_INDEX_BYTES or not path.is_file():
-            raise CheckpointError("is no index file of a credible size", file=path)
-        self.index_bytes = path.read_bytes()
+        self.index_bytes = self._read_index()
+        path = self.path / INDEX_NAME
         self.index = loads_object(self.index_bytes, file=path)
         weight_map = self.index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -127,6 +125,12 @@ class Checkpoint:
                 )
             self._add_shard(inside(self.path, shard))
         self._check_index(weight_map, path)
+
+    def _read_index(self) -> bytes:
+        path = inside(self.path, INDEX_NAME)
+        if path.stat().st_size > _MAX_INDEX_BYTES or not path.is_file():
+            raise CheckpointError("is no index file of a credible size", file=path)
+        return path.read_bytes()
 
     def _check_index(self, weight_map: dict[str, str], path: Path) -> None:
         for name, shard in weight_map.items():
@@ -179,6 +183,13 @@ class Checkpoint:
         own = {Path(shard.path.name) for shard in self.shards}
         for folder, folders, names in os.walk(self.path):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in folders:
+                if Path(folder, name).is_symlink():
+                    raise CheckpointError(
+                        "is a link to a folder, which would be lost; put the folder itself there, "
+                        "or remove the link",
+                        file=Path(folder, name),
+                    )
             for name in sorted(names):
                 relative = Path(folder, name).relative_to(self.path)
                 if relative in own or name.startswith("."):
@@ -202,6 +213,11 @@ class Checkpoint:
         """
         for shard in self.shards:
             shard.check_unchanged()
+        if self.index_bytes is not None and self._read_index() != self.index_bytes:
+            raise ChangedError(
+                "changed while the base was read; run again when nothing writes to it",
+                file=self.path / INDEX_NAME,
+            )
 
     def close(self) -> None:
         """Close all files."""

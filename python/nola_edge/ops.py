@@ -229,6 +229,24 @@ def merge_(
     raise NotFiniteError("a merged weight is infinite or NaN", field="weight")
 
 
+def scaled(values: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
+    """Return values multiplied by fl32(factor), in the specified floating-point environment.
+
+    Parameters
+    ----------
+    values : float32
+        Any shape.
+    factor : float
+
+    Returns
+    -------
+    float32, of the same shape, C-contiguous
+    """
+    result = np.array(values, dtype=np.float32, order="C")
+    _core.scale_at(result.ctypes.data, result.size, factor)
+    return result
+
+
 def build_info() -> dict[str, Any]:
     """Describe this build and what it runs on.
 

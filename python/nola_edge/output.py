@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import hashlib
 import os
 import secrets
 import shutil
@@ -29,6 +30,7 @@ _RENAME_EXCHANGE = 2
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 _NO_KERNEL_COPY = (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 _COPY_BUFFER = 1 << 20
+_LONGEST_IN_PATTERN = 200
 
 
 class AtomicOutput:
@@ -152,7 +154,11 @@ class AtomicOutput:
 
     @property
     def _pattern(self) -> str:
-        return f".nola-edge-{self.target.name}-"
+        # A name may be as long as the file system allows, and the temporary's is longer.
+        name = self.target.name
+        if len(os.fsencode(name)) > _LONGEST_IN_PATTERN:
+            name = hashlib.sha256(os.fsencode(name)).hexdigest()
+        return f".nola-edge-{name}-"
 
     def _sweep(self) -> None:
         """Remove temporaries of this target whose writer is gone."""
@@ -186,12 +192,20 @@ class AtomicOutput:
         _sync_tree(self.path)
         target = self.target
         if self._force and os.path.lexists(target):
-            _exchange(self.path, target)
+            assert self._temporary is not None
+            _exchange(self.path, target, self._temporary / "old")
         elif not _rename_new(self.path, target, self._directory):
             raise OutputError(
                 "appeared while the output was written; it was left alone", file=target
             )
-        _sync(target.parent)
+        try:
+            _sync(target.parent)
+        except OSError as error:
+            raise OutputError(
+                f"is complete, but its folder could not be forced to disk: {error.strerror}; "
+                "a power failure might undo it",
+                file=target,
+            ) from None
 
 
 def _looks_like_output(path: Path) -> bool:
@@ -270,14 +284,24 @@ def _rename_new(source: Path, target: Path, directory: bool) -> bool:
     return True
 
 
-def _exchange(source: Path, target: Path) -> None:
+def _exchange(source: Path, target: Path, old: Path) -> None:
     """Put the new output in the old one's place; the old one is then removed as temporary."""
     try:
         _renameat2(source, target, _RENAME_EXCHANGE)
+        return
     except OSError as error:
-        if error.errno not in _UNSUPPORTED or source.is_dir():
+        if error.errno not in _UNSUPPORTED:
             raise
+    if not source.is_dir():
         os.replace(source, target)
+        return
+    # No one step replaces a folder here; the output is absent between the two.
+    os.rename(target, old)
+    try:
+        os.rename(source, target)
+    except OSError:
+        os.rename(old, target)
+        raise
 
 
 def _output_error(target: Path, error: OSError) -> OutputError:

@@ -12,6 +12,7 @@ import math
 import mmap
 import os
 import stat
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 100_000_000
 _ENTRY_FIELDS = {"dtype", "shape", "data_offsets"}
 _MAX_SIZE = 2**63
+_MAX_DIMENSIONS = 64
+#: The one key of a header that is no tensor.
+METADATA = "__metadata__"
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ class SafetensorsFile:
             self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise FormatError(f"cannot be opened: {error.strerror}", file=self.path) from None
+        # Closed with the object at the latest: not everybody closes what they open lazily.
+        self._close = weakref.finalize(self, os.close, self.fd)
         self._map: mmap.mmap | None = None
         try:
             status = os.fstat(self.fd)
@@ -97,8 +103,7 @@ class SafetensorsFile:
             self.header_bytes = self._read_header()
             self.metadata, self.tensors = _parse_header(self.header_bytes, self.size, self.path)
         except BaseException:
-            os.close(self.fd)
-            self.fd = -1
+            self.close()
             raise
 
     @classmethod
@@ -151,6 +156,27 @@ class SafetensorsFile:
                 raise ChangedError("became shorter while it was read", file=self.path)
             done += count
 
+    def read(self, name: str) -> NDArray[Any]:
+        """Return a copy of a tensor.
+
+        Raises
+        ------
+        KeyError, FormatError
+            As for :meth:`array`.
+        ChangedError
+            If the file has become shorter, which would end a process that reads a mapping.
+        """
+        info = self.tensors[name]
+        values: NDArray[Any] = np.empty(info.shape, self._dtype(info))
+        self.read_into(values.reshape(-1).view(np.uint8).data, info.start)
+        return values
+
+    def _dtype(self, info: TensorInfo) -> np.dtype[Any]:
+        try:
+            return numpy_dtype(info.dtype)
+        except TypeError as error:
+            raise FormatError(str(error), file=self.path, field=info.name) from None
+
     def array(self, name: str) -> NDArray[Any]:
         """Return a tensor as a read-only view of the mapped file.
 
@@ -162,10 +188,7 @@ class SafetensorsFile:
             If numpy has no such dtype.
         """
         info = self.tensors[name]
-        try:
-            dtype = numpy_dtype(info.dtype)
-        except TypeError as error:
-            raise FormatError(str(error), file=self.path, field=name) from None
+        dtype = self._dtype(info)
         if info.nbytes == 0:
             empty: NDArray[Any] = np.empty(info.shape, dtype)
             empty.flags.writeable = False
@@ -193,9 +216,8 @@ class SafetensorsFile:
 
     def close(self) -> None:
         """Close the file; arrays handed out stay valid, since they hold the mapping."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        self._close()
+        self.fd = -1
         self._map = None
 
     def __enter__(self) -> SafetensorsFile:
@@ -216,11 +238,11 @@ def _parse_header(
     if not text.startswith(b"{"):
         raise FormatError("the header does not begin with '{'", file=path)
     entries = loads_object(text, file=path)
-    metadata = entries.pop("__metadata__", None)
+    metadata = entries.pop(METADATA, None)
     if metadata is not None and not (
         isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
     ):
-        raise FormatError("must map strings to strings", file=path, field="__metadata__")
+        raise FormatError("must map strings to strings", file=path, field=METADATA)
     tensors = {
         name: _parse_entry(name, entry, len(header), path) for name, entry in entries.items()
     }
@@ -241,8 +263,9 @@ def _parse_entry(name: str, entry: Any, data_start: int, path: Path) -> TensorIn
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
         raise refuse(f"dtype {printable(dtype)!r} is unknown")
-    if not isinstance(shape, list) or not all(_is_size(n) for n in shape):
-        raise refuse(f"shape {printable(shape)} is not a list of sizes")
+    # More dimensions than numpy has would cost time for their product, and help nobody.
+    if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS or not all(map(_is_size, shape)):
+        raise refuse(f"shape {printable(shape)} is not a list of at most {_MAX_DIMENSIONS} sizes")
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_size, offsets))):
         raise refuse(f"data_offsets {printable(offsets)} are not two offsets")
     begin, end = offsets
@@ -298,9 +321,11 @@ def encode_header(
     """
     header: dict[str, Any] = {}
     if metadata is not None:
-        header["__metadata__"] = dict(metadata)
+        header[METADATA] = dict(metadata)
     offset = 0
     for name, dtype, shape, nbytes in entries:
+        if name == METADATA:
+            raise FormatError("is no name for a tensor", field=name)
         header[name] = {
             "dtype": dtype,
             "shape": list(shape),

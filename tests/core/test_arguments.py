@@ -32,6 +32,9 @@ GOOD = {"coefficients": [1.0, 2.0], "seed": 1, "stream": 2, "shape": (4, 6)}
         ("cols", 3),
         ("num_threads", 0),
         ("num_threads", 1.5),
+        ("shape", (2**18, 2**17)),
+        ("shape", (2**62, 2**62)),
+        ("cols", (3, 2)),
     ],
 )
 def test_expand(name, value):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import nola_edge as ne
-from tests.conftest import snapshot
+from tests.conftest import load_all, snapshot, tiny_adapter, write_safetensors
 
 pytestmark = [
     pytest.mark.kill,
@@ -49,12 +49,19 @@ class Merge:
             text=True,
         )  # fmt: skip
 
-    def count(self):
+    def calls(self, **fault):
+        """The names of the calls that change the disk, in order, up to the clearing up."""
         log = self.folder / "log"
-        done = self(log=log)
+        done = self(log=log, **fault)
         assert done.returncode == 0, done.stderr
-        count = log.stat().st_size
+        names = log.read_text().split()
         log.unlink()
+        while names[-1] in ("unlink", "unlinkat", "rmdir"):
+            names.pop()
+        return names
+
+    def count(self):
+        count = len(self.calls())
         assert count > 10
         return count
 
@@ -64,6 +71,44 @@ class Merge:
 
 def leftovers(folder):
     return [path for path in folder.iterdir() if path.name.startswith(".nola-edge")]
+
+
+@pytest.mark.parametrize("options", [[], ["--force"]])
+def test_the_order_of_a_write(library, tiny, tmp_path, options):
+    """All is written, then all is forced to disk, then one rename, then its folder."""
+    if options:
+        ne.export_lora(tiny[1], tiny[0], tmp_path / "out")
+    merge = Merge(library, tiny, tmp_path, *options)
+    names = merge.calls()
+    assert names[-2:] == ["renameat2", "fsync"]
+    assert names.count("renameat2") == 1
+    assert "rename" not in names
+    first = names.index("fsync")
+    files = sum(path.is_file() for path in merge.output.rglob("*"))
+    folders = 1 + sum(path.is_dir() for path in merge.output.rglob("*"))
+    assert names[first:-2] == ["fsync"] * (files + folders)
+    assert not {"unlink", "unlinkat", "rmdir"} & set(names)
+
+
+@pytest.mark.parametrize("options", [[], ["--force"]])
+@pytest.mark.parametrize("single", [False, True])
+def test_without_renameat2(library, tiny, tmp_path, options, single):
+    """A file system that cannot rename with flags still gets a complete output, and only once."""
+    base, adapter = tiny
+    if single:
+        base = tmp_path / "one.safetensors"
+        write_safetensors(base, load_all(tiny[0]))
+    if options:
+        ne.merge_checkpoint(base, tiny_adapter(seed=3), tmp_path / "out")
+    merge = Merge(library, (base, adapter), tmp_path, *options)
+    done = merge(name="renameat2", errno=errno.EINVAL)
+    assert done.returncode == 0, done.stderr
+    assert ne.verify_checkpoint(merge.output, base, adapter)
+    assert not leftovers(tmp_path)
+    if not options:
+        before = snapshot(tmp_path)
+        assert merge(name="renameat2", errno=errno.EINVAL).returncode == 2
+        assert snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])

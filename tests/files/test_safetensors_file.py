@@ -25,6 +25,7 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
 
 
+SIZES = "not a list of at most 64 sizes"
 EIGHT = b"\0" * 8
 BAD = {
     "empty": (b"", "too few"),
@@ -61,9 +62,13 @@ BAD = {
     "extra field": (encode({"a": {**entry(), "x": 1}}, EIGHT), "exactly dtype"),
     "unknown dtype": (encode({"a": entry("F31")}, EIGHT), "dtype 'F31' is unknown"),
     "dtype no string": (encode({"a": entry(3)}, EIGHT), "dtype '3' is unknown"),
-    "negative size": (encode({"a": entry(shape=(-2,))}, EIGHT), "not a list of sizes"),
-    "boolean size": (encode({"a": entry(shape=(True, 2))}, EIGHT), "not a list of sizes"),
-    "float size": (encode({"a": entry(shape=(2.0,))}, EIGHT), "not a list of sizes"),
+    "negative size": (encode({"a": entry(shape=(-2,))}, EIGHT), SIZES),
+    "boolean size": (
+        encode({"a": entry(shape=(True, 2))}, EIGHT),
+        SIZES,
+    ),
+    "float size": (encode({"a": entry(shape=(2.0,))}, EIGHT), SIZES),
+    "65 dimensions": (encode({"a": entry(shape=(1,) * 64 + (2,))}, EIGHT), SIZES),
     "three offsets": (encode({"a": entry(offsets=(0, 4, 8))}, EIGHT), "not two offsets"),
     "backwards": (encode({"a": entry(offsets=(8, 0))}, EIGHT), "run backwards"),
     "shape that lies": (encode({"a": entry(shape=(3,))}, EIGHT), "does not take the 8 bytes"),

@@ -1,15 +1,24 @@
 """Several adapters, transposed storage, whole tensors, prefixes; mismatches are refused."""
 
 import dataclasses
+import gc
 import json
+import os
 
 import numpy as np
 import pytest
 
 import nola_edge as ne
 from nola_edge import Adapter, NolaEdgeError
-from nola_edge.errors import ArgumentError, MismatchError, NotFiniteError
+from nola_edge.errors import (
+    AdapterError,
+    ArgumentError,
+    ChangedError,
+    MismatchError,
+    NotFiniteError,
+)
 from nola_edge.merge import blocks
+from nola_edge.synthetic import trained_adapter
 from tests.conftest import (
     MODULES,
     load_all,
@@ -35,12 +44,15 @@ def factors(adapter, module, shape):
 
 
 def test_several_adapters_are_rounded_once(tiny, tmp_path):
+    """Each B times fl32(weight * s): a scaling that is no power of two, so that it matters."""
     base, _ = tiny
-    one, two = tiny_adapter(), tiny_adapter(seed=12, basis="uniform", r=3)
-    got = merged(base, [(one, 0.5), (two, -2.0)], tmp_path)
+    one = tiny_adapter(r=3)
+    one = Adapter(dataclasses.replace(one.config, lora_alpha=5.0), one.modules)
+    two = tiny_adapter(seed=12, basis="uniform", r=3)
+    got = merged(base, [(one, 0.3), (two, -0.7)], tmp_path)
     for module, shape in MODULES.items():
         (a1, b1), (a2, b2) = factors(one, module, shape), factors(two, module, shape)
-        b = np.concatenate([b1 * F(0.5 * one.scaling), b2 * F(-2.0 * two.scaling)], axis=1)
+        b = np.concatenate([b1 * F(0.3 * one.scaling), b2 * F(-0.7 * two.scaling)], axis=1)
         weight = load_all(base)[f"{module}.weight"]
         expected = reference.merge(weight, b, np.concatenate([a1, a2]), 1.0)
         assert got[f"{module}.weight"].tobytes() == expected.tobytes()
@@ -199,6 +211,85 @@ def test_a_new_output_layer_is_no_longer_tied(tiny, tmp_path):
     assert written == {"model_type": "tiny", "tie_word_embeddings": False}
 
 
+def whole_of(name, values, seed=2):
+    """An adapter that brings a tensor whole, besides its coefficients for another module."""
+    adapter = tiny_adapter(seed=seed)
+    kept = {"layers.0.v": adapter.modules["layers.0.v"]}
+    module = name.removesuffix(".weight")
+    config = dataclasses.replace(adapter.config, modules_to_save=(module,))
+    return Adapter(config, kept, {name: values})
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_weight_is_replaced_or_merged_and_not_both(tiny, tmp_path, order):
+    both = [whole_of("layers.1.q.weight", np.zeros((24, 40), F)), tiny_adapter()]
+    refused(tiny, tmp_path, "layers.1.q.weight", both[::order], error=AdapterError)
+
+
+def test_a_whole_tensor_too_large_for_the_base(tiny, tmp_path):
+    adapter = whole_of("layers.1.q.weight", np.full((24, 40), 3.4e38, F))
+    refused(tiny, tmp_path, "not finite in the base's dtype BF16", adapter)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_whole_tensor_that_is_not_finite(tiny, tmp_path, value):
+    values = np.full((24, 40), value, F)
+    for name in ("layers.1.q.weight", "classifier.weight"):
+        refused(tiny, tmp_path, "infinite or NaN", whole_of(name, values), error=NotFiniteError)
+
+
+def test_no_tensor_is_called_metadata(tiny, tmp_path):
+    adapter = whole_of("__metadata__", np.ones(3, F))
+    refused(tiny, tmp_path, "__metadata__", adapter, error=NolaEdgeError)
+    adapter.save(tmp_path / "saved")
+    refused(tiny, tmp_path, "__metadata__", tmp_path / "saved", error=AdapterError)
+
+
+def test_memory_for_a_rank_that_does_not_fit(tmp_path):
+    """A rank multiplies what a small file asks for."""
+    write_safetensors(tmp_path / "base", {"m.weight": np.zeros((1, 2**18), np.float16)})
+    adapter = trained_adapter({"m": (1, 2**18)}, r=2**16, num_basis=1, seed=1)
+    refused((tmp_path / "base", adapter), tmp_path, "factors larger than the weight")
+
+
+def test_a_base_that_changes_meanwhile(tiny, tmp_path):
+    base, adapter = tiny
+    shard = base / "model-00001-of-00003.safetensors"
+    index = base / "model.safetensors.index.json"
+    for path in (shard, index):
+        data = path.read_bytes()
+
+        def touch(_, path=path, data=data):
+            path.write_bytes(data.replace(b"total_size", b"total_sizf"))
+            os.utime(path, ns=(1, 1))
+
+        with pytest.raises(ChangedError, match=path.name):
+            ne.merge_checkpoint(base, adapter, tmp_path / "out", progress=touch)
+        path.write_bytes(data)
+        assert {p.name for p in tmp_path.iterdir()} == {"base", "adapter"}
+    with ne.open_merged(base, adapter) as tensors:
+        assert tensors["norm.weight"].all()
+        touched = base / "model-00003-of-00003.safetensors"
+        os.utime(touched, ns=(1, 1))
+        with pytest.raises(ChangedError):
+            tensors["norm.weight"]
+
+
+def test_asking_for_a_name_merges_nothing(tiny, monkeypatch):
+    with ne.open_merged(*tiny) as tensors:
+        monkeypatch.setattr(type(tensors), "_merged", None)
+        assert "layers.0.q.weight" in tensors
+        assert "absent" not in tensors
+
+
+def test_forgotten_mappings_close_their_files(tiny):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        ne.open_merged(*tiny)["norm.weight"]
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
 def test_a_report_is_true_where_all_agrees(tiny, tmp_path):
     ne.merge_checkpoint(*tiny, tmp_path / "out")
     assert ne.verify_checkpoint(tmp_path / "out", *tiny)
@@ -334,3 +425,59 @@ def test_memory_stays_flat(tmp_path):
     command = [sys.executable, "-m", "nola_edge.demo.comparison", "ours", "base", "adapter", "out"]
     done = subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     assert json.loads(done.stdout)["peak_bytes"] < 100e6
+
+
+def test_trained_biases_reach_peft_through_every_file(tiny, tmp_path):
+    """PEFT names the bias of an adapted layer by the layer that it wrapped."""
+    adapter = tiny_adapter()
+    config = dataclasses.replace(adapter.config, bias="all")
+    whole = {"layers.0.q.bias": np.ones(24, F)}
+    trained = Adapter(config, adapter.modules, whole)
+    trained.save(tmp_path / "saved")
+    ne.export_lora(trained, tiny[0], tmp_path / "lora")
+    trained.pack(tmp_path / "one.nola")
+    Adapter.load(tmp_path / "one.nola").save(tmp_path / "unpacked")
+    for folder in ("saved", "lora", "unpacked"):
+        names = load_all(tmp_path / folder / "adapter_model.safetensors")
+        assert "base_model.model.layers.0.q.base_layer.bias" in names
+    loaded = Adapter.load(tmp_path / "saved")
+    assert set(loaded.whole_tensors) == {"layers.0.q.bias"}
+    expected = merged(tiny[0], trained, tmp_path)["layers.0.q.bias"]
+    assert (expected == 1).all()
+
+
+def test_the_same_bias_under_two_names(tiny, tmp_path):
+    adapter = tiny_adapter()
+    config = dataclasses.replace(adapter.config, bias="all")
+    Adapter(config, adapter.modules, {"layers.0.q.bias": np.ones(24, F)}).save(tmp_path / "a")
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    tensors = load_all(path)
+    tensors["base_model.model.layers.0.q.bias"] = np.zeros(24, F)
+    write_safetensors(path, tensors)
+    refused(tiny, tmp_path, "is there as layers.0.q.bias too", tmp_path / "a", error=AdapterError)
+
+
+def test_a_link_to_a_folder_is_not_dropped(tiny, tmp_path):
+    (tiny[0] / "linked").symlink_to(tiny[0] / "sub")
+    refused(tiny, tmp_path, "is a link to a folder", error=NolaEdgeError)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_nothing_is_written_into_or_around_an_adapter(tiny, tmp_path, force):
+    folder = tmp_path / "adapters"
+    folder.mkdir()
+    tiny_adapter().save(folder / "one")
+    (folder / "notes.safetensors").write_text("notes")
+    loaded = Adapter.load(folder / "one")
+    before = snapshot(tmp_path)
+    for adapter in (loaded, loaded.quantize(8)):
+        for target in (folder, folder / "one" / "inside"):
+            for write in (adapter.save, adapter.pack):
+                with pytest.raises(NolaEdgeError):
+                    write(target, force=force)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_very_long_output_name(tiny, tmp_path):
+    ne.merge_checkpoint(*tiny, tmp_path / ("o" * 255))
+    assert (tmp_path / ("o" * 255)).is_dir()

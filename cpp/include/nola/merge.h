@@ -32,4 +32,8 @@ struct LowRank {
 [[nodiscard]] bool merge(void* weight, ElementType type, std::size_t rows, std::size_t cols,
                          const LowRank& update, int num_threads = 0);
 
+// Multiplies values by `factor` rounded to fp32, in place: how each B of several adapters gets its
+// scaling before their ranks are concatenated, and how quantised coefficients get their scale.
+void scale(float* values, std::size_t count, double factor);
+
 }  // namespace nola

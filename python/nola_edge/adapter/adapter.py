@@ -20,6 +20,7 @@ from nola_edge.adapter.files import (
     load_config,
     load_tensors,
     quantized_tensors,
+    stored_name,
     write_config,
     write_tensors,
 )
@@ -191,10 +192,13 @@ class Adapter:
         Raises
         ------
         AdapterError
-            If a count differs from the configuration's.
+            If a count differs from the configuration's, or a module is not there.
         NotFiniteError
             If a coefficient is infinite or NaN.
         """
+        unknown = [name for name in modules if name not in self.modules]
+        if unknown:
+            raise AdapterError("is no module of the adapter", file=self.path, field=unknown[0])
         new = {name: Coefficients(alpha, beta) for name, (alpha, beta) in modules.items()}
         return Adapter(self.config, {**self.modules, **new}, self.whole_tensors)
 
@@ -292,11 +296,18 @@ class Adapter:
                 else:
                     tensors.update(quantized_tensors(name, values, bits))
         for name, values in self.whole_tensors.items():
-            tensors[PREFIX + name] = np.ascontiguousarray(values)
-        inputs = [] if self.path is None or force else [self.path]
-        with AtomicOutput(path, inputs=inputs, force=force, directory=True) as out:
+            tensors[PREFIX + stored_name(name, self.modules)] = np.ascontiguousarray(values)
+        with AtomicOutput(
+            path, inputs=self._inputs(path, force), force=force, directory=True
+        ) as out:
             write_tensors(out.path / WEIGHTS_NAME, tensors)
             write_config(out.path / CONFIG_NAME, config.to_json())
+
+    def _inputs(self, path: str | Path, force: bool) -> list[Path]:
+        """Return what may not be written to; with `force` the adapter may replace itself."""
+        if self.path is None or (force and Path(path).resolve() == self.path.resolve()):
+            return []
+        return [self.path]
 
     def pack(self, path: str | Path, *, force: bool = False) -> None:
         """Write the adapter as one file, for shipping (docs/adapter-format.md, *Packed*).
@@ -312,8 +323,9 @@ class Adapter:
         ------
         OutputError
         """
-        inputs = [] if self.path is None or force else [self.path]
-        with AtomicOutput(path, inputs=inputs, force=force, directory=False) as out:
+        with AtomicOutput(
+            path, inputs=self._inputs(path, force), force=force, directory=False
+        ) as out:
             write_packed(out.path, self._fingerprinted(), self.modules, self.whole_tensors)
 
     def quantize(self, bits: int) -> Adapter:
@@ -333,7 +345,7 @@ class Adapter:
             name: Coefficients(rounded(c.alpha, bits), rounded(c.beta, bits))
             for name, c in self.modules.items()
         }
-        return Adapter(config, modules, self.whole_tensors)
+        return Adapter(config, modules, self.whole_tensors, path=self.path)
 
     def _fingerprinted(self) -> AdapterConfig:
         return dataclasses.replace(

@@ -14,10 +14,10 @@ from nola_edge.dtypes import MERGEABLE, safetensors_dtype
 from nola_edge.errors import AdapterError, NotFiniteError
 from nola_edge.jsonio import loads_object
 from nola_edge.paths import inside
-from nola_edge.safetensors_file import SafetensorsFile, encode_header
+from nola_edge.safetensors_file import METADATA, SafetensorsFile, encode_header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Container, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -28,8 +28,16 @@ PREFIX = "base_model.model."
 ALPHA = ".nola_alpha"
 BETA = ".nola_beta"
 SCALE = "_scale"
-WRAPPED_BIAS = ".base_layer.bias"
+_WRAPPED_BIAS = ".base_layer.bias"
 _WRAPPED_WEIGHT = ".base_layer.weight"
+INPUT_EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+)
+OUTPUT_EMBEDDINGS = ("lm_head.weight", "embed_out.weight", "output.weight")
+EMBEDDINGS = INPUT_EMBEDDINGS + OUTPUT_EMBEDDINGS
 _MAX_CONFIG_BYTES = 10_000_000
 
 
@@ -114,8 +122,10 @@ def load_tensors(
             pair[dot + last] = _load_coefficients(file, name, counts[dot + last], config)
         else:
             # PEFT names the bias of an adapted layer by the layer that it wrapped.
-            if local.endswith(WRAPPED_BIAS):
-                local = local.removesuffix(WRAPPED_BIAS) + ".bias"
+            if local.endswith(_WRAPPED_BIAS):
+                local = local.removesuffix(_WRAPPED_BIAS) + ".bias"
+            if local in whole:
+                raise AdapterError(f"is there as {local} too", file=file.path, field=name)
             whole[local] = load_whole(file, name, local, config)
     for module, pair in pairs.items():
         for suffix in (ALPHA, BETA):
@@ -159,7 +169,7 @@ def _load_coefficients(
         raise AdapterError(
             f"has shape {list(info.shape)}, the configuration says [{count}]", **where
         )
-    values = np.array(file.array(name), dtype=np.float32)
+    values = file.read(name).astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
         raise NotFiniteError(
@@ -182,9 +192,9 @@ def _load_quantized(file: SafetensorsFile, name: str, count: int, bits: int) -> 
     scale_info = file.tensors.get(name + SCALE)
     if scale_info is None or scale_info.dtype != "F32" or scale_info.shape != (1,):
         raise AdapterError("must be F32 [1]", file=file.path, field=name + SCALE)
-    scale = np.array(file.array(name + SCALE))[0]
+    scale = file.read(name + SCALE)[0]
     try:
-        return dequantize(Quantized(np.array(file.array(name)), check_scale(scale)), count, bits)
+        return dequantize(Quantized(file.read(name), check_scale(scale)), count, bits)
     except ValueError as error:
         raise AdapterError(str(error), **where) from None
 
@@ -193,6 +203,12 @@ def quantized_tensors(name: str, values: NDArray[np.float32], bits: int) -> dict
     """Return the two tensors that hold the coefficients of one factor in few bits."""
     quantized = quantize(values, bits)
     return {name: quantized.packed, name + SCALE: np.array([quantized.scale], np.float32)}
+
+
+def stored_name(local: str, modules: Container[str]) -> str:
+    """Return the name that PEFT gives a whole tensor: the bias of an adapted layer is wrapped."""
+    module = local.removesuffix(".bias")
+    return module + _WRAPPED_BIAS if module != local and module in modules else local
 
 
 def is_saved_module(local: str, config: AdapterConfig) -> bool:
@@ -204,14 +220,21 @@ def load_whole(file: SafetensorsFile, name: str, local: str, config: AdapterConf
     """Read the tensor `name`, called `local` in the model, if the configuration announces it."""
     bias = config.bias != "none" and local.endswith(".bias")
     where: dict[str, Any] = {"file": file.path, "field": name}
-    if not (is_saved_module(local, config) or bias):
+    if local == METADATA or not (is_saved_module(local, config) or bias):
+        advice = ""
+        if local.endswith(EMBEDDINGS):
+            advice = (
+                "; PEFT saved an embedding along: save with save_embedding_layers=False, or name "
+                "it in modules_to_save if it was trained"
+            )
         raise AdapterError(
-            "is neither coefficients nor a tensor that modules_to_save or bias announce", **where
+            f"is neither coefficients nor a tensor that modules_to_save or bias announce{advice}",
+            **where,
         )
     info = file.tensors[name]
     if info.dtype not in MERGEABLE:
         raise AdapterError(f"has dtype {info.dtype}, must be {', '.join(MERGEABLE)}", **where)
-    values = np.array(file.array(name))
+    values = file.read(name)
     if not np.isfinite(values.astype(np.float32)).all():
         raise NotFiniteError("holds an infinite or NaN value", **where)
     return values

@@ -22,7 +22,7 @@ from nola_edge.jsonio import loads_object
 from nola_edge.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -33,7 +33,8 @@ _ABOUT = "about"
 _COEFFICIENTS = "coefficients"
 _SCALES = "scales"
 _WHOLE = "whole."
-_MAX_ABOUT_BYTES = 10_000_000
+#: Parsed JSON takes up to thirty times its size in memory.
+_MAX_ABOUT_BYTES = 4_000_000
 _MAX_MODULES = 1 << 20
 
 
@@ -81,23 +82,34 @@ def load_packed(
         about = loads_object(_inflate(file), file=path)
         if not isinstance(about.get("config"), dict):
             raise AdapterError("is missing", file=path, field="config")
+        unknown = set(about) - {"config", "modules"}
+        if unknown:
+            raise AdapterError("is not understood", file=path, field=min(unknown))
         config = AdapterConfig.from_json(about["config"], file=path)
         names = _module_names(about.get("modules"), path)
         modules = _coefficients(file, config, names)
         whole = {
             name.removeprefix(_WHOLE): load_whole(file, name, name.removeprefix(_WHOLE), config)
-            for name in file.tensors
-            if name not in (_ABOUT, _COEFFICIENTS, _SCALES)
+            for name in _whole_names(file)
         }
         file.check_unchanged()
     return config, modules, whole
+
+
+def _whole_names(file: SafetensorsFile) -> Iterator[str]:
+    for name in file.tensors:
+        if name in (_ABOUT, _COEFFICIENTS, _SCALES):
+            continue
+        if not name.startswith(_WHOLE) or not name.isprintable():
+            raise AdapterError(f"does not begin with {_WHOLE!r}", file=file.path, field=name)
+        yield name
 
 
 def _inflate(file: SafetensorsFile) -> bytes:
     """Decompress the JSON, and no more than a configuration can be."""
     inflater = zlib.decompressobj()
     try:
-        text = inflater.decompress(np.array(file.array(_ABOUT)).tobytes(), _MAX_ABOUT_BYTES)
+        text = inflater.decompress(file.read(_ABOUT).tobytes(), _MAX_ABOUT_BYTES)
     except zlib.error:
         text = b""
     if not inflater.eof or inflater.unused_data:
@@ -109,11 +121,13 @@ def _module_names(names: object, path: Path) -> list[str]:
     if not (
         isinstance(names, list)
         and 0 < len(names) <= _MAX_MODULES
-        and all(isinstance(name, str) for name in names)
+        and all(isinstance(name, str) and name.isprintable() for name in names)
         and len(set(names)) == len(names)
     ):
         raise AdapterError(
-            f"is {printable(str(names))}, not a list of distinct names", file=path, field="modules"
+            f"is {printable(str(names))}, not a list of distinct printable names",
+            file=path,
+            field="modules",
         )
     return names
 
@@ -158,4 +172,4 @@ def _tensor(file: SafetensorsFile, name: str, dtype: str, count: int) -> NDArray
             file=file.path,
             field=name,
         )
-    return np.array(file.array(name))
+    return file.read(name)

@@ -3,7 +3,8 @@
 With b bits, q is an integer in ``-(2**(b-1) - 1) .. 2**(b-1) - 1`` and stands for ``scale * q``.
 The scale is ``max |c| / (2**(b-1) - 1)``, divided in fp32 and then rounded to nearest even to 16
 significant bits; q is ``c / scale``, divided in fp32 and rounded to nearest even. A scale of 16
-bits makes every ``scale * q`` exact, so that quantising dequantised values changes nothing.
+bits makes every ``scale * q`` exact, so that quantising dequantised values changes nothing. A scale
+that is no normal number, below 2**-126, counts as zero, and so do its coefficients.
 
 Stored is ``q + 2**(b-1)``, b bits each, the lowest bit of the first in the lowest bit of the first
 byte, the last byte padded with zeros.
@@ -16,12 +17,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nola_edge import ops
 from nola_edge.errors import ArgumentError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BITS = (3, 4, 8)
+#: The least normal fp32 number.
+SMALLEST_SCALE = np.float32(2.0**-126)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +78,8 @@ def quantize(values: NDArray[np.float32], bits: int) -> Quantized:
     largest = (1 << (check_bits(bits) - 1)) - 1
     values = np.asarray(values, np.float32)
     scale = round_scale(np.float32(np.abs(values).max(initial=0)) / np.float32(largest))
+    if scale < SMALLEST_SCALE:
+        scale = np.float32(0)
     steps = np.rint(values / (scale if scale > 0 else np.float32(1)))
     integers = np.clip(steps, -largest, largest).astype(np.int16) + (1 << (bits - 1))
     return Quantized(pack_bits(integers, bits), scale)
@@ -90,7 +96,8 @@ def round_scale(scale: np.float32) -> np.float32:
 
 def check_scale(scale: np.float32) -> np.float32:
     """Return a scale that an adapter may hold; refuse any other with a ValueError."""
-    if not (0 <= scale < np.inf) or round_scale(scale) != scale:
+    is_scale = SMALLEST_SCALE <= scale < np.inf and round_scale(scale) == scale
+    if not is_scale and scale.view(np.uint32) != 0:  # the bits: flushed to zero, others compare so
         raise ValueError(f"has a scale of {scale!r}, which no quantised coefficients have")
     return scale
 
@@ -117,8 +124,7 @@ def dequantize(quantized: Quantized, count: int, bits: int) -> NDArray[np.float3
     integers = unpack_bits(quantized.packed, count, bits) - (1 << (bits - 1))
     if (integers == -(1 << (bits - 1))).any():
         raise ValueError("holds the one integer that no coefficient has")
-    with np.errstate(over="ignore"):
-        values = integers.astype(np.float32) * quantized.scale
+    values = ops.scaled(integers.astype(np.float32), float(quantized.scale))
     if not np.isfinite(values).all():
         raise ValueError("holds a coefficient that overflows")
     return values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.errors import printable
 
 
 @click.group("export")
@@ -37,4 +38,4 @@ def lora(adapter: str, base: str, output: str, dtype: str, force: bool, any_base
 
     path = export_lora(adapter, base, output, dtype=dtype, force=force, check_base=not any_base)
     size = sum(file.stat().st_size for file in path.iterdir())
-    click.echo(f"{path}: exact LoRA, {ui.human_bytes(size)}")
+    click.echo(f"{printable(path, 240)}: exact LoRA, {ui.human_bytes(size)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -88,6 +89,9 @@ def main(arguments: list[str] | None = None) -> Any:
     Exit status: 0 done; 1 a negative answer (``verify`` found differences); 2 a refusal, one line
     on stderr; a signal ends the process as that signal does, after cleaning up.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without these signs still gets text
+            stream.reconfigure(errors="replace")
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and stays so
             signal.signal(number, _terminate)
@@ -95,10 +99,10 @@ def main(arguments: list[str] | None = None) -> Any:
         status = cli.main(args=arguments, prog_name="nola-edge", standalone_mode=False)
     except _Terminated as error:
         with contextlib.suppress(OSError):  # the terminal may be gone
-            print("nola-edge: terminated; nothing was kept", file=sys.stderr)
+            print("nola-edge: terminated; nothing incomplete was kept", file=sys.stderr)
         _die_of(error.args[0])
     except (KeyboardInterrupt, click.Abort):
-        print("nola-edge: interrupted; nothing was kept", file=sys.stderr)
+        print("nola-edge: interrupted; nothing incomplete was kept", file=sys.stderr)
         _die_of(signal.SIGINT)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.errors import printable
 
 
 @click.command(
@@ -57,10 +58,13 @@ def command(
     elif not quiet:
         rate = ui.human_bytes(report.nbytes / report.seconds)
         click.echo(
-            f"{report.output}: {report.merged} of {report.tensors} tensors merged, "
+            f"{printable(report.output, 240)}: {report.merged} of {report.tensors} tensors merged, "
             f"{ui.human_bytes(report.nbytes)} in {report.seconds:.2f} s ({rate}/s)"
         )
         if report.replaced or report.added:
             click.echo(f"  whole tensors: {report.replaced} replaced, {report.added} added")
         if report.left_behind:
-            click.echo(f"  not carried over (not merged): {', '.join(report.left_behind)}")
+            names = printable(", ".join(report.left_behind), 500)
+            click.echo(f"  not carried over (not merged): {names}")
+        if not report.base_checked:
+            click.echo("  the base was not checked: the adapter records no fingerprint of it")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.errors import printable
 
 
 @click.command("pack", epilog="Example: nola-edge pack ./my-adapter -o my-adapter.nola")
@@ -26,6 +27,6 @@ def command(adapter: str, output: str, force: bool) -> None:
     size = Path(output).stat().st_size
     each = size / loaded.num_coefficients
     click.echo(
-        f"{output}: {loaded.num_coefficients:,} coefficients for {len(loaded.modules)} modules, "
-        f"{ui.human_bytes(size)}, {each:.2f} bytes each all told"
+        f"{printable(output, 240)}: {loaded.num_coefficients:,} coefficients for "
+        f"{len(loaded.modules)} modules, {ui.human_bytes(size)}, {each:.2f} bytes each all told"
     )

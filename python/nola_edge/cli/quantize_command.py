@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.errors import printable
 
 
 @click.command("quantize", epilog="Example: nola-edge quantize ./my-adapter --bits 4 -o ./small")
@@ -32,7 +33,6 @@ def command(adapter: str, bits: str, output: str, force: bool, as_json: bool) ->
 
     loaded = Adapter.load(adapter)
     rounded = loaded.quantize(int(bits))
-    rounded.path = loaded.path  # refuse to write into what is read
     rounded.save(output, force=force)
     errors = {}
     for factor in ("alpha", "beta"):
@@ -44,7 +44,7 @@ def command(adapter: str, bits: str, output: str, force: bool, as_json: bool) ->
         ui.print_json({"path": output, "bits": int(bits), "bytes": size, "error": errors})
         return
     click.echo(
-        f"{output}: {rounded.num_coefficients:,} coefficients of {bits} bits, "
+        f"{printable(output, 240)}: {rounded.num_coefficients:,} coefficients of {bits} bits, "
         f"{ui.human_bytes(size)}; relative error alpha {errors['alpha']:.2%}, "
         f"beta {errors['beta']:.2%}"
     )

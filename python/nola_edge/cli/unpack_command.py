@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.errors import printable
 
 
 @click.command("unpack", epilog="Example: nola-edge unpack my-adapter.nola -o ./my-adapter")
@@ -17,4 +18,6 @@ def command(packed: str, output: str, force: bool) -> None:
 
     loaded = Adapter.load(packed)
     loaded.save(output, force=force)
-    click.echo(f"{output}: {len(loaded.modules)} modules, seed {loaded.config.seed}")
+    click.echo(
+        f"{printable(output, 240)}: {len(loaded.modules)} modules, seed {loaded.config.seed}"
+    )

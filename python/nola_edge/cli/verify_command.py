@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 
 from nola_edge.cli import output as ui
@@ -62,8 +64,8 @@ def command(
                         "problem": d.problem,
                         "detail": d.detail,
                         "elements": d.elements,
-                        # NaN is no JSON number.
-                        "largest": d.largest if d.largest == d.largest else None,
+                        # NaN and Infinity are no JSON numbers.
+                        "largest": d.largest if math.isfinite(d.largest) else None,
                     }
                     for d in report.differences
                 ],

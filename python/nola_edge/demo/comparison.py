@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.bench.memory import peak_bytes
+from nola_edge.errors import OutputError
 from nola_edge.synthetic import DecoderShape, trained_adapter, write_checkpoint
 
 if TYPE_CHECKING:
@@ -93,7 +94,10 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> DemoResult:
 def _measure(way: str, base: Path, adapter: Path, output: Path) -> dict[str, float]:
     program = [sys.executable, "-m", "nola_edge.demo.comparison"]
     command = [*program, way, str(base), str(adapter), str(output)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["killed"])[-1]
+        raise OutputError(f"the measurement failed: {last}", file=output)
     result: dict[str, float] = json.loads(done.stdout)
     return result
 

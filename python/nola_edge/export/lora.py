@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_edge.adapter import Adapter
-from nola_edge.adapter.files import CONFIG_NAME, PREFIX, WEIGHTS_NAME, write_config, write_tensors
+from nola_edge.adapter.files import (
+    CONFIG_NAME,
+    PREFIX,
+    WEIGHTS_NAME,
+    stored_name,
+    write_config,
+    write_tensors,
+)
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import MERGEABLE, numpy_dtype
 from nola_edge.errors import ArgumentError, NotFiniteError
@@ -75,7 +82,7 @@ def export_lora(
                     raise NotFiniteError(f"{label} is not finite in {dtype}", field=module)
                 tensors[f"{PREFIX}{module}.{label}.weight"] = rounded
         for name, values in loaded.whole_tensors.items():
-            tensors[PREFIX + name] = values
+            tensors[PREFIX + stored_name(name, loaded.modules)] = values
         inputs = [checkpoint.path, *([loaded.path] if loaded.path is not None else [])]
         with AtomicOutput(output, inputs=inputs, force=force, directory=True) as out:
             write_tensors(out.path / WEIGHTS_NAME, tensors)

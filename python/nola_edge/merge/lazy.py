@@ -48,7 +48,11 @@ class MergedCheckpoint(Mapping[str, "NDArray[Any]"]):
         if name not in plan.base.tensors:
             raise KeyError(name)
         file, _ = plan.tensor(name)
+        file.check_unchanged()
         return file.array(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.plan.base.tensors or name in self.plan.added
 
     def __iter__(self) -> Iterator[str]:
         yield from self.plan.base.tensors

@@ -6,6 +6,7 @@ merge, or a whole tensor of an adapter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,13 @@ from nola_edge.adapter.files import is_saved_module
 from nola_edge.adapter.fingerprints import base_fingerprint, shapes_fingerprint
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import MERGEABLE, numpy_dtype
-from nola_edge.errors import AdapterError, ArgumentError, MismatchError, printable
+from nola_edge.errors import (
+    AdapterError,
+    ArgumentError,
+    MismatchError,
+    NotFiniteError,
+    printable,
+)
 from nola_edge.merge.matching import match_modules
 from nola_edge.merge.tied import check_tied
 from nola_edge.merge.update import Term, stored_features
@@ -29,8 +36,8 @@ if TYPE_CHECKING:
     from nola_edge.safetensors_file import SafetensorsFile, TensorInfo
 
 
-#: Of one expanded factor: 0.5 GB, while r = 1024 of the widest layers needs a quarter.
-_MAX_FACTOR_ELEMENTS = 2**27
+#: An expanded factor is at most as large as the weight, or this, 64 MB.
+_MAX_FACTOR_ELEMENTS = 2**24
 _MAX_SCALING = float(np.finfo(np.float32).max)
 
 
@@ -138,6 +145,12 @@ def plan_merge(
         )
         for module, name in names.items():
             _check_weight(plan, adapter, module, name)
+            if name in plan.replaced:
+                raise AdapterError(
+                    "would be merged into, and an adapter before it replaces it as a whole",
+                    file=_location(adapter),
+                    field=name,
+                )
             plan.merges[name] = (*plan.merges.get(name, ()), Term(adapter, module, weight))
         _check_shapes(plan, adapter, names)
         if check_base:
@@ -194,11 +207,10 @@ def _check_weight(plan: MergePlan, adapter: Adapter, module: str, name: str) -> 
             **where,
         )
     rank = adapter.config.r
-    if rank * max(info.shape) > _MAX_FACTOR_ELEMENTS:
+    if rank * max(info.shape) > max(math.prod(info.shape), _MAX_FACTOR_ELEMENTS):
         raise MismatchError(
             f"has shape {list(info.shape)}, with which the rank r = {rank} of "
-            f"{printable(str(_location(adapter)))} makes factors of more than "
-            f"{4 * _MAX_FACTOR_ELEMENTS} bytes",
+            f"{printable(str(_location(adapter)))} makes factors larger than the weight",
             **where,
         )
 
@@ -243,6 +255,8 @@ def _place_whole_tensor(plan: MergePlan, adapter: Adapter, name: str, values: ND
     where: dict[str, Any] = {"file": _location(adapter), "field": name}
     if name in plan.merges or name in plan.replaced or name in plan.added:
         raise AdapterError("the whole tensor is already changed by an adapter here", **where)
+    if not np.isfinite(values.astype(np.float32)).all():
+        raise NotFiniteError("holds an infinite or NaN value", **where)
     if name not in plan.base.tensors:
         plan.added[name] = values
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from nola_edge.adapter.files import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS
 from nola_edge.errors import MismatchError
 from nola_edge.jsonio import loads_object
 from nola_edge.paths import inside
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "config.json"
 _FLAG = "tie_word_embeddings"
-_INPUTS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
-_OUTPUTS = ("lm_head.weight", "embed_out.weight", "output.weight")
 
 
 def check_tied(plan: MergePlan) -> None:
@@ -33,8 +32,10 @@ def check_tied(plan: MergePlan) -> None:
     ------
     MismatchError
     """
-    replaced = [name for name in plan.replaced if name.endswith(_INPUTS)]
-    if not replaced or any(name.endswith(_OUTPUTS) for name in (*plan.base.tensors, *plan.added)):
+    replaced = [name for name in plan.replaced if name.endswith(INPUT_EMBEDDINGS)]
+    if not replaced or any(
+        name.endswith(OUTPUT_EMBEDDINGS) for name in (*plan.base.tensors, *plan.added)
+    ):
         return
     if _is_tied(_config(plan.base)):
         raise MismatchError(
@@ -47,7 +48,7 @@ def check_tied(plan: MergePlan) -> None:
 
 def untied_config(plan: MergePlan) -> bytes | None:
     """Return ``config.json`` without the tie where an adapter adds an output layer, else None."""
-    if not any(name.endswith(_OUTPUTS) for name in plan.added):
+    if not any(name.endswith(OUTPUT_EMBEDDINGS) for name in plan.added):
         return None
     config = _config(plan.base)
     if not _is_tied(config):

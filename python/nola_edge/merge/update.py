@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nola_edge import ops
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -33,9 +35,9 @@ class Term:
     weight: float = 1.0
 
     @property
-    def scaling(self) -> np.float32:
-        """Return fl32(weight * s), the product taken in double."""
-        return np.float32(self.weight * self.adapter.scaling)
+    def scaling(self) -> float:
+        """Return weight * s in double; the core rounds it to float32."""
+        return self.weight * self.adapter.scaling
 
     @property
     def transposed(self) -> bool:
@@ -123,9 +125,9 @@ def make_update(
         else:
             parts.append(adapter.factor_a(module, in_features, num_threads=threads))
     right = np.ascontiguousarray(np.concatenate(parts, axis=0))
-    scaling = float(terms[0].scaling) if len(terms) == 1 else 1.0
+    scaling = terms[0].scaling if len(terms) == 1 else 1.0
     return Update(tuple(terms), (rows, cols), right, scaling)
 
 
 def _scaled(b: NDArray[np.float32], term: Term, terms: Sequence[Term]) -> NDArray[np.float32]:
-    return b if len(terms) == 1 else b * term.scaling
+    return b if len(terms) == 1 else ops.scaled(b, term.scaling)

@@ -235,7 +235,10 @@ def _read(file: SafetensorsFile, begin: int, out: memoryview) -> memoryview:
 
 def _distance(have: NDArray[np.uint8], want: NDArray[np.uint8], dtype: str) -> tuple[int, float]:
     """Return (differing elements, largest absolute difference) of two blocks of bytes."""
-    kind = numpy_dtype(dtype)
+    try:
+        kind = numpy_dtype(dtype)
+    except TypeError:  # elements of less than a byte: their bytes are counted
+        return int((have != want).sum()), float("nan")
     size = kind.itemsize
     differing = (have.reshape(-1, size) != want.reshape(-1, size)).any(axis=1)
     try:

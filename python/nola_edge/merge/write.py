@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_edge.checkpoint import Checkpoint
+from nola_edge.checkpoint import INDEX_NAME, Checkpoint
 from nola_edge.dtypes import safetensors_dtype
 from nola_edge.merge.blocks import Buffers, Workers, block_offset, read_merged, row_blocks
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
@@ -47,6 +47,8 @@ class MergeReport:
     seconds : float
     left_behind : tuple of str
         Weight files in other formats that were not carried over, since they are not merged.
+    base_checked : bool
+        Whether every adapter recorded a fingerprint of its base, and this is that base.
     """
 
     output: Path
@@ -57,6 +59,7 @@ class MergeReport:
     nbytes: int
     seconds: float
     left_behind: tuple[str, ...]
+    base_checked: bool
 
 
 def merge_checkpoint(
@@ -107,6 +110,7 @@ def merge_checkpoint(
     adapters = load_adapters(adapter)
     with Checkpoint.open(Path(base)) as checkpoint:
         plan = plan_merge(checkpoint, adapters, check_base=check_base)
+        companions = checkpoint.companions()
         shards = _plan_shards(plan)
         nbytes = sum(shard.nbytes for shard in shards)
         inputs = [checkpoint.path, *(Path(a.path) for a, _ in adapters if a.path is not None)]
@@ -121,7 +125,7 @@ def merge_checkpoint(
                 target = out.path / shard.name if checkpoint.is_folder else out.path
                 _write_shard(plan, shard, target, num_threads, progress or (lambda _: None))
             if checkpoint.is_folder:
-                _write_companions(plan, shards, out.path)
+                _write_companions(plan, companions, shards, out.path)
             checkpoint.check_unchanged()
         return MergeReport(
             output=Path(output),
@@ -132,6 +136,7 @@ def merge_checkpoint(
             nbytes=nbytes,
             seconds=time.perf_counter() - begin,
             left_behind=tuple(str(path) for path in checkpoint.left_behind()),
+            base_checked=check_base and all(a.config.base_fingerprint for a, _ in adapters),
         )
 
 
@@ -255,11 +260,13 @@ class _ShardWriter:
         self._progress(count)
 
 
-def _write_companions(plan: MergePlan, shards: list[_Shard], folder: Path) -> None:
+def _write_companions(
+    plan: MergePlan, companions: list[Path], shards: list[_Shard], folder: Path
+) -> None:
     """Carry over configuration and tokenizer files, and the index of the shards."""
     base = plan.base
     untied = untied_config(plan)
-    for relative in base.companions():
+    for relative in companions:
         target = folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         if untied is not None and relative == Path(CONFIG_NAME):
@@ -278,4 +285,4 @@ def _write_companions(plan: MergePlan, shards: list[_Shard], folder: Path) -> No
             metadata["total_size"] += sum(values.nbytes for values in plan.added.values())
         index.update(metadata=metadata, weight_map=weight_map)
         data = (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
-    (folder / "model.safetensors.index.json").write_bytes(data)
+    (folder / INDEX_NAME).write_bytes(data)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nola_edge import _core
 from nola_edge.adapter.start import unit_start
 from nola_edge.ops import Basis, stream_id
 from nola_edge.torch import cpu, host, library  # noqa: F401  (cpu, host: register kernels)
@@ -212,5 +213,12 @@ def concatenated(
     if len(terms) == 1:
         return terms[0]
     a = torch.cat([a for a, _, _ in terms])
-    b = torch.cat([b * torch.tensor(s, dtype=torch.float32) for _, b, s in terms], dim=1)
+    b = torch.cat([_scaled(b, s) for _, b, s in terms], dim=1)
     return a, b, 1.0
+
+
+def _scaled(b: torch.Tensor, factor: float) -> torch.Tensor:
+    """Multiply by fl32(factor), whatever floating-point environment torch has set."""
+    values = b.detach().to("cpu", copy=True).contiguous()
+    _core.scale_at(values.data_ptr(), values.numel(), factor)
+    return values.to(b.device)

@@ -14,6 +14,7 @@ two's complement, which :func:`signed_stream` gives.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -171,27 +172,34 @@ class _Expand(torch.autograd.Function):
         return project(grads[0], ctx.num_basis, ctx.source).to(ctx.dtype), None
 
 
+@dataclass(frozen=True)
+class _Held:
+    """A source that functorch takes for one thing, and not for a tree of numbers to map over."""
+
+    source: Source
+
+
 class _ExpandTransformed(torch.autograd.Function):
     """The same in the form that functorch and forward-mode derivatives want; slower to enter."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(coefficients: torch.Tensor, source: Source) -> torch.Tensor:
-        return torch.ops.nola_edge.expand(coefficients, *source)
+    def forward(coefficients: torch.Tensor, held: _Held) -> torch.Tensor:
+        return torch.ops.nola_edge.expand(coefficients, *held.source)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        coefficients, ctx.source = inputs
+        coefficients, ctx.held = inputs
         ctx.num_basis, ctx.dtype = coefficients.shape[0], coefficients.dtype
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return project(grads[0], ctx.num_basis, ctx.source).to(ctx.dtype), None
+        return project(grads[0], ctx.num_basis, ctx.held.source).to(ctx.dtype), None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
-        return expand(tangents[0], ctx.source)
+        return expand(tangents[0], ctx.held.source)
 
 
 class _ProjectTransformed(torch.autograd.Function):
@@ -200,21 +208,21 @@ class _ProjectTransformed(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad: torch.Tensor, num_basis: int, source: Source) -> torch.Tensor:
-        return torch.ops.nola_edge.project(grad, num_basis, *source)
+    def forward(grad: torch.Tensor, num_basis: int, held: _Held) -> torch.Tensor:
+        return torch.ops.nola_edge.project(grad, num_basis, *held.source)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        grad, ctx.num_basis, ctx.source = inputs
+        grad, ctx.num_basis, ctx.held = inputs
         ctx.dtype = grad.dtype
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return expand(grads[0], ctx.source).to(ctx.dtype), None, None
+        return expand(grads[0], ctx.held.source).to(ctx.dtype), None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
-        return project(tangents[0], ctx.num_basis, ctx.source)
+        return project(tangents[0], ctx.num_basis, ctx.held.source)
 
 
 def _is_transformed() -> bool:
@@ -240,7 +248,7 @@ def expand(coefficients: torch.Tensor, source: Source) -> torch.Tensor:
             return _Expand.apply(coefficients, source)
         return _KERNELS[coefficients.device.type][0](coefficients, *source)
     if _is_transformed():
-        return _ExpandTransformed.apply(coefficients, source)
+        return _ExpandTransformed.apply(coefficients, _Held(source))
     return torch.ops.nola_edge.expand(coefficients, *source)
 
 
@@ -249,5 +257,5 @@ def project(grad: torch.Tensor, num_basis: int, source: Source) -> torch.Tensor:
     if is_plain(grad) and not (grad.requires_grad and torch.is_grad_enabled()):
         return _KERNELS[grad.device.type][1](grad, num_basis, *source)
     if _is_transformed():
-        return _ProjectTransformed.apply(grad, num_basis, source)
+        return _ProjectTransformed.apply(grad, num_basis, _Held(source))
     return torch.ops.nola_edge.project(grad, num_basis, *source)

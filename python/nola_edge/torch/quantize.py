@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from nola_edge.adapter.quantize import SMALLEST_SCALE
+
 
 def fake_quantize(coefficients: torch.Tensor, bits: int | None) -> torch.Tensor:
     """Round coefficients to what an adapter stored with so many bits would hold.
@@ -26,6 +28,7 @@ def fake_quantize(coefficients: torch.Tensor, bits: int | None) -> torch.Tensor:
     values = coefficients.detach().to(torch.float32)
     largest = (1 << (bits - 1)) - 1
     scale = _round_scale(values.abs().max() / largest)
+    scale = torch.where(scale < float(SMALLEST_SCALE), torch.zeros_like(scale), scale)
     # All zeros have no scale: any divisor gives zero.
     quantized = torch.round(values / torch.where(scale > 0, scale, torch.ones_like(scale)))
     rounded = quantized.clamp(-largest, largest) * scale

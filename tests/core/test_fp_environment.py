@@ -1,0 +1,135 @@
+"""What the caller did to the floating-point environment changes no bit, and is there afterwards."""
+
+import ctypes
+import platform
+import subprocess
+import threading
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import nola_edge as ne
+from nola_edge import Adapter
+from nola_edge.adapter.quantize import dequantize, quantize
+from tests.conftest import tiny_adapter
+from tests.reference import basis as reference
+from tests.reference import merge as reference_merge
+
+FLUSH, ROUND_UP = 0x8040, 0x4000
+NORMAL = 0x1F80
+
+
+@pytest.fixture(scope="module")
+def control(tmp_path_factory):
+    """The x86 control register of this thread, to get and to set."""
+    if platform.machine() != "x86_64":
+        pytest.skip("sets the x86 control register")
+    folder = tmp_path_factory.mktemp("mxcsr")
+    (folder / "mxcsr.c").write_text(
+        "#include <xmmintrin.h>\n"
+        "unsigned get(void) { return _mm_getcsr(); }\n"
+        "void set(unsigned v) { _mm_setcsr(v); }\n"
+    )
+    library = folder / "mxcsr.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, folder / "mxcsr.c"], check=True)
+    return ctypes.CDLL(library)
+
+
+@pytest.fixture(params=[FLUSH, ROUND_UP], ids=["flush to zero", "round up"])
+def under(request, control):
+    """Run a function on a thread whose environment the caller has changed."""
+
+    def run(work):
+        results = []
+
+        def in_thread():
+            control.set(NORMAL | request.param)
+            try:
+                results.append(work())
+            finally:
+                after = control.get()
+                control.set(NORMAL)
+            results.append(after & 0xFFC0)
+
+        thread = threading.Thread(target=in_thread)
+        thread.start()
+        thread.join()
+        assert results[1] == (NORMAL | request.param) & 0xFFC0
+        return results[0]
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "uniform"])
+def test_expand(isa, kind, under):
+    coefficients = np.float32([1.1e-44, 3e-45, 1e-40, 1e-44])
+    options = {"seed": 9, "stream": 4, "shape": (40, 64), "basis": kind}
+    expected = reference.expand(coefficients, **options)
+    assert (np.abs(expected[expected != 0]) < 1e-38).any()
+    got = under(
+        lambda: [
+            ne.expand(coefficients, num_threads=count, **options).tobytes() for count in (1, 2, 7)
+        ]
+    )
+    assert got == [expected.tobytes()] * 3
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "uniform"])
+def test_project(isa, kind, under):
+    grad = (np.random.default_rng(0).standard_normal((40, 64)) * 1e-39).astype(np.float32)
+    options = {"seed": 9, "stream": 4, "num_basis": 40, "basis": kind}
+    expected = ne.project(grad, **options)
+    assert (expected != 0).all()
+    got = under(lambda: [ne.project(grad, num_threads=n, **options).tobytes() for n in (1, 2, 7)])
+    assert got == [expected.tobytes()] * 3
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_merge(isa, dtype, under):
+    rng = np.random.default_rng(1)
+    tiny = 1e-6 if dtype is np.float16 else 1e-39
+    weight = (rng.standard_normal((30, 50)) * tiny).astype(dtype)
+    b = rng.standard_normal((30, 4)).astype(np.float32)
+    a = (rng.standard_normal((4, 50)) * tiny).astype(np.float32)
+    expected = reference_merge.merge(weight, b, a, 0.3)
+
+    def work():
+        found = []
+        for count in (1, 2, 7):
+            merged = weight.copy()
+            ne.merge_(merged, b, a, 0.3, num_threads=count)
+            found.append(merged.tobytes())
+        return found
+
+    assert under(work) == [expected.tobytes()] * 3
+
+
+def test_several_adapters(tiny, under):
+    """Their scalings are multiplied in beforehand, in the core."""
+    base, adapter = tiny
+    terms = [(adapter, 1e-38), (tiny_adapter(seed=5), 0.7e-38)]
+
+    def work():
+        with ne.open_merged(base, terms, num_threads=2) as tensors:
+            return {name: tensors[name].tobytes() for name in tensors}
+
+    assert under(work) == work()
+
+
+def test_quantised_coefficients(tmp_path, under):
+    values = np.float32([1e-35, -3e-35, 2e-36])
+    quantized = quantize(values, 8)
+    expected = dequantize(quantized, 3, 8)
+    assert (expected != 0).all()
+    assert under(lambda: dequantize(quantized, 3, 8).tobytes()) == expected.tobytes()
+    subnormal = quantize(np.float32([1e-40, -3e-39]), 8)
+    assert subnormal.scale == 0
+    assert (dequantize(subnormal, 2, 8) == 0).all()
+    tiny_adapter().quantize(4).save(tmp_path / "a")
+
+    def work():
+        modules = Adapter.load(tmp_path / "a").modules
+        return {name: (c.alpha.tobytes(), c.beta.tobytes()) for name, c in modules.items()}
+
+    assert under(work) == work()
