@@ -21,6 +21,7 @@ import sys
 import tempfile
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -35,17 +36,49 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 TOKENS = {"vocab_size": 1000, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 4, **TOKENS}
+LLAMA = transformers.LlamaConfig(hidden_size=32, intermediate_size=64, **SMALL)
+BERT = transformers.BertConfig(hidden_size=32, intermediate_size=64, **SMALL)
+ROBERTA = transformers.RobertaConfig(
+    hidden_size=32, intermediate_size=64, max_position_embeddings=130, **SMALL
+)
+#: Class of models -> name, as upstream calls it -> configuration of a small one.
 ARCHITECTURES = {
-    "tiny-random-LlamaForCausalLM": transformers.LlamaConfig(
-        hidden_size=32, intermediate_size=64, **SMALL
-    ),
-    "tiny-random-GPT2LMHeadModel": transformers.GPT2Config(
-        n_embd=32, n_layer=2, n_head=4, **TOKENS
-    ),
-    "tiny-random-OPTForCausalLM": transformers.OPTConfig(
-        hidden_size=32, ffn_dim=64, word_embed_proj_dim=32, **SMALL
-    ),
-}
+    transformers.AutoModelForCausalLM: {
+        "tiny-random-LlamaForCausalLM": LLAMA,
+        "tiny-random-GPT2LMHeadModel": transformers.GPT2Config(
+            n_embd=32, n_layer=2, n_head=4, **TOKENS
+        ),
+        "tiny-random-OPTForCausalLM": transformers.OPTConfig(
+            hidden_size=32, ffn_dim=64, word_embed_proj_dim=32, **SMALL
+        ),
+    },
+    transformers.AutoModelForSequenceClassification: {
+        "tiny-random-BertForSequenceClassification": BERT,
+        "tiny-random-RobertaForSequenceClassification": ROBERTA,
+        "tiny-LlamaForSequenceClassification-3.2": LLAMA,
+    },
+    transformers.AutoModel: {
+        "tiny-random-BertModel": BERT,
+        "tiny-random-RobertaModel": ROBERTA,
+        "tiny-random-DebertaModel": transformers.DebertaConfig(
+            hidden_size=32, intermediate_size=64, **SMALL
+        ),
+        "tiny-random-DebertaV2Model": transformers.DebertaV2Config(
+            hidden_size=32, intermediate_size=64, **SMALL
+        ),
+    },
+    transformers.AutoModelForSeq2SeqLM: {
+        "tiny-random-T5ForConditionalGeneration-calibrated": transformers.T5Config(
+            d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=1000,
+            decoder_start_token_id=0,
+        ),
+        "tiny-random-BartForConditionalGeneration": transformers.BartConfig(
+            d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+            decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64,
+            decoder_start_token_id=2, forced_eos_token_id=3, **TOKENS,
+        ),
+    },
+}  # fmt: skip
 
 
 def load(name: str) -> types.ModuleType:
@@ -62,15 +95,24 @@ def load(name: str) -> types.ModuleType:
     return importlib.import_module(f"peft_tests.{name}")
 
 
-def make_models() -> list[str]:
+def make_models(kind: Any) -> list[str]:
+    """Save models of a class where upstream's names lead to, and return their folders."""
     folder = Path(tempfile.mkdtemp(prefix="nola-edge-peft-suite-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     made = []
-    for name, config in ARCHITECTURES.items():
+    for name, config in ARCHITECTURES[kind].items():
         transformers.set_seed(0)
-        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
+        kind.from_config(config).save_pretrained(folder / name)
         made.append(str(folder / name))
     return made
+
+
+def use_models(module: types.ModuleType, models: str, kind: Any, task: str | None) -> None:
+    """Run a module's tests on our models and our method."""
+    getattr(module, models)[:] = make_models(kind)
+    module.ALL_CONFIGS[:] = [
+        (NolaConfig, {"task_type": task, "target_modules": None, **SMALL_BASIS})
+    ]
 
 
 SMALL_BASIS = {"num_basis_a": 12, "num_basis_b": 9, "r": 3}
@@ -109,11 +151,29 @@ custom.MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES[:] = [
     ),
 ]
 decoder = load("test_decoder_models")
-decoder.PEFT_DECODER_MODELS_TO_TEST[:] = make_models()
+use_models(decoder, "PEFT_DECODER_MODELS_TO_TEST", transformers.AutoModelForCausalLM, "CAUSAL_LM")
 decoder.SMALL_GRID_MODELS[:] = decoder.PEFT_DECODER_MODELS_TO_TEST
-decoder.ALL_CONFIGS[:] = [
-    (NolaConfig, {"task_type": "CAUSAL_LM", "target_modules": None, **SMALL_BASIS})
-]
+classifier = load("test_seq_classifier")
+use_models(
+    classifier,
+    "PEFT_SEQ_CLS_MODELS_TO_TEST",
+    transformers.AutoModelForSequenceClassification,
+    "SEQ_CLS",
+)
+features = load("test_feature_extraction_models")
+use_models(
+    features,
+    "PEFT_FEATURE_EXTRACTION_MODELS_TO_TEST",
+    transformers.AutoModel,
+    "FEATURE_EXTRACTION",
+)
+seq2seq = load("test_encoder_decoder_models")
+use_models(
+    seq2seq,
+    "PEFT_ENCODER_DECODER_MODELS_TO_TEST",
+    transformers.AutoModelForSeq2SeqLM,
+    "SEQ_2_SEQ_LM",
+)
 
 
 class TestCustomModels(custom.TestPeftCustomModel):
@@ -129,6 +189,18 @@ class TestFsdpStateDict(custom.TestPeftFsdpStateDict):
 
 
 class TestDecoderModels(decoder.TestDecoderModels):
+    pass
+
+
+class TestSequenceClassification(classifier.TestSequenceClassificationModels):
+    pass
+
+
+class TestFeatureExtraction(features.TestPeftFeatureExtractionModel):
+    pass
+
+
+class TestEncoderDecoder(seq2seq.TestEncoderDecoderModels):
     pass
 
 

@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from nola_edge.torch.library import Extent
 
 
+#: Whatever the default device is; an object, since a name would be parsed at every call.
+_CPU = torch.device("cpu")
+
+
+def _readable(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor whose memory the core can read; itself where that is so already."""
+    if tensor.dtype is torch.float32 and tensor.is_contiguous():
+        return tensor
+    return tensor.detach().to(torch.float32).contiguous()
+
+
 def expand(
     coefficients: torch.Tensor,
     seed: int,
@@ -29,9 +40,9 @@ def expand(
 ) -> torch.Tensor:
     """Return g * sum_i coefficients[i] * basis_i of the slice, float32."""
     check_coefficients(coefficients)
-    values = coefficients.detach().to(torch.float32).contiguous()
+    values = _readable(coefficients)
     size = (max(0, rows[1] - rows[0]), max(0, cols[1] - cols[0]))
-    out = torch.empty(size, dtype=torch.float32, device="cpu")
+    out = torch.empty(size, dtype=torch.float32, device=_CPU)
     _core.expand_at(
         values.data_ptr(),
         values.numel(),
@@ -59,8 +70,8 @@ def project(
 ) -> torch.Tensor:
     """Return the gradient's products with each basis matrix, float32."""
     check_grad(grad, rows, cols)
-    values = grad.detach().to(torch.float32).contiguous()
-    out = torch.empty((num_basis,), dtype=torch.float32, device="cpu")
+    values = _readable(grad)
+    out = torch.empty((num_basis,), dtype=torch.float32, device=_CPU)
     _core.project_at(
         values.data_ptr(),
         num_basis,
