@@ -5,7 +5,7 @@ the sentences alone, and fine-tuned to write the sentence for `name : NAME ; are
 
     python examples/training/decoder.py --data E2E_FOLDER --method "NOLA 1/4" --save adapter
 
-The same on two processes, each with half of every batch (once the first run has made the cache):
+The same on two processes, each with batches of its own (once the first run has made the cache):
 
     torchrun --nproc-per-node 2 examples/training/decoder.py --data E2E_FOLDER --save adapter
     accelerate launch --cpu --num_processes 2 examples/training/decoder.py --data E2E_FOLDER
