@@ -170,3 +170,21 @@ def test_copies_ranges(tmp_path, monkeypatch, kernel):
     os.close(source)
     os.close(target)
     assert (tmp_path / "b").read_bytes() == bytes(100) + data[5:2_500_005]
+
+
+def test_force_follows_no_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "there")
+    before = snapshot(tmp_path)
+    with pytest.raises(OutputError, match="is a symbolic link"):
+        write(tmp_path / "out", force=True)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("directory", [True, False])
+def test_force_does_not_turn_a_file_into_a_folder(tmp_path, directory):
+    write(tmp_path / "out", directory=not directory)
+    before = snapshot(tmp_path)
+    with pytest.raises(OutputError, match=r"is a (file|folder) already"):
+        write(tmp_path / "out", directory=directory, force=True)
+    assert snapshot(tmp_path) == before

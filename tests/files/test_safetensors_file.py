@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 
 from nola_edge.errors import ChangedError, FormatError
-from nola_edge.safetensors_file import SafetensorsFile
+from nola_edge.safetensors_file import MAX_HEADER_BYTES, SafetensorsFile
 from tests.conftest import snapshot, write_safetensors
 
 
@@ -189,3 +189,13 @@ def _replaced(path):
     write_safetensors(other, {"a": np.zeros(4, np.float32)})
     other.replace(path)
     return file
+
+
+def test_a_header_above_the_formats_limit(tmp_path):
+    """The file is large enough for it, without taking the disk."""
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.write((MAX_HEADER_BYTES + 1).to_bytes(8, "little") + b"{")
+        file.truncate(MAX_HEADER_BYTES + 100)
+    with pytest.raises(FormatError, match=f"header claims {MAX_HEADER_BYTES + 1} bytes"):
+        SafetensorsFile.open(path)

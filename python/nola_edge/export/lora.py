@@ -77,7 +77,8 @@ def export_lora(
             module = terms[0].module
             a, b = loaded.factors(module, out_features, in_features)
             for label, values in (("lora_A", a), ("lora_B", b)):
-                rounded = values.astype(numpy_dtype(dtype))
+                with np.errstate(over="ignore"):  # said below, and better
+                    rounded = values.astype(numpy_dtype(dtype))
                 if not np.isfinite(rounded.astype(np.float32)).all():
                     raise NotFiniteError(f"{label} is not finite in {dtype}", field=module)
                 tensors[f"{PREFIX}{module}.{label}.weight"] = rounded

@@ -1,0 +1,247 @@
+"""What cannot be merged is refused, and nothing has changed then."""
+
+import os
+
+import numpy as np
+import pytest
+
+import nola_edge as ne
+from nola_edge import Adapter, NolaEdgeError
+from nola_edge.errors import (
+    AdapterError,
+    ArgumentError,
+    ChangedError,
+    NotFiniteError,
+)
+from nola_edge.safetensors_file import SafetensorsFile
+from nola_edge.synthetic import trained_adapter
+from tests.conftest import (
+    load_all,
+    snapshot,
+    tiny_adapter,
+    write_safetensors,
+    write_sharded,
+)
+from tests.merge.checks import refused
+
+F = np.float32
+
+
+@pytest.mark.parametrize(
+    ("adapters", "message"),
+    [
+        (("{adapter}", 0.5), "adapter: 0.5 is no Adapter and no path"),
+        ([("{adapter}", "0.5")], "weight: '0.5' is not a number"),
+        ([("{adapter}", True)], "weight: True is not a number"),
+        ([("{adapter}", float("nan"))], "weight: nan times"),
+        ([None], "adapter: None is no Adapter and no path"),
+        ([], "adapter: at least one adapter is needed"),
+    ],
+)
+def test_what_is_no_adapter_or_no_weight(tiny, tmp_path, adapters, message):
+    def named(item):
+        return str(tiny[1]) if item == "{adapter}" else item
+
+    given = [tuple(map(named, i)) if isinstance(i, tuple) else named(i) for i in adapters]
+    refused(tiny, tmp_path, message, tuple(given), error=ArgumentError)
+
+
+def test_memory_for_a_rank_that_does_not_fit(tmp_path):
+    """A rank multiplies what a small file asks for."""
+    write_safetensors(tmp_path / "base", {"m.weight": np.zeros((1, 2**18), np.float16)})
+    adapter = trained_adapter({"m": (1, 2**18)}, r=2**16, num_basis=1, seed=1)
+    refused((tmp_path / "base", adapter), tmp_path, "factors larger than the weight")
+
+
+def test_a_base_that_changes_meanwhile(tiny, tmp_path):
+    base, adapter = tiny
+    shard = base / "model-00001-of-00003.safetensors"
+    index = base / "model.safetensors.index.json"
+    for path in (shard, index):
+        data = path.read_bytes()
+
+        def touch(_, path=path, data=data):
+            path.write_bytes(data.replace(b"total_size", b"total_sizf"))
+            os.utime(path, ns=(1, 1))
+
+        with pytest.raises(ChangedError, match=path.name):
+            ne.merge_checkpoint(base, adapter, tmp_path / "out", progress=touch)
+        path.write_bytes(data)
+        assert {p.name for p in tmp_path.iterdir()} == {"base", "adapter"}
+    with ne.open_merged(base, adapter) as tensors:
+        assert tensors["norm.weight"].all()
+        touched = base / "model-00003-of-00003.safetensors"
+        os.utime(touched, ns=(1, 1))
+        with pytest.raises(ChangedError):
+            tensors["norm.weight"]
+
+
+def test_a_module_absent_from_the_base(tiny, tmp_path):
+    adapter = tiny_adapter()
+    extra = {**adapter.modules, "layers.2.q": adapter.modules["layers.1.q"]}
+    refused(tiny, tmp_path, "nearest tensors: layers.", Adapter(adapter.config, extra))
+
+
+def test_an_ambiguous_prefix(tmp_path):
+    weights = {f"{p}.q.weight": np.ones((24, 40), F) for p in ("vision", "text")}
+    write_safetensors(tmp_path / "b.safetensors", weights)
+    adapter = tiny_adapter()
+    one = Adapter(adapter.config, {"q": adapter.modules["layers.0.q"]})
+    output = tmp_path / "o.safetensors"
+    refused((tmp_path / "b.safetensors", one), tmp_path, "more than one way", output=output)
+
+
+def change_tensor(base, name, change):
+    tensors = load_all(base)
+    tensors[name] = change(tensors[name])
+    for file in base.glob("model*"):
+        file.unlink()
+    write_sharded(base, tensors, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.reshape(-1), "needs a matrix"),
+        (lambda v: v.reshape(2, 12, 40), "needs a matrix"),
+        (lambda v: v.astype(np.int8), "dtype I8, which cannot be merged"),
+        (lambda v: v.astype(np.float64), "dtype F64, which cannot be merged"),
+        (lambda v: v[:3, :3].copy(), "modules of other shapes than these"),
+    ],
+)
+def test_a_target_of_another_form(tiny, tmp_path, change, message):
+    change_tensor(tiny[0], "layers.0.q.weight", change)
+    refused(tiny, tmp_path, message)
+
+
+def test_the_wrong_base_or_merging_twice(tiny, tmp_path):
+    adapter = tiny_adapter(base=tiny[0])
+    ne.merge_checkpoint(tiny[0], adapter, tmp_path / "once")
+    twice = (tmp_path / "once", adapter)
+    refused(twice, tmp_path, "was made for a base with fingerprint")
+    ne.merge_checkpoint(*twice, tmp_path / "twice", check_base=False)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_base_that_is_not_finite(tiny, tmp_path, value):
+    def poison(weight):
+        weight = weight.copy()
+        weight[3, 5] = value
+        return weight
+
+    change_tensor(tiny[0], "layers.0.v.weight", poison)
+    refused(tiny, tmp_path, "layers.0.v.weight: a merged weight", error=NotFiniteError)
+
+
+def test_an_overflowing_merge(tiny, tmp_path):
+    adapter = tiny_adapter()
+    loud = {m: (c.alpha * F(1e25), c.beta * F(1e25)) for m, c in adapter.modules.items()}
+    refused(tiny, tmp_path, "infinite or NaN", adapter.replace(loud), error=NotFiniteError)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e39])
+def test_a_weight_that_is_not_finite(tiny, tmp_path, weight):
+    refused(tiny, tmp_path, "no finite float32", [(tiny[1], weight)], error=NolaEdgeError)
+
+
+@pytest.mark.parametrize("place", ["base/out", "base", "adapter/out", "adapter", "out", "no/out"])
+def test_where_an_output_cannot_be(tiny, tmp_path, place):
+    (tmp_path / "out").mkdir()
+    refused(tiny, tmp_path, "", error=NolaEdgeError, output=tmp_path / place)
+
+
+def test_open_merged_notices_a_base_that_changes(tiny):
+    base, adapter = tiny
+    with ne.open_merged(base, adapter) as lazy:
+        file = next(base.glob("model-00001*"))
+        file.write_bytes(file.read_bytes())
+        with pytest.raises(NolaEdgeError, match="changed while"):
+            lazy["layers.0.q.weight"]
+
+
+def test_a_link_to_a_folder_is_not_dropped(tiny, tmp_path):
+    (tiny[0] / "linked").symlink_to(tiny[0] / "sub")
+    refused(tiny, tmp_path, "is a link to a folder", error=NolaEdgeError)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_nothing_is_written_into_or_around_an_adapter(tiny, tmp_path, force):
+    folder = tmp_path / "adapters"
+    folder.mkdir()
+    tiny_adapter().save(folder / "one")
+    (folder / "notes.safetensors").write_text("notes")
+    loaded = Adapter.load(folder / "one")
+    before = snapshot(tmp_path)
+    for adapter in (loaded, loaded.quantize(8)):
+        for target in (folder, folder / "one" / "inside"):
+            for write in (adapter.save, adapter.pack):
+                with pytest.raises(NolaEdgeError):
+                    write(target, force=force)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("base/model.safetensors.index.json", "credible size"),
+        ("adapter/adapter_config.json", "too large for a configuration"),
+    ],
+)
+def test_json_of_an_absurd_size(tiny, tmp_path, name, message):
+    with (tmp_path / name).open("ab") as file:
+        file.truncate(200_000_000)
+    before = {path: path.stat().st_size for path in tmp_path.rglob("*")}
+    with pytest.raises(NolaEdgeError, match=message):
+        ne.merge_checkpoint(*tiny, tmp_path / "out")
+    assert {path: path.stat().st_size for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("which", ["merged", "base"])
+def test_verify_notices_a_change(tiny, tmp_path, which):
+    ne.merge_checkpoint(*tiny, tmp_path / "merged")
+    folder = tiny[0] if which == "base" else tmp_path / "merged"
+    with pytest.raises(ChangedError):
+        ne.verify_checkpoint(
+            tmp_path / "merged",
+            *tiny,
+            progress=lambda _: os.utime(folder / "model-00001-of-00003.safetensors", ns=(1, 1)),
+        )
+
+
+def test_an_adapter_that_changes_while_it_is_read(tiny, monkeypatch):
+    read = SafetensorsFile.read
+
+    def touch(file, name):
+        os.utime(file.path, ns=(1, 1))
+        return read(file, name)
+
+    monkeypatch.setattr(SafetensorsFile, "read", touch)
+    with pytest.raises(ChangedError):
+        Adapter.load(tiny[1])
+
+
+def test_an_adapter_that_becomes_shorter(tiny, monkeypatch):
+    """An error, where reading a mapping would end the process."""
+    read = SafetensorsFile.read
+
+    def shorten(file, name):
+        os.truncate(file.path, len(file.header_bytes))
+        return read(file, name)
+
+    monkeypatch.setattr(SafetensorsFile, "read", shorten)
+    with pytest.raises(ChangedError, match="became shorter"):
+        Adapter.load(tiny[1])
+
+
+def test_an_exported_lora_is_finite(tiny, tmp_path):
+    adapter = tiny_adapter()
+    huge = {name: (np.full(10, 1e6, F), c.beta) for name, c in adapter.modules.items()}
+    before = snapshot(tmp_path)
+    with pytest.raises(NotFiniteError, match="lora_A is not finite in F16"):
+        ne.export_lora(adapter.replace(huge), tiny[0], tmp_path / "lora", dtype="F16")
+    assert snapshot(tmp_path) == before
+
+
+def test_only_modules_that_are_there_are_replaced(tiny):
+    with pytest.raises(AdapterError, match="is no module of the adapter"):
+        tiny_adapter().replace({"absent": (np.ones(10, F), np.ones(10, F))})

@@ -1,0 +1,154 @@
+"""Tensors that an adapter brings whole: saved modules, embeddings, biases."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import nola_edge as ne
+from nola_edge import Adapter, NolaEdgeError
+from nola_edge.errors import (
+    AdapterError,
+    NotFiniteError,
+)
+from tests.conftest import (
+    load_all,
+    tiny_adapter,
+    write_safetensors,
+)
+from tests.merge.checks import merged, refused
+
+F = np.float32
+
+
+def tied(tiny, tmp_path, whole, config):
+    """A base whose output layer is its embedding, and an adapter that brings whole tensors."""
+    tensors = {**load_all(tiny[0]), "model.embed_tokens.weight": np.ones((5, 4), F)}
+    base = tmp_path / "tied"
+    base.mkdir()
+    write_safetensors(base / "model.safetensors", tensors)
+    (base / "config.json").write_text(json.dumps(config))
+    adapter = tiny_adapter()
+    saved = tuple(name.removesuffix(".weight") for name in whole)
+    recorded = dataclasses.replace(adapter.config, modules_to_save=saved)
+    return base, Adapter(recorded, adapter.modules, whole)
+
+
+def whole_of(name, values, seed=2):
+    """An adapter that brings a tensor whole, besides its coefficients for another module."""
+    adapter = tiny_adapter(seed=seed)
+    kept = {"layers.0.v": adapter.modules["layers.0.v"]}
+    module = name.removesuffix(".weight")
+    config = dataclasses.replace(adapter.config, modules_to_save=(module,))
+    return Adapter(config, kept, {name: values})
+
+
+def test_modules_to_save_replace_and_add(tiny, tmp_path):
+    base, _ = tiny
+    adapter = tiny_adapter()
+    config = dataclasses.replace(adapter.config, modules_to_save=("norm", "classifier"))
+    whole = {
+        "norm.weight": np.full(40, 2.5, F),
+        "classifier.weight": np.ones((3, 40), F),
+        "classifier.bias": np.zeros(3, F),
+    }
+    Adapter(config, adapter.modules, whole).save(tmp_path / "whole")
+    got = merged(base, tmp_path / "whole", tmp_path)
+    assert (got["norm.weight"] == 2.5).all()
+    assert got["classifier.weight"].shape == (3, 40)
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"]["classifier.bias"] == "model-00003-of-00003.safetensors"
+    with ne.open_merged(base, tmp_path / "whole") as lazy:
+        assert {n: v.tobytes() for n, v in lazy.items()} == {n: v.tobytes() for n, v in got.items()}
+
+
+@pytest.mark.parametrize(
+    "config", [{"tie_word_embeddings": True}, {"architectures": ["GPT2LMHeadModel"]}]
+)
+def test_a_tied_embedding_is_not_replaced_for_the_output_too(tiny, tmp_path, config):
+    whole = {"model.embed_tokens.weight": np.zeros((5, 4), F)}
+    refused(tied(tiny, tmp_path, whole, config), tmp_path, "is tied to the output layer")
+
+
+def test_an_untied_embedding_is_replaced(tiny, tmp_path):
+    whole = {"model.embed_tokens.weight": np.zeros((5, 4), F)}
+    merged(*tied(tiny, tmp_path, whole, {"tie_word_embeddings": False}), tmp_path)
+
+
+def test_a_new_output_layer_is_no_longer_tied(tiny, tmp_path):
+    whole = {"lm_head.weight": np.zeros((5, 4), F)}
+    config = {"model_type": "tiny", "tie_word_embeddings": True}
+    base, adapter = tied(tiny, tmp_path, whole, config)
+    assert (merged(base, adapter, tmp_path)["lm_head.weight"] == 0).all()
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written == {"model_type": "tiny", "tie_word_embeddings": False}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_weight_is_replaced_or_merged_and_not_both(tiny, tmp_path, order):
+    both = [whole_of("layers.1.q.weight", np.zeros((24, 40), F)), tiny_adapter()]
+    refused(tiny, tmp_path, "layers.1.q.weight", both[::order], error=AdapterError)
+
+
+def test_a_whole_tensor_too_large_for_the_base(tiny, tmp_path):
+    adapter = whole_of("layers.1.q.weight", np.full((24, 40), 3.4e38, F))
+    refused(tiny, tmp_path, "not finite in the base's dtype BF16", adapter)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_whole_tensor_that_is_not_finite(tiny, tmp_path, value):
+    values = np.full((24, 40), value, F)
+    for name in ("layers.1.q.weight", "classifier.weight"):
+        refused(tiny, tmp_path, "infinite or NaN", whole_of(name, values), error=NotFiniteError)
+
+
+def test_no_tensor_is_called_metadata(tiny, tmp_path):
+    adapter = whole_of("__metadata__", np.ones(3, F))
+    refused(tiny, tmp_path, "__metadata__", adapter, error=NolaEdgeError)
+    adapter.save(tmp_path / "saved")
+    refused(tiny, tmp_path, "__metadata__", tmp_path / "saved", error=AdapterError)
+
+
+def test_two_adapters_with_the_same_whole_tensor(tiny, tmp_path):
+    adapter = tiny_adapter()
+    config = dataclasses.replace(adapter.config, modules_to_save=("norm",))
+    one = Adapter(config, adapter.modules, {"norm.weight": np.ones(40, F)})
+    refused(tiny, tmp_path, "already changed", [one, one], error=NolaEdgeError)
+
+
+def test_a_whole_tensor_of_another_shape(tiny, tmp_path):
+    adapter = tiny_adapter()
+    config = dataclasses.replace(adapter.config, modules_to_save=("norm",))
+    one = Adapter(config, adapter.modules, {"norm.weight": np.ones(41, F)})
+    refused(tiny, tmp_path, "has shape [41]", one)
+
+
+def test_trained_biases_reach_peft_through_every_file(tiny, tmp_path):
+    """PEFT names the bias of an adapted layer by the layer that it wrapped."""
+    adapter = tiny_adapter()
+    config = dataclasses.replace(adapter.config, bias="all")
+    whole = {"layers.0.q.bias": np.ones(24, F)}
+    trained = Adapter(config, adapter.modules, whole)
+    trained.save(tmp_path / "saved")
+    ne.export_lora(trained, tiny[0], tmp_path / "lora")
+    trained.pack(tmp_path / "one.nola")
+    Adapter.load(tmp_path / "one.nola").save(tmp_path / "unpacked")
+    for folder in ("saved", "lora", "unpacked"):
+        names = load_all(tmp_path / folder / "adapter_model.safetensors")
+        assert "base_model.model.layers.0.q.base_layer.bias" in names
+    loaded = Adapter.load(tmp_path / "saved")
+    assert set(loaded.whole_tensors) == {"layers.0.q.bias"}
+    expected = merged(tiny[0], trained, tmp_path)["layers.0.q.bias"]
+    assert (expected == 1).all()
+
+
+def test_the_same_bias_under_two_names(tiny, tmp_path):
+    adapter = tiny_adapter()
+    config = dataclasses.replace(adapter.config, bias="all")
+    Adapter(config, adapter.modules, {"layers.0.q.bias": np.ones(24, F)}).save(tmp_path / "a")
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    tensors = load_all(path)
+    tensors["base_model.model.layers.0.q.bias"] = np.zeros(24, F)
+    write_safetensors(path, tensors)
+    refused(tiny, tmp_path, "is there as layers.0.q.bias too", tmp_path / "a", error=AdapterError)
