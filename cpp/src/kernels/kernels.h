@@ -33,7 +33,8 @@ struct StripeRange {
 };
 
 struct KernelSet {
-    // out: range.count * 64 floats. tables: draws * 8 tables of 16 floats, the signed sums of four bases.
+    // out: range.count * 64 floats. tables: draws * 8 tables of 16 floats, the signed sums of four
+    // bases.
     void (*expand_rademacher)(const Generator&, StripeRange range, const float* tables,
                               std::uint32_t draws, float* out);
     // coefficients: draws * 2 floats, gain included, the last padded with zero.
