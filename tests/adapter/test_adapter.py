@@ -248,3 +248,10 @@ def test_neither_folder_nor_hub(tmp_path, monkeypatch):
     for location in (tmp_path / "absent", "./absent", "somebody/absent"):
         with pytest.raises(NolaEdgeError, match="does not exist"):
             Adapter.load(location)
+
+
+def test_create_compares_shapes_with_the_base(tiny):
+    options = {"r": 2, "num_basis_a": 3, "num_basis_b": 3, "seed": 0, "lora_alpha": 1.0}
+    Adapter.create({"layers.0.q": (24, 40)}, base=tiny[0], **options)
+    with pytest.raises(NolaEdgeError, match="modules of other shapes"):
+        Adapter.create({"layers.0.q": (40, 24)}, base=tiny[0], **options)

@@ -157,7 +157,7 @@ class Adapter:
         AdapterError
             If a field is out of range.
         MismatchError
-            If `base` lacks a module.
+            If `base` lacks a module, or has it in another shape.
         """
         for module, shape in modules.items():
             _check_shape(module, shape)
@@ -180,6 +180,11 @@ class Adapter:
             fresh[module] = Coefficients(alpha, np.zeros(num_basis_b, np.float32))
         adapter = cls(config, fresh)
         if base is not None:
+            from nola_edge.checkpoint import Checkpoint
+            from nola_edge.merge.plan import plan_merge
+
+            with Checkpoint.open(base) as checkpoint:
+                plan_merge(checkpoint, ((adapter, 1.0),))
             found = checkpoint_fingerprint(base, modules)
             adapter = cls(dataclasses.replace(config, base_fingerprint=found), fresh)
         return adapter
