@@ -232,25 +232,41 @@ def draw(tables: dict[str, list[Row]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     colours = {"full": "#555555", "LoRA": "#d55e00", "NOLA": "#0072b2"}
-    figure, axes = plt.subplots(1, len(tables), figsize=(4.2 * len(tables), 3.8), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(tables), figsize=(3.9 * len(tables), 3.8), squeeze=False, layout="constrained"
+    )
     for axis, (task, rows) in zip(axes[0], tables.items(), strict=True):
         measure = TASKS[task].measures[0]
         for row in rows:
             plain = "," not in row.method
+            kind, _, size = row.method.partition(" ")
             mean, deviation = (SHOWN[measure][0] * v for v in row.values[measure])
             axis.errorbar(
-                row.parameters, mean, yerr=deviation, fmt="o" if plain else "x",
-                color=colours[row.method.split()[0]], alpha=1 if plain else 0.45, capsize=2,
-                markersize=6 if plain else 5,
+                row.parameters, mean, yerr=deviation if plain else None, fmt="o" if plain else "x",
+                color=colours[kind], alpha=1 if plain else 0.5, capsize=2, markersize=6,
             )  # fmt: skip
             if plain:
                 axis.annotate(
-                    row.method, (row.parameters, mean), xytext=(5, 5),
-                    textcoords="offset points", fontsize=7,
+                    "" if kind == "full" else size, (row.parameters, mean), xytext=(6, 4),
+                    textcoords="offset points", fontsize=8, color=colours[kind],
                 )  # fmt: skip
-        axis.set(xscale="log", xlabel="trained parameters", ylabel=measure, title=task)
+        axis.set(
+            xscale="log", xlabel="trained parameters", title=task,
+            ylabel=measure + (", %" if measure == "accuracy" else ""),
+        )  # fmt: skip
+        axis.margins(x=0.15)
         axis.grid(alpha=0.25)
-    figure.tight_layout()
+    labels = {
+        "full fine-tuning": ("o", colours["full"]),
+        "LoRA": ("o", colours["LoRA"]),
+        "NOLA, with a part of LoRA r = 1's parameters": ("o", colours["NOLA"]),
+        "variants of NOLA 1/4": ("x", colours["NOLA"]),
+    }
+    marks = [
+        mpl.lines.Line2D([], [], marker=marker, color=colour, linestyle="", label=label)
+        for label, (marker, colour) in labels.items()
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.savefig(path, dpi=140)
 
 
