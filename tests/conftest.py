@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -128,6 +129,12 @@ def tiny(tmp_path) -> tuple[Path, Path]:
 
 def tiny_adapter(**options) -> Adapter:
     return trained_adapter(MODULES, **{"r": 4, "num_basis": 10, "seed": 11, **options})
+
+
+def default_signals() -> None:
+    """For a child process: a shell in the background has it ignore what it would be sent here."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def snapshot(folder: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ISAS, load_all, snapshot
+from tests.conftest import ISAS, default_signals, load_all, snapshot
 
 
 def run(*arguments, **environment):
@@ -192,7 +192,12 @@ def test_without_stderr(tiny, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_demo_keeps_nothing(tmp_path, number):
     command = [sys.executable, "-m", "nola_edge", "demo", "--keep", str(tmp_path / "kept")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=default_signals,
+    )
     for line in process.stdout:
         if b"merging" in line:
             break

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import nola_edge as ne
-from tests.conftest import load_all, snapshot, tiny_adapter, write_safetensors
+from tests.conftest import default_signals, load_all, snapshot, tiny_adapter, write_safetensors
 
 pytestmark = [
     pytest.mark.kill,
@@ -47,6 +47,7 @@ class Merge:
             env={**os.environ, "LD_PRELOAD": str(self.library), **variables},
             capture_output=True,
             text=True,
+            preexec_fn=default_signals,
         )  # fmt: skip
 
     def calls(self, **fault):
