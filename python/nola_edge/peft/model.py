@@ -104,9 +104,9 @@ class NolaModel(BaseTuner):
             for name in adapter_names or layer.active_adapters:
                 if name in layer.nola_factors and not layer.is_finite(name):
                     raise ValueError(
-                        "NaNs detected in the coefficients of "
-                        f"{layer.nola_factors[name].module!r}. The adapter {name} seems to be "
-                        "broken: its training diverged."
+                        f"NaNs detected in the merged weights. The adapter {name} seems to be "
+                        "broken: its training diverged, and the coefficients of "
+                        f"{layer.nola_factors[name].module!r} are not finite."
                     )
 
     def _check_injected(self, model: nn.Module, adapter_name: str) -> None:
