@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "nola/basis.h"
+#include "nola/merge.h"
 
 namespace nola::bindings {
 
@@ -31,6 +32,13 @@ inline BasisStream make_stream(std::string_view basis, std::uint64_t seed, std::
 
 inline Window make_window(Extent rows, Extent cols) {
     return {rows.first, rows.second, cols.first, cols.second};
+}
+
+// A scaling as the specification rounds it; a caster would round as the caller's environment says.
+inline float float32_of(double value) {
+    float rounded = 1.0F;
+    scale(&rounded, 1, value);
+    return rounded;
 }
 
 // expand, project and merge on addresses instead of arrays, for tensors of other frameworks.

@@ -117,7 +117,7 @@ bool overlaps(const py::array& a, const py::array& b) {
     return a_begin < b_begin + b.nbytes() && b_begin < a_begin + a.nbytes();
 }
 
-bool merge(py::array& weight, const py::array& lora_b, const py::array& lora_a, float scaling,
+bool merge(py::array& weight, const py::array& lora_b, const py::array& lora_a, double scaling,
            int num_threads) {
     const nola::ElementType type = element_type(weight);
     if (weight.ndim() != 2) {
@@ -133,7 +133,7 @@ bool merge(py::array& weight, const py::array& lora_b, const py::array& lora_a, 
     update.b = float_data(lora_b, "lora_b", 2);
     update.a = float_data(lora_a, "lora_a", 2);
     update.rank = extent(lora_a, 0);
-    update.scaling = scaling;
+    update.scaling = nola::bindings::float32_of(scaling);
     if (extent(lora_b, 0) != extent(weight, 0) || extent(lora_b, 1) != update.rank) {
         throw py::value_error("lora_b: must be (" + std::to_string(weight.shape(0)) + ", " +
                               std::to_string(update.rank) +

@@ -54,13 +54,13 @@ ElementType element_type(std::string_view dtype) {
 }
 
 bool merge_at(std::uintptr_t weight, std::string_view dtype, Extent shape, std::uintptr_t lora_b,
-              std::uintptr_t lora_a, std::size_t rank, float scaling, int num_threads) {
+              std::uintptr_t lora_a, std::size_t rank, double scaling, int num_threads) {
     const ElementType type = element_type(dtype);
     LowRank update;
     update.b = at<const float>(lora_b);
     update.a = at<const float>(lora_a);
     update.rank = rank;
-    update.scaling = scaling;
+    update.scaling = float32_of(scaling);
     const py::gil_scoped_release release;
     return merge(at<void>(weight), type, shape.first, shape.second, update, num_threads);
 }

@@ -18,6 +18,8 @@ from tests.reference import merge as reference_merge
 
 FLUSH, ROUND_UP = 0x8040, 0x4000
 NORMAL = 0x1F80
+#: Lies above its nearest fp32 number, so that rounding up would show.
+SCALING = 0.7
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +94,13 @@ def test_merge(isa, dtype, under):
     weight = (rng.standard_normal((30, 50)) * tiny).astype(dtype)
     b = rng.standard_normal((30, 4)).astype(np.float32)
     a = (rng.standard_normal((4, 50)) * tiny).astype(np.float32)
-    expected = reference_merge.merge(weight, b, a, 0.3)
+    expected = reference_merge.merge(weight, b, a, SCALING)
 
     def work():
         found = []
         for count in (1, 2, 7):
             merged = weight.copy()
-            ne.merge_(merged, b, a, 0.3, num_threads=count)
+            ne.merge_(merged, b, a, SCALING, num_threads=count)
             found.append(merged.tobytes())
         return found
 
@@ -108,7 +110,7 @@ def test_merge(isa, dtype, under):
 def test_several_adapters(tiny, under):
     """Their scalings are multiplied in beforehand, in the core."""
     base, adapter = tiny
-    terms = [(adapter, 1e-38), (tiny_adapter(seed=5), 0.7e-38)]
+    terms = [(adapter, 1e-38), (tiny_adapter(seed=5), SCALING)]
 
     def work():
         with ne.open_merged(base, terms, num_threads=2) as tensors:

@@ -25,8 +25,8 @@ from nola_edge.adapter.files import (
     write_tensors,
 )
 from nola_edge.adapter.fingerprints import (
+    base_fingerprint,
     basis_fingerprint,
-    checkpoint_fingerprint,
     modules_fingerprint,
     shapes_fingerprint,
 )
@@ -184,8 +184,9 @@ class Adapter:
             from nola_edge.merge.plan import plan_merge
 
             with Checkpoint.open(base) as checkpoint:
-                plan_merge(checkpoint, ((adapter, 1.0),))
-            found = checkpoint_fingerprint(base, modules)
+                plan = plan_merge(checkpoint, ((adapter, 1.0),))
+                targets = [(t[0].module, *plan.tensor(name)) for name, t in plan.merges.items()]
+                found = base_fingerprint(targets)
             adapter = cls(dataclasses.replace(config, base_fingerprint=found), fresh)
         return adapter
 

@@ -36,7 +36,7 @@ INPUT_EMBEDDINGS = (
     "word_embeddings.weight",
     "embed_in.weight",
 )
-OUTPUT_EMBEDDINGS = ("lm_head.weight", "embed_out.weight", "output.weight")
+OUTPUT_EMBEDDINGS = ("lm_head.weight", "embed_out.weight")
 EMBEDDINGS = INPUT_EMBEDDINGS + OUTPUT_EMBEDDINGS
 _MAX_CONFIG_BYTES = 10_000_000
 

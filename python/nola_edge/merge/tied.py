@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "config.json"
 _FLAG = "tie_word_embeddings"
+_LANGUAGE_MODELS = ("LM", "LMHeadModel", "ForConditionalGeneration")
 
 
 def check_tied(plan: MergePlan) -> None:
@@ -66,5 +67,5 @@ def _config(base: Checkpoint) -> dict[str, Any]:
 def _is_tied(config: dict[str, Any]) -> bool:
     """Tell whether a configuration ties; language models do where nothing is said."""
     architectures = config.get("architectures") or []
-    generative = any("LM" in str(name) for name in architectures)
+    generative = any(str(name).endswith(_LANGUAGE_MODELS) for name in architectures)
     return bool(config.get(_FLAG, generative))
