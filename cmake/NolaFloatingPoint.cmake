@@ -3,4 +3,5 @@
 add_library(nola_floating_point INTERFACE)
 target_compile_options(
   nola_floating_point
-  INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off -fno-fast-math -fno-lto>)
+  INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off -fno-fast-math -fno-lto>
+            $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false -ftz=false -Xcompiler=-ffp-contract=off>)

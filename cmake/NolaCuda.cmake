@@ -1,0 +1,94 @@
+# The CUDA kernels: whether they are built, and for which devices.
+#
+# NOLA_CUDA=AUTO builds them where a CUDA compiler works and goes on without them elsewhere; ON
+# insists; OFF never looks. Nothing else depends on them: they end up in a Python module of their
+# own. NOLA_CUDA_ARCHITECTURES takes CMake's notation (90, 90-real) or native; by default it is machine
+# code for every device from compute capability 7.5 on that the compiler knows, and PTX of the
+# newest for those to come.
+#
+# Sets NOLA_CUDA_FOUND and NOLA_CUDA_TARGETS (what the kernels are built for); defines the target nola_cuda_plan, which is plain C++, and nola_cuda.
+
+set(NOLA_CUDA AUTO CACHE STRING "Build the CUDA kernels: AUTO, ON or OFF")
+set_property(CACHE NOLA_CUDA PROPERTY STRINGS AUTO ON OFF)
+set(NOLA_CUDA_ARCHITECTURES "" CACHE STRING "CUDA architectures; empty: all from 7.5 on, and PTX")
+
+string(TOUPPER "${NOLA_CUDA}" _nola_cuda)
+if(NOT _nola_cuda MATCHES "^(AUTO|ON|OFF|TRUE|FALSE|1|0)$")
+  message(FATAL_ERROR "NOLA_CUDA is ${NOLA_CUDA}; use AUTO, ON or OFF")
+endif()
+
+add_library(nola_cuda_plan STATIC EXCLUDE_FROM_ALL cpp/src/cuda/plan.cpp)
+set_target_properties(nola_cuda_plan PROPERTIES POSITION_INDEPENDENT_CODE ON)
+target_include_directories(nola_cuda_plan PRIVATE cpp/src)
+target_link_libraries(nola_cuda_plan PUBLIC nola_edge PRIVATE nola_floating_point nola_warnings)
+
+set(NOLA_CUDA_FOUND OFF)
+if(_nola_cuda STREQUAL "AUTO" AND NOT CMAKE_CROSSCOMPILING)
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    set(NOLA_CUDA_FOUND ON)
+  else()
+    message(STATUS "nola-edge: no working CUDA compiler, building without CUDA kernels")
+  endif()
+elseif(_nola_cuda MATCHES "^(ON|TRUE|1)$")
+  set(NOLA_CUDA_FOUND ON)
+endif()
+
+if(NOLA_CUDA_FOUND)
+  enable_language(CUDA)
+  find_package(CUDAToolkit REQUIRED)
+  # The first that knows compute capability 9.0, and grid constants.
+  if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 11.8)
+    set(_nola_old "CUDA ${CMAKE_CUDA_COMPILER_VERSION} is older than 11.8")
+    if(_nola_cuda STREQUAL "AUTO")
+      message(STATUS "nola-edge: ${_nola_old}, building without CUDA kernels")
+      set(NOLA_CUDA_FOUND OFF)
+    else()
+      message(FATAL_ERROR "nola-edge: ${_nola_old}")
+    endif()
+  endif()
+endif()
+if(NOT NOLA_CUDA_FOUND)
+  return()
+endif()
+
+function(nola_known_architectures result)
+  execute_process(
+    COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-code
+    OUTPUT_VARIABLE listed COMMAND_ERROR_IS_FATAL ANY)
+  string(REGEX MATCHALL "sm_[0-9]+" listed "${listed}")
+  string(REPLACE "sm_" "" numbers "${listed}")
+  list(REMOVE_DUPLICATES numbers)
+  list(SORT numbers COMPARE NATURAL)
+  set(known "")
+  foreach(number IN LISTS numbers)
+    if(number GREATER_EQUAL 75)
+      list(APPEND known ${number}-real)
+      set(newest ${number})
+    endif()
+  endforeach()
+  set(${result} ${known} ${newest}-virtual PARENT_SCOPE)
+endfunction()
+
+if(NOLA_CUDA_ARCHITECTURES STREQUAL "native")
+  set(NOLA_CUDA_TARGETS ${CMAKE_CUDA_ARCHITECTURES_NATIVE})
+  if(NOT NOLA_CUDA_TARGETS MATCHES "^[0-9]")
+    message(FATAL_ERROR "NOLA_CUDA_ARCHITECTURES is native, and no CUDA device was found here")
+  endif()
+elseif(NOLA_CUDA_ARCHITECTURES)
+  set(NOLA_CUDA_TARGETS ${NOLA_CUDA_ARCHITECTURES})
+else()
+  nola_known_architectures(NOLA_CUDA_TARGETS)
+endif()
+message(STATUS "nola-edge: CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${NOLA_CUDA_TARGETS}")
+
+add_library(nola_cuda STATIC cpp/src/cuda/expand.cu cpp/src/cuda/merge.cu
+                             cpp/src/cuda/project.cu)
+set_target_properties(
+  nola_cuda PROPERTIES CUDA_ARCHITECTURES "${NOLA_CUDA_TARGETS}" CUDA_STANDARD 17
+                       CUDA_STANDARD_REQUIRED ON POSITION_INDEPENDENT_CODE ON)
+target_include_directories(nola_cuda PRIVATE cpp/src)
+target_link_libraries(
+  nola_cuda PUBLIC nola_cuda_plan nola_edge CUDA::cudart_static PRIVATE nola_floating_point
+                                                                        nola_warnings)
