@@ -34,6 +34,26 @@ inline Window make_window(Extent rows, Extent cols) {
     return {rows.first, rows.second, cols.first, cols.second};
 }
 
+// By name, since numpy and torch spell their types alike.
+inline ElementType element_type_from_name(const char* argument, std::string_view dtype) {
+    if (dtype == "float32") {
+        return ElementType::kFloat32;
+    }
+    if (dtype == "float16") {
+        return ElementType::kFloat16;
+    }
+    if (dtype == "bfloat16") {
+        return ElementType::kBFloat16;
+    }
+    throw pybind11::type_error(std::string(argument) +
+                               ": must be float32, float16 or bfloat16, got " + std::string(dtype));
+}
+
+template <class T>
+T* at(std::uintptr_t address) {
+    return reinterpret_cast<T*>(address);  // NOLINT(performance-no-int-to-ptr)
+}
+
 // A scaling as the specification rounds it; a caster would round as the caller's environment says.
 inline float float32_of(double value) {
     float rounded = 1.0F;

@@ -17,11 +17,6 @@ namespace nola::bindings {
 namespace py = pybind11;
 namespace {
 
-template <class T>
-T* at(std::uintptr_t address) {
-    return reinterpret_cast<T*>(address);  // NOLINT(performance-no-int-to-ptr)
-}
-
 void expand_at(std::uintptr_t coefficients, std::size_t num_basis, std::uint64_t seed,
                std::uint64_t stream, Extent shape, std::string_view basis, Extent rows, Extent cols,
                std::uintptr_t out, int num_threads) {
@@ -40,22 +35,9 @@ void project_at(std::uintptr_t grad, std::size_t num_basis, std::uint64_t seed,
             at<float>(out), num_basis, num_threads);
 }
 
-ElementType element_type(std::string_view dtype) {
-    if (dtype == "float32") {
-        return ElementType::kFloat32;
-    }
-    if (dtype == "float16") {
-        return ElementType::kFloat16;
-    }
-    if (dtype == "bfloat16") {
-        return ElementType::kBFloat16;
-    }
-    throw py::type_error("weight: must be float32, float16 or bfloat16, got " + std::string(dtype));
-}
-
 bool merge_at(std::uintptr_t weight, std::string_view dtype, Extent shape, std::uintptr_t lora_b,
               std::uintptr_t lora_a, std::size_t rank, double scaling, int num_threads) {
-    const ElementType type = element_type(dtype);
+    const ElementType type = element_type_from_name("weight", dtype);
     LowRank update;
     update.b = at<const float>(lora_b);
     update.a = at<const float>(lora_a);

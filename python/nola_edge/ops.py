@@ -254,13 +254,20 @@ def build_info() -> dict[str, Any]:
     -------
     dict
         ``version``, ``compiler``, ``isas`` (compiled in), ``supported_isas`` (this processor),
-        ``active_isa``, ``openmp`` (bool), ``cuda_architectures`` (empty: none).
+        ``active_isa``, ``openmp`` (bool), ``cuda_compiler`` (None: built without CUDA),
+        ``cuda_architectures`` (compute capabilities with machine code, times ten).
 
     Raises
     ------
     ValueError
         If ``NOLA_EDGE_ISA`` names an instruction set that is unknown or not available here.
     """
+    try:
+        from nola_edge import _cuda
+    except ModuleNotFoundError:
+        cuda_compiler, cuda_architectures = None, []
+    else:
+        cuda_compiler, cuda_architectures = _cuda.compiler, _cuda.architectures
     return {
         "version": _core.__version__,
         "compiler": _core.compiler,
@@ -268,5 +275,6 @@ def build_info() -> dict[str, Any]:
         "supported_isas": _core.supported_isas(),
         "active_isa": _core.active_isa(),
         "openmp": _core.openmp,
-        "cuda_architectures": [],
+        "cuda_compiler": cuda_compiler,
+        "cuda_architectures": cuda_architectures,
     }

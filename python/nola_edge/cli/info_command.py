@@ -30,5 +30,5 @@ def command(as_json: bool) -> None:
         ui.print_json(info)
         return
     for name, value in info.items():
-        shown = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
-        click.echo(f"{name.replace('_', ' '):20} {shown}")
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        click.echo(f"{name.replace('_', ' '):20} {'none' if shown in (None, '') else shown}")

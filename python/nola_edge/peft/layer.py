@@ -145,6 +145,17 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
         a, b = self._caches[adapter].get(factors, *self.coefficients(adapter), dtype)
         return nola_delta(x, a, b, self.nola_scaling[adapter], shard)
 
+    def factor_requests(self) -> list[Any]:
+        """Say which factors the next forward pass wants; see ``expand_together``."""
+        is_split = hasattr(self.get_base_layer().weight, "device_mesh")
+        if self.disable_adapters or self.merged or is_split:
+            return []
+        return [
+            (self._caches[name], self.nola_factors[name], *self.coefficients(name))
+            for name in self.active_adapters
+            if name in self.nola_alpha
+        ]
+
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """Return ``s B A`` of an adapter, in the layout and dtype of the base weight.
 

@@ -1,9 +1,10 @@
 """Training with torch: operators, a layer, and merging into a model in memory.
 
-``library.py`` declares the operators, ``cpu.py`` gives them CPU kernels, and ``host.py`` serves
-other devices through them; ``factors.py`` makes A and B of a layer from its coefficients;
-``functional.py`` and ``linear.py`` are for one's own training loop, ``nola_edge.peft`` for PEFT's;
-``sharding.py`` splits layers over processes; ``merge.py`` merges into models in memory.
+``library.py`` declares the operators, ``cpu.py`` and ``cuda.py`` give them kernels, and ``host.py``
+serves other devices through the CPU's; ``factors.py`` makes A and B of a layer from its
+coefficients, ``together.py`` those of a whole model at once; ``functional.py`` and ``linear.py``
+are for one's own training loop, ``nola_edge.peft`` for PEFT's; ``sharding.py`` splits layers over
+processes; ``merge.py`` merges into models in memory.
 """
 
 from nola_edge.torch.factors import Factors, fresh_coefficients
@@ -11,11 +12,13 @@ from nola_edge.torch.functional import expand, nola_delta, nola_linear, project
 from nola_edge.torch.linear import NolaLinear, to_adapter
 from nola_edge.torch.merge import merge_, merge_factors_, merge_low_rank_
 from nola_edge.torch.quantize import fake_quantize
+from nola_edge.torch.together import expand_together
 
 __all__ = [
     "Factors",
     "NolaLinear",
     "expand",
+    "expand_together",
     "fake_quantize",
     "fresh_coefficients",
     "merge_",

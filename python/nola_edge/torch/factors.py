@@ -11,7 +11,9 @@ import torch
 from nola_edge import _core
 from nola_edge.adapter.start import unit_start
 from nola_edge.ops import Basis, stream_id
-from nola_edge.torch import cpu, host, library  # noqa: F401  (cpu, host: register kernels)
+
+# cpu, cuda, host register kernels; host after those that have their own
+from nola_edge.torch import cpu, cuda, host, library  # noqa: F401
 from nola_edge.torch.library import signed_stream
 from nola_edge.torch.sharding import WHOLE, Shard
 
@@ -68,19 +70,27 @@ class Factors:
         """Return the same factors where another part of them is held."""
         return self if shard == self.shard else dataclasses.replace(self, shard=shard)
 
-    def a(self, alpha: torch.Tensor) -> torch.Tensor:
-        """Return this process's columns of A, (r, in) float32."""
+    @property
+    def a_source(self) -> library.Source:
+        """Return which matrix this process's columns of A are, as the operators take it."""
         shape = (self.r, self.in_features)
         cols = self.shard.cols or (0, self.in_features)
-        source = (self.seed, self._streams[0], self.basis, shape, (0, self.r), cols)
-        return library.expand(self.shard.share_alpha(alpha), source)
+        return self.seed, self._streams[0], self.basis, shape, (0, self.r), cols
+
+    @property
+    def b_source(self) -> library.Source:
+        """Return which matrix this process's rows of B are, as the operators take it."""
+        shape = (self.out_features, self.r)
+        rows = self.shard.rows or (0, self.out_features)
+        return self.seed, self._streams[1], self.basis, shape, rows, (0, self.r)
+
+    def a(self, alpha: torch.Tensor) -> torch.Tensor:
+        """Return this process's columns of A, (r, in) float32."""
+        return library.expand(self.shard.share_alpha(alpha), self.a_source)
 
     def b(self, beta: torch.Tensor) -> torch.Tensor:
         """Return this process's rows of B, (out, r) float32."""
-        shape = (self.out_features, self.r)
-        rows = self.shard.rows or (0, self.out_features)
-        source = (self.seed, self._streams[1], self.basis, shape, rows, (0, self.r))
-        return library.expand(self.shard.share_beta(beta), source)
+        return library.expand(self.shard.share_beta(beta), self.b_source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,15 +116,26 @@ class _Kept:
 
 
 class FactorCache:
-    """Keeps A and B of frozen coefficients.
+    """Keeps A and B of frozen coefficients, or takes those that were made for a whole model.
 
     The coefficients themselves are compared, not their version counters, which writes through
-    ``.data`` leave alone: a few hundred numbers cost less than what a stale factor would.
+    ``.data`` leave alone: a few hundred numbers cost less than what a stale factor would. On a
+    device with kernels of its own that comparison would wait for the device, and cost more than
+    expanding: nothing is kept there.
     """
 
     def __init__(self) -> None:
         # One reference to an immutable whole: threads that share a layer never see a part of it.
         self._kept: _Kept | None = None
+        self._offered: tuple[Factors, torch.Tensor, torch.Tensor] | None = None
+
+    def offer(self, factors: Factors, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Hand over A and B, to be taken until they are withdrawn (``together.py``)."""
+        self._offered = factors, a, b
+
+    def withdraw(self) -> None:
+        """Forget what was offered."""
+        self._offered = None
 
     def get(
         self, factors: Factors, alpha: torch.Tensor, beta: torch.Tensor, dtype: torch.dtype
@@ -135,8 +156,12 @@ class FactorCache:
         A : (r, in)
         B : (out, r)
         """
+        offered = self._offered
+        if offered is not None and offered[0] == factors:
+            return offered[1].to(dtype), offered[2].to(dtype)
         training = torch.is_grad_enabled() and (alpha.requires_grad or beta.requires_grad)
-        if training or not (library.is_plain(alpha) and library.is_plain(beta)):
+        keepable = all(library.is_plain(c) and c.device.type == "cpu" for c in (alpha, beta))
+        if training or not keepable:
             if training and not torch.compiler.is_compiling():
                 self._kept = None
             return factors.a(alpha).to(dtype), factors.b(beta).to(dtype)
@@ -219,6 +244,8 @@ def concatenated(
 
 def _scaled(b: torch.Tensor, factor: float) -> torch.Tensor:
     """Multiply by fl32(factor), whatever floating-point environment torch has set."""
+    if b.device.type == "cuda":  # where there is no such environment
+        return b.detach() * torch.tensor(factor, dtype=torch.float32, device=b.device)
     values = b.detach().to("cpu", copy=True).contiguous()
     _core.scale_at(values.data_ptr(), values.numel(), factor)
     return values.to(b.device)

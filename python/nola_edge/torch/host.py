@@ -6,6 +6,8 @@ and columns for each layer, and gradients the other way.
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,8 +19,20 @@ from nola_edge.torch.library import has_kernels, register_kernels
 DEVICES = ("cuda", "mps", "xpu")
 
 
+@cache
+def _warn_of_cuda() -> None:
+    warnings.warn(
+        "nola-edge was installed without its CUDA kernels: the factors of layers on the GPU are "
+        "expanded on the CPU, with the same bits and slower. Install it again where nvcc is on the "
+        "PATH: pip install --force-reinstall --no-deps -C cmake.define.NOLA_CUDA=ON nola-edge",
+        stacklevel=2,
+    )
+
+
 def expand(coefficients: torch.Tensor, *source: Any) -> torch.Tensor:
     """Expand on the host; the result is on the device of the coefficients."""
+    if coefficients.device.type == "cuda":
+        _warn_of_cuda()
     return cpu.expand(coefficients.cpu(), *source).to(coefficients.device)
 
 

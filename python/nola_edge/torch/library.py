@@ -1,8 +1,8 @@
 """The operators ``nola_edge::expand`` and ``nola_edge::project``: schema, shapes, gradients.
 
-Nothing here knows a device. ``cpu.py`` registers the kernels for CPU tensors; another device adds
-its own file beside it. Both operators are linear and each is the other's adjoint, so each is the
-other's backward and every higher derivative exists.
+Nothing here knows a device. ``cpu.py`` registers the kernels for CPU tensors, ``cuda.py`` those for
+CUDA tensors; another device adds its own file beside them. Both operators are linear and each is
+the other's adjoint, so each is the other's backward and every higher derivative exists.
 
 torch's dispatcher enters Python twice for an operator written in Python, which costs more than a
 small expansion. :func:`expand` and :func:`project` therefore call a plain tensor's kernel directly,
@@ -76,6 +76,38 @@ def register_kernels(
     _KERNELS[device] = expand, project
     LIBRARY.impl("expand", expand, device.upper())
     LIBRARY.impl("project", project, device.upper())
+
+
+_GROUP_KERNELS: dict[str, tuple[Callable[..., list[torch.Tensor]], ...]] = {}
+
+
+def register_group_kernels(
+    device: str,
+    expand_group: Callable[..., list[torch.Tensor]],
+    project_group: Callable[..., list[torch.Tensor]],
+) -> None:
+    """Give a type of device kernels that serve many matrices of one seed and basis at once."""
+    _GROUP_KERNELS[device] = expand_group, project_group
+
+
+def expand_group(
+    coefficients: Sequence[torch.Tensor], sources: Sequence[Source]
+) -> list[torch.Tensor]:
+    """Expand matrices of one device, seed and basis together; plain tensors, no gradients."""
+    device = coefficients[0].device.type
+    if device in _GROUP_KERNELS:
+        return _GROUP_KERNELS[device][0](coefficients, sources)
+    return [_KERNELS[device][0](c, *s) for c, s in zip(coefficients, sources, strict=True)]
+
+
+def project_group(
+    grads: Sequence[torch.Tensor], num_basis: Sequence[int], sources: Sequence[Source]
+) -> list[torch.Tensor]:
+    """Project gradients likewise, by the shortest way that torch's state allows."""
+    device = grads[0].device.type
+    if device in _GROUP_KERNELS and all(is_plain(g) and not _is_traced(g) for g in grads):
+        return _GROUP_KERNELS[device][1](grads, num_basis, sources)
+    return [project(g, k, s) for g, k, s in zip(grads, num_basis, sources, strict=True)]
 
 
 def has_kernels(device: str) -> bool:
@@ -241,10 +273,14 @@ def is_plain(tensor: torch.Tensor) -> bool:
     )
 
 
+def _is_traced(tensor: torch.Tensor) -> bool:
+    return tensor.requires_grad and torch.is_grad_enabled()
+
+
 def expand(coefficients: torch.Tensor, source: Source) -> torch.Tensor:
     """Call ``nola_edge::expand`` by the shortest way."""
     if is_plain(coefficients):
-        if coefficients.requires_grad and torch.is_grad_enabled():
+        if _is_traced(coefficients):
             return _Expand.apply(coefficients, source)
         return _KERNELS[coefficients.device.type][0](coefficients, *source)
     if _is_transformed():
@@ -254,7 +290,7 @@ def expand(coefficients: torch.Tensor, source: Source) -> torch.Tensor:
 
 def project(grad: torch.Tensor, num_basis: int, source: Source) -> torch.Tensor:
     """Call ``nola_edge::project`` by the shortest way."""
-    if is_plain(grad) and not (grad.requires_grad and torch.is_grad_enabled()):
+    if is_plain(grad) and not _is_traced(grad):
         return _KERNELS[grad.device.type][1](grad, num_basis, *source)
     if _is_transformed():
         return _ProjectTransformed.apply(grad, num_basis, _Held(source))

@@ -132,6 +132,12 @@ class NolaLinear(nn.Module):
         alpha = trained_alpha(self.alpha, self.start)
         return fake_quantize(alpha, bits), fake_quantize(self.beta, bits)
 
+    def factor_requests(self) -> list[Any]:
+        """Say which factors the next forward pass wants; see :func:`expand_together`."""
+        if self.merged or hasattr(self.base_layer.weight, "device_mesh"):
+            return []
+        return [(self._cache, self.factors, *self.coefficients())]
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer to x (..., in); the result is (..., out), of the base layer's dtype."""
         result: torch.Tensor = self.base_layer(x)

@@ -9,8 +9,10 @@ import torch
 
 from nola_edge import _core
 from nola_edge.errors import AdapterError, MismatchError, NotFiniteError
+from nola_edge.torch import cuda
 from nola_edge.torch.factors import Factors, concatenated
 from nola_edge.torch.sharding import Shard, local_window, whole_tensor
+from nola_edge.torch.together import expand_group
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,18 +47,36 @@ def merge_factors_(
         If a coefficient is infinite or NaN, on every process alike; the weight was not changed. If
         a merged element is; the weight then holds it.
     """
+    local, parts = _prepared(weight, terms, transposed)
+    a, b, scaling = concatenated([(f.a(alpha), f.b(beta), s) for f, alpha, beta, s in parts])
+    merge_low_rank_(local, *_sides(a, b, transposed), scaling)
+
+
+def _prepared(
+    weight: torch.Tensor, terms: Sequence[Term], transposed: bool
+) -> tuple[torch.Tensor, list[Term]]:
+    """Return this process's part of a weight, and the terms for it, on the weight's device.
+
+    Raises
+    ------
+    NotFiniteError
+        If a coefficient is infinite or NaN.
+    """
     rows, cols = local_window(weight)
     local = weight.to_local() if hasattr(weight, "to_local") else weight
     shard = Shard(rows=cols, cols=rows) if transposed else Shard(rows=rows, cols=cols)
-    updates = []
+    parts: list[Term] = []
     for factors, *coefficients, scaling in terms:
         alpha, beta = map(whole_tensor, coefficients)
         if not (alpha.isfinite().all() and beta.isfinite().all()):
             raise NotFiniteError("has coefficients that are not finite", field=factors.module)
-        part = factors.on(shard)
-        updates.append((part.a(alpha), part.b(beta), scaling))
-    a, b, scaling = concatenated(updates)
-    merge_low_rank_(local, *((a.T, b.T) if transposed else (b, a)), scaling)
+        parts.append((factors.on(shard), alpha.to(local.device), beta.to(local.device), scaling))
+    return local, parts
+
+
+def _sides(a: torch.Tensor, b: torch.Tensor, transposed: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the left and the right factor of the update of a weight."""
+    return (a.T, b.T) if transposed else (b, a)
 
 
 def merge_low_rank_(
@@ -67,22 +87,26 @@ def merge_low_rank_(
     Parameters
     ----------
     weight : (m, n) float32, float16 or bfloat16
-        On the CPU; any strides, though contiguous rows save a copy.
+        On any device; any strides, though contiguous rows save a copy.
     left : (m, r) float32
     right : (r, n) float32
+        On the weight's device.
     scaling : float
 
     Raises
     ------
     TypeError, ValueError
-        If the weight is not such a matrix; nothing was changed.
+        If the weight is not such a matrix, or the factors do not fit it; nothing was changed.
     NotFiniteError
-        If a merged element is infinite or NaN; the weight then holds it.
+        If a factor is infinite or NaN, and nothing was changed, or if a merged element is; the
+        weight then holds it.
     """
-    if weight.dtype not in _MERGEABLE:
-        raise TypeError(f"weight: must be float32, float16 or bfloat16, got {weight.dtype}")
-    if weight.dim() != 2:
-        raise ValueError(f"weight: must have 2 dimensions, got {tuple(weight.shape)}")
+    _check_merge(weight, left, right)
+    if weight.device.type == "cuda" and cuda.is_built():
+        if not (left.isfinite().all() & right.isfinite().all()):
+            raise NotFiniteError("a factor is infinite or NaN; the weight was not changed")
+        _merge_on_cuda([(weight, left, right, scaling)])
+        return
     if weight.device.type != "cpu":
         # The same operations on the host: the bits are those of every other device.
         host = weight.cpu()
@@ -105,6 +129,108 @@ def merge_low_rank_(
         weight.copy_(target)
     if not finite:
         raise NotFiniteError("a merged weight is infinite or NaN", field="weight")
+
+
+def _check_merge(weight: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    if weight.dtype not in _MERGEABLE:
+        raise TypeError(f"weight: must be float32, float16 or bfloat16, got {weight.dtype}")
+    if weight.dim() != 2:
+        raise ValueError(f"weight: must have 2 dimensions, got {tuple(weight.shape)}")
+    for name, factor in (("left", left), ("right", right)):
+        if factor.dtype != torch.float32:
+            raise TypeError(f"{name}: must be float32, got {factor.dtype}")
+        if factor.device != weight.device:
+            raise ValueError(f"{name}: is on {factor.device}, the weight on {weight.device}")
+    rank = right.shape[0] if right.dim() == 2 else 0
+    if left.shape != (weight.shape[0], rank) or right.shape != (rank, weight.shape[1]):
+        raise ValueError(
+            f"left, right: have shapes {tuple(left.shape)} and {tuple(right.shape)}, which do not "
+            f"make {tuple(weight.shape)}"
+        )
+
+
+def _merge_on_cuda(
+    updates: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]],
+) -> None:
+    """Merge (weight, left, right, scaling) on one device; waits for it once, to see the outcome.
+
+    Raises
+    ------
+    NotFiniteError
+        If a merged element is infinite or NaN, as any is that a factor of the kind has touched.
+    """
+    not_finite = torch.zeros((), dtype=torch.int32, device=updates[0][0].device)
+    targets = [weight if _has_whole_rows(weight) else weight.contiguous() for weight, *_ in updates]
+    cuda.merge_group(
+        [(t, t, left, right, s) for t, (_, left, right, s) in zip(targets, updates, strict=True)],
+        not_finite,
+    )
+    for target, (weight, *_) in zip(targets, updates, strict=True):
+        if target is not weight:
+            weight.copy_(target)
+    if not_finite:
+        raise NotFiniteError("a merged weight is infinite or NaN", field="weight")
+
+
+def _has_whole_rows(weight: torch.Tensor) -> bool:
+    return weight.stride(1) == 1 and weight.stride(0) >= weight.shape[1]
+
+
+@torch.no_grad()
+def merge_many_(updates: Sequence[tuple[torch.Tensor, Sequence[Term], bool]]) -> None:
+    """Merge adapters into many weights; on a CUDA device in a few launches.
+
+    Parameters
+    ----------
+    updates : sequence of (weight, terms, transposed)
+        As :func:`merge_factors_` takes them.
+
+    Raises
+    ------
+    NotFiniteError
+        If a coefficient is infinite or NaN; weights on a CPU may have been changed before, others
+        not. If a merged element is; weights then hold it.
+    """
+    on_device: dict[torch.device, list[Any]] = {}
+    for weight, terms, transposed in updates:
+        if weight.device.type == "cuda" and cuda.is_built():
+            prepared = (*_prepared(weight, terms, transposed), transposed)
+            on_device.setdefault(weight.device, []).append(prepared)
+        else:
+            merge_factors_(weight, terms, transposed=transposed)
+    for prepared_updates in on_device.values():
+        for batch in _batches(prepared_updates):
+            _merge_batch(batch)
+
+
+def _batches(updates: Sequence[Any]) -> list[list[Any]]:
+    """Cut a list of updates where their factors would take too much memory."""
+    batches: list[list[Any]] = [[]]
+    size = 0
+    for local, parts, transposed in updates:
+        needed = sum(4 * f.r * sum(local.shape) for f, *_ in parts)
+        if batches[-1] and size + needed > cuda.FACTOR_BYTES:
+            batches.append([])
+            size = 0
+        batches[-1].append((local, parts, transposed))
+        size += needed
+    return batches
+
+
+def _merge_batch(batch: Sequence[Any]) -> None:
+    terms = [term for _, parts, _ in batch for term in parts]
+    matrices = expand_group(
+        [c for _, alpha, beta, _ in terms for c in (alpha, beta)],
+        [source for factors, *_ in terms for source in (factors.a_source, factors.b_source)],
+    )
+    expanded = iter(
+        (matrices[2 * i], matrices[2 * i + 1], scaling) for i, (*_, scaling) in enumerate(terms)
+    )
+    updates = []
+    for local, parts, transposed in batch:
+        a, b, scaling = concatenated([next(expanded) for _ in parts])
+        updates.append((local, *_sides(a, b, transposed), scaling))
+    _merge_on_cuda(updates)
 
 
 @torch.no_grad()
@@ -189,6 +315,5 @@ def merge_(model: nn.Module, adapter: Any) -> list[str]:
                 file=name_of_model,
                 field="shapes_fingerprint",
             )
-    for name, parts in terms.items():
-        merge_factors_(parameters[name].data, parts, transposed=transposed[name])
+    merge_many_([(parameters[name].data, parts, transposed[name]) for name, parts in terms.items()])
     return list(terms)

@@ -1,0 +1,85 @@
+"""The CUDA kernels, where they were built; addresses are those of device memory."""
+
+from collections.abc import Sequence
+
+_Extent = tuple[int, int]
+#: stream, num_basis, shape, rows, cols, and two addresses
+_Task = tuple[int, int, _Extent, _Extent, _Extent, int, int]
+
+compiler: str
+architectures: list[int]
+
+def expand_at(
+    coefficients: int,
+    num_basis: int,
+    seed: int,
+    stream: int,
+    shape: tuple[int, int],
+    basis: str,
+    rows: tuple[int, int],
+    cols: tuple[int, int],
+    out: int,
+    dtype: str,
+    device: int,
+    queue: int,
+) -> None: ...
+def project_workspace(
+    num_basis: int,
+    shape: tuple[int, int],
+    basis: str,
+    rows: tuple[int, int],
+    cols: tuple[int, int],
+) -> int: ...
+def project_at(
+    grad: int,
+    dtype: str,
+    num_basis: int,
+    seed: int,
+    stream: int,
+    shape: tuple[int, int],
+    basis: str,
+    rows: tuple[int, int],
+    cols: tuple[int, int],
+    out: int,
+    workspace: int,
+    device: int,
+    queue: int,
+) -> None: ...
+def merge_at(
+    base: int,
+    out: int,
+    dtype: str,
+    shape: tuple[int, int],
+    stride: int,
+    lora_b: int,
+    lora_a: int,
+    a_stride: int,
+    rank: int,
+    scaling: float,
+    not_finite: int,
+    device: int,
+    queue: int,
+) -> None: ...
+def plan_expand(basis: str, tasks: Sequence[_Task]) -> bytes: ...
+def expand_group(
+    basis: str, seed: int, dtype: str, table: bytes, on_device: int, device: int, queue: int
+) -> None: ...
+def plan_project(basis: str, tasks: Sequence[_Task]) -> tuple[bytes, int]: ...
+def project_group(
+    basis: str,
+    seed: int,
+    dtype: str,
+    table: bytes,
+    on_device: int,
+    workspace: int,
+    device: int,
+    queue: int,
+) -> None: ...
+def plan_merge(
+    dtype: str,
+    # base, out, shape, stride, lora_b, lora_a, a_stride, rank, scaling
+    tasks: Sequence[tuple[int, int, _Extent, int, int, int, int, int, float]],
+) -> bytes: ...
+def merge_group(
+    dtype: str, table: bytes, on_device: int, not_finite: int, device: int, queue: int
+) -> None: ...

@@ -1,0 +1,142 @@
+"""Expand the factors of a whole model at once.
+
+A layer expands its own factors when it needs them: two small launches forward and two backward for
+each layer, which on a GPU cost more time to start than to run. :func:`expand_together` makes them
+all in one launch at the beginning of a model's forward pass, and projects all gradients in one at
+the end of the backward pass. The bits are the same.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nola_edge.torch import library
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import nn
+
+    from nola_edge.torch.factors import FactorCache, Factors
+    from nola_edge.torch.library import Source
+
+    #: Where a layer looks for its factors, what they are, alpha, beta.
+    Request = tuple[FactorCache, Factors, torch.Tensor, torch.Tensor]
+
+
+class _ExpandGroup(torch.autograd.Function):
+    """Many expansions as one node: its backward pass waits for all gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, sources: Sequence[Source], *coefficients: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.sources = sources
+        ctx.kinds = [(len(c), c.dtype) for c in coefficients]
+        ctx.set_materialize_grads(False)
+        return tuple(library.expand_group(coefficients, sources))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        used = [
+            i for i, grad in enumerate(grads) if grad is not None and ctx.needs_input_grad[i + 1]
+        ]
+        results: list[torch.Tensor | None] = [None] * len(grads)
+        if used:
+            projected = library.project_group(
+                [grads[i] for i in used],  # type: ignore[misc]
+                [ctx.kinds[i][0] for i in used],
+                [ctx.sources[i] for i in used],
+            )
+            for i, gradient in zip(used, projected, strict=True):
+                results[i] = gradient.to(ctx.kinds[i][1])
+        return (None, *results)
+
+
+def expand_group(
+    coefficients: Sequence[torch.Tensor], sources: Sequence[Source]
+) -> list[torch.Tensor]:
+    """Expand many matrices, in one launch for each device, seed and basis.
+
+    Differentiable, once with one launch and again with one for each matrix.
+
+    Parameters
+    ----------
+    coefficients : sequence of (k,) floating point
+    sources : sequence of (seed, stream, basis, shape, rows, cols)
+        As ``torch.ops.nola_edge.expand`` takes them: streams are signed.
+
+    Returns
+    -------
+    list of float32 tensors, in order; they may share memory
+    """
+    if not all(map(library.is_plain, coefficients)):
+        return [library.expand(c, s) for c, s in zip(coefficients, sources, strict=True)]
+    groups: dict[Any, list[int]] = {}
+    for i, (values, source) in enumerate(zip(coefficients, sources, strict=True)):
+        groups.setdefault((values.device, source[0], source[2]), []).append(i)
+    results: dict[int, torch.Tensor] = {}
+    for members in groups.values():
+        parts = [coefficients[i] for i in members]
+        matrices: Any = _ExpandGroup.apply([sources[i] for i in members], *parts)
+        results.update(zip(members, matrices, strict=True))
+    return [results[i] for i in range(len(coefficients))]
+
+
+def _requests(model: nn.Module) -> Iterator[Request]:
+    for layer in model.modules():
+        ask: Callable[[], list[Request]] | None = getattr(layer, "factor_requests", None)
+        if ask is not None:
+            yield from ask()
+
+
+def expand_together(model: nn.Module) -> Callable[[], None]:
+    """Have a model expand all its factors in one launch at the beginning of each forward pass.
+
+    Worth it on a GPU, where a launch costs as much as a small expansion; of no use on a CPU. All
+    factors are then in memory at once, as in LoRA. Layers that a mesh splits, and those that torch
+    compiles, go on expanding their own.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With :class:`NolaLinear` layers or the tuner's; the module whose forward is called, such
+        as the one that ``get_peft_model`` returned.
+
+    Returns
+    -------
+    callable
+        Call it to undo this.
+    """
+    offered: list[FactorCache] = []
+
+    def withdraw(*_: Any) -> None:
+        while offered:
+            offered.pop().withdraw()
+
+    def offer(*_: Any) -> None:
+        withdraw()
+        if torch.compiler.is_compiling():
+            return
+        requests = list(_requests(model))
+        coefficients = [c for _, _, alpha, beta in requests for c in (alpha, beta)]
+        sources = [s for _, factors, *_ in requests for s in (factors.a_source, factors.b_source)]
+        expanded = expand_group(coefficients, sources)
+        for i, (cache, factors, _alpha, _beta) in enumerate(requests):
+            cache.offer(factors, expanded[2 * i], expanded[2 * i + 1])
+            offered.append(cache)
+
+    handles = [
+        model.register_forward_pre_hook(offer),
+        # Also after an error: an offer must not outlive the coefficients that it was made of.
+        model.register_forward_hook(withdraw, always_call=True),
+    ]
+
+    def undo() -> None:
+        withdraw()
+        for handle in handles:
+            handle.remove()
+
+    return undo
