@@ -42,32 +42,35 @@ class Drawn(torch.autograd.Function):
         ctx: Any, coefficients: torch.Tensor, seed: int, shape: tuple[int, int]
     ) -> torch.Tensor:
         ctx.seed, ctx.shape, ctx.count = seed, shape, len(coefficients)
-        return torch.einsum("k,krc->rc", coefficients, draw(seed, len(coefficients), shape))
+        basis = draw(seed, len(coefficients), shape, coefficients.device)
+        return torch.einsum("k,krc->rc", coefficients, basis)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        basis = draw(ctx.seed, ctx.count, ctx.shape)
+        basis = draw(ctx.seed, ctx.count, ctx.shape, grads[0].device)
         return torch.einsum("rc,krc->k", grads[0], basis), None, None
 
 
-def draw(seed: int, count: int, shape: tuple[int, int]) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.empty(count, *shape).uniform_(-1, 1, generator=generator)
+def draw(
+    seed: int, count: int, shape: tuple[int, int], device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.empty(count, *shape, device=device).uniform_(-1, 1, generator=generator)
 
 
 class TorchWay(nn.Module):
     """A linear layer adapted as in public NOLA code."""
 
-    def __init__(self, base: nn.Linear, seed: int) -> None:
+    def __init__(self, base: nn.Linear, seed: int, num_basis: int = NUM_BASIS) -> None:
         super().__init__()
         self.base, self.seed = base, seed
-        self.alpha = nn.Parameter(torch.randn(NUM_BASIS) / NUM_BASIS)
-        self.beta = nn.Parameter(torch.zeros(NUM_BASIS))
+        self.alpha = nn.Parameter(torch.randn(num_basis) / num_basis)
+        self.beta = nn.Parameter(torch.zeros(num_basis))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         a = Drawn.apply(self.alpha, 2 * self.seed, (RANK, self.base.in_features))
         b = Drawn.apply(self.beta, 2 * self.seed + 1, (self.base.out_features, RANK))
-        return self.base(x) + F.linear(F.linear(x, a), b)
+        return self.base(x) + F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype))
 
 
 def make(method: str) -> nn.Module:
@@ -85,11 +88,17 @@ def make(method: str) -> nn.Module:
     if method == "nola":
         options = {"r": RANK, "num_basis_a": NUM_BASIS, "num_basis_b": NUM_BASIS}
         return peft.get_peft_model(model, NolaConfig(**options, target_modules="all-linear"))
+    return torch_way(model, NUM_BASIS)
+
+
+def torch_way(model: nn.Module, num_basis: int) -> nn.Module:
+    """Adapt every linear layer but the head as public NOLA code does."""
     model.requires_grad_(False)
     linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and "head" not in n]
     for seed, name in enumerate(linears):
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, TorchWay(model.get_submodule(name), seed))
+        layer = TorchWay(model.get_submodule(name), seed, num_basis)
+        setattr(model.get_submodule(parent), last, layer)
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -238,6 +239,24 @@ def test_an_offer_does_not_outlive_a_failure(on):
         assert torch.equal(model[0](torch.ones(1, 24, device=on.device)), expected)
 
 
+def test_a_copy_of_a_model_expands_its_own_factors(on):
+    model = layers().to(on.device)
+    with torch.no_grad():
+        model[0].beta.normal_()
+        model[2].beta.normal_()
+    nt.expand_together(model)
+    copied = copy.deepcopy(model)
+    restored = pickle.loads(pickle.dumps(model))
+    x = torch.ones(1, 24, device=on.device)
+    before = model(x)
+    for other in (copied, restored):
+        assert torch.equal(other(x), before)
+        with torch.no_grad():
+            other[0].alpha.mul_(2.0)
+        assert not torch.equal(other(x), before)
+    assert torch.equal(model(x), before)
+
+
 def test_expanding_together_under_checkpointing(on):
     from torch.utils.checkpoint import checkpoint
 
@@ -304,7 +323,7 @@ def test_what_does_not_fit_is_refused(on):
     assert not weight.any()
 
 
-def test_a_device_that_is_too_old_is_named(emulated_module):
+def test_emulated_errors_name_the_device(emulated_module):
     with emulation(emulated_module) as on:
         on.number = 1
         with pytest.raises(RuntimeError, match=r"capability 5\.2; this build has kernels for 75"):
@@ -316,7 +335,7 @@ def test_a_device_that_is_too_old_is_named(emulated_module):
         nt.expand(torch.randn(5), seed=1, stream=2, shape=(4, 6))
 
 
-def test_a_table_of_another_operation_is_refused(emulated_module):
+def test_emulated_table_of_another_operation_is_refused(emulated_module):
     table = emulated_module.plan_merge("float32", [])
     emulated_module.expand_group("rademacher", 1, "float32", table, 0, 0, 0)  # nothing to do
     with pytest.raises(ValueError, match="table: was not made for this operation"):

@@ -44,14 +44,27 @@ struct alignas(64) ExpandShared<Basis::kRademacher> {
         }
     }
 
+    // The entry for a digit of a word, in the tables of a draw. Its offset in bytes takes one shift
+    // of the word and one operation that masks the digit and adds the draw's offset, which has no
+    // bits in common with it.
+    NOLA_BODY float entry(std::uint32_t draw_offset, std::uint32_t word, unsigned digit) const {
+        constexpr int kEntryBits = 2;
+        static_assert(sizeof(float) == 1U << kEntryBits);
+        const int shift = static_cast<int>(digit * kSignGroup) - kEntryBits;
+        const std::uint32_t moved = shift < 0 ? word << -shift : word >> shift;
+        const std::uint32_t offset = (moved & ((kSignTable - 1) << kEntryBits)) | draw_offset;
+        return *reinterpret_cast<const float*>(reinterpret_cast<const char*>(table[digit]) +
+                                               offset);
+    }
+
     NOLA_BODY void add(std::uint32_t draw, const std::uint32_t (&words)[kStripeWords],
                        float (&sums)[kStripeWords]) const {
-        const auto* groups = table + draw * kDrawTables;
+        const auto draw_offset = static_cast<std::uint32_t>(draw * kDrawTables * sizeof table[0]);
         NOLA_UNROLL
         for (unsigned group = 0; group < kDrawTables; ++group) {
             NOLA_UNROLL
             for (unsigned w = 0; w < kStripeWords; ++w) {
-                sums[w] = sums[w] + groups[group][(words[w] >> (group * kSignGroup)) % kSignTable];
+                sums[w] = sums[w] + entry(draw_offset, words[w], group);
             }
         }
     }

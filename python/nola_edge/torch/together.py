@@ -92,6 +92,34 @@ def _requests(model: nn.Module) -> Iterator[Request]:
             yield from ask()
 
 
+class _Together:
+    """The hooks of a model; a copy of the model gets hooks of its own."""
+
+    def __init__(self) -> None:
+        self._offered: list[FactorCache] = []
+
+    def offer(self, model: nn.Module, *_: Any) -> None:
+        """Expand all factors and hand them to the layers."""
+        self.withdraw()
+        if torch.compiler.is_compiling():
+            return
+        requests = list(_requests(model))
+        coefficients = [c for _, _, alpha, beta in requests for c in (alpha, beta)]
+        sources = [s for _, factors, *_ in requests for s in (factors.a_source, factors.b_source)]
+        expanded = expand_group(coefficients, sources)
+        for i, (cache, factors, _alpha, _beta) in enumerate(requests):
+            cache.offer(factors, expanded[2 * i], expanded[2 * i + 1])
+            self._offered.append(cache)
+
+    def withdraw(self, *_: Any) -> None:
+        """Take back what no layer needs any more: the coefficients may change from here on."""
+        while self._offered:
+            self._offered.pop().withdraw()
+
+    def __reduce__(self) -> tuple[type[_Together], tuple[()]]:
+        return _Together, ()
+
+
 def expand_together(model: nn.Module) -> Callable[[], None]:
     """Have a model expand all its factors in one launch at the beginning of each forward pass.
 
@@ -110,32 +138,15 @@ def expand_together(model: nn.Module) -> Callable[[], None]:
     callable
         Call it to undo this.
     """
-    offered: list[FactorCache] = []
-
-    def withdraw(*_: Any) -> None:
-        while offered:
-            offered.pop().withdraw()
-
-    def offer(*_: Any) -> None:
-        withdraw()
-        if torch.compiler.is_compiling():
-            return
-        requests = list(_requests(model))
-        coefficients = [c for _, _, alpha, beta in requests for c in (alpha, beta)]
-        sources = [s for _, factors, *_ in requests for s in (factors.a_source, factors.b_source)]
-        expanded = expand_group(coefficients, sources)
-        for i, (cache, factors, _alpha, _beta) in enumerate(requests):
-            cache.offer(factors, expanded[2 * i], expanded[2 * i + 1])
-            offered.append(cache)
-
+    together = _Together()
     handles = [
-        model.register_forward_pre_hook(offer),
+        model.register_forward_pre_hook(together.offer),
         # Also after an error: an offer must not outlive the coefficients that it was made of.
-        model.register_forward_hook(withdraw, always_call=True),
+        model.register_forward_hook(together.withdraw, always_call=True),
     ]
 
     def undo() -> None:
-        withdraw()
+        together.withdraw()
         for handle in handles:
             handle.remove()
 
