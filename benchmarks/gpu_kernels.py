@@ -22,6 +22,9 @@ LLAMA_70B = (
     80,
 )
 RANK = 16
+NUM_BASIS = 512
+LARGE, SMALL = (4096, 4096), (16, 4096)
+WEIGHTS = (4096, 4096), (28672, 8192)
 
 
 def seconds(run: Callable[[], object], rounds: int = 20) -> float:
@@ -44,48 +47,47 @@ def whole(stream: int, shape: tuple[int, int], basis: str = "rademacher") -> lib
 
 
 def expansions() -> Iterator[Figure]:
-    """Yield one large launch of each kind, against set rates and against writing the result."""
-    shape, k = (4096, 4096), 512
-    elements = shape[0] * shape[1] * k
-    c = torch.randn(k, device=DEVICE)
-    out = torch.empty(shape, device=DEVICE)
-    fill = seconds(lambda: out.fill_(1.0))
+    """Yield one large launch of each kind against a rate, and a small one against the torch way."""
+    elements = LARGE[0] * LARGE[1] * NUM_BASIS
+    c = torch.randn(NUM_BASIS, device=DEVICE)
+    out = torch.empty(LARGE, device=DEVICE)
+    write = seconds(lambda: out.fill_(1.0))
+    torch_way = seconds(
+        lambda: torch.einsum("k,krc->rc", c, draw(1, NUM_BASIS, SMALL, DEVICE)), rounds=5
+    )
     for basis, rate in (("rademacher", 6e12), ("uniform", 1e12)):
-        source = whole(7, shape, basis)
-        ours = seconds(lambda source=source: cuda.expand(c, *source))
-        note = f"{elements / ours / 1e12:.2f} T basis elements/s"
-        name = f"expand {basis}, 4096 x 4096, k = 512"
+        large, small = whole(7, LARGE, basis), whole(7, SMALL, basis)
+        ours = seconds(lambda source=large: cuda.expand(c, *source))
+        note = f"{elements / ours / 1e12:.2f} T basis elements/s, "
+        note += f"{ours / write:.0f} times the writing of the result"
+        name = f"expand {basis}, {described(LARGE)}"
         yield Figure(name, f"{rate:.0e} elements/s", ours, elements / rate, 1, True, note)
-        share = f"{ours / fill:.0f} times the writing of the result"
-        small = 16, 4096
-        few = whole(7, small, basis)
-        theirs = seconds(lambda: torch.einsum("k,krc->rc", c, draw(1, k, small, DEVICE)), rounds=5)
-        ours = seconds(lambda few=few: cuda.expand(c, *few))
-        yield Figure(
-            f"expand {basis}, 16 x 4096, k = 512", "torch way", ours, theirs, 10, True, share
-        )
+        ours = seconds(lambda source=small: cuda.expand(c, *source))
+        yield Figure(f"expand {basis}, {described(SMALL)}", "torch way", ours, torch_way, 10, True)
 
 
 def projections() -> Iterator[Figure]:
-    shape, k = (4096, 4096), 512
-    elements = shape[0] * shape[1] * k
-    grad = torch.randn(shape, device=DEVICE)
-    read = seconds(lambda: grad.sum())
+    """Yield the same of project."""
+    elements = LARGE[0] * LARGE[1] * NUM_BASIS
+    grad = torch.randn(LARGE, device=DEVICE)
+    part = grad[: SMALL[0]].contiguous()
+    read = seconds(grad.sum)
+    torch_way = seconds(
+        lambda: torch.einsum("rc,krc->k", part, draw(1, NUM_BASIS, SMALL, DEVICE)), rounds=5
+    )
     for basis, rate in (("rademacher", 4e12), ("uniform", 1e12)):
-        source = whole(7, shape, basis)
-        ours = seconds(lambda source=source: cuda.project(grad, k, *source))
-        note = f"{elements / ours / 1e12:.2f} T basis elements/s"
-        note += f", {ours / read:.0f} times the reading of the gradient"
-        name = f"project {basis}, 4096 x 4096, k = 512"
+        large, small = whole(7, LARGE, basis), whole(7, SMALL, basis)
+        ours = seconds(lambda source=large: cuda.project(grad, NUM_BASIS, *source))
+        note = f"{elements / ours / 1e12:.2f} T basis elements/s, "
+        note += f"{ours / read:.0f} times the reading of the gradient"
+        name = f"project {basis}, {described(LARGE)}"
         yield Figure(name, f"{rate:.0e} elements/s", ours, elements / rate, 1, True, note)
-        small = 16, 4096
-        few, part = whole(7, small, basis), grad[:16].contiguous()
-        theirs = seconds(
-            lambda part=part: torch.einsum("rc,krc->k", part, draw(1, k, small, DEVICE)),
-            rounds=5,
-        )
-        ours = seconds(lambda few=few, part=part: cuda.project(part, k, *few))
-        yield Figure(f"project {basis}, 16 x 4096, k = 512", "torch way", ours, theirs, 10, True)
+        ours = seconds(lambda source=small: cuda.project(part, NUM_BASIS, *source))
+        yield Figure(f"project {basis}, {described(SMALL)}", "torch way", ours, torch_way, 10, True)
+
+
+def described(shape: tuple[int, int]) -> str:
+    return f"{shape[0]} x {shape[1]}, k = {NUM_BASIS}"
 
 
 def model_sources(model: tuple[list[tuple[int, int]], int]) -> list[library.Source]:
@@ -145,7 +147,7 @@ def merges() -> Iterator[Figure]:
     """Yield merges against a copy from device to device of the same bytes."""
     flag = torch.zeros((), dtype=torch.int32, device=DEVICE)
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for m, n in ((4096, 4096), (28672, 8192)):
+        for m, n in WEIGHTS:
             weight = torch.randn(m, n, device=DEVICE).to(dtype)
             out = torch.empty_like(weight)
             b, a = torch.randn(m, RANK, device=DEVICE), torch.randn(RANK, n, device=DEVICE)
@@ -192,6 +194,7 @@ def hot_swap() -> Iterator[Figure]:
             out.copy_(base)
 
     ours, theirs = seconds(swap, rounds=7), seconds(copy, rounds=7)
+    swap()
     first = [weight.clone() for weight in resident[:8]]
     swap()
     swap()

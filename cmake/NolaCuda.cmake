@@ -1,14 +1,20 @@
 # The CUDA kernels: whether they are built, and for which devices.
 #
-# NOLA_CUDA=AUTO builds them where a CUDA compiler works and goes on without them elsewhere; ON
-# insists; OFF never looks. Nothing else depends on them: they end up in a Python module of their
-# own. NOLA_CUDA_ARCHITECTURES takes CMake's notation (90, 90-real) or native; by default it is machine
+# NOLA_CUDA=AUTO, the default with the Python modules, builds them where a CUDA compiler works and
+# goes on without them elsewhere; ON insists; OFF never looks. Nothing else depends on them: they end
+# up in a Python module, or for C++ in a library, of their own. NOLA_CUDA_ARCHITECTURES takes CMake's notation (90, 90-real) or native; by default it is machine
 # code for every device from compute capability 7.5 on that the compiler knows, and PTX of the
 # newest for those to come.
 #
 # Sets NOLA_CUDA_FOUND and NOLA_CUDA_TARGETS (what the kernels are built for); defines the target nola_cuda_plan, which is plain C++, and nola_cuda.
 
-set(NOLA_CUDA AUTO CACHE STRING "Build the CUDA kernels: AUTO, ON or OFF")
+# A C++ project that adds this one as a subdirectory has to ask for another language in it.
+if(NOLA_PYTHON)
+  set(_nola_default AUTO)
+else()
+  set(_nola_default OFF)
+endif()
+set(NOLA_CUDA ${_nola_default} CACHE STRING "Build the CUDA kernels: AUTO, ON or OFF")
 set_property(CACHE NOLA_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(NOLA_CUDA_ARCHITECTURES "" CACHE STRING "CUDA architectures; empty: all from 7.5 on, and PTX")
 
@@ -20,7 +26,10 @@ endif()
 add_library(nola_cuda_plan STATIC EXCLUDE_FROM_ALL cpp/src/cuda/plan.cpp)
 set_target_properties(nola_cuda_plan PROPERTIES POSITION_INDEPENDENT_CODE ON)
 target_include_directories(nola_cuda_plan PRIVATE cpp/src)
-target_link_libraries(nola_cuda_plan PUBLIC nola_edge PRIVATE nola_floating_point nola_warnings)
+target_link_libraries(
+  nola_cuda_plan
+  PUBLIC nola_edge
+  PRIVATE $<BUILD_INTERFACE:nola_floating_point> $<BUILD_INTERFACE:nola_warnings>)
 
 set(NOLA_CUDA_FOUND OFF)
 if(_nola_cuda STREQUAL "AUTO" AND NOT CMAKE_CROSSCOMPILING)
@@ -90,5 +99,7 @@ set_target_properties(
                        CUDA_STANDARD_REQUIRED ON POSITION_INDEPENDENT_CODE ON)
 target_include_directories(nola_cuda PRIVATE cpp/src)
 target_link_libraries(
-  nola_cuda PUBLIC nola_cuda_plan nola_edge CUDA::cudart_static PRIVATE nola_floating_point
-                                                                        nola_warnings)
+  nola_cuda
+  PUBLIC nola_cuda_plan nola_edge CUDA::cudart_static
+  PRIVATE $<BUILD_INTERFACE:nola_floating_point> $<BUILD_INTERFACE:nola_warnings>)
+add_library(nola_edge::nola_cuda ALIAS nola_cuda)

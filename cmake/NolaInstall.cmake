@@ -1,8 +1,17 @@
 # What `cmake --install` gives to a C++ program: headers, the library, find_package(nola_edge).
 include(CMakePackageConfigHelpers)
 
-install(DIRECTORY cpp/include/nola DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-install(TARGETS nola_edge EXPORT nola_edge_targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(
+  DIRECTORY cpp/include/nola
+  DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
+  PATTERN cuda EXCLUDE)
+set(_nola_libraries nola_edge)
+if(NOLA_CUDA_FOUND)
+  install(DIRECTORY cpp/include/nola/cuda DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/nola)
+  list(APPEND _nola_libraries nola_cuda_plan nola_cuda)
+endif()
+install(TARGETS ${_nola_libraries} EXPORT nola_edge_targets
+        ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(
   EXPORT nola_edge_targets
   NAMESPACE nola_edge::

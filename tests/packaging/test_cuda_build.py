@@ -1,0 +1,90 @@
+"""How the build decides about CUDA, and the library that C++ programs get."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.packaging.test_cpp_library import ROOT, configure_and_build, run
+
+pytestmark = pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
+
+
+def configure(build: Path, *options: str, compiler: Path | None = None):
+    environment = {**os.environ, **({"CUDACXX": str(compiler)} if compiler else {})}
+    return subprocess.run(
+        ["cmake", "-S", ROOT, "-B", build, *options],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+
+
+@pytest.fixture
+def broken(tmp_path) -> Path:
+    """A CUDA compiler that cannot compile."""
+    path = tmp_path / "nvcc"
+    path.write_text("#!/bin/sh\necho 'nvcc: broken' >&2\nexit 1\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_broken_compiler_is_passed_over_where_cuda_is_optional(tmp_path, broken):
+    done = configure(tmp_path / "build", "-DNOLA_CUDA=AUTO", compiler=broken)
+    assert done.returncode == 0, done.stderr
+    assert "no working CUDA compiler, building without CUDA kernels" in done.stdout
+
+
+def test_a_broken_compiler_is_fatal_where_cuda_is_wanted(tmp_path, broken):
+    done = configure(tmp_path / "build", "-DNOLA_CUDA=ON", compiler=broken)
+    assert done.returncode != 0
+
+
+def test_a_compiler_is_not_looked_for_where_cuda_is_not_wanted(tmp_path, broken):
+    for options in ([], ["-DNOLA_CUDA=OFF"]):
+        done = configure(tmp_path / "build", *options, compiler=broken)
+        assert done.returncode == 0, done.stderr
+        assert "CUDA" not in done.stdout
+
+
+def test_another_value_is_refused(tmp_path):
+    done = configure(tmp_path / "build", "-DNOLA_CUDA=PERHAPS")
+    assert done.returncode != 0
+    assert "NOLA_CUDA is PERHAPS; use AUTO, ON or OFF" in done.stderr
+
+
+PROGRAM = """
+#include <nola/cuda/launch.h>
+#include <cstdio>
+
+int main() {
+    const float c = 1.0F;
+    float out[6];
+    const auto plan = nola::cuda::plan_expand(
+        nola::Basis::kUniform, {{{7, 1, {2, 3}, nola::Window::whole({2, 3})}, &c, out}});
+    const cudaError_t error = nola::cuda::expand(
+        nola::Basis::kUniform, 1, nola::ElementType::kFloat32, plan.jobs[0], nullptr);
+    std::printf("%s", cudaGetErrorName(error));
+}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_a_program_that_uses_the_cuda_library(tmp_path):
+    """It links; without a GPU the launch says so."""
+    built, prefix = tmp_path / "library", tmp_path / "prefix"
+    configure_and_build(ROOT, built, "-DNOLA_CUDA=ON", "-DNOLA_CUDA_ARCHITECTURES=90-real")
+    run("cmake", "--install", built, "--prefix", prefix)
+    (tmp_path / "main.cpp").write_text(PROGRAM)
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.22)\nproject(consumer CXX)\n"
+        "find_package(nola_edge REQUIRED)\nadd_executable(consumer main.cpp)\n"
+        "target_link_libraries(consumer PRIVATE nola_edge::nola_cuda)\n"
+    )
+    configure_and_build(tmp_path, tmp_path / "build", f"-DCMAKE_PREFIX_PATH={prefix}")
+    assert run(tmp_path / "build" / "consumer").startswith("cuda")
