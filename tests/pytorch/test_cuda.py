@@ -172,6 +172,45 @@ def test_merge_from_a_pristine_copy(on):
     assert not flag
 
 
+@pytest.mark.parametrize("limit", [1, 10**9])
+def test_a_whole_model_is_merged_in_batches(on, monkeypatch, limit):
+    """Plain and transposed weights, one adapter or two, of several dtypes, as one by one."""
+    monkeypatch.setattr(cuda, "FACTOR_BYTES", limit)
+    generator = torch.Generator().manual_seed(1)
+    expected, updates = [], []
+    for i, dtype in enumerate([*DTYPES, *DTYPES]):
+        out, into = 20 + 9 * i, 50 - 3 * i
+        transposed, adapters = i % 2 == 1, 1 + i // 3
+        shape = (into, out) if transposed else (out, into)
+        weight = torch.randn(shape, generator=generator).to(dtype)
+        terms = [
+            (
+                nt.Factors(f"layer{i}", 4, into, out, seed),
+                torch.randn(33, generator=generator),
+                torch.randn(40, generator=generator),
+                0.3 + seed,
+            )
+            for seed in range(adapters)
+        ]
+        updates.append((weight.to(on.device, copy=True), terms, transposed))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(nt.library._KERNELS, "cpu", (nt.cpu.expand, nt.cpu.project))
+            nt.merge_factors_(weight, terms, transposed=transposed)
+        expected.append(weight)
+    if hasattr(on, "calls"):
+        on.calls.clear()
+        prepared = [(*nt.merge._prepared(w, terms, t), t) for w, terms, t in updates]
+        for batch in nt.merge._batches(prepared):
+            nt.merge._merge_batch(batch)
+        # A launch for each seed, and one for each dtype.
+        assert on.launches("merge_group") == (6 if limit == 1 else 3)
+        assert on.launches("expand_group") == (9 if limit == 1 else 2)
+    else:
+        nt.merge.merge_many_(updates)
+    for (weight, *_), wanted in zip(updates, expected, strict=True):
+        assert torch.equal(weight.cpu().view(torch.uint8), wanted.view(torch.uint8))
+
+
 def test_what_overflows_is_noticed(on):
     weight = torch.full((3, 4), 60000.0, dtype=torch.float16, device=on.device)
     left = torch.full((3, 1), 10.0, device=on.device)
@@ -226,6 +265,20 @@ def test_expanding_together_changes_nothing_but_the_launches(on):
     model(torch.zeros(1, 24, device=on.device))
     if hasattr(on, "calls"):
         assert on.launches("expand_at") == 4
+
+
+def test_frozen_factors_follow_their_coefficients(on):
+    """Nothing is compared, which would wait for the device, and nothing stale is kept."""
+    model, x = layers().to(on.device).requires_grad_(False), torch.ones(1, 24, device=on.device)
+    with torch.no_grad():
+        model[0].beta.normal_()
+        model[2].beta.normal_()
+    before = model(x)
+    assert torch.equal(model(x), before)
+    model[0].alpha.data.mul_(2.0)
+    assert not torch.equal(model(x), before)
+    if hasattr(on, "calls"):
+        assert on.launches("expand_at") == 3 * 4
 
 
 def test_an_offer_does_not_outlive_a_failure(on):

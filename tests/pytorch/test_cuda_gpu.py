@@ -105,10 +105,11 @@ def test_a_graph_replays_with_new_coefficients():
         fresh.zero_grad(set_to_none=True)
         eager = fresh(x).square().mean()
         eager.backward()
-        assert torch.equal(loss, eager)
+        # The matrix products may take other algorithms in a graph.
+        torch.testing.assert_close(loss, eager, rtol=1e-4, atol=1e-6)
         for one, other in zip(model.parameters(), fresh.parameters(), strict=True):
             if one.requires_grad:
-                assert torch.equal(one.grad, other.grad)
+                torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])

@@ -120,7 +120,7 @@ class FactorCache:
 
     The coefficients themselves are compared, not their version counters, which writes through
     ``.data`` leave alone: a few hundred numbers cost less than what a stale factor would. On a
-    device with kernels of its own that comparison would wait for the device, and cost more than
+    GPU with kernels of its own that comparison would wait for the device, and cost more than
     expanding: nothing is kept there.
     """
 
@@ -160,7 +160,10 @@ class FactorCache:
         if offered is not None and offered[0] == factors:
             return offered[1].to(dtype), offered[2].to(dtype)
         training = torch.is_grad_enabled() and (alpha.requires_grad or beta.requires_grad)
-        keepable = all(library.is_plain(c) and c.device.type == "cpu" for c in (alpha, beta))
+        keepable = all(
+            library.is_plain(c) and not library.has_group_kernels(c.device.type)
+            for c in (alpha, beta)
+        )
         if training or not keepable:
             if training and not torch.compiler.is_compiling():
                 self._kept = None

@@ -90,6 +90,11 @@ def register_group_kernels(
     _GROUP_KERNELS[device] = expand_group, project_group
 
 
+def has_group_kernels(device: str) -> bool:
+    """Tell whether a type of device works on its own, beside the host."""
+    return device in _GROUP_KERNELS
+
+
 def expand_group(
     coefficients: Sequence[torch.Tensor], sources: Sequence[Source]
 ) -> list[torch.Tensor]:
