@@ -56,6 +56,11 @@ void check(cudaError_t error, const char* what, int device) {
         error == cudaErrorUnsupportedPtxVersion) {
         text += "; " + describe_device(device);
     }
+    if (error == cudaErrorInsufficientDriver) {
+        text += "; built with " NOLA_CUDA_COMPILER
+                ": install again with the nvcc of a CUDA that the driver knows, or with "
+                "-C cmake.define.NOLA_CUDA=OFF";
+    }
     throw std::runtime_error(text);
 }
 
@@ -91,6 +96,7 @@ void expand_at(std::uintptr_t coefficients, std::size_t num_basis, std::uint64_t
     const auto plan = cuda::plan_expand(kind, {{make_source(stream, num_basis, shape, rows, cols),
                                                 at<const float>(coefficients), at<void>(out)}});
     const ElementType type = element_type_from_name("out", dtype);
+    const py::gil_scoped_release release;
     const Place place(device, queue);
     check(cuda::expand(kind, seed, type, plan.jobs[0], place.stream), "expand", device);
 }
@@ -110,6 +116,7 @@ void project_at(std::uintptr_t grad, std::string_view dtype, std::size_t num_bas
     const auto plan = cuda::plan_project(kind, {{make_source(stream, num_basis, shape, rows, cols),
                                                  at<const void>(grad), at<float>(out)}});
     const ElementType type = element_type_from_name("grad", dtype);
+    const py::gil_scoped_release release;
     const Place place(device, queue);
     check(cuda::project(kind, seed, type, plan.jobs[0], at<double>(workspace), place.stream),
           "project", device);
@@ -124,6 +131,7 @@ void merge_at(std::uintptr_t base, std::uintptr_t out, std::string_view dtype, E
         type,
         {{at<const void>(base), at<void>(out), shape.first, shape.second, stride,
           at<const float>(lora_b), at<const float>(lora_a), a_stride, rank, float32_of(scaling)}});
+    const py::gil_scoped_release release;
     const Place place(device, queue);
     check(cuda::merge(type, plan.jobs[0], at<int>(not_finite), place.stream), "merge", device);
 }
@@ -170,6 +178,7 @@ void expand_group(std::string_view basis, std::uint64_t seed, std::string_view d
     check_seed(seed);
     const auto group = group_of<cuda::ExpandJob>(table, on_device);
     const ElementType type = element_type_from_name("out", dtype);
+    const py::gil_scoped_release release;
     const Place place(device, queue);
     check(cuda::expand(basis_from_name(basis), seed, type, group, place.stream), "expand", device);
 }
@@ -191,6 +200,7 @@ void project_group(std::string_view basis, std::uint64_t seed, std::string_view 
     check_seed(seed);
     const auto group = group_of<cuda::ProjectJob>(table, on_device);
     const ElementType type = element_type_from_name("grad", dtype);
+    const py::gil_scoped_release release;
     const Place place(device, queue);
     check(cuda::project(basis_from_name(basis), seed, type, group, at<double>(workspace),
                         place.stream),
@@ -212,6 +222,7 @@ void merge_group(std::string_view dtype, std::string_view table, std::uintptr_t 
                  std::uintptr_t not_finite, int device, std::uintptr_t queue) {
     const auto group = group_of<cuda::MergeJob>(table, on_device);
     const ElementType type = element_type_from_name("weight", dtype);
+    const py::gil_scoped_release release;
     const Place place(device, queue);
     check(cuda::merge(type, group, at<int>(not_finite), place.stream), "merge", device);
 }

@@ -82,6 +82,7 @@ def emulation(module):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "_kernels", lambda: emulated)
         patch.setattr(cuda, "_place", lambda device: (emulated.number, 0))
+        patch.setattr(cuda, "_TABLES", cuda._Tables())
         patch.setattr(cuda, "_on_device", lambda table, device: _copied(table))
         patch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)

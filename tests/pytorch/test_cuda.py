@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -308,6 +309,82 @@ def test_a_copy_of_a_model_expands_its_own_factors(on):
             other[0].alpha.mul_(2.0)
         assert not torch.equal(other(x), before)
     assert torch.equal(model(x), before)
+
+
+def test_an_offer_is_for_one_moment_alone(on):
+    """An interrupted forward pass withdraws nothing; other threads and modes want their own."""
+    model, x = layers().to(on.device), torch.ones(1, 24, device=on.device)
+    with torch.no_grad():
+        model[0].beta.normal_()
+    undo = nt.expand_together(model)
+    together = next(iter(model._forward_pre_hooks.values())).__self__
+
+    def interrupted():
+        together.offer(model)  # as if the forward pass had been stopped by Ctrl-C
+        return model[0]
+
+    assert interrupted()(x).grad_fn is not None
+    with torch.no_grad():
+        layer = interrupted()
+        with torch.enable_grad():
+            assert layer(x).requires_grad
+        layer = interrupted()
+        expected = copy.deepcopy(layer)
+        for one in (layer, expected):
+            one.alpha.mul_(3.0)
+        assert torch.equal(layer(x), expected(x))
+    results = []
+    layer = interrupted()
+    thread = Thread(target=lambda: results.append(layer(x).grad_fn))
+    with torch.no_grad():
+        layer = interrupted()
+    thread.start()
+    thread.join()
+    assert results[0] is not None
+    undo()
+
+
+def test_tables_are_made_once_for_addresses_that_recur(on):
+    made = []
+    tables, sources = cuda._Tables(), sources_of_one_seed("rademacher")
+
+    def get(key, of=sources):
+        return tables.get(of, (key,), on.device, lambda: made.append(key) or bytes([key] * 8))
+
+    for key in (1, 2, 1, 2):
+        planned, copied = get(key)
+        assert planned == bytes([key] * 8)
+        assert copied.tolist()[:8] == [key] * 8
+    assert made == [1, 2]
+    get(1, of=list(sources))  # equal, and yet another list
+    assert made == [1, 2, 1]
+    for key in range(3, 13):
+        get(key)
+    get(1)
+    assert made[-1] == 1  # long forgotten
+
+
+def test_groups_of_the_same_sources_and_other_coefficients(on):
+    sources = sources_of_one_seed("rademacher")
+    for count in (7, 7, 9, 33):
+        coefficients = [torch.randn(count, device=on.device) for _ in sources]
+        got = expand_group(coefficients, sources)
+        for one, c, source in zip(got, coefficients, sources, strict=True):
+            assert torch.equal(one, nt.library.expand(c, source))
+
+
+@pytest.mark.parametrize("options", [{"coefficient_bits": 4}, {"start": "unit-frozen"}])
+def test_coefficients_that_are_made_anew_stay_with_their_layers(on, options):
+    def one():
+        torch.manual_seed(0)
+        counts = {"num_basis_a": 9, "num_basis_b": 9}
+        layer = nt.NolaLinear(nn.Linear(24, 8), "first", r=4, seed=5, **counts, **options)
+        return nn.Sequential(layer)
+
+    expected, model = train(one(), on.device), one().to(on.device)
+    nt.expand_together(model)
+    for got, wanted in zip(train(model, on.device), expected, strict=True):
+        assert torch.equal(got, wanted)
 
 
 def test_expanding_together_under_checkpointing(on):

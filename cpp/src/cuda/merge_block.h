@@ -1,7 +1,7 @@
 // merge, as one block of threads does it: a tile of the product B A in registers, added to the base
 // and rounded once.
 //
-// A thread reads its part of the base before it multiplies, so that memory works meanwhile.
+// A thread reads its part of the base first of all, so that memory works while it multiplies.
 #pragma once
 
 #include "cuda/jobs_view.h"
@@ -14,12 +14,8 @@ inline constexpr unsigned kMergeHalf = kMergeTileCols / 2;
 
 struct alignas(16) MergeShared {
     float a[kMergeRanks][kMergeTileCols];
-    float b[kMergeRanks][kMergeTileRows];
-};
-
-template <class T>
-struct alignas(4 * sizeof(T)) Four {
-    T value[4];
+    // Padded: the threads that store a column of B would else share a bank.
+    float b[kMergeRanks][kMergeTileRows + 4];
 };
 
 // Bits that add up to a sign if an exponent is all ones: infinity or NaN.
@@ -61,7 +57,9 @@ struct MergePlace {
 };
 
 template <class T>
-using BaseElements = Four<T>[kMergeRows][2];
+struct BaseElements {
+    Four<T> of[kMergeRows][2];
+};
 
 template <class T>
 NOLA_BODY void load_base(const MergeJob& job, const MergeTile& tile, const MergePlace& place,
@@ -69,7 +67,7 @@ NOLA_BODY void load_base(const MergeJob& job, const MergeTile& tile, const Merge
     const T* from =
         static_cast<const T*>(job.base) + tile.first + place.row * job.stride + place.col;
     NOLA_UNROLL
-    for (auto& row : base) {
+    for (auto& row : base.of) {
         row[0] = *reinterpret_cast<const Four<T>*>(from);
         row[1] = *reinterpret_cast<const Four<T>*>(from + kMergeHalf);
         from += job.stride;
@@ -91,10 +89,10 @@ NOLA_BODY std::uint32_t store_merged(const MergeJob& job, const MergeTile& tile,
             NOLA_UNROLL
             for (unsigned i = 0; i < 4; ++i) {
                 merged.value[i] = rounded<T>(fused_multiply_add(
-                    job.scaling, sums.of[m][half * 4 + i], widen(base[m][half].value[i])));
+                    job.scaling, sums.of[m][half * 4 + i], widen(base.of[m][half].value[i])));
                 overflow |= overflow_of(merged.value[i]);
             }
-            *reinterpret_cast<Four<T>*>(to + half * kMergeHalf) = merged;
+            store_four(to + half * kMergeHalf, merged);
         }
         to += job.stride;
     }
@@ -201,6 +199,7 @@ NOLA_BODY void merge_tile(Block& block, const Jobs& jobs, std::uint64_t piece, i
         job.is_aligned != 0 && tile.rows == kMergeTileRows && tile.cols == kMergeTileCols;
 
     typename Block::template PerThread<MergeSums> sums;
+    typename Block::template PerThread<BaseElements<T>> base;
     const std::uint32_t passes = job.rank == 0 ? 1 : (job.rank + kMergeRanks - 1) / kMergeRanks;
     NOLA_KEEP_ROLLED
     for (std::uint32_t pass = 0; pass < passes; ++pass) {
@@ -208,6 +207,9 @@ NOLA_BODY void merge_tile(Block& block, const Jobs& jobs, std::uint64_t piece, i
         const unsigned ranks = at_most(kMergeRanks, job.rank - rank);
         const bool is_last = pass + 1 == passes;
         block.phase([&](unsigned thread) {
+            if (is_last && tile.is_whole) {
+                load_base(job, tile, MergePlace(thread), base[thread]);
+            }
             load_a(job, col, rank, shared, thread);
             load_b(job, row, rank, shared, thread);
         });
@@ -217,16 +219,13 @@ NOLA_BODY void merge_tile(Block& block, const Jobs& jobs, std::uint64_t piece, i
             if (pass == 0) {
                 sum = {};
             }
-            BaseElements<T> base;
-            if (is_last && tile.is_whole) {
-                load_base(job, tile, place, base);
-            }
             multiply_ranks(shared, place, ranks, sum);
             if (!is_last) {
                 return;
             }
-            const std::uint32_t overflow = tile.is_whole ? store_merged(job, tile, place, sum, base)
-                                                         : merge_elements<T>(job, tile, place, sum);
+            const std::uint32_t overflow = tile.is_whole
+                                               ? store_merged(job, tile, place, sum, base[thread])
+                                               : merge_elements<T>(job, tile, place, sum);
             if (overflow >> 31 != 0) {
                 set_flag(not_finite);
             }

@@ -61,18 +61,28 @@ Job make_basis_job(Basis kind, const Source& source) {
 }
 
 // Cuts a projection into chunks of the window and groups of bases: enough pieces for a large
-// device, a workspace that stays small.
+// device, a workspace that stays small. Sums depend on this, so it depends on the task alone.
 void partition(ProjectJob& job) {
     constexpr std::uint64_t kUsualChunks = 64;
     constexpr std::uint64_t kMostChunks = 1024;
-    constexpr std::uint64_t kEnoughWarps = 2048;
+    constexpr std::uint64_t kMostPieces = 16384;
     job.groups = static_cast<std::uint32_t>(ceil_div(job.num_basis, std::uint64_t{kGroupBases}));
     job.units = ceil_div(job.slots.count, std::uint64_t{kUnitSlots});
-    const std::uint64_t wanted = std::clamp(job.units / kUsualChunks, kUsualChunks, kMostChunks);
+    const std::uint64_t wanted =
+        std::min(std::clamp(job.units / kUsualChunks, kUsualChunks, kMostChunks),
+                 std::max(std::uint64_t{1}, kMostPieces / job.groups));
     job.chunks = static_cast<std::uint32_t>(std::min(job.units, wanted));
-    // A warp with several groups reads its gradients once for all of them.
-    const bool has_enough = std::uint64_t{job.chunks} * job.groups > kEnoughWarps;
-    job.groups_per_item = has_enough ? kMaxGroupsPerItem : 1;
+}
+
+// A warp with several groups reads its gradients once for all of them, which is worth it once there
+// are enough warps; sums do not depend on it.
+std::uint32_t choose_groups_per_item(const std::vector<ProjectJob>& jobs) {
+    constexpr std::uint64_t kEnoughWarps = 2048;
+    std::uint64_t pieces = 0;
+    for (const ProjectJob& job : jobs) {
+        pieces += std::uint64_t{job.chunks} * job.groups;
+    }
+    return pieces <= kEnoughWarps ? 1 : kMaxGroupsPerItem;
 }
 
 std::uint64_t sums_of(const ProjectJob& job) {
@@ -118,7 +128,6 @@ Plan<ProjectJob> plan_project(Basis kind, const std::vector<ProjectTask>& tasks)
     check_count(tasks);
     Plan<ProjectJob> plan;
     plan.jobs.reserve(tasks.size());
-    std::uint64_t end = 0;
     std::uint64_t end_groups = 0;
     std::uint64_t sums = 0;
     for (const ProjectTask& task : tasks) {
@@ -132,11 +141,16 @@ Plan<ProjectJob> plan_project(Basis kind, const std::vector<ProjectTask>& tasks)
         partition(job);
         job.workspace = sums;
         sums += sums_of(job);
-        end += std::uint64_t{job.chunks} * ceil_div(job.groups, job.groups_per_item);
         end_groups += job.groups;
-        job.end = end;
         job.end_groups = end_groups;
         plan.jobs.push_back(job);
+    }
+    std::uint64_t end = 0;
+    const std::uint32_t groups_per_item = choose_groups_per_item(plan.jobs);
+    for (ProjectJob& job : plan.jobs) {
+        job.groups_per_item = groups_per_item;
+        end += std::uint64_t{job.chunks} * ceil_div(job.groups, groups_per_item);
+        job.end = end;
     }
     plan.workspace = sums * sizeof(double);
     return plan;

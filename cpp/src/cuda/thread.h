@@ -150,6 +150,33 @@ NOLA_BODY Half rounded<Half>(float value) {
 #endif
 }
 
+// Four elements of a row, which memory moves at once.
+template <class T>
+struct alignas(4 * sizeof(T)) Four {
+    T value[4];
+};
+
+// One store of all four, which nobody will read soon. Said with an intrinsic: given an assignment,
+// the compiler may store an element at a time, and did.
+NOLA_BODY void store_four(float* to, const Four<float>& four) {
+#ifdef __CUDACC__
+    __stcs(reinterpret_cast<float4*>(to),
+           make_float4(four.value[0], four.value[1], four.value[2], four.value[3]));
+#else
+    *reinterpret_cast<Four<float>*>(to) = four;
+#endif
+}
+template <class T>
+NOLA_BODY void store_four(T* to, const Four<T>& four) {
+    static_assert(sizeof(T) == 2);
+#ifdef __CUDACC__
+    __stcs(reinterpret_cast<ushort4*>(to), make_ushort4(four.value[0].bits, four.value[1].bits,
+                                                        four.value[2].bits, four.value[3].bits));
+#else
+    *reinterpret_cast<Four<T>*>(to) = four;
+#endif
+}
+
 // An element at an address of a type that is known at run time, the same for all threads.
 NOLA_BODY float load_element(ElementType type, const void* from, std::uint64_t index) {
     switch (type) {

@@ -151,10 +151,20 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters or self.merged or is_split:
             return []
         return [
-            (self._caches[name], self.nola_factors[name], *self.coefficients(name))
+            (
+                self._caches[name],
+                self.nola_factors[name],
+                self.nola_alpha[name],
+                self.nola_beta[name],
+            )
             for name in self.active_adapters
-            if name in self.nola_alpha
+            if name in self.nola_alpha and self._uses_parameters(name)
         ]
+
+    def _uses_parameters(self, adapter: str) -> bool:
+        """Tell whether the layer uses the parameters themselves, not what is made of them."""
+        config = self.nola_configs[adapter]
+        return config.coefficient_bits is None and config.start != "unit-frozen"
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """Return ``s B A`` of an adapter, in the layout and dtype of the base weight.

@@ -7,8 +7,10 @@ it, and one that was installed without it goes through the host (``host.py``).
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from functools import cache
 from importlib.util import find_spec
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +24,7 @@ from nola_edge.torch.library import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from nola_edge.torch.library import Extent, Source
 
@@ -33,6 +35,7 @@ _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "b
 FACTOR_BYTES = 256 << 20
 
 
+@cache
 def is_built() -> bool:
     """Tell whether this installation has CUDA kernels."""
     return find_spec("nola_edge._cuda") is not None
@@ -135,6 +138,46 @@ def _on_device(table: bytes, device: torch.device) -> torch.Tensor:
     return staged.to(device, non_blocking=True)
 
 
+class _Tables:
+    """Tables of groups on their devices, for groups that come again with the same addresses.
+
+    A training step allocates what the step before has freed, so its addresses mostly recur.
+    """
+
+    _MOST = 8
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._tables: OrderedDict[Any, tuple[Any, torch.Tensor, object]] = OrderedDict()
+
+    def get(
+        self,
+        sources: Sequence[Source],
+        key: tuple[Any, ...],
+        device: torch.device,
+        plan: Callable[[], Any],
+    ) -> tuple[Any, torch.Tensor]:
+        """Return a plan and its table on the device, made for the same `sources` and key or now.
+
+        A table belongs to the stream that it was copied on.
+        """
+        whole = (id(sources), *_place(device), *key)
+        with self._lock:
+            found = self._tables.get(whole)
+            if found is None:
+                planned = plan()
+                table = planned[0] if isinstance(planned, tuple) else planned
+                found = planned, _on_device(table, device), sources  # kept alive with their id
+                self._tables[whole] = found
+                if len(self._tables) > self._MOST:
+                    self._tables.popitem(last=False)
+            self._tables.move_to_end(whole)
+        return found[:2]
+
+
+_TABLES = _Tables()
+
+
 def _task(source: Source, num_basis: int, first: int, second: int) -> tuple[Any, ...]:
     """Return a matrix as the groups of the compiled module take it; the addresses come last."""
     _, stream, _, shape, rows, cols = source
@@ -159,15 +202,17 @@ def expand_group(
         for part, size in zip(flat.split([m * n for m, n in sizes]), sizes, strict=True)
     ]
     seed, _, basis, *_ = sources[0]
-    table = _kernels().plan_expand(
-        basis,
-        [
-            _task(source, values.numel(), values.data_ptr(), out.data_ptr())
-            for source, values, out in zip(sources, read, outs, strict=True)
-        ],
-    )
+    addresses = tuple((v.data_ptr(), v.numel()) for v in read)
+
+    def plan() -> Any:
+        tasks = [
+            _task(source, count, address, out.data_ptr())
+            for source, (address, count), out in zip(sources, addresses, outs, strict=True)
+        ]
+        return _kernels().plan_expand(basis, tasks)
+
     with torch.cuda.device(device):
-        copied = _on_device(table, device)
+        table, copied = _TABLES.get(sources, (flat.data_ptr(), addresses), device, plan)
         _kernels().expand_group(basis, seed, "float32", table, copied.data_ptr(), *_place(device))
     return outs
 
@@ -190,15 +235,18 @@ def project_group(
     seed, _, basis, *_ = sources[0]
     with torch.cuda.device(device):
         for dtype in dict.fromkeys(values.dtype for values in read):
-            table, size = _kernels().plan_project(
-                basis,
-                [
-                    _task(source, k, values.data_ptr(), out.data_ptr())
-                    for source, k, values, out in zip(sources, num_basis, read, outs, strict=True)
-                    if values.dtype == dtype
-                ],
+            addresses = tuple(
+                (source, count, values.data_ptr(), out.data_ptr())
+                for source, count, values, out in zip(sources, num_basis, read, outs, strict=True)
+                if values.dtype == dtype
             )
-            copied, workspace = _on_device(table, device), _workspace(size, device)
+
+            def plan(addresses: Any = addresses) -> Any:
+                return _kernels().plan_project(basis, [_task(*task) for task in addresses])
+
+            key = (dtype, flat.data_ptr(), tuple(task[1:] for task in addresses))
+            (table, size), copied = _TABLES.get(sources, key, device, plan)
+            workspace = _workspace(size, device)
             _kernels().project_group(
                 basis,
                 seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 import torch
@@ -115,6 +116,29 @@ class _Kept:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class _Offered:
+    """Factors made for a whole model: for these very coefficients, as they are at this moment."""
+
+    factors: Factors
+    alpha: torch.Tensor
+    beta: torch.Tensor
+    versions: tuple[int, int]
+    where: tuple[int, bool]
+    a: torch.Tensor
+    b: torch.Tensor
+
+    def serves(self, factors: Factors, alpha: torch.Tensor, beta: torch.Tensor) -> bool:
+        # An interrupted forward pass withdraws nothing; another thread may train the same model.
+        return (
+            self.alpha is alpha
+            and self.beta is beta
+            and self.versions == (alpha._version, beta._version)
+            and self.where == (get_ident(), torch.is_grad_enabled())
+            and self.factors == factors
+        )
+
+
 class FactorCache:
     """Keeps A and B of frozen coefficients, or takes those that were made for a whole model.
 
@@ -127,11 +151,20 @@ class FactorCache:
     def __init__(self) -> None:
         # One reference to an immutable whole: threads that share a layer never see a part of it.
         self._kept: _Kept | None = None
-        self._offered: tuple[Factors, torch.Tensor, torch.Tensor] | None = None
+        self._offered: _Offered | None = None
 
-    def offer(self, factors: Factors, a: torch.Tensor, b: torch.Tensor) -> None:
+    def offer(
+        self,
+        factors: Factors,
+        alpha: torch.Tensor,
+        beta: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+    ) -> None:
         """Hand over A and B, to be taken until they are withdrawn (``together.py``)."""
-        self._offered = factors, a, b
+        versions = (alpha._version, beta._version)
+        where = (get_ident(), torch.is_grad_enabled())
+        self._offered = _Offered(factors, alpha, beta, versions, where, a, b)
 
     def withdraw(self) -> None:
         """Forget what was offered."""
@@ -157,8 +190,8 @@ class FactorCache:
         B : (out, r)
         """
         offered = self._offered
-        if offered is not None and offered[0] == factors:
-            return offered[1].to(dtype), offered[2].to(dtype)
+        if offered is not None and offered.serves(factors, alpha, beta):
+            return offered.a.to(dtype), offered.b.to(dtype)
         training = torch.is_grad_enabled() and (alpha.requires_grad or beta.requires_grad)
         keepable = all(
             library.is_plain(c) and not library.has_group_kernels(c.device.type)

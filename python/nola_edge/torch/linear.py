@@ -136,7 +136,9 @@ class NolaLinear(nn.Module):
         """Say which factors the next forward pass wants; see :func:`expand_together`."""
         if self.merged or hasattr(self.base_layer.weight, "device_mesh"):
             return []
-        return [(self._cache, self.factors, *self.coefficients())]
+        if self.config.coefficient_bits is not None or self.start == "unit-frozen":
+            return []  # what the forward pass uses is made anew each time
+        return [(self._cache, self.factors, self.alpha, self.beta)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer to x (..., in); the result is (..., out), of the base layer's dtype."""

@@ -8,14 +8,15 @@ the end of the backward pass. The bits are the same.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from operator import is_not
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from nola_edge.torch import library
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
@@ -45,10 +46,11 @@ class _ExpandGroup(torch.autograd.Function):
         ]
         results: list[torch.Tensor | None] = [None] * len(grads)
         if used:
+            every = len(used) == len(grads)
             projected = library.project_group(
                 [grads[i] for i in used],  # type: ignore[misc]
                 [ctx.kinds[i][0] for i in used],
-                [ctx.sources[i] for i in used],
+                ctx.sources if every else [ctx.sources[i] for i in used],
             )
             for i, gradient in zip(used, projected, strict=True):
                 results[i] = gradient.to(ctx.kinds[i][1])
@@ -66,7 +68,8 @@ def expand_group(
     ----------
     coefficients : sequence of (k,) floating point
     sources : sequence of (seed, stream, basis, shape, rows, cols)
-        As ``torch.ops.nola_edge.expand`` takes them: streams are signed.
+        As ``torch.ops.nola_edge.expand`` takes them: streams are signed. A sequence that is given
+        again, the same object, spares the device another table of it.
 
     Returns
     -------
@@ -77,6 +80,9 @@ def expand_group(
     groups: dict[Any, list[int]] = {}
     for i, (values, source) in enumerate(zip(coefficients, sources, strict=True)):
         groups.setdefault((values.device, source[0], source[2]), []).append(i)
+    if len(groups) == 1:
+        expanded: Any = _ExpandGroup.apply(sources, *coefficients)
+        return list(expanded)
     results: dict[int, torch.Tensor] = {}
     for members in groups.values():
         parts = [coefficients[i] for i in members]
@@ -85,31 +91,38 @@ def expand_group(
     return [results[i] for i in range(len(coefficients))]
 
 
-def _requests(model: nn.Module) -> Iterator[Request]:
-    for layer in model.modules():
-        ask: Callable[[], list[Request]] | None = getattr(layer, "factor_requests", None)
-        if ask is not None:
-            yield from ask()
-
-
 class _Together:
     """The hooks of a model; a copy of the model gets hooks of its own."""
 
     def __init__(self) -> None:
+        self._layers: list[Any] | None = None
         self._offered: list[FactorCache] = []
+        self._factors: list[Factors] = []
+        self._sources: list[Source] = []
 
     def offer(self, model: nn.Module, *_: Any) -> None:
         """Expand all factors and hand them to the layers."""
         self.withdraw()
         if torch.compiler.is_compiling():
             return
-        requests = list(_requests(model))
+        if self._layers is None:  # found once: walking a large model takes milliseconds
+            self._layers = [m for m in model.modules() if hasattr(m, "factor_requests")]
+        requests: list[Request] = [r for layer in self._layers for r in layer.factor_requests()]
+        requests = [r for r in requests if not (r[2].is_inference() or r[3].is_inference())]
+        if not requests:
+            return
         coefficients = [c for _, _, alpha, beta in requests for c in (alpha, beta)]
-        sources = [s for _, factors, *_ in requests for s in (factors.a_source, factors.b_source)]
-        expanded = expand_group(coefficients, sources)
-        for i, (cache, factors, _alpha, _beta) in enumerate(requests):
-            cache.offer(factors, expanded[2 * i], expanded[2 * i + 1])
+        expanded = expand_group(coefficients, self._sources_of([f for _, f, *_ in requests]))
+        for i, (cache, factors, alpha, beta) in enumerate(requests):
+            cache.offer(factors, alpha, beta, expanded[2 * i], expanded[2 * i + 1])
             self._offered.append(cache)
+
+    def _sources_of(self, factors: list[Factors]) -> list[Source]:
+        """Return the same list for the same factors."""
+        if len(factors) != len(self._factors) or any(map(is_not, factors, self._factors)):
+            self._factors = factors
+            self._sources = [source for f in factors for source in (f.a_source, f.b_source)]
+        return self._sources
 
     def withdraw(self, *_: Any) -> None:
         """Take back what no layer needs any more: the coefficients may change from here on."""
@@ -124,25 +137,29 @@ def expand_together(model: nn.Module) -> Callable[[], None]:
     """Have a model expand all its factors in one launch at the beginning of each forward pass.
 
     Worth it on a GPU, where a launch costs as much as a small expansion; of no use on a CPU. All
-    factors are then in memory at once, as in LoRA. Layers that a mesh splits, and those that torch
-    compiles, go on expanding their own.
+    factors are then in memory at once, as in LoRA. Some layers go on expanding their own: those
+    that a mesh splits, that torch compiles, whose coefficients are rounded or cut as they are used
+    (``coefficient_bits``, ``unit-frozen``), and those that are added to the model afterwards.
 
     Parameters
     ----------
     model : nn.Module
-        With :class:`NolaLinear` layers or the tuner's; the module whose forward is called, such
-        as the one that ``get_peft_model`` returned.
+        With :class:`NolaLinear` layers or the tuner's. A model of PEFT's has its base model
+        watched, so that ``generate`` is served as well.
 
     Returns
     -------
     callable
         Call it to undo this.
     """
+    inner: Any = model
+    if hasattr(model, "get_base_model"):
+        inner = cast("Any", model).get_base_model()
     together = _Together()
     handles = [
-        model.register_forward_pre_hook(together.offer),
+        inner.register_forward_pre_hook(together.offer),
         # Also after an error: an offer must not outlive the coefficients that it was made of.
-        model.register_forward_hook(together.withdraw, always_call=True),
+        inner.register_forward_hook(together.withdraw, always_call=True),
     ]
 
     def undo() -> None:
