@@ -32,16 +32,29 @@ target_link_libraries(
   PRIVATE $<BUILD_INTERFACE:nola_floating_point> $<BUILD_INTERFACE:nola_warnings>)
 
 set(NOLA_CUDA_FOUND OFF)
-if(_nola_cuda STREQUAL "AUTO" AND NOT CMAKE_CROSSCOMPILING)
+if(_nola_cuda MATCHES "^(ON|TRUE|1)$" OR (_nola_cuda STREQUAL "AUTO" AND NOT CMAKE_CROSSCOMPILING))
+  if(NOT CMAKE_CUDA_COMPILER)
+    unset(CMAKE_CUDA_COMPILER CACHE)  # one may have been installed since
+    # Where an installation of CUDA lies that did not change the PATH.
+    find_program(
+      _nola_nvcc nvcc NO_CACHE
+      HINTS ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda
+      PATH_SUFFIXES bin)
+    if(_nola_nvcc AND NOT DEFINED ENV{CUDACXX})
+      set(ENV{CUDACXX} ${_nola_nvcc})
+    endif()
+  endif()
   include(CheckLanguage)
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
     set(NOLA_CUDA_FOUND ON)
+  elseif(_nola_cuda STREQUAL "AUTO")
+    message(STATUS "nola-edge: no working CUDA compiler, building without CUDA kernels; "
+                   "put nvcc on the PATH or set CUDACXX to build them")
   else()
-    message(STATUS "nola-edge: no working CUDA compiler, building without CUDA kernels")
+    message(FATAL_ERROR "NOLA_CUDA is ON, and no working CUDA compiler was found; put nvcc on the "
+                        "PATH or set CUDACXX, or use NOLA_CUDA=OFF")
   endif()
-elseif(_nola_cuda MATCHES "^(ON|TRUE|1)$")
-  set(NOLA_CUDA_FOUND ON)
 endif()
 
 if(NOLA_CUDA_FOUND)
@@ -86,13 +99,14 @@ endfunction()
 if(NOLA_CUDA_ARCHITECTURES STREQUAL "native")
   set(NOLA_CUDA_TARGETS ${CMAKE_CUDA_ARCHITECTURES_NATIVE})
   if(NOT NOLA_CUDA_TARGETS MATCHES "^[0-9]")
-    message(FATAL_ERROR "NOLA_CUDA_ARCHITECTURES is native, and no CUDA device was found here "
-                        "(or CMake is older than 3.24)")
+    message(FATAL_ERROR "NOLA_CUDA_ARCHITECTURES is native, and no CUDA device was found here (it "
+                        "takes CMake 3.24, too); name the architecture instead, such as 90")
   endif()
 elseif(NOLA_CUDA_ARCHITECTURES)
   foreach(_nola_one IN LISTS NOLA_CUDA_ARCHITECTURES)
-    if(NOT _nola_one MATCHES "^[0-9]+[a-z]?(-real|-virtual)?$")
-      message(FATAL_ERROR "NOLA_CUDA_ARCHITECTURES: ${_nola_one} is not an architecture; "
+    string(REGEX MATCH "^[0-9]+" _nola_number "${_nola_one}")
+    if(NOT _nola_one MATCHES "^[0-9]+[a-z]?(-real|-virtual)?$" OR _nola_number LESS 75)
+      message(FATAL_ERROR "NOLA_CUDA_ARCHITECTURES: ${_nola_one} is not an architecture from 75 on; "
                           "use numbers such as 90 or 90-real, or native, or leave it empty for all")
     endif()
   endforeach()

@@ -5,17 +5,21 @@ install(
   DIRECTORY cpp/include/nola
   DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
   PATTERN cuda EXCLUDE)
-set(_nola_libraries nola_edge)
-if(NOLA_CUDA_FOUND)
-  install(DIRECTORY cpp/include/nola/cuda DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/nola)
-  list(APPEND _nola_libraries nola_cuda_plan nola_cuda)
-endif()
-install(TARGETS ${_nola_libraries} EXPORT nola_edge_targets
-        ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(TARGETS nola_edge EXPORT nola_edge_targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(
   EXPORT nola_edge_targets
   NAMESPACE nola_edge::
   DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/nola_edge)
+
+if(NOLA_CUDA_FOUND)
+  install(DIRECTORY cpp/include/nola/cuda DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/nola)
+  install(TARGETS nola_cuda_plan nola_cuda EXPORT nola_edge_cuda_targets
+          ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  install(
+    EXPORT nola_edge_cuda_targets
+    NAMESPACE nola_edge::
+    DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/nola_edge)
+endif()
 
 configure_package_config_file(
   cmake/nola_edgeConfig.cmake.in nola_edgeConfig.cmake

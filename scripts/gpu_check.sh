@@ -22,30 +22,45 @@ step() {
     "$@" || failed+=("$*")
 }
 
+missing=()
+for tool in nvidia-smi nvcc cmake ninja "$python"; do
+    command -v "$tool" >/dev/null || missing+=("$tool")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    echo "needs an NVIDIA GPU and these tools, which are not on the PATH: ${missing[*]}" >&2
+    exit 1
+fi
+
 say "the machine"
 nvidia-smi --query-gpu=name,compute_cap,memory.total,driver_version --format=csv
 nvcc --version | tail -n 2
 "$python" - <<'CHECK'
 import importlib.util, sys
-import torch
-print(f"torch {torch.__version__}, CUDA {torch.version.cuda}")
-if not torch.cuda.is_available():
-    sys.exit("torch sees no GPU: install a build of torch with CUDA")
-names = ["pybind11", "scikit_build_core", "ml_dtypes", "safetensors", "click", "tqdm", "pytest",
+names = ["torch", "pybind11", "scikit_build_core", "ml_dtypes", "safetensors", "click", "tqdm", "pytest",
          "hypothesis", "peft", "transformers"]
 missing = [name for name in names if importlib.util.find_spec(name) is None]
 if missing:
     sys.exit(f"missing packages: {', '.join(missing)}; install them with pip")
+import torch
+print(f"torch {torch.__version__}, CUDA {torch.version.cuda}")
+if not torch.cuda.is_available():
+    sys.exit("torch sees no GPU: install a build of torch with CUDA")
 CHECK
+architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
 
 say "build for this GPU"
 "$python" -m pip install -q --no-index --no-deps --no-build-isolation --upgrade \
-    --target "$build/site" -C cmake.define.NOLA_CUDA=ON \
-    -C cmake.define.NOLA_CUDA_ARCHITECTURES=native .
-export PYTHONPATH="$build/site:$(pwd)"
+    --target "$build/site" -C build-dir="$build/wheel" -C cmake.define.NOLA_CUDA=ON \
+    -C cmake.define.NOLA_CUDA_ARCHITECTURES="$architecture" .
+export PYTHONPATH="$build/site:$(pwd)${PYTHONPATH:+:$PYTHONPATH}"
 "$python" -m nola_edge info
+"$python" -c "
+import sys, nola_edge._cuda as module
+print(module.__file__)
+if not module.__file__.startswith('$build'):
+    sys.exit('another installation of nola-edge comes first; uninstall it: pip uninstall nola-edge')"
 cmake -S . -B "$build/check" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DNOLA_CUDA=ON \
-    -DNOLA_CUDA_ARCHITECTURES=native >/dev/null
+    -DNOLA_CUDA_ARCHITECTURES="$architecture" >/dev/null
 cmake --build "$build/check" --target nola_cuda_check | tail -n 1
 
 step "every kernel against the CPU" "$build/check/nola_cuda_check"
@@ -63,7 +78,7 @@ step "tests on the GPU" timeout 200 "$python" -m pytest -q -p no:cacheprovider \
     tests/pytorch/test_cuda_gpu.py tests/packaging/test_cuda_code.py
 
 mkdir -p "$results"
-step "benchmarks" "$python" benchmarks/gpu.py --save "$results"
+step "benchmarks" timeout 240 "$python" benchmarks/gpu.py --save "$results"
 
 say "done"
 if [ ${#failed[@]} -gt 0 ]; then

@@ -6,6 +6,7 @@ the same bits on every instruction set and for any number of threads.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -262,11 +263,10 @@ def build_info() -> dict[str, Any]:
     ValueError
         If ``NOLA_EDGE_ISA`` names an instruction set that is unknown or not available here.
     """
-    try:
+    cuda_compiler, cuda_architectures = None, []
+    if find_spec("nola_edge._cuda") is not None:
         from nola_edge import _cuda
-    except ModuleNotFoundError:
-        cuda_compiler, cuda_architectures = None, []
-    else:
+
         cuda_compiler, cuda_architectures = _cuda.compiler, _cuda.architectures
     return {
         "version": _core.__version__,

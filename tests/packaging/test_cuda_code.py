@@ -39,7 +39,7 @@ def tools() -> dict[str, str]:
     path = os.pathsep.join([os.environ.get("PATH", ""), *packaged, "/usr/local/cuda/bin"])
     for tool in ("cuobjdump", "nvdisasm"):
         if shutil.which(tool, path=path) is None:
-            pytest.skip(f"needs {tool}: pip install nvidia-cuda-{tool}")
+            pytest.skip(f"needs {tool}: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
     return {**os.environ, "PATH": path}
 
 
@@ -103,6 +103,15 @@ def test_only_named_multiply_adds_are_fused(code):
         assert not [op for op in fused if opcodes(body)[op]], key
     for key, body in kernels(code, "merge_kernel"):
         assert opcodes(body)["FFMA"] + opcodes(body)["FFMA2"] >= 64, key
+
+
+def test_a_merge_moves_four_elements_at_a_time(code):
+    """Of the eight fours that a thread has; the compiler is inclined to take them apart."""
+    for key, body in kernels(code, "merge_kernel"):
+        width = ".128" if "merge_kernelIf" in key[1] else ".64"
+        for opcode in ("LDG", "STG"):
+            wide = [text for _, text in body if text.startswith(opcode) and width in text]
+            assert len(wide) >= 8, (key, opcode, len(wide))
 
 
 def test_the_rademacher_loop_is_as_short_as_it_should_be(code):

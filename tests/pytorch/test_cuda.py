@@ -282,6 +282,11 @@ def test_frozen_factors_follow_their_coefficients(on):
         assert on.launches("expand_at") == 3 * 4
 
 
+def test_a_model_without_adapters_is_refused():
+    with pytest.raises(ValueError, match="model: Linear has no layer with a NOLA adapter"):
+        nt.expand_together(nn.Linear(2, 3))
+
+
 def test_an_offer_does_not_outlive_a_failure(on):
     model = layers().to(on.device)
     nt.expand_together(model)

@@ -62,6 +62,8 @@ def test_work_goes_to_the_current_stream():
     c = torch.randn(512, device="cuda")
     expected = nt.expand(c, **SOURCE)
     side = torch.cuda.Stream()
+    with torch.cuda.stream(side):  # memory and kernels of this stream
+        nt.expand(c * 2, **SOURCE)
     torch.cuda.synchronize()
     with torch.cuda.stream(side):
         torch.cuda._sleep(50_000_000)
@@ -71,6 +73,14 @@ def test_work_goes_to_the_current_stream():
     side.synchronize()
     assert torch.equal(got, nt.expand(c * 2, **SOURCE))
     assert not torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("basis", ["rademacher", "uniform"])
+def test_a_large_matrix_has_the_bits_of_the_cpu(basis):
+    """So large that a block keeps its tables for several tiles."""
+    c = torch.randn(40)
+    options = {"seed": 1, "stream": 2, "shape": (4096, 4096), "basis": basis}
+    assert torch.equal(nt.expand(c.cuda(), **options).cpu(), nt.expand(c, **options))
 
 
 def test_the_same_bits_in_every_run():
@@ -83,6 +93,10 @@ def test_the_same_bits_in_every_run():
 
 def test_a_graph_replays_with_new_coefficients():
     model, x = layers().cuda(), torch.randn(4, 24, device="cuda")
+    with torch.no_grad():  # else the adapter adds nothing, and alpha has no gradient
+        model[0].beta.normal_()
+        model[2].beta.normal_()
+    model(x).square().mean().backward()  # loads the kernels for single matrices
     nt.expand_together(model)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

@@ -36,8 +36,9 @@ struct alignas(64) ExpandShared<Basis::kRademacher> {
             float term[kSignGroup];
             NOLA_UNROLL
             for (unsigned i = 0; i < kSignGroup; ++i) {
-                const float c =
-                    basis + i < job.num_basis ? job.coefficients[basis + i] * job.gain : 0.0F;
+                const float c = basis + i < job.num_basis
+                                    ? load_constant(job.coefficients + basis + i) * job.gain
+                                    : 0.0F;
                 term[i] = ((entry >> i) & 1U) != 0 ? -c : c;
             }
             table[group][entry % kSignTable] = (term[0] + term[1]) + (term[2] + term[3]);
@@ -80,7 +81,7 @@ struct alignas(64) ExpandShared<Basis::kUniform> {
         for (unsigned i = thread; i < draws * kUniformPerDraw; i += kExpandThreads) {
             const std::uint64_t basis = std::uint64_t{draw} * kUniformPerDraw + i;
             coefficient[i / kUniformPerDraw][i % kUniformPerDraw] =
-                basis < job.num_basis ? job.coefficients[basis] * job.gain : 0.0F;
+                basis < job.num_basis ? load_constant(job.coefficients + basis) * job.gain : 0.0F;
         }
     }
 

@@ -68,8 +68,8 @@ NOLA_BODY void load_base(const MergeJob& job, const MergeTile& tile, const Merge
         static_cast<const T*>(job.base) + tile.first + place.row * job.stride + place.col;
     NOLA_UNROLL
     for (auto& row : base.of) {
-        row[0] = *reinterpret_cast<const Four<T>*>(from);
-        row[1] = *reinterpret_cast<const Four<T>*>(from + kMergeHalf);
+        row[0] = load_four(from);
+        row[1] = load_four(from + kMergeHalf);
         from += job.stride;
     }
 }
@@ -136,7 +136,7 @@ NOLA_BODY void load_a(const MergeJob& job, std::uint64_t col, std::uint32_t rank
     NOLA_UNROLL
     for (unsigned j = 0; j < kMergeRanks; j += kStep) {
         const bool is_inside = rank + first + j < job.rank && col + n < job.cols;
-        shared.a[first + j][n] = is_inside ? *from : 0.0F;
+        shared.a[first + j][n] = is_inside ? load_constant(from) : 0.0F;
         from += kStep * job.a_stride;
     }
 }
@@ -151,7 +151,7 @@ NOLA_BODY void load_b(const MergeJob& job, std::uint64_t row, std::uint32_t rank
     NOLA_UNROLL
     for (unsigned m = 0; m < kMergeTileRows; m += kStep) {
         const bool is_inside = rank + j < job.rank && row + first + m < job.rows;
-        shared.b[j][first + m] = is_inside ? *from : 0.0F;
+        shared.b[j][first + m] = is_inside ? load_constant(from) : 0.0F;
         from += std::uint64_t{kStep} * job.rank;
     }
 }

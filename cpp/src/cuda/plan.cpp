@@ -18,7 +18,7 @@ T ceil_div(T a, T b) {
 
 void check_pointer(const void* pointer, const char* name) {
     if (pointer == nullptr) {
-        throw std::invalid_argument(std::string(name) + ": null");
+        throw std::invalid_argument(std::string(name) + ": must not be null");
     }
 }
 

@@ -156,8 +156,27 @@ struct alignas(4 * sizeof(T)) Four {
     T value[4];
 };
 
-// One store of all four, which nobody will read soon. Said with an intrinsic: given an assignment,
-// the compiler may store an element at a time, and did.
+// One load and one store of all four, for what is used once. Said with intrinsics: given an
+// assignment the compiler may move an element at a time, and did, and it does not know that an
+// address out of a table is one of global memory.
+NOLA_BODY Four<float> load_four(const float* from) {
+#ifdef __CUDACC__
+    const float4 four = __ldcs(reinterpret_cast<const float4*>(from));
+    return {{four.x, four.y, four.z, four.w}};
+#else
+    return *reinterpret_cast<const Four<float>*>(from);
+#endif
+}
+template <class T>
+NOLA_BODY Four<T> load_four(const T* from) {
+    static_assert(sizeof(T) == 2);
+#ifdef __CUDACC__
+    const ushort4 four = __ldcs(reinterpret_cast<const ushort4*>(from));
+    return {{{four.x}, {four.y}, {four.z}, {four.w}}};
+#else
+    return *reinterpret_cast<const Four<T>*>(from);
+#endif
+}
 NOLA_BODY void store_four(float* to, const Four<float>& four) {
 #ifdef __CUDACC__
     __stcs(reinterpret_cast<float4*>(to),
@@ -174,6 +193,15 @@ NOLA_BODY void store_four(T* to, const Four<T>& four) {
                                                         four.value[2].bits, four.value[3].bits));
 #else
     *reinterpret_cast<Four<T>*>(to) = four;
+#endif
+}
+
+// What no thread of a launch writes.
+NOLA_BODY float load_constant(const float* from) {
+#ifdef __CUDACC__
+    return __ldg(from);
+#else
+    return *from;
 #endif
 }
 

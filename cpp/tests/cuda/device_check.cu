@@ -1,7 +1,9 @@
 // Runs every kernel on a GPU, alone and in groups, and compares with the CPU: a program of its own,
 // small enough for compute-sanitizer. scripts/gpu_check.sh builds and runs it.
+#include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -103,6 +105,7 @@ std::vector<Case> cases() {
         all.push_back({k, {3, 5000}, {1, 2, 100, 4900}});
         all.push_back({k, {16, 1024}, Window::whole({16, 1024})});
     }
+    all.push_back({4100, {16, 1024}, Window::whole({16, 1024})});  // warps with several groups
     return all;
 }
 
@@ -138,6 +141,74 @@ void check_expand(Basis kind) {
         const std::string name = "expand, case " + std::to_string(i);
         expect(same_bits(single[i].values(), expected[i]), name);
         expect(same_bits(grouped[i].values(), expected[i]), name + " of a group");
+    }
+}
+
+// Large enough for blocks of several tiles, and in the types of two bytes.
+void check_large_expand(Basis kind) {
+    constexpr std::size_t kBases = 40;
+    const Shape shape{2048, 4096};
+    const std::size_t count = shape.rows * shape.cols;
+    const auto alpha = random_floats(kBases, 9);
+    std::vector<float> wide(count);
+    nola::expand({kind, kSeed, 5}, alpha.data(), kBases, shape, Window::whole(shape), wide.data());
+    const Device<float> coefficients(alpha);
+    const nola::cuda::Source source{5, kBases, shape, Window::whole(shape)};
+    const Device<float> out(std::vector<float>(count, -1.0F));
+    const auto plan = nola::cuda::plan_expand(kind, {{source, coefficients.data(), out.data()}});
+    check(nola::cuda::expand(kind, kSeed, ElementType::kFloat32, plan.jobs[0], nullptr), "expand");
+    check(cudaDeviceSynchronize(), "expand");
+    expect(same_bits(out.values(), wide), "expand, large");
+    for (const ElementType type : {ElementType::kFloat16, ElementType::kBFloat16}) {
+        std::vector<std::uint16_t> expected(count);
+        const float unit = 1.0F;
+        expect(nola::merge(expected.data(), type, 1, count, {&unit, wide.data(), 1, 1.0F}),
+               "rounding on the CPU");
+        const Device<std::uint16_t> narrow(std::vector<std::uint16_t>(count, 0xFFFFU));
+        const auto job =
+            nola::cuda::plan_expand(kind, {{source, coefficients.data(), narrow.data()}}).jobs[0];
+        check(nola::cuda::expand(kind, kSeed, type, job, nullptr), "expand");
+        check(cudaDeviceSynchronize(), "expand");
+        expect(same_bits(narrow.values(), expected), "expand to two bytes");
+    }
+}
+
+// Gradients of two bytes against the same in four.
+void check_narrow_project(Basis kind) {
+    constexpr std::size_t kBases = 70;
+    const Shape shape{37, 300};
+    const std::size_t count = shape.rows * shape.cols;
+    const auto values = random_floats(count, 4);
+    const nola::cuda::Source source{5, kBases, shape, Window::whole(shape)};
+    const Device<double> workspace(
+        std::vector<double>(nola::cuda::project_workspace(kind, source) / sizeof(double), 1e300));
+    const auto projected = [&](ElementType type, const void* grad) {
+        const Device<float> out(std::vector<float>(kBases, -1.0F));
+        const auto plan = nola::cuda::plan_project(kind, {{source, grad, out.data()}});
+        check(nola::cuda::project(kind, kSeed, type, plan.jobs[0], workspace.data(), nullptr),
+              "project");
+        check(cudaDeviceSynchronize(), "project");
+        return out.values();
+    };
+    for (const ElementType type : {ElementType::kFloat16, ElementType::kBFloat16}) {
+        std::vector<std::uint16_t> narrow(count);
+        const float unit = 1.0F;
+        expect(nola::merge(narrow.data(), type, 1, count, {&unit, values.data(), 1, 1.0F}),
+               "rounding on the CPU");
+        std::vector<float> wide(count);
+        for (std::size_t e = 0; e < count; ++e) {
+            const std::uint32_t bits = std::uint32_t{narrow[e]} << 16;
+            if (type == ElementType::kBFloat16) {
+                std::memcpy(&wide[e], &bits, sizeof bits);
+            } else {
+                wide[e] = __half2float(__ushort_as_half(narrow[e]));
+            }
+        }
+        const Device<std::uint16_t> narrow_grad(narrow);
+        const Device<float> wide_grad(wide);
+        expect(same_bits(projected(type, narrow_grad.data()),
+                         projected(ElementType::kFloat32, wide_grad.data())),
+               "project of two bytes");
     }
 }
 
@@ -243,7 +314,9 @@ void check_merge(ElementType type) {
 int main() {
     for (const Basis kind : {Basis::kRademacher, Basis::kUniform}) {
         check_expand(kind);
+        check_large_expand(kind);
         check_project(kind);
+        check_narrow_project(kind);
     }
     check_merge<float>(ElementType::kFloat32);
     check_merge<std::uint16_t>(ElementType::kFloat16);

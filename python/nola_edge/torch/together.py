@@ -151,10 +151,17 @@ def expand_together(model: nn.Module) -> Callable[[], None]:
     -------
     callable
         Call it to undo this.
+
+    Raises
+    ------
+    ValueError
+        If the model has no such layer.
     """
     inner: Any = model
     if hasattr(model, "get_base_model"):
         inner = cast("Any", model).get_base_model()
+    if not any(hasattr(layer, "factor_requests") for layer in inner.modules()):
+        raise ValueError(f"model: {type(model).__name__} has no layer with a NOLA adapter")
     together = _Together()
     handles = [
         inner.register_forward_pre_hook(together.offer),
