@@ -20,7 +20,8 @@ from nola_edge.peft.config import NolaConfig
 from nola_edge.torch.factors import FactorCache, Factors, fresh_coefficients, trained_alpha
 from nola_edge.torch.functional import nola_delta
 from nola_edge.torch.linear import is_conv1d
-from nola_edge.torch.merge import Term, merge_factors_
+from nola_edge.torch.merge import merge_factors_
+from nola_edge.torch.plan import Term
 from nola_edge.torch.quantize import fake_quantize
 from nola_edge.torch.sharding import Shard, check_layout, computed_shard, whole_tensor
 

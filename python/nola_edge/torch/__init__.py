@@ -10,7 +10,7 @@ processes; ``merge.py`` merges into models in memory.
 from nola_edge.torch.factors import Factors, fresh_coefficients
 from nola_edge.torch.functional import expand, nola_delta, nola_linear, project
 from nola_edge.torch.linear import NolaLinear, to_adapter
-from nola_edge.torch.merge import merge_, merge_factors_, merge_low_rank_
+from nola_edge.torch.merge import load_merged, merge_, merge_factors_, merge_low_rank_
 from nola_edge.torch.quantize import fake_quantize
 from nola_edge.torch.together import expand_together
 
@@ -21,6 +21,7 @@ __all__ = [
     "expand_together",
     "fake_quantize",
     "fresh_coefficients",
+    "load_merged",
     "merge_",
     "merge_factors_",
     "merge_low_rank_",

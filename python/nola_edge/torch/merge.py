@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nola_edge import _core
-from nola_edge.errors import AdapterError, MismatchError, NotFiniteError
+from nola_edge.errors import NotFiniteError
 from nola_edge.torch import cuda
-from nola_edge.torch.factors import Factors, concatenated
+from nola_edge.torch.factors import concatenated
+from nola_edge.torch.plan import MERGEABLE, Term, plan_merges
 from nola_edge.torch.sharding import Shard, local_window, whole_tensor
 from nola_edge.torch.together import expand_group
 
@@ -18,11 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import nn
-
-#: Factors, alpha, beta, scaling: one adapter's share in one weight.
-Term = tuple[Factors, torch.Tensor, torch.Tensor, float]
-
-_MERGEABLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @torch.no_grad()
@@ -132,7 +128,7 @@ def merge_low_rank_(
 
 
 def _check_merge(weight: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    if weight.dtype not in _MERGEABLE:
+    if weight.dtype not in MERGEABLE:
         raise TypeError(f"weight: must be float32, float16 or bfloat16, got {weight.dtype}")
     if weight.dim() != 2:
         raise ValueError(f"weight: must have 2 dimensions, got {tuple(weight.shape)}")
@@ -259,61 +255,36 @@ def merge_(model: nn.Module, adapter: Any) -> list[str]:
         If adapter and model do not fit, and nothing was changed; or if a merged weight is not
         finite, which leaves it and those merged before it changed.
     """
-    from nola_edge.adapter.fingerprints import shapes_fingerprint
-    from nola_edge.merge.matching import match_modules
-    from nola_edge.merge.plan import load_adapters
-    from nola_edge.merge.update import stored_features
-
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    name_of_model = Path(f"<{type(model).__name__}>")
-    owners: dict[int, list[str]] = {}
-    for name, parameter in parameters.items():
-        owners.setdefault(id(parameter), []).append(name)
-    terms: dict[str, list[Term]] = {}
-    transposed: dict[str, bool] = {}
-    for loaded, share in load_adapters(adapter):
-        config = loaded.config
-        where = loaded.path or Path("<adapter>")
-        if loaded.whole_tensors:
-            raise AdapterError(
-                "carries whole tensors (modules_to_save or bias), which a model in memory takes "
-                "through load_state_dict; merge into a checkpoint instead",
-                file=where,
-            )
-        shapes: dict[str, tuple[int, int]] = {}
-        names = match_modules(list(loaded.modules), parameters, adapter=where, base=name_of_model)
-        for module, name in names.items():
-            weight = parameters[name]
-            if weight.dim() != 2 or weight.dtype not in _MERGEABLE:
-                raise MismatchError(
-                    f"is {weight.dtype} {list(weight.shape)}, not a float matrix",
-                    file=name_of_model,
-                    field=name,
-                )
-            others = [other for other in owners[id(weight)] if other != name]
-            if others:
-                raise MismatchError(
-                    f"is the same tensor as {others[0]}, which the adapter was not trained for; "
-                    "give each a tensor of its own first (tie_word_embeddings=False)",
-                    file=name_of_model,
-                    field=name,
-                )
-            if transposed.setdefault(name, config.fan_in_fan_out) != config.fan_in_fan_out:
-                raise MismatchError(
-                    "adapters disagree about fan_in_fan_out", file=name_of_model, field=name
-                )
-            out_features, in_features = stored_features(tuple(weight.shape), config.fan_in_fan_out)
-            basis: Any = config.basis
-            shapes[module] = (out_features, in_features)
-            factors = Factors(module, config.r, in_features, out_features, config.seed, basis)
-            coefficients = loaded.modules[module]
-            alpha, beta = torch.tensor(coefficients.alpha), torch.tensor(coefficients.beta)
-            terms.setdefault(name, []).append((factors, alpha, beta, share * config.scaling))
-        if config.shapes_fingerprint not in (None, shapes_fingerprint(shapes)):
-            raise MismatchError(
-                f"{where} was made for modules of other shapes",
-                file=name_of_model,
-                field="shapes_fingerprint",
-            )
-    merge_many_([(parameters[name].data, parts, transposed[name]) for name, parts in terms.items()])
-    return list(terms)
+    planned = plan_merges(parameters, adapter, Path(f"<{type(model).__name__}>"))
+    merge_many_([(parameters[name].data, m.terms, m.transposed) for name, m in planned.items()])
+    return list(planned)
+
+
+def load_merged(model_class: Any, base: str | Path, adapter: Any, **options: Any) -> Any:
+    """Load a transformers model with adapters merged into its weights as they come.
+
+    Parameters
+    ----------
+    model_class : type
+        Such as ``transformers.AutoModelForCausalLM``.
+    base : path
+    adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
+    **options
+        For ``from_pretrained``.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        A plain model.
+
+    Raises
+    ------
+    NolaEdgeError
+        If adapter and base do not fit, or a merged weight is not finite.
+    """
+    from nola_edge.transformers import NolaMergeConfig
+
+    return model_class.from_pretrained(
+        base, quantization_config=NolaMergeConfig(adapter), **options
+    )

@@ -1,0 +1,16 @@
+"""Merging adapters into a transformers model while it is loaded.
+
+>>> from transformers import AutoModelForCausalLM
+>>> from nola_edge.transformers import NolaMergeConfig
+>>> model = AutoModelForCausalLM.from_pretrained(
+...     "base-model", quantization_config=NolaMergeConfig("adapter")
+... )  # doctest: +SKIP
+
+The model is a plain one: its weights are merged, and nothing of the adapter is left in it.
+``config.py`` is what a caller gives, ``quantizer.py`` what transformers calls.
+"""
+
+from nola_edge.transformers.config import NolaMergeConfig
+from nola_edge.transformers.quantizer import NolaMergeQuantizer
+
+__all__ = ["NolaMergeConfig", "NolaMergeQuantizer"]

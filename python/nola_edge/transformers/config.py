@@ -1,0 +1,50 @@
+"""What a caller gives to ``from_pretrained``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.quantizers.auto import register_quantization_config
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from nola_edge.merge.plan import load_adapters
+
+#: The name under which transformers knows the plug-in.
+METHOD = "nola_merge"
+
+
+@register_quantization_config(METHOD)
+class NolaMergeConfig(QuantizationConfigMixin):
+    """Merge adapters into each weight as it is loaded.
+
+    Transformers' interface for quantisers is the one that sees each parameter between the file and
+    the model; nothing is quantised here.
+
+    Parameters
+    ----------
+    adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
+        What to merge; read and checked here, before anything is loaded.
+    check_base : bool
+        Refuse a base that is not the one an adapter recorded, as ``nola-edge merge`` does; for a
+        base in safetensors files.
+
+    Raises
+    ------
+    NolaEdgeError
+        If an adapter cannot be used.
+    """
+
+    quant_method: Any = METHOD
+
+    def __init__(self, adapter: Any, check_base: bool = True) -> None:
+        self.quant_method = METHOD  # an attribute of its own, which transformers copies
+        self.adapters = load_adapters(adapter)
+        self.check_base = check_base
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe the merge in JSON; a model that was loaded does not carry it."""
+        return {
+            "quant_method": METHOD,
+            "adapter": [[str(adapter.path), weight] for adapter, weight in self.adapters],
+            "check_base": self.check_base,
+        }

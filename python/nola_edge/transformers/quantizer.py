@@ -1,0 +1,166 @@
+"""The plug-in that transformers calls for each parameter while it loads a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers.auto import register_quantizer
+from transformers.quantizers.base import HfQuantizer
+
+from nola_edge.adapter.fingerprints import checkpoint_fingerprint
+from nola_edge.errors import MismatchError, NolaEdgeError
+from nola_edge.torch.merge import merge_factors_
+from nola_edge.torch.plan import PlannedMerge, plan_merges
+from nola_edge.transformers.config import METHOD, NolaMergeConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel
+
+
+class _Merge(ConversionOps):
+    """Merge into the parameters that pass by.
+
+    Transformers logs what an operation raises and goes on; so an error is kept, and raised once
+    loading is over.
+    """
+
+    def __init__(self, quantizer: NolaMergeQuantizer) -> None:
+        self.quantizer = quantizer
+
+    @torch.no_grad()
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str] | None = None,
+        target_patterns: list[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return the merged parameter under the name that it came with."""
+        merged: dict[str, Any] = {}
+        for name, value in input_dict.items():
+            tensor = value[0] if isinstance(value, list) else value
+            try:
+                merged[name] = self.quantizer.merge(kwargs["full_layer_name"], tensor)
+            except NolaEdgeError as error:
+                self.quantizer.errors.append(error)
+                merged[name] = tensor
+        return merged
+
+
+@register_quantizer(METHOD)
+class NolaMergeQuantizer(HfQuantizer):
+    """Merges adapters into a model's parameters while they are loaded; leaves no trace in it."""
+
+    quantization_config: NolaMergeConfig
+
+    def __init__(self, quantization_config: NolaMergeConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.planned: dict[str, PlannedMerge] = {}
+        self.left: set[str] = set()
+        self.errors: list[NolaEdgeError] = []
+
+    def preprocess_model(self, model: PreTrainedModel, dtype: Any = None, **kwargs: Any) -> None:
+        """Match adapters to the model, still without weights; refuse what does not fit.
+
+        Raises
+        ------
+        NolaEdgeError
+        """
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        name = Path(f"<{type(model).__name__}>")
+        self.planned = plan_merges(parameters, self.quantization_config.adapters, name)
+        self.left = set(self.planned)
+        tied = {**model.all_tied_weights_keys}
+        for one, other in [*tied.items(), *((b, a) for a, b in tied.items())]:
+            if one in self.planned:
+                raise MismatchError(
+                    f"is the same tensor as {other}, which the adapter was not trained for; "
+                    "load the base with tie_word_embeddings=False",
+                    file=name,
+                    field=one,
+                )
+        if self.quantization_config.check_base:
+            self._check_base(kwargs.get("checkpoint_files"))
+
+    def _check_base(self, files: Sequence[str] | None) -> None:
+        """Refuse a base in safetensors files that is not the one an adapter recorded."""
+        if not files or not all(str(file).endswith(".safetensors") for file in files):
+            return
+        path = Path(files[0])
+        base = path if len(files) == 1 else path.parent
+        for adapter, _ in self.quantization_config.adapters:
+            recorded = adapter.config.base_fingerprint
+            if recorded is None:
+                continue
+            found = checkpoint_fingerprint(base, adapter.modules)
+            if found != recorded:
+                raise MismatchError(
+                    f"{adapter.path} was made for a base with fingerprint {recorded}, this one has "
+                    f"{found} (another model, another dtype, or already merged); to merge all the "
+                    "same, NolaMergeConfig(…, check_base=False)",
+                    file=base,
+                    field="base_fingerprint",
+                    value=found,
+                )
+
+    def param_needs_quantization(
+        self, model: PreTrainedModel, param_name: str, **kwargs: Any
+    ) -> bool:
+        """Tell whether a parameter is to be merged into."""
+        return param_name in self.planned
+
+    def get_quantize_ops(self) -> _Merge:
+        """Return the operation for such a parameter."""
+        return _Merge(self)
+
+    def merge(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a parameter with its adapters merged.
+
+        Raises
+        ------
+        NotFiniteError
+        """
+        planned = self.planned[name]
+        # The loader's tensor may be a view of the mapped file.
+        merged = tensor.clone(memory_format=torch.contiguous_format)
+        merge_factors_(merged, planned.terms, transposed=planned.transposed)
+        self.left.discard(name)
+        return merged
+
+    def postprocess_model(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        """Raise what went wrong; take the plug-in out of the model.
+
+        Raises
+        ------
+        NolaEdgeError
+            If a merged weight is not finite, or an adapted weight was not in the checkpoint.
+        """
+        if self.errors:
+            raise self.errors[0]
+        if self.left:
+            raise MismatchError(
+                "is adapted, and the checkpoint has no weight for it",
+                file=Path(f"<{type(model).__name__}>"),
+                field=min(self.left),
+            )
+        for owner, names in (
+            (model, ("hf_quantizer", "quantization_method", "is_quantized")),
+            (model.config, ("quantization_config",)),
+        ):
+            for name in names:
+                owner.__dict__.pop(name, None)
+        return model
+
+    def is_serializable(self) -> bool:
+        """Say that the model can be saved: its weights are plain."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Say that it can be trained."""
+        return True

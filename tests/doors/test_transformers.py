@@ -1,0 +1,182 @@
+"""Merging while transformers loads: the bits of a merged checkpoint, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import nola_edge as ne
+import nola_edge.torch as nt
+from nola_edge.errors import AdapterError, MismatchError, NotFiniteError
+from nola_edge.synthetic import trained_adapter
+from nola_edge.transformers import NolaMergeConfig
+from tests.conftest import snapshot
+
+pytestmark = pytest.mark.filterwarnings("default")  # of transformers' own making
+
+SIZES = {
+    "vocab_size": 100, "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2,
+    "pad_token_id": 0, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def decoder(**options):
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**SIZES, **options}))
+
+
+def shapes_of(model, *parts):
+    return {
+        name.removesuffix(".weight"): tuple(parameter.shape)
+        for name, parameter in model.named_parameters()
+        if any(part in name for part in parts)
+    }
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16], ids=str)
+def saved(request, tmp_path):
+    """A base in several files and an adapter for all its linear layers."""
+    model = decoder().to(request.param)
+    model.save_pretrained(tmp_path / "base", max_shard_size="100KB")
+    adapter = trained_adapter(shapes_of(model, "_proj."), r=8, num_basis=48, seed=3)
+    adapter.save(tmp_path / "adapter")
+    return tmp_path / "base", tmp_path / "adapter"
+
+
+def load(base: Path, adapter=None, cls=transformers.AutoModelForCausalLM, **options):
+    if adapter is not None:
+        config = adapter if isinstance(adapter, NolaMergeConfig) else NolaMergeConfig(adapter)
+        options["quantization_config"] = config
+    return cls.from_pretrained(base, **options)
+
+
+def assert_same(one, other):
+    ours, theirs = dict(one.named_parameters()), dict(other.named_parameters())
+    assert ours.keys() == theirs.keys()
+    for name, parameter in ours.items():
+        assert parameter.dtype == theirs[name].dtype, name
+        assert torch.equal(parameter.view(torch.uint8), theirs[name].view(torch.uint8)), name
+
+
+def test_the_bits_of_a_merged_checkpoint(saved, tmp_path):
+    base, adapter = saved
+    before = snapshot(base)
+    ne.merge_checkpoint(base, adapter, tmp_path / "merged")
+    expected = load(tmp_path / "merged")
+    assert_same(load(base, adapter), expected)
+    assert_same(load(base, adapter, device_map="cpu"), expected)
+    assert_same(nt.load_merged(transformers.LlamaForCausalLM, base, adapter), expected)
+    assert snapshot(base) == before
+
+
+def test_another_dtype_is_that_of_loading_and_merging_then(saved):
+    base, adapter = saved
+    expected = load(base, dtype=torch.bfloat16)
+    nt.merge_(expected, adapter)
+    assert_same(load(base, adapter, dtype=torch.bfloat16), expected)
+
+
+def test_a_plain_model_is_what_remains(saved, tmp_path):
+    base, adapter = saved
+    model, plain = load(base, adapter), load(base)
+    assert set(model.__dict__) == set(plain.__dict__)
+    assert model.config.to_dict() == plain.config.to_dict()
+    assert not getattr(model, "is_quantized", False)
+    model.save_pretrained(tmp_path / "saved")
+    assert "quantization" not in (tmp_path / "saved" / "config.json").read_text()
+    assert_same(load(tmp_path / "saved"), model)
+    model.half().float()  # which a quantised model refuses
+    model.train()
+    model(input_ids=torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
+
+
+def test_several_adapters_with_weights(saved, tmp_path):
+    base, adapter = saved
+    other = trained_adapter(shapes_of(decoder(), "q_proj"), r=4, num_basis=20, seed=9)
+    adapters = [(adapter, 0.7), (other, 0.3)]
+    ne.merge_checkpoint(base, adapters, tmp_path / "merged")
+    assert_same(load(base, adapters), load(tmp_path / "merged"))
+
+
+def test_a_real_encoder_in_models_that_name_it_differently(encoder, encoder_adapter, tmp_path):
+    ne.merge_checkpoint(encoder, encoder_adapter, tmp_path / "merged")
+    for cls in (transformers.AutoModel, transformers.AutoModelForSequenceClassification):
+        torch.manual_seed(0)
+        expected = load(tmp_path / "merged", cls=cls)
+        torch.manual_seed(0)
+        assert_same(load(encoder, encoder_adapter, cls=cls), expected)
+
+
+def test_weights_that_are_stored_transposed(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=32, n_layer=2, n_head=2)
+    model = transformers.GPT2LMHeadModel(config)
+    model.save_pretrained(tmp_path / "base")
+    shapes = {k: v[::-1] for k, v in shapes_of(model, "c_attn.weight").items()}
+    trained_adapter(shapes, r=4, num_basis=20, seed=1, fan_in_fan_out=True).save(
+        tmp_path / "adapter"
+    )
+    ne.merge_checkpoint(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    assert_same(load(tmp_path / "base", tmp_path / "adapter"), load(tmp_path / "merged"))
+
+
+def test_what_does_not_fit_is_refused(saved, tmp_path):
+    base, _ = saved
+    stranger = trained_adapter({"model.layers.7.self_attn.q_proj": (64, 64)}, r=2, num_basis=4)
+    with pytest.raises(MismatchError, match=r"model\.layers\.7"):
+        load(base, stranger)
+    other = trained_adapter({"model.layers.0.self_attn.q_proj": (64, 32)}, r=2, num_basis=4)
+    with pytest.raises(MismatchError):
+        load(base, other)
+    with pytest.raises(AdapterError):
+        NolaMergeConfig(tmp_path / "nowhere")
+
+
+def test_a_weight_that_the_checkpoint_lacks(saved):
+    base, adapter = saved
+    index = base / "model.safetensors.index.json"
+    described = json.loads(index.read_text())
+    name = "model.layers.1.mlp.up_proj.weight"
+    bare = Path(described["weight_map"].pop(name))
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(base / bare)
+    del tensors[name]
+    save_file(tensors, base / bare, metadata={"format": "pt"})
+    index.write_text(json.dumps(described))
+    with pytest.raises(MismatchError, match="the checkpoint has no weight for it"):
+        load(base, adapter)
+
+
+def test_a_tied_weight_is_refused(tmp_path):
+    decoder(tie_word_embeddings=True).save_pretrained(tmp_path / "base")
+    adapter = trained_adapter({"lm_head": (100, 64)}, r=2, num_basis=4)
+    with pytest.raises(MismatchError, match="tie_word_embeddings=False"):
+        load(tmp_path / "base", adapter)
+
+
+def test_what_overflows_is_refused(tmp_path):
+    model = decoder().half()
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight.fill_(65000.0)
+    model.save_pretrained(tmp_path / "base")
+    adapter = trained_adapter(shapes_of(model, "q_proj"), r=8, num_basis=48, seed=3)
+    with pytest.raises(NotFiniteError):
+        load(tmp_path / "base", [(adapter, 1e6)])
+
+
+def test_another_base_than_the_recorded_one(tmp_path):
+    model = decoder()
+    model.save_pretrained(tmp_path / "base")
+    adapter = trained_adapter(shapes_of(model, "_proj."), r=4, num_basis=8, base=tmp_path / "base")
+    load(tmp_path / "base", adapter)
+    load(tmp_path / "base", adapter).save_pretrained(tmp_path / "merged")
+    with pytest.raises(MismatchError, match="already merged") as caught:
+        load(tmp_path / "merged", adapter)
+    assert "check_base=False" in str(caught.value)
+    load(tmp_path / "merged", NolaMergeConfig(adapter, check_base=False))
