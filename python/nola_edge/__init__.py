@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from nola_edge.adapter import Adapter
     from nola_edge.export.lora import export_lora
     from nola_edge.merge.lazy import open_merged
+    from nola_edge.merge.switch import ArraySwitch
     from nola_edge.merge.verify import verify_checkpoint
     from nola_edge.merge.write import merge_checkpoint
 
 __all__ = [
     "Adapter",
+    "ArraySwitch",
     "NolaEdgeError",
     "__version__",
     "build_info",
@@ -38,6 +40,7 @@ __all__ = [
 # arrays should not pay for it.
 _LAZY = {
     "Adapter": "nola_edge.adapter",
+    "ArraySwitch": "nola_edge.merge.switch",
     "export_lora": "nola_edge.export.lora",
     "merge_checkpoint": "nola_edge.merge.write",
     "open_merged": "nola_edge.merge.lazy",

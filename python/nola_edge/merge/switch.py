@@ -1,0 +1,285 @@
+"""Switch weights that stay in memory between adapters, exactly.
+
+Every switch writes the tensors that change anew, merged from the mapped base; nothing is ever
+subtracted, so nothing drifts, however often one switches.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Condition, get_ident
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from nola_edge.adapter import Adapter
+from nola_edge.checkpoint import Checkpoint
+from nola_edge.errors import ArgumentError, MismatchError, printable
+from nola_edge.merge.lazy import MergedCheckpoint
+from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, MutableMapping, Sequence
+
+    from numpy.typing import NDArray
+
+    #: What to switch to: the base, an adapter, or several with weights.
+    Selection: TypeAlias = str | Sequence[tuple[str, float]] | None
+
+
+class _Gate:
+    """Many may be inside, or one may have the place to itself; who waits for that goes first."""
+
+    def __init__(self) -> None:
+        self._condition = Condition()
+        self._inside: Counter[int] = Counter()  # how often each thread is
+        self._waiting = 0
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        thread = get_ident()
+        with self._condition:
+            # A thread that is inside already would wait for one that waits for it.
+            self._condition.wait_for(lambda: self._waiting == 0 or self._inside[thread] > 0)
+            self._inside[thread] += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._inside[thread] -= 1
+                self._inside = +self._inside
+                self._condition.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._condition:
+            if self._inside[get_ident()]:
+                raise ArgumentError("cannot switch inside running(); leave it first")
+            self._waiting += 1
+            try:
+                self._condition.wait_for(lambda: not +self._inside)
+                yield
+            finally:
+                self._waiting -= 1
+                self._condition.notify_all()
+
+
+class Switch(ABC):
+    """Weights in memory that hold the base, or the base with adapters merged.
+
+    A subclass says where the weights are. Thousands of adapters may be known: a path costs nothing,
+    and an adapter is read when it is switched to.
+
+    Parameters
+    ----------
+    base : path
+        The safetensors file or folder that the weights were loaded from; stays open, mapped.
+    check_base : bool
+        Refuse an adapter that records the fingerprint of another base.
+    num_threads : int, optional
+        For merging; default: the processors this process may use.
+
+    Raises
+    ------
+    NolaEdgeError
+        If the base cannot be used.
+    """
+
+    def __init__(
+        self, base: str | Path, *, check_base: bool = True, num_threads: int | None = None
+    ) -> None:
+        self._base = Checkpoint.open(Path(base))
+        self._check_base = check_base
+        self._num_threads = num_threads
+        self._known: dict[str, Adapter | Path] = {}
+        self._plan = MergePlan(self._base, ())
+        self._active: Selection = None
+        self._seen: set[str] = set()
+        self._gate = _Gate()
+
+    @property
+    def names(self) -> list[str]:
+        """Return the adapters that are known, in the order in which they were added."""
+        return list(self._known)
+
+    @property
+    def active(self) -> Selection:
+        """Return what the weights hold: None (the base), a name, or names with weights."""
+        return self._active
+
+    def add(self, name: str, adapter: Adapter | str | Path) -> None:
+        """Make an adapter known under a name; a path is read when it is switched to.
+
+        Raises
+        ------
+        ArgumentError
+            If the name is taken.
+        """
+        if name in self._known:
+            raise ArgumentError(f"{printable(name)} is the name of another adapter", field="name")
+        self._known[name] = adapter if isinstance(adapter, Adapter) else Path(adapter)
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter; the weights keep what they hold.
+
+        Raises
+        ------
+        ArgumentError
+            If there is none of that name.
+        """
+        self._adapter(name)
+        del self._known[name]
+
+    def use(self, selection: Selection) -> None:
+        """Switch; waits until nobody is :meth:`running`.
+
+        Parameters
+        ----------
+        selection : None, name, or sequence of (name, weight)
+            None: back to the base.
+
+        Raises
+        ------
+        ArgumentError
+            If a name is not known.
+        NolaEdgeError
+            If an adapter does not fit, or a merged weight would not be finite; the weights are then
+            what they were.
+        """
+        terms = [(selection, 1.0)] if isinstance(selection, str) else list(selection or ())
+        adapters = [(self._adapter(name), weight) for name, weight in terms]
+        if adapters:
+            loaded = load_adapters(adapters)
+            plan = plan_merge(self._base, loaded, check_base=self._check_base)
+        else:
+            plan = MergePlan(self._base, ())
+        if plan.added:
+            raise MismatchError(
+                "brings a tensor that the base does not have, and weights in memory have no place "
+                "for it; merge it into a checkpoint instead",
+                file=self._base.path,
+                field=next(iter(plan.added)),
+            )
+        with self._gate.alone():
+            names = list(dict.fromkeys([*_changed(plan), *_changed(self._plan)]))
+            self._check(names)
+            self._check_base_is_held(names)
+            try:
+                self._write(plan, names)
+            except BaseException:
+                self._write(self._plan, names)
+                raise
+            self._plan, self._active = plan, selection
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Hold off switches meanwhile; any number of threads may be running.
+
+        A thread that is running cannot switch: it would wait for itself.
+        """
+        with self._gate.shared():
+            yield
+
+    def close(self) -> None:
+        """Close the base; the weights keep what they hold."""
+        self._base.close()
+
+    def __enter__(self) -> Switch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _adapter(self, name: str) -> Adapter | Path:
+        if name not in self._known:
+            raise ArgumentError(
+                f"{printable(repr(name))} is not known; add it first", field="adapter"
+            )
+        return self._known[name]
+
+    def _write(self, plan: MergePlan, names: list[str]) -> None:
+        merged = MergedCheckpoint(plan, self._num_threads)
+        for name in names:
+            self._store(name, merged[name])
+
+    def _check_base_is_held(self, names: list[str]) -> None:
+        """Refuse weights that are not the base's, the first time that they would be changed."""
+        plain = MergedCheckpoint(MergePlan(self._base, ()))
+        for name in names:
+            if name not in self._seen:
+                if not self._holds(name, plain[name]):
+                    raise MismatchError(
+                        "in memory is not what the base has; load the weights from this base, with "
+                        "nothing merged, before switching",
+                        file=self._base.path,
+                        field=name,
+                    )
+                self._seen.add(name)
+
+    @abstractmethod
+    def _check(self, names: list[str]) -> None:
+        """Refuse names whose tensors in memory cannot take what the base's have."""
+
+    @abstractmethod
+    def _holds(self, name: str, values: NDArray[Any]) -> bool:
+        """Tell whether a tensor in memory has these values."""
+
+    @abstractmethod
+    def _store(self, name: str, values: NDArray[Any]) -> None:
+        """Write a tensor in memory."""
+
+
+def _changed(plan: MergePlan) -> list[str]:
+    return [*plan.merges, *plan.replaced]
+
+
+class ArraySwitch(Switch):
+    """Switch a mapping of numpy arrays between adapters, in place; see :class:`Switch`.
+
+    >>> switch = ArraySwitch(arrays, "base")        # doctest: +SKIP
+    >>> switch.add("french", "adapters/french")     # doctest: +SKIP
+    >>> switch.use("french")                        # doctest: +SKIP
+    >>> switch.use(None)                            # doctest: +SKIP
+
+    Parameters
+    ----------
+    arrays : mapping from the base's tensor names to arrays
+        Of the base's shapes and dtypes, writable; those that no adapter changes may be missing.
+    base, check_base, num_threads
+        See :class:`Switch`.
+    """
+
+    def __init__(
+        self, arrays: MutableMapping[str, NDArray[Any]], base: str | Path, **options: Any
+    ) -> None:
+        super().__init__(base, **options)
+        self.arrays = arrays
+
+    def _check(self, names: list[str]) -> None:
+        for name in names:
+            if name not in self.arrays:
+                raise MismatchError("is not among the arrays", file=self._base.path, field=name)
+            array, plain = self.arrays[name], MergedCheckpoint(MergePlan(self._base, ()))[name]
+            if (
+                array.shape != plain.shape
+                or array.dtype != plain.dtype
+                or not array.flags.writeable
+            ):
+                raise MismatchError(
+                    f"is {array.dtype} {array.shape}"
+                    f"{'' if array.flags.writeable else ', read-only'}; the base has {plain.dtype} "
+                    f"{plain.shape}, and it must be writable",
+                    file=self._base.path,
+                    field=name,
+                )
+
+    def _holds(self, name: str, values: NDArray[Any]) -> bool:
+        # As bytes: a NaN equals itself, and zeros have signs.
+        mine = np.ascontiguousarray(self.arrays[name]).view(np.uint8)
+        return bool(np.array_equal(mine, np.ascontiguousarray(values).view(np.uint8)))
+
+    def _store(self, name: str, values: NDArray[Any]) -> None:
+        np.copyto(self.arrays[name], values)

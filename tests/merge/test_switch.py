@@ -1,0 +1,168 @@
+"""Switching arrays between adapters: every bit of a merged checkpoint, and back."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import nola_edge as ne
+from nola_edge.errors import ArgumentError, MismatchError, NolaEdgeError, NotFiniteError
+from nola_edge.synthetic import trained_adapter
+from tests.conftest import MODULES, load_all, snapshot, tiny_adapter
+
+
+@pytest.fixture
+def switch(tiny, tmp_path):
+    """A switch over the tiny base's arrays that knows two adapters of different modules."""
+    base, _ = tiny
+    with ne.ArraySwitch(load_all(base), base) as made:
+        made.add("first", tiny_adapter())
+        part = {name: MODULES[name] for name in ("layers.1.q",)}
+        trained_adapter(part, r=2, num_basis=7, seed=5).save(tmp_path / "second")
+        made.add("second", tmp_path / "second")
+        yield made
+
+
+def bits(arrays):
+    return {name: array.tobytes() for name, array in arrays.items()}
+
+
+def test_each_state_is_that_of_a_merged_checkpoint(switch, tiny, tmp_path):
+    base, _ = tiny
+    before, files = bits(switch.arrays), snapshot(base)
+    wanted = {}
+    for name, adapters in {
+        "first": tiny_adapter(),
+        "second": tmp_path / "second",
+        "both": [(tiny_adapter(), 0.7), (tmp_path / "second", 0.3)],
+    }.items():
+        ne.merge_checkpoint(base, adapters, tmp_path / f"merged-{name}")
+        wanted[name] = bits(load_all(tmp_path / f"merged-{name}"))
+    both = [("first", 0.7), ("second", 0.3)]
+    for selection, state in [
+        ("first", wanted["first"]), ("second", wanted["second"]), (None, before),
+        (both, wanted["both"]), ("second", wanted["second"]), ("second", wanted["second"]),
+        ("first", wanted["first"]), (None, before), (None, before),
+    ]:  # fmt: skip
+        switch.use(selection)
+        assert switch.active == selection
+        assert bits(switch.arrays) == state
+    assert snapshot(base) == files
+
+
+def test_only_what_adapters_change_is_touched(switch):
+    for name, array in switch.arrays.items():
+        array.flags.writeable = name.removesuffix(".weight") in MODULES
+    switch.use("first")
+    switch.use(None)
+    del switch.arrays["embed.weight"]
+    switch.use("first")
+
+
+def test_a_switch_that_fails_changes_nothing(switch):
+    switch.use("second")
+    before = bits(switch.arrays)
+    huge = {
+        name: (c.alpha * np.float32(1e22), c.beta * np.float32(1e22))
+        for name, c in tiny_adapter().modules.items()
+    }
+    switch.add("huge", tiny_adapter().replace(huge))
+    with pytest.raises(NotFiniteError):
+        switch.use("huge")
+    assert bits(switch.arrays) == before
+    assert switch.active == "second"
+    with pytest.raises(ArgumentError, match="'third' is not known; add it first"):
+        switch.use("third")
+    switch.add("stranger", trained_adapter({"layers.9.q": (24, 40)}, r=2, num_basis=4))
+    with pytest.raises(MismatchError):
+        switch.use("stranger")
+    switch.add("nowhere", "no-such-folder")
+    with pytest.raises(NolaEdgeError):
+        switch.use("nowhere")
+    assert bits(switch.arrays) == before
+    switch.use("first")
+
+
+def test_an_interruption_puts_back_what_was_there(switch, monkeypatch):
+    switch.use("second")
+    before = bits(switch.arrays)
+    store, calls = type(switch)._store, []
+
+    def interrupted(self, name, values):
+        calls.append(name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        store(self, name, values)
+
+    monkeypatch.setattr(type(switch), "_store", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        switch.use("first")
+    assert len(calls) > 2
+    assert bits(switch.arrays) == before
+    assert switch.active == "second"
+
+
+def test_arrays_that_are_not_the_base(tiny):
+    base, adapter = tiny
+    for spoil, message in (
+        (lambda a: a.__setitem__("layers.0.q.weight", a["layers.0.q.weight"] * 2), "not what"),
+        (lambda a: a.pop("layers.0.q.weight"), "is not among the arrays"),
+        (lambda a: a.__setitem__("layers.0.q.weight", np.zeros((24, 40))), "the base has bfloat16"),
+        (lambda a: setattr(a["layers.0.q.weight"].flags, "writeable", False), "read-only"),
+    ):
+        arrays = load_all(base)
+        spoil(arrays)
+        before = bits(arrays)
+        with ne.ArraySwitch(arrays, base) as switch:
+            switch.add("one", adapter)
+            with pytest.raises(MismatchError, match=message):
+                switch.use("one")
+        assert bits(arrays) == before
+
+
+def test_names(switch):
+    assert switch.names == ["first", "second"]
+    with pytest.raises(ArgumentError, match="first is the name of another adapter"):
+        switch.add("first", "elsewhere")
+    switch.use("second")
+    switch.remove("second")
+    assert switch.names == ["first"]
+    with pytest.raises(ArgumentError):
+        switch.remove("second")
+    switch.use(None)
+
+
+def test_nobody_sees_half_a_switch(switch):
+    """Readers in running() see one state or the other, while another thread switches."""
+    states = {}
+    for name in ("first", "second"):
+        switch.use(name)
+        states[name] = bits(switch.arrays)
+    wrong, stop = [], threading.Event()
+
+    def read():
+        while not stop.is_set():
+            with switch.running(), switch.running():
+                if bits(switch.arrays) != states[switch.active]:
+                    wrong.append(switch.active)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        for name in states:
+            switch.use(name)
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert not wrong
+
+
+def test_a_running_thread_cannot_switch(switch):
+    with switch.running(), pytest.raises(ArgumentError, match=r"inside running\(\)"):
+        switch.use("first")
+    switch.use("first")
