@@ -61,7 +61,7 @@ class NolaMergeQuantizer(HfQuantizer):
     def __init__(self, quantization_config: NolaMergeConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self.planned: dict[str, PlannedMerge] = {}
-        self.left: set[str] = set()
+        self.unmerged: set[str] = set()
         self.errors: list[NolaEdgeError] = []
 
     def preprocess_model(self, model: PreTrainedModel, dtype: Any = None, **kwargs: Any) -> None:
@@ -74,9 +74,9 @@ class NolaMergeQuantizer(HfQuantizer):
         parameters = dict(model.named_parameters(remove_duplicate=False))
         name = Path(f"<{type(model).__name__}>")
         self.planned = plan_merges(parameters, self.quantization_config.adapters, name)
-        self.left = set(self.planned)
-        tied = {**model.all_tied_weights_keys}
-        for one, other in [*tied.items(), *((b, a) for a, b in tied.items())]:
+        self.unmerged = set(self.planned)
+        tied = list(model.all_tied_weights_keys.items())
+        for one, other in [*tied, *((b, a) for a, b in tied)]:
             if one in self.planned:
                 raise MismatchError(
                     f"is the same tensor as {other}, which the adapter was not trained for; "
@@ -129,7 +129,7 @@ class NolaMergeQuantizer(HfQuantizer):
         # The loader's tensor may be a view of the mapped file.
         merged = tensor.clone(memory_format=torch.contiguous_format)
         merge_factors_(merged, planned.terms, transposed=planned.transposed)
-        self.left.discard(name)
+        self.unmerged.discard(name)
         return merged
 
     def postprocess_model(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
@@ -142,11 +142,11 @@ class NolaMergeQuantizer(HfQuantizer):
         """
         if self.errors:
             raise self.errors[0]
-        if self.left:
+        if self.unmerged:
             raise MismatchError(
                 "is adapted, and the checkpoint has no weight for it",
                 file=Path(f"<{type(model).__name__}>"),
-                field=min(self.left),
+                field=min(self.unmerged),
             )
         for owner, names in (
             (model, ("hf_quantizer", "quantization_method", "is_quantized")),
