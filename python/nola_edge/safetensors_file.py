@@ -1,18 +1,13 @@
 """Read-only safetensors files whose header has been checked completely.
 
-The check is stricter than the safetensors library's, which accepts duplicate keys. Tensors are
-read with ``pread`` where they are merged (a file truncated meanwhile gives an error, not a
-SIGBUS), and mapped only where they are handed out untouched.
+The check is stricter than the safetensors library's, which accepts duplicate keys.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
-import stat
-import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_edge.dtypes import BITS, numpy_dtype
-from nola_edge.errors import ChangedError, FormatError, printable
+from nola_edge.errors import FormatError, printable
+from nola_edge.input_file import InputFile
 from nola_edge.jsonio import loads_object
 
 if TYPE_CHECKING:
@@ -66,16 +62,11 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
-class SafetensorsFile:
+class SafetensorsFile(InputFile):
     """A safetensors file, opened read-only.
 
     Attributes
     ----------
-    path : Path
-    size : int
-        Bytes of the file.
-    fd : int
-        File descriptor, for copies within the kernel.
     header_bytes : bytes
         Everything before the first tensor, as it stands in the file.
     metadata : dict or None
@@ -85,21 +76,8 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        # Non-blocking, so that a FIFO in a model's folder cannot hang the reader.
+        super().__init__(path)
         try:
-            self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise FormatError(f"cannot be opened: {error.strerror}", file=self.path) from None
-        # Closed with the object at the latest: not everybody closes what they open lazily.
-        self._close = weakref.finalize(self, os.close, self.fd)
-        self._map: mmap.mmap | None = None
-        try:
-            status = os.fstat(self.fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise FormatError("is not a regular file", file=self.path)
-            self.size = status.st_size
-            self._identity = _identity(status)
             self.header_bytes = self._read_header()
             self.metadata, self.tensors = _parse_header(self.header_bytes, self.size, self.path)
         except BaseException:
@@ -134,27 +112,6 @@ class SafetensorsFile:
         header = bytearray(8 + length)
         self.read_into(memoryview(header), 0)
         return bytes(header)
-
-    def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill a buffer from an offset in the file.
-
-        Raises
-        ------
-        ChangedError
-            If the file has become shorter.
-        FormatError
-            If the disk fails.
-        """
-        view = memoryview(buffer).cast("B")
-        done = 0
-        while done < len(view):
-            try:
-                count = os.preadv(self.fd, [view[done:]], offset + done)
-            except OSError as error:
-                raise FormatError(f"cannot be read: {error.strerror}", file=self.path) from None
-            if count == 0:
-                raise ChangedError("became shorter while it was read", file=self.path)
-            done += count
 
     def read(self, name: str) -> NDArray[Any]:
         """Return a copy of a tensor.
@@ -193,42 +150,13 @@ class SafetensorsFile:
             empty: NDArray[Any] = np.empty(info.shape, dtype)
             empty.flags.writeable = False
             return empty
-        if self._map is None:
-            self.check_unchanged()
-            self._map = mmap.mmap(self.fd, self.size, mmap.MAP_SHARED, mmap.PROT_READ)
-        return np.ndarray(info.shape, dtype, buffer=self._map, offset=info.start)
-
-    def check_unchanged(self) -> None:
-        """Compare size, modification time and inode with those at opening.
-
-        Raises
-        ------
-        ChangedError
-        """
-        try:
-            now = (_identity(os.fstat(self.fd)), _identity(os.stat(self.path)))
-        except OSError as error:
-            raise ChangedError(f"vanished meanwhile: {error.strerror}", file=self.path) from None
-        if now != (self._identity, self._identity):
-            raise ChangedError(
-                "changed while it was read; run again when nothing writes to it", file=self.path
-            )
-
-    def close(self) -> None:
-        """Close the file; arrays handed out stay valid, since they hold the mapping."""
-        self._close()
-        self.fd = -1
-        self._map = None
+        return np.ndarray(info.shape, dtype, buffer=self.mapped(), offset=info.start)
 
     def __enter__(self) -> SafetensorsFile:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _parse_header(

@@ -1,0 +1,104 @@
+"""A file opened read-only, that notices when it changes while it is read.
+
+Bytes are read with ``pread`` where they are worked on (a file truncated meanwhile gives an error,
+not a SIGBUS), and mapped only where they are handed out as they are.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import weakref
+from pathlib import Path
+
+from nola_edge.errors import ChangedError, FormatError
+
+
+class InputFile:
+    """A regular file, opened read-only.
+
+    Attributes
+    ----------
+    path : Path
+    size : int
+        Bytes of the file.
+    fd : int
+        File descriptor, for copies within the kernel.
+
+    Raises
+    ------
+    FormatError
+        If it cannot be opened, or is not a regular file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        # Non-blocking, so that a FIFO in a model's folder cannot hang the reader.
+        try:
+            self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise FormatError(f"cannot be opened: {error.strerror}", file=self.path) from None
+        # Closed with the object at the latest: not everybody closes what they open lazily.
+        self._close = weakref.finalize(self, os.close, self.fd)
+        self._map: mmap.mmap | None = None
+        status = os.fstat(self.fd)
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise FormatError("is not a regular file", file=self.path)
+        self.size = status.st_size
+        self._identity = _identity(status)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer from an offset in the file.
+
+        Raises
+        ------
+        ChangedError
+            If the file has become shorter.
+        FormatError
+            If the disk fails.
+        """
+        view = memoryview(buffer).cast("B")
+        done = 0
+        while done < len(view):
+            try:
+                count = os.preadv(self.fd, [view[done:]], offset + done)
+            except OSError as error:
+                raise FormatError(f"cannot be read: {error.strerror}", file=self.path) from None
+            if count == 0:
+                raise ChangedError("became shorter while it was read", file=self.path)
+            done += count
+
+    def mapped(self) -> mmap.mmap:
+        """Return the whole file, mapped read-only; arrays of it keep it alive."""
+        if self._map is None:
+            self.check_unchanged()
+            self._map = mmap.mmap(self.fd, self.size, mmap.MAP_SHARED, mmap.PROT_READ)
+        return self._map
+
+    def check_unchanged(self) -> None:
+        """Compare size, modification time and inode with those at opening.
+
+        Raises
+        ------
+        ChangedError
+        """
+        try:
+            now = (_identity(os.fstat(self.fd)), _identity(os.stat(self.path)))
+        except OSError as error:
+            raise ChangedError(f"vanished meanwhile: {error.strerror}", file=self.path) from None
+        if now != (self._identity, self._identity):
+            raise ChangedError(
+                "changed while it was read; run again when nothing writes to it", file=self.path
+            )
+
+    def close(self) -> None:
+        """Close the file; arrays handed out stay valid, since they hold the mapping."""
+        self._close()
+        self.fd = -1
+        self._map = None
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
