@@ -209,7 +209,7 @@ class AtomicOutput:
 
 
 def _looks_like_output(path: Path) -> bool:
-    """Tell whether a file or folder may be an earlier output: safetensors, or nothing yet."""
+    """Tell whether a path may be an earlier output: safetensors, GGUF, or nothing yet."""
     if path.is_dir():
         names = os.listdir(path)
         return not names or (
@@ -217,7 +217,7 @@ def _looks_like_output(path: Path) -> bool:
         )
     with path.open("rb") as file:
         begin = file.read(9)
-    return not begin or (len(begin) == 9 and begin[8:] == b"{")
+    return not begin or begin.startswith(b"GGUF") or (len(begin) == 9 and begin[8:] == b"{")
 
 
 def _sync(path: Path) -> None:

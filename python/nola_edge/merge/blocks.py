@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nola_edge.merge.update import Update
-    from nola_edge.safetensors_file import SafetensorsFile, TensorInfo
+    from nola_edge.input_file import InputFile
+    from nola_edge.merge.update import RowUpdate
+    from nola_edge.safetensors_file import TensorInfo
 
 #: Large enough to make a thread's turn worthwhile, small enough to stay in the last-level cache.
 BLOCK_BYTES = 4 << 20
@@ -51,9 +52,9 @@ def block_offset(info: TensorInfo, row: int) -> int:
 
 
 def read_merged(
-    file: SafetensorsFile,
+    file: InputFile,
     info: TensorInfo,
-    update: Update,
+    update: RowUpdate,
     rows: tuple[int, int],
     out: memoryview,
 ) -> memoryview:
@@ -63,7 +64,7 @@ def read_merged(
     ----------
     file, info
         Where the weight is stored.
-    update : Update
+    update : RowUpdate
         For the whole weight.
     rows : (start, stop)
     out : writable memoryview of bytes

@@ -6,7 +6,6 @@ merge, or a whole tensor of an adapter.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from nola_edge.adapter import Adapter
 from nola_edge.adapter.files import is_saved_module
-from nola_edge.adapter.fingerprints import base_fingerprint, shapes_fingerprint
+from nola_edge.adapter.fingerprints import base_fingerprint
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import MERGEABLE, numpy_dtype
 from nola_edge.errors import (
@@ -26,6 +25,7 @@ from nola_edge.errors import (
     NotFiniteError,
     printable,
 )
+from nola_edge.merge.fit import check_factor_sizes, check_shapes, location
 from nola_edge.merge.matching import match_modules
 from nola_edge.merge.tied import check_tied
 from nola_edge.merge.update import Term, stored_features
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from nola_edge.safetensors_file import SafetensorsFile, TensorInfo
 
 
-#: An expanded factor is at most as large as the weight, or this, 64 MB.
-_MAX_FACTOR_ELEMENTS = 2**24
 _MAX_SCALING = float(np.finfo(np.float32).max)
 
 
@@ -109,7 +107,7 @@ def load_adapters(adapters: Any) -> tuple[tuple[Adapter, float], ...]:
         if not abs(weight * adapter.scaling) <= _MAX_SCALING:
             raise ArgumentError(
                 f"{weight} times the adapter's scaling {adapter.scaling:g} is no finite float32",
-                file=_location(adapter),
+                file=location(adapter),
                 field="weight",
             )
         loaded.append((adapter, float(weight)))
@@ -141,17 +139,18 @@ def plan_merge(
     plan = MergePlan(base, adapters)
     for adapter, weight in adapters:
         names = match_modules(
-            list(adapter.modules), base.tensors, adapter=_location(adapter), base=base.path
+            list(adapter.modules), base.tensors, adapter=location(adapter), base=base.path
         )
         for module, name in names.items():
             _check_weight(plan, adapter, module, name)
             if name in plan.replaced:
                 raise AdapterError(
                     "would be merged into, and an adapter before it replaces it as a whole",
-                    file=_location(adapter),
+                    file=location(adapter),
                     field=name,
                 )
-            plan.merges[name] = (*plan.merges.get(name, ()), Term(adapter, module, weight))
+            term = Term(adapter, module, weight, adapter.config.fan_in_fan_out)
+            plan.merges[name] = (*plan.merges.get(name, ()), term)
         _check_shapes(plan, adapter, names)
         if check_base:
             _check_fingerprint(plan, adapter, names)
@@ -159,7 +158,7 @@ def plan_merge(
         for name, values in adapter.whole_tensors.items():
             if prefix.apply(name) not in base.tensors and not is_saved_module(name, adapter.config):
                 raise MismatchError(
-                    f"has no such bias, which {printable(str(_location(adapter)))} trained",
+                    f"has no such bias, which {printable(str(location(adapter)))} trained",
                     file=base.path,
                     field=prefix.apply(name),
                 )
@@ -187,17 +186,13 @@ class _Prefix:
         return self.added + name.removeprefix(self.removed)
 
 
-def _location(adapter: Adapter) -> Path:
-    return Path(adapter.path) if adapter.path is not None else Path("<adapter in memory>")
-
-
 def _check_weight(plan: MergePlan, adapter: Adapter, module: str, name: str) -> None:
     file, info = plan.tensor(name)
     where: dict[str, Any] = {"file": file.path, "field": name}
     if len(info.shape) != 2:
         raise MismatchError(
             f"has shape {list(info.shape)}, but module {printable(module)!r} of "
-            f"{printable(str(_location(adapter)))} needs a matrix",
+            f"{printable(str(location(adapter)))} needs a matrix",
             **where,
         )
     if info.dtype not in MERGEABLE:
@@ -206,32 +201,16 @@ def _check_weight(plan: MergePlan, adapter: Adapter, module: str, name: str) -> 
             f"{', '.join(MERGEABLE)} checkpoint that it was made from",
             **where,
         )
-    rank = adapter.config.r
-    if rank * max(info.shape) > max(math.prod(info.shape), _MAX_FACTOR_ELEMENTS):
-        raise MismatchError(
-            f"has shape {list(info.shape)}, with which the rank r = {rank} of "
-            f"{printable(str(_location(adapter)))} makes factors larger than the weight",
-            **where,
-        )
+    check_factor_sizes(adapter, info.shape, file.path, name)
 
 
 def _check_shapes(plan: MergePlan, adapter: Adapter, names: Mapping[str, str]) -> None:
-    recorded = adapter.config.shapes_fingerprint
     transposed = adapter.config.fan_in_fan_out
     shapes = {
         module: stored_features(plan.tensor(name)[1].shape, transposed)
         for module, name in names.items()
     }
-    if recorded not in (None, shapes_fingerprint(shapes)):
-        found = sorted({f"{out} x {into}" for out, into in shapes.values()})
-        raise MismatchError(
-            f"{printable(str(_location(adapter)))} was made for modules of other shapes than "
-            f"these ({printable(', '.join(found))}), so its random matrices do not belong here; "
-            "merge into the base that it was trained on",
-            file=plan.base.path,
-            field="shapes_fingerprint",
-            value=recorded,
-        )
+    check_shapes(adapter, shapes, plan.base.path)
 
 
 def _check_fingerprint(plan: MergePlan, adapter: Adapter, names: Mapping[str, str]) -> None:
@@ -242,7 +221,7 @@ def _check_fingerprint(plan: MergePlan, adapter: Adapter, names: Mapping[str, st
     found = base_fingerprint(targets)
     if found != recorded:
         raise MismatchError(
-            f"{printable(str(_location(adapter)))} was made for a base with fingerprint "
+            f"{printable(str(location(adapter)))} was made for a base with fingerprint "
             f"{recorded}, this one has {found} (another model, another dtype, or already "
             "merged); to merge all the same, pass --any-base (check_base=False)",
             file=plan.base.path,
@@ -252,7 +231,7 @@ def _check_fingerprint(plan: MergePlan, adapter: Adapter, names: Mapping[str, st
 
 
 def _place_whole_tensor(plan: MergePlan, adapter: Adapter, name: str, values: NDArray[Any]) -> None:
-    where: dict[str, Any] = {"file": _location(adapter), "field": name}
+    where: dict[str, Any] = {"file": location(adapter), "field": name}
     if name in plan.merges or name in plan.replaced or name in plan.added:
         raise AdapterError("the whole tensor is already changed by an adapter here", **where)
     if not np.isfinite(values.astype(np.float32)).all():

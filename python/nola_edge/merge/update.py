@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -28,21 +28,19 @@ class Term:
         The adapter's own module name; it determines the streams.
     weight : float
         Factor on the adapter's scaling, 1 for a plain merge.
+    transposed : bool
+        The weight is stored as (in, out).
     """
 
     adapter: Adapter
     module: str
-    weight: float = 1.0
+    weight: float
+    transposed: bool
 
     @property
     def scaling(self) -> float:
         """Return weight * s in double; the core rounds it to float32."""
         return self.weight * self.adapter.scaling
-
-    @property
-    def transposed(self) -> bool:
-        """Tell whether the weight is stored as (in, out)."""
-        return self.adapter.config.fan_in_fan_out
 
 
 #: Basis elements from which on more threads pay. Below, threads of OpenMP that wait for more work
@@ -54,6 +52,21 @@ def stored_features(shape: tuple[int, ...], fan_in_fan_out: bool) -> tuple[int, 
     """Return (out_features, in_features) of a stored matrix; GPT-2's Conv1D stores (in, out)."""
     rows, cols = shape
     return (cols, rows) if fan_in_fan_out else (rows, cols)
+
+
+class RowUpdate(Protocol):
+    """What changes a stored weight block of rows by block of rows: ``scaling * left @ right``."""
+
+    @property
+    def right(self) -> NDArray[np.float32]:
+        """Return the right factor, (r, cols)."""
+
+    @property
+    def scaling(self) -> float:
+        """Return the factor on the product."""
+
+    def left(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return rows of the left factor, (stop - start, r)."""
 
 
 @dataclass(frozen=True)

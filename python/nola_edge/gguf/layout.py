@@ -1,0 +1,75 @@
+"""Where everything lies in a GGUF file some of whose tensors get another type."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from nola_edge.gguf.file import padded, tensor_bytes
+from nola_edge.gguf.types import TENSOR_TYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from nola_edge.gguf.file import GgufFile
+
+
+class Layout:
+    """The header and the offsets of an output with the tensors of a base, in the same order.
+
+    Types and offsets have a fixed size in the header, so that nothing else of it changes.
+
+    Parameters
+    ----------
+    base : GgufFile
+    kinds : mapping
+        Name -> type, of the tensors that are written anew.
+
+    Attributes
+    ----------
+    header : bytes
+        Everything before the first tensor.
+    offsets : dict
+        Name -> position of the tensor in the output.
+    size : int
+        Bytes of the output.
+    """
+
+    def __init__(self, base: GgufFile, kinds: Mapping[str, str]) -> None:
+        self._base = base
+        self._kinds = kinds
+        header = bytearray(min(base.data_start, base.size))
+        base.read_into(memoryview(header), 0)
+        self.offsets: dict[str, int] = {}
+        stop = base.data_start
+        for name, info in base.tensors.items():
+            start = padded(stop, base.alignment)
+            kind = kinds.get(name, info.dtype)
+            position = base.type_positions[name]
+            struct.pack_into(
+                "<IQ", header, position, TENSOR_TYPES[kind].code, start - base.data_start
+            )
+            self.offsets[name] = start
+            stop = start + tensor_bytes(kind, info.shape)
+        self.header = bytes(header)
+        self.size = padded(stop, base.alignment)
+
+    def untouched(self) -> Iterator[tuple[int, int, int]]:
+        """Yield (begin, end, offset): bytes of the base, and where they go; neighbours joined."""
+        begin = end = offset = -1
+        for name, info in self._base.tensors.items():
+            if name in self._kinds:
+                continue
+            target = self.offsets[name]
+            # The padding between two tensors that stay goes with them.
+            if (
+                begin < 0
+                or padded(end, self._base.alignment) != info.start
+                or (target - offset != info.start - begin)
+            ):
+                if begin < end:
+                    yield begin, end, offset
+                begin, offset = info.start, target
+            end = info.stop
+        if begin < end:
+            yield begin, end, offset

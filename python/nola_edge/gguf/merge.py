@@ -1,0 +1,209 @@
+"""Write a GGUF file with adapters merged in: everything is checked first."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nola_edge.gguf.file import GgufFile
+from nola_edge.gguf.layout import Layout
+from nola_edge.gguf.plan import GgufPlan, plan_gguf
+from nola_edge.gguf.requantize import merge_rows
+from nola_edge.gguf.survival import Survival
+from nola_edge.gguf.types import FLOAT_TYPES
+from nola_edge.merge.blocks import Buffers, Workers, block_offset, read_merged, row_blocks
+from nola_edge.merge.plan import load_adapters
+from nola_edge.output import AtomicOutput, copy_range, pwrite_all, start_writeback
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nola_edge.gguf.plan import TensorMerge
+    from nola_edge.merge.update import RowUpdate
+    from nola_edge.safetensors_file import TensorInfo
+
+_COPY_BYTES = 64 << 20
+#: Elements of a block that is dequantised and quantised anew.
+_REQUANTIZED_ELEMENTS = 1 << 18
+
+
+@dataclass(frozen=True)
+class GgufReport:
+    """What :func:`merge_gguf` wrote.
+
+    Attributes
+    ----------
+    output : Path
+    tensors, merged : int
+        Tensors written; of these, how many were merged.
+    nbytes : int
+        Bytes of the file.
+    seconds : float
+    survival : dict
+        Tensor name -> :class:`Survival` of its delta, for tensors written as a quantised type.
+    """
+
+    output: Path
+    tensors: int
+    merged: int
+    nbytes: int
+    seconds: float
+    survival: dict[str, Survival] = field(default_factory=dict)
+
+    @property
+    def overall(self) -> Survival:
+        """Return the survival of all deltas together."""
+        return sum(self.survival.values(), Survival())
+
+
+def merge_gguf(
+    base: str | Path,
+    adapter: Any,
+    output: str | Path,
+    *,
+    outtype: str | None = None,
+    force: bool = False,
+    num_threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> GgufReport:
+    """Merge adapters into a GGUF file and write the result.
+
+    Tensors of type F32, F16 and BF16 are merged as in a checkpoint, with one rounding. Q8_0, Q4_0,
+    Q4_1, Q5_0 and Q5_1 are dequantised, merged in fp32 and quantised anew by the reference code of
+    the ``gguf`` package; how much of the delta is left then is reported. Everything else is copied.
+
+    Parameters
+    ----------
+    base : path
+        A GGUF file, version 2 or 3, of an architecture in :mod:`nola_edge.gguf.architectures`.
+    adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
+        Trained on the Hugging Face model that the base was converted from. A fingerprint of that
+        cannot be compared here; shapes are.
+    output : path
+        Must not exist, unless `force`; must not lie inside an input.
+    outtype : str, optional
+        Type of merged tensors, such as ``"F16"``; default: the base's own.
+    force : bool
+        Replace an existing output.
+    num_threads : int, optional
+        Default: the processors this process may use. The bytes do not depend on it.
+    progress : callable, optional
+        Called, from any thread, with the number of bytes written since the last call.
+
+    Returns
+    -------
+    GgufReport
+
+    Raises
+    ------
+    NolaEdgeError
+        If an input is not what it claims, adapter and base do not fit, a type cannot be written, a
+        merged weight is not finite, or the output cannot be written; nothing is left.
+    """
+    begin = time.perf_counter()
+    adapters = load_adapters(adapter)
+    with GgufFile.open(base) as file:
+        plan = plan_gguf(file, adapters, outtype=outtype)
+        layout = Layout(file, {name: merge.kind for name, merge in plan.merges.items()})
+        inputs = [file.path, *(Path(a.path) for a, _ in adapters if a.path is not None)]
+        with AtomicOutput(
+            Path(output), inputs=inputs, force=force, directory=False, expected_bytes=layout.size
+        ) as out:
+            survival = _write(plan, layout, out.path, num_threads, progress or (lambda _: None))
+            file.check_unchanged()
+        return GgufReport(
+            output=Path(output),
+            tensors=len(file.tensors),
+            merged=len(plan.merges),
+            nbytes=layout.size,
+            seconds=time.perf_counter() - begin,
+            survival=survival,
+        )
+
+
+def _write(
+    plan: GgufPlan,
+    layout: Layout,
+    target: Path,
+    num_threads: int | None,
+    progress: Callable[[int], None],
+) -> dict[str, Survival]:
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    writer = _Writer(plan, layout, fd, progress)
+    try:
+        os.ftruncate(fd, layout.size)
+        pwrite_all(fd, layout.header, 0)
+        progress(len(layout.header))
+        with Workers(num_threads) as workers:
+            for begin, end, offset in layout.untouched():
+                for start in range(begin, end, _COPY_BYTES):
+                    stop = min(start + _COPY_BYTES, end)
+                    workers.submit(writer.copy, start, stop, offset + start - begin)
+            for name, merge in plan.merges.items():
+                info = plan.base.tensors[name]
+                if not info.nbytes:
+                    continue
+                update = merge.update(info.shape, num_threads)
+                if info.dtype == merge.kind and merge.kind in FLOAT_TYPES:
+                    for rows in row_blocks(info):
+                        workers.submit(writer.merge, info, update, rows)
+                else:
+                    step = max(1, _REQUANTIZED_ELEMENTS // info.shape[1])
+                    for start in range(0, info.shape[0], step):
+                        rows = (start, min(start + step, info.shape[0]))
+                        workers.submit(writer.requantize, info, merge, update, rows)
+    finally:
+        os.close(fd)
+    return writer.survival()
+
+
+class _Writer:
+    """The three kinds of piece the output is made of. Usable from several threads."""
+
+    def __init__(
+        self, plan: GgufPlan, layout: Layout, fd: int, progress: Callable[[int], None]
+    ) -> None:
+        self._base = plan.base
+        self._layout = layout
+        self._fd = fd
+        self._progress = progress
+        self._buffers = Buffers()
+        self._survived: dict[tuple[str, int], Survival] = {}
+
+    def copy(self, begin: int, end: int, offset: int) -> None:
+        """Copy bytes of the base within the kernel."""
+        copy_range(self._base.fd, begin, self._fd, offset, end - begin)
+        start_writeback(self._fd, offset, end - begin)
+        self._progress(end - begin)
+
+    def merge(self, info: TensorInfo, update: RowUpdate, rows: tuple[int, int]) -> None:
+        """Merge a block of rows that keeps its float type, and write it."""
+        begin = block_offset(info, rows[0])
+        count = block_offset(info, rows[1]) - begin
+        block = read_merged(self._base, info, update, rows, self._buffers.get(count))
+        self._put(block, self._layout.offsets[info.name] + begin)
+
+    def requantize(
+        self, info: TensorInfo, merge: TensorMerge, update: RowUpdate, rows: tuple[int, int]
+    ) -> None:
+        """Merge a block of rows by way of float32, and write it as another type or anew."""
+        block, survived = merge_rows(self._base, info, merge.kind, update, rows)
+        row_bytes = block.shape[1]
+        self._put(block.reshape(-1).data, self._layout.offsets[info.name] + rows[0] * row_bytes)
+        if survived is not None:
+            self._survived[info.name, rows[0]] = survived
+
+    def _put(self, block: memoryview, offset: int) -> None:
+        pwrite_all(self._fd, block, offset)
+        start_writeback(self._fd, offset, len(block))
+        self._progress(len(block))
+
+    def survival(self) -> dict[str, Survival]:
+        """Return what was measured, by tensor; added up in the order of rows."""
+        measured: dict[str, Survival] = {}
+        for (name, _), survived in sorted(self._survived.items()):
+            measured[name] = measured.get(name, Survival()) + survived
+        return {name: measured[name] for name in self._base.tensors if name in measured}

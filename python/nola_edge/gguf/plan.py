@@ -1,0 +1,155 @@
+"""Check adapters against a GGUF file completely, before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nola_edge.errors import AdapterError, ArgumentError, MismatchError, printable
+from nola_edge.gguf.interleaved import InterleavedUpdate
+from nola_edge.gguf.model import model_of_gguf
+from nola_edge.gguf.quantization import WRITABLE_TYPES, check_codecs
+from nola_edge.gguf.types import TENSOR_TYPES
+from nola_edge.merge.fit import check_factor_sizes, check_shapes, location
+from nola_edge.merge.update import Term, make_update
+
+if TYPE_CHECKING:
+    from nola_edge.adapter import Adapter
+    from nola_edge.gguf.file import GgufFile
+    from nola_edge.merge.update import RowUpdate
+
+
+@dataclass
+class TensorMerge:
+    """What is merged into one tensor.
+
+    Attributes
+    ----------
+    kind : str
+        Type of the merged tensor.
+    head_rows : int or None
+        Rows of an attention head, where they are interleaved.
+    terms : tuple of Term
+    """
+
+    kind: str
+    head_rows: int | None
+    terms: tuple[Term, ...] = ()
+
+    def update(self, shape: tuple[int, ...], num_threads: int | None = None) -> RowUpdate:
+        """Prepare the update of the tensor."""
+        update = make_update(self.terms, shape, num_threads)
+        return update if self.head_rows is None else InterleavedUpdate(update, self.head_rows)
+
+
+@dataclass(frozen=True)
+class GgufPlan:
+    """What a merge will do.
+
+    Attributes
+    ----------
+    base : GgufFile
+    adapters : tuple of (Adapter, float)
+        With the weight of each.
+    merges : dict
+        Tensor name -> :class:`TensorMerge`.
+    """
+
+    base: GgufFile
+    adapters: tuple[tuple[Adapter, float], ...]
+    merges: dict[str, TensorMerge] = field(default_factory=dict)
+
+
+def plan_gguf(
+    base: GgufFile, adapters: tuple[tuple[Adapter, float], ...], *, outtype: str | None = None
+) -> GgufPlan:
+    """Check every adapter against a GGUF file and say what is merged into which tensor.
+
+    Parameters
+    ----------
+    base : GgufFile
+    adapters : tuple of (Adapter, float)
+    outtype : str, optional
+        Type of merged tensors; default: the base's own.
+
+    Raises
+    ------
+    MismatchError
+        If the architecture is not known, a module is absent or has another shape, or a tensor's
+        type cannot be written.
+    AdapterError
+        If an adapter brings whole tensors.
+    ArgumentError
+        If `outtype` is none that can be written, or the ``gguf`` package is needed and not there.
+    """
+    if outtype is not None and outtype not in WRITABLE_TYPES:
+        raise ArgumentError(
+            f"{printable(outtype)} is not one of {', '.join(WRITABLE_TYPES)}", field="outtype"
+        )
+    model = model_of_gguf(base)
+    plan = GgufPlan(base, adapters)
+    for adapter, weight in adapters:
+        where = location(adapter)
+        if adapter.whole_tensors:
+            raise AdapterError(
+                "carries whole tensors (modules_to_save or bias), which are not merged into GGUF; "
+                "merge into the Hugging Face checkpoint and convert that",
+                file=where,
+                field=next(iter(adapter.whole_tensors)),
+            )
+        shapes: dict[str, tuple[int, int]] = {}
+        for module in adapter.modules:
+            target = model.target(module, where)
+            shapes[module] = rows, _ = _checked_shape(plan, adapter, module, target.tensor)
+            merge = plan.merges.setdefault(
+                target.tensor,
+                TensorMerge(
+                    _written_type(plan, target.tensor, outtype),
+                    target.head_rows(rows, base.path),
+                ),
+            )
+            # GGUF stores every matrix as (out, in), GPT-2's too.
+            merge.terms += (Term(adapter, module, weight, transposed=False),)
+        check_shapes(adapter, shapes, base.path)
+    touched = {base.tensors[name].dtype for name in plan.merges}
+    check_codecs(touched | {merge.kind for merge in plan.merges.values()})
+    return plan
+
+
+def _checked_shape(plan: GgufPlan, adapter: Adapter, module: str, tensor: str) -> tuple[int, int]:
+    base = plan.base
+    where: dict[str, Any] = {"file": base.path, "field": tensor}
+    if tensor not in base.tensors:
+        raise MismatchError(
+            f"is not there, and module {printable(module)!r} of "
+            f"{printable(str(location(adapter)))} needs it; is this the base of the adapter, and "
+            "converted without fusing layers?",
+            **where,
+        )
+    shape = base.tensors[tensor].shape
+    if len(shape) != 2:
+        raise MismatchError(f"has shape {list(shape)}, a matrix is needed", **where)
+    check_factor_sizes(adapter, shape, base.path, tensor)
+    return shape[0], shape[1]
+
+
+def _written_type(plan: GgufPlan, tensor: str, outtype: str | None) -> str:
+    info = plan.base.tensors[tensor]
+    kind = outtype or info.dtype
+    if kind not in WRITABLE_TYPES:
+        raise MismatchError(
+            f"has type {info.dtype}, which nothing but llama.cpp's own quantiser writes. Leave the "
+            "base as it is and load the adapter beside it (nola-edge export gguf-lora), or write "
+            "merged tensors as another type: --outtype f16, bf16 or q8_0",
+            file=plan.base.path,
+            field=tensor,
+            value=info.dtype,
+        )
+    if info.shape[1] % TENSOR_TYPES[kind].block:
+        raise MismatchError(
+            f"rows of {info.shape[1]} elements are no whole blocks of {kind}; "
+            "choose --outtype f16 or bf16",
+            file=plan.base.path,
+            field=tensor,
+        )
+    return kind

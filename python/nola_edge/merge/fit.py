@@ -1,0 +1,68 @@
+"""Whether an adapter's modules have the shapes of a base's weights, whatever file holds these."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nola_edge.adapter.fingerprints import shapes_fingerprint
+from nola_edge.errors import MismatchError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from nola_edge.adapter import Adapter
+
+#: An expanded factor is at most as large as the weight, or this, 64 MB.
+_MAX_FACTOR_ELEMENTS = 2**24
+
+
+def location(adapter: Adapter) -> Path:
+    """Return where an adapter came from, to be named in errors."""
+    return Path(adapter.path) if adapter.path is not None else Path("<adapter in memory>")
+
+
+def check_factor_sizes(adapter: Adapter, shape: tuple[int, ...], file: Path, name: str) -> None:
+    """Refuse a rank that would make the factors of a weight larger than the weight.
+
+    Raises
+    ------
+    MismatchError
+    """
+    rank = adapter.config.r
+    if rank * max(shape) > max(math.prod(shape), _MAX_FACTOR_ELEMENTS):
+        raise MismatchError(
+            f"has shape {list(shape)}, with which the rank r = {rank} of "
+            f"{printable(str(location(adapter)))} makes factors larger than the weight",
+            file=file,
+            field=name,
+        )
+
+
+def check_shapes(adapter: Adapter, shapes: Mapping[str, tuple[int, int]], file: Path) -> None:
+    """Refuse a base whose modules have other shapes than those the adapter was made for.
+
+    Parameters
+    ----------
+    adapter : Adapter
+    shapes : mapping
+        Module name -> (out_features, in_features) in the base.
+    file : Path
+        The base.
+
+    Raises
+    ------
+    MismatchError
+    """
+    recorded = adapter.config.shapes_fingerprint
+    if recorded not in (None, shapes_fingerprint(shapes)):
+        found = sorted({f"{out} x {into}" for out, into in shapes.values()})
+        raise MismatchError(
+            f"{printable(str(location(adapter)))} was made for modules of other shapes than "
+            f"these ({printable(', '.join(found))}), so its random matrices do not belong here; "
+            "merge into the base that it was trained on",
+            file=file,
+            field="shapes_fingerprint",
+            value=recorded,
+        )

@@ -1,0 +1,447 @@
+"""Merging into GGUF: the bits of the reference, in the order that llama.cpp wants."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nola_edge.errors import (
+    AdapterError,
+    ArgumentError,
+    FormatError,
+    MismatchError,
+    NotFiniteError,
+    OutputError,
+)
+from nola_edge.gguf import merge_gguf
+from nola_edge.gguf.file import GgufFile
+from nola_edge.gguf.interleaved import InterleavedUpdate, interleave
+from nola_edge.merge.update import make_update
+from nola_edge.synthetic import trained_adapter
+from tests.conftest import snapshot
+from tests.gguf.encode import CODES, STRING, UINT32, encode, llama_pairs, pair
+from tests.reference import merge as reference
+
+F = np.float32
+HIDDEN, HEADS, KEY_HEADS = 64, 4, 2
+BLOCK = "model.layers.{}."
+NAMES = {
+    "self_attn.q_proj": ("attn_q", (HIDDEN, HIDDEN)),
+    "self_attn.k_proj": ("attn_k", (HIDDEN // 2, HIDDEN)),
+    "self_attn.v_proj": ("attn_v", (HIDDEN // 2, HIDDEN)),
+    "mlp.down_proj": ("ffn_down", (HIDDEN, 96)),
+}
+MODULES = {BLOCK.format(i) + name: shape for i in range(2) for name, (_, shape) in NAMES.items()}
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+
+def stored_name(module):
+    _, _, layer, *rest = module.split(".")
+    return f"blk.{layer}.{NAMES['.'.join(rest)][0]}.weight"
+
+
+def arrays_of(kind="F32", seed=1):
+    """Return a small LLaMA's tensors; the matrices of its blocks have the type asked for."""
+    rng = np.random.default_rng(seed)
+    arrays = {"token_embd.weight": rng.standard_normal((50, HIDDEN)).astype(F)}
+    for module, shape in MODULES.items():
+        values = (rng.standard_normal(shape) * 0.1).astype(F)
+        arrays[stored_name(module).replace("weight", "norm")] = np.ones(7, F)
+        arrays[stored_name(module)] = (
+            values.astype(DTYPES[kind]) if kind in DTYPES else quantized(values, kind)
+        )
+    return arrays
+
+
+def quantized(values, kind):
+    gguf = pytest.importorskip("gguf")
+    data = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
+    return kind, values.shape, data.tobytes()
+
+
+def values_of(path, name):
+    gguf = pytest.importorskip("gguf")
+    with GgufFile.open(path) as file:
+        info = file.tensors[name]
+        data = np.empty((info.shape[0], info.nbytes // info.shape[0]), np.uint8)
+        file.read_into(data.reshape(-1).data, info.start)
+    return info.dtype, gguf.quants.dequantize(data, gguf.GGMLQuantizationType[info.dtype])
+
+
+def adapter_of(**options):
+    return trained_adapter(MODULES, **{"r": 4, "num_basis": 20, "seed": 5, **options})
+
+
+def factors(adapter, module):
+    held = adapter.modules[module]
+    a, b = reference.factors(adapter.config, module, held.alpha, held.beta, *MODULES[module])
+    if ".q_proj" in module or ".k_proj" in module:
+        heads = HEADS if ".q_proj" in module else KEY_HEADS
+        size = len(b) // heads
+        order = [
+            head * size + half * (size // 2) + i
+            for head in range(heads)
+            for i in range(size // 2)
+            for half in (0, 1)
+        ]
+        b = b[order]
+    return a, b
+
+
+def wanted(values, adapter, module):
+    a, b = factors(adapter, module)
+    return reference.merge(values, b, a, adapter.scaling)
+
+
+def write(path, arrays, pairs=None):
+    path.write_bytes(encode(llama_pairs(HEADS, KEY_HEADS) if pairs is None else pairs, arrays))
+    return path
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+def test_the_bits_of_the_reference(kind, isa, tmp_path):
+    arrays, adapter = arrays_of(kind), adapter_of()
+    base = write(tmp_path / "base.gguf", arrays)
+    before = snapshot(tmp_path)
+    report = merge_gguf(base, adapter, tmp_path / "out.gguf")
+    assert (report.merged, report.tensors) == (len(MODULES), len(arrays))
+    expected = dict(arrays)
+    for module in MODULES:
+        name = stored_name(module)
+        expected[name] = wanted(arrays[name], adapter, module)
+        assert not np.array_equal(expected[name], arrays[name])
+    assert (tmp_path / "out.gguf").read_bytes() == encode(llama_pairs(HEADS, KEY_HEADS), expected)
+    assert report.nbytes == (tmp_path / "out.gguf").stat().st_size
+    assert not report.survival
+    assert {k: v for k, v in snapshot(tmp_path).items() if "out" not in k} == before
+
+
+def test_bytes_that_no_adapter_changes_stay(tmp_path):
+    arrays = arrays_of()
+    arrays["other"] = ("Q4_K", (3, 256), bytes(i % 251 for i in range(432)))
+    base = write(tmp_path / "base.gguf", arrays)
+    module = BLOCK.format(1) + "self_attn.v_proj"
+    adapter = trained_adapter({module: MODULES[module]}, r=4, num_basis=20, seed=5)
+    merge_gguf(base, adapter, tmp_path / "out.gguf")
+    old, new = base.read_bytes(), (tmp_path / "out.gguf").read_bytes()
+    with GgufFile.open(base) as file:
+        info = file.tensors[stored_name(module)]
+    assert len(old) == len(new)
+    assert old[: info.start] == new[: info.start]
+    assert old[info.stop :] == new[info.stop :]
+    assert old[info.start : info.stop] != new[info.start : info.stop]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_change_no_bit(threads, tmp_path):
+    rng = np.random.default_rng(0)
+    module, shape = "model.layers.0.self_attn.q_proj", (1024, 2048)  # several blocks of rows
+    adapter = trained_adapter({module: shape}, r=4, num_basis=20, seed=5)
+    values = rng.standard_normal(shape).astype(F)
+    pytest.importorskip("gguf")
+    for kind in ("F32", "Q8_0"):
+        stored = values if kind == "F32" else quantized(values, kind)
+        base = write(tmp_path / f"{kind}.gguf", {"blk.0.attn_q.weight": stored})
+        one = merge_gguf(base, adapter, tmp_path / f"{kind}-one.gguf", num_threads=1)
+        many = merge_gguf(base, adapter, tmp_path / f"{kind}-many.gguf", num_threads=threads)
+        first, second = (tmp_path / f"{kind}-{name}.gguf" for name in ("one", "many"))
+        assert first.read_bytes() == second.read_bytes()
+        assert one.survival == many.survival
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+def test_quantised_tensors_are_what_the_reference_quantiser_gives(kind, isa, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    arrays, adapter = arrays_of(kind), adapter_of()
+    base = write_any(tmp_path / "base.gguf", arrays)
+    report = merge_gguf(base, adapter, tmp_path / "out.gguf")
+    error = delta = 0.0
+    code = gguf.GGMLQuantizationType[kind]
+    for module in MODULES:
+        name = stored_name(module)
+        _, before = values_of(base, name)
+        merged = wanted(before, adapter, module)
+        found_kind, found = values_of(tmp_path / "out.gguf", name)
+        assert found_kind == kind
+        requantized = gguf.quants.dequantize(gguf.quants.quantize(merged, code), code)
+        assert np.array_equal(found, requantized)
+        e = np.sum((found.astype(float) - merged) ** 2)
+        d = np.sum((merged.astype(float) - before) ** 2)
+        assert report.survival[name].share == pytest.approx(1 - np.sqrt(e / d))
+        error, delta = error + e, delta + d
+    assert report.overall.share == pytest.approx(1 - np.sqrt(error / delta))
+
+
+def write_any(path, arrays):
+    """Write with the gguf package, which knows every type."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KEY_HEADS)
+    for name, array in arrays.items():
+        if isinstance(array, tuple):
+            kind, shape, data = array
+            rows = np.frombuffer(data, np.uint8).reshape(shape[0], -1)
+            writer.add_tensor(name, rows, raw_dtype=gguf.GGMLQuantizationType[kind])
+        else:
+            writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_coarser_types_keep_less_of_the_delta(tmp_path):
+    """A small delta drowns in four bits and lives in eight; and is whole in float types."""
+    shares = {}
+    for kind in ("Q8_0", "Q5_0", "Q4_0"):
+        base = write_any(tmp_path / f"{kind}.gguf", arrays_of(kind))
+        report = merge_gguf(base, adapter_of(), tmp_path / f"{kind}-out.gguf")
+        shares[kind] = report.overall.share
+    assert shares["Q8_0"] > shares["Q5_0"] > shares["Q4_0"]
+    assert shares["Q8_0"] < 1
+
+
+@pytest.mark.parametrize("outtype", ["F32", "F16", "BF16", "Q8_0"])
+@pytest.mark.parametrize("kind", ["F16", "Q4_0", "Q4_K"])
+def test_another_type_for_merged_tensors(kind, outtype, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    arrays = arrays_of("F16" if kind == "Q4_K" else kind)
+    adapter = adapter_of()
+    if kind == "Q4_K":  # nothing in Python writes it: scales of random bytes, rows of one block
+        rng = np.random.default_rng(0)
+        module = BLOCK.format(0) + "mlp.down_proj"
+        adapter = trained_adapter({module: (8, 256)}, r=4, num_basis=20, seed=5)
+        block = rng.integers(0, 255, (8, 144), np.uint8)
+        block[:, :4] = np.array([0.01, 0.02], np.float16).view(np.uint8)
+        arrays[stored_name(module)] = ("Q4_K", (8, 256), block.tobytes())
+    base = write_any(tmp_path / "base.gguf", arrays)
+    merge_gguf(base, adapter, tmp_path / "out.gguf", outtype=outtype)
+    code = gguf.GGMLQuantizationType[outtype]
+    for module in adapter.modules:
+        name = stored_name(module)
+        _, before = values_of(base, name)
+        held = adapter.modules[module]
+        if kind == "Q4_K":
+            a, b = reference.factors(adapter.config, module, held.alpha, held.beta, 8, 256)
+        else:
+            a, b = factors(adapter, module)
+        merged = reference.merge(before, b, a, adapter.scaling)
+        found_kind, found = values_of(tmp_path / "out.gguf", name)
+        assert found_kind == outtype
+        if outtype in DTYPES:
+            expected = merged.astype(DTYPES[outtype]).astype(F)
+        else:
+            expected = gguf.quants.dequantize(gguf.quants.quantize(merged, code), code)
+        assert np.array_equal(found, expected)
+    with GgufFile.open(base) as old, GgufFile.open(tmp_path / "out.gguf") as new:
+        assert new.metadata == old.metadata
+        assert list(new.tensors) == list(old.tensors)
+        for name in set(old.tensors) - {stored_name(module) for module in adapter.modules}:
+            one, other = old.tensors[name], new.tensors[name]
+            left, right = bytearray(one.nbytes), bytearray(other.nbytes)
+            old.read_into(memoryview(left), one.start)
+            new.read_into(memoryview(right), other.start)
+            assert (one.dtype, one.shape, left) == (other.dtype, other.shape, right)
+    reader = gguf.GGUFReader(tmp_path / "out.gguf")  # the library agrees about the layout
+    assert [t.name for t in reader.tensors] == list(arrays)
+
+
+def test_several_adapters_with_weights(tmp_path):
+    arrays = arrays_of("F16")
+    base = write(tmp_path / "base.gguf", arrays)
+    first, second = adapter_of(), adapter_of(seed=9, r=8)
+    merge_gguf(base, [(first, 0.7), (second, 0.3)], tmp_path / "out.gguf")
+    expected = dict(arrays)
+    for module in MODULES:
+        parts = [(factors(x, module), w * x.scaling) for x, w in ((first, 0.7), (second, 0.3))]
+        a = np.concatenate([a for (a, _), _ in parts])
+        b = np.concatenate([b * F(s) for (_, b), s in parts], axis=1)
+        name = stored_name(module)
+        expected[name] = reference.merge(arrays[name], b, a, 1.0)
+    assert (tmp_path / "out.gguf").read_bytes() == encode(llama_pairs(HEADS, KEY_HEADS), expected)
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.data())
+def test_any_rows_of_an_interleaved_update(heads, half, data):
+    module, shape = "m", (heads * 2 * half, 7)
+    adapter = trained_adapter({module: shape}, r=3, num_basis=5, seed=1)
+    from nola_edge.merge.update import Term
+
+    update = make_update((Term(adapter, module, 1.0, transposed=False),), shape)
+    whole = interleave(update.left(0, shape[0]), 2 * half)
+    start = data.draw(st.integers(0, shape[0] - 1))
+    stop = data.draw(st.integers(start, shape[0]))
+    part = InterleavedUpdate(update, 2 * half).left(start, stop)
+    assert part.flags.c_contiguous
+    assert np.array_equal(part, whole[start:stop])
+    for row in range(shape[0]):  # row 2i + j of a head is its row j * half + i in the model
+        head, rest = divmod(row, 2 * half)
+        original = head * 2 * half + (rest % 2) * half + rest // 2
+        assert np.array_equal(whole[row], update.left(original, original + 1)[0])
+
+
+def refused(tmp_path, message, error=MismatchError, adapter=None, base=None, **options):
+    base = write(tmp_path / "base.gguf", arrays_of()) if base is None else base
+    before = snapshot(tmp_path)
+    with pytest.raises(error) as caught:
+        merge_gguf(base, adapter or adapter_of(), tmp_path / "out.gguf", **options)
+    assert message in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert snapshot(tmp_path) == before
+
+
+def test_an_unknown_architecture_is_refused(tmp_path):
+    for value in ("mamba", "", "LLAMA", "llama\n"):
+        pairs = [pair("general.architecture", STRING, value)]
+        base = write(tmp_path / "base.gguf", arrays_of(), pairs)
+        refused(tmp_path, "is not known here", base=base)
+    base = write(tmp_path / "base.gguf", arrays_of(), [])
+    refused(tmp_path, "general.architecture: None is not known", base=base)
+    pairs = [pair("general.architecture", UINT32, 1)]
+    refused(tmp_path, "not known", base=write(tmp_path / "base.gguf", arrays_of(), pairs))
+
+
+def test_what_is_no_whole_model_is_refused(tmp_path):
+    pairs = [*llama_pairs(), pair("split.count", UINT32, 3)]
+    refused(tmp_path, "llama-gguf-split", base=write(tmp_path / "base.gguf", arrays_of(), pairs))
+    pairs = [*llama_pairs(), pair("general.type", STRING, "adapter")]
+    refused(tmp_path, "not a model", base=write(tmp_path / "base.gguf", arrays_of(), pairs))
+
+
+def test_modules_of_another_architecture_are_refused(tmp_path):
+    for module in (
+        "transformer.h.0.attn.c_attn",
+        "model.layers.0.self_attn.qkv_proj",
+        "model.layers.00.self_attn.v_proj",
+        "vision_tower.layers.0.self_attn.v_proj",
+        "model.layers.0.mlp.experts.3.up_proj",
+        "model.layers.99999999999999.self_attn.v_proj",
+    ):
+        adapter = trained_adapter({module: (64, 64)}, r=4, num_basis=20, seed=5)
+        refused(tmp_path, "is no module of the architecture llama", adapter=adapter)
+
+
+def test_missing_tensors_and_other_shapes_are_refused(tmp_path):
+    adapter = trained_adapter({BLOCK.format(2) + "self_attn.v_proj": (32, 64)}, r=4, seed=5)
+    refused(tmp_path, "blk.2.attn_v.weight: is not there", adapter=adapter)
+    adapter = trained_adapter({BLOCK.format(1) + "self_attn.v_proj": (16, 128)}, r=4, seed=5)
+    refused(tmp_path, "shapes_fingerprint", adapter=adapter)
+    adapter = trained_adapter({"lm_head": (50, 64)}, r=4, seed=5)
+    refused(tmp_path, "output.weight: is not there", adapter=adapter)
+    arrays = {**arrays_of(), "blk.0.attn_v.weight": np.ones((2, 4, 8), F)}
+    refused(tmp_path, "a matrix is needed", base=write(tmp_path / "base.gguf", arrays))
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        (0, "no number of attention heads"),
+        (3, "cannot be shared by 3 heads"),
+        (64, "cannot be shared by 64 heads"),
+        (2**30, "no number of heads"),
+    ],
+)
+def test_heads_that_lie_are_refused(heads, message, tmp_path):
+    error = ArgumentError if heads >= 2**20 else MismatchError
+    base = write(tmp_path / "base.gguf", arrays_of(), llama_pairs(heads, 0))
+    refused(tmp_path, message, error, base=base)
+
+
+def test_types_that_cannot_be_written_are_refused_with_advice(tmp_path):
+    pytest.importorskip("gguf")
+    module = BLOCK.format(0) + "mlp.down_proj"
+    adapter = trained_adapter({module: (8, 256)}, r=4, num_basis=20, seed=5)
+    arrays = {**arrays_of(), stored_name(module): ("Q4_K", (8, 256), bytes(8 * 144))}
+    base = write(tmp_path / "base.gguf", arrays)
+    refused(tmp_path, "export gguf-lora", adapter=adapter, base=base)
+    refused(tmp_path, "--outtype f16, bf16 or q8_0", adapter=adapter, base=base)
+    for outtype in ("Q4_K", "I8", "nonsense\n", ""):
+        refused(tmp_path, "is not one of", ArgumentError, adapter, base, outtype=outtype)
+
+
+def test_rows_that_are_no_whole_blocks_of_the_new_type_are_refused(tmp_path):
+    pytest.importorskip("gguf")
+    module = BLOCK.format(0) + "mlp.down_proj"
+    adapter = trained_adapter({module: (8, 40)}, r=4, num_basis=20, seed=5)
+    base = write(tmp_path / "base.gguf", {stored_name(module): np.ones((8, 40), F)})
+    refused(tmp_path, "no whole blocks of Q8_0", adapter=adapter, base=base, outtype="Q8_0")
+
+
+def test_without_the_gguf_package_quantised_tensors_are_refused(tmp_path, monkeypatch):
+    import sys
+
+    arrays = {**arrays_of(), "blk.0.attn_v.weight": ("Q8_0", (32, 64), bytes(32 * 68))}
+    base = write(tmp_path / "base.gguf", arrays)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    refused(tmp_path, "pip install 'nola-edge[gguf]'", ArgumentError, base=base)
+    merge_gguf(write(tmp_path / "plain.gguf", arrays_of()), adapter_of(), tmp_path / "o.gguf")
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    for kind, value in (("F32", np.inf), ("F16", np.nan), ("F16", 65504.0)):
+        arrays = arrays_of(kind)
+        arrays["blk.1.attn_q.weight"][3, 5] = value
+        adapter = adapter_of()
+        if value == 65504.0:
+            held = adapter.modules[BLOCK.format(1) + "self_attn.q_proj"]
+            adapter = adapter.replace(
+                {BLOCK.format(1) + "self_attn.q_proj": (held.alpha * 1e6, held.beta * 1e6)}
+            )
+        base = write(tmp_path / "base.gguf", arrays)
+        refused(tmp_path, "infinite or NaN", NotFiniteError, adapter, base)
+    pytest.importorskip("gguf")
+    arrays = arrays_of("F32")
+    arrays["blk.1.attn_q.weight"][3, 5] = 1e9
+    base = write(tmp_path / "base.gguf", arrays)
+    for outtype in ("F16", "Q8_0"):
+        refused(tmp_path, f"too large for {outtype}", NotFiniteError, base=base, outtype=outtype)
+
+
+def test_whole_tensors_are_refused(tmp_path):
+    adapter = adapter_of()
+    adapter.whole_tensors["lm_head.weight"] = np.ones((2, 2), F)
+    refused(tmp_path, "merge into the Hugging Face checkpoint", AdapterError, adapter)
+
+
+def test_outputs_are_kept_and_inputs_too(tmp_path):
+    base = write(tmp_path / "base.gguf", arrays_of())
+    (tmp_path / "out.gguf").write_text("mine")
+    refused(tmp_path, "exists already", OutputError, base=base)
+    refused(tmp_path, "holds no weights", OutputError, base=base, force=True)
+    (tmp_path / "out.gguf").write_bytes(base.read_bytes())
+    merge_gguf(base, adapter_of(), tmp_path / "out.gguf", force=True)
+    assert (tmp_path / "out.gguf").read_bytes() != base.read_bytes()
+    with pytest.raises(OutputError, match="is an input"):
+        merge_gguf(base, adapter_of(), base, force=True)
+
+
+def test_a_base_that_is_no_gguf_is_refused(tmp_path):
+    (tmp_path / "base.gguf").write_bytes(b"GGUF" + bytes(40))
+    refused(tmp_path, "version: 0", FormatError, base=tmp_path / "base.gguf")
+
+
+@pytest.mark.slow
+def test_memory_stays_flat(tmp_path):
+    """A file of 200 MB is merged in a few blocks of rows."""
+    module, shape = "model.layers.0.mlp.down_proj", (12_500, 8192)
+    adapter = trained_adapter({module: shape}, r=4, num_basis=8, seed=5)
+    base = write(tmp_path / "base.gguf", {"blk.0.ffn_down.weight": np.zeros(shape, np.float16)})
+    merge_gguf(base, adapter, tmp_path / "warm.gguf", num_threads=2)
+    tracemalloc.start()
+    merge_gguf(base, adapter, tmp_path / "out.gguf", num_threads=2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30_000_000
+
+
+def test_every_type_has_a_code_in_the_tests():
+    from nola_edge.gguf.types import TENSOR_TYPES
+
+    assert all(TENSOR_TYPES[name].code == code for name, code in CODES.items())
