@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gguf
 import numpy as np
+import pytest
 import torch
 import transformers
+
+gguf = pytest.importorskip("gguf")
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
@@ -22,27 +24,28 @@ GPT2_SIZES = {
     "vocab_size": 96, "n_positions": 64, "n_embd": 64, "n_layer": 2, "n_head": 4,
     "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+GEMMA_SIZES = {
+    **SIZES, "head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": True,
+}  # fmt: skip
 CONFIGS = {
     "llama": (transformers.LlamaConfig, SIZES),
     "mistral": (transformers.MistralConfig, {**SIZES, "sliding_window": None}),
     "qwen2": (transformers.Qwen2Config, SIZES),
     "qwen3": (transformers.Qwen3Config, {**SIZES, "head_dim": 16}),
-    "gemma2": (transformers.Gemma2Config, {**SIZES, "head_dim": 16, "tie_word_embeddings": True}),
-    "gemma3": (
-        transformers.Gemma3TextConfig,
-        {**SIZES, "head_dim": 16, "tie_word_embeddings": True},
-    ),
+    "gemma2": (transformers.Gemma2Config, GEMMA_SIZES),
+    "gemma3": (transformers.Gemma3TextConfig, GEMMA_SIZES),
     "phi3": (transformers.Phi3Config, SIZES),
     "gpt2": (transformers.GPT2Config, GPT2_SIZES),
 }
 GGUF_NAMES = {"mistral": "llama"}
 
 
-def make_model(kind: str) -> transformers.PreTrainedModel:
+def make_model(kind: str, **options) -> transformers.PreTrainedModel:
     """Return a model with random weights that differ from layer to layer."""
     config_class, sizes = CONFIGS[kind]
     torch.manual_seed(7)
-    model = transformers.AutoModelForCausalLM.from_config(config_class(**sizes)).eval()
+    config = config_class(**{**sizes, **options})
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:

@@ -39,3 +39,46 @@ def lora(adapter: str, base: str, output: str, dtype: str, force: bool, any_base
     path = export_lora(adapter, base, output, dtype=dtype, force=force, check_base=not any_base)
     size = sum(file.stat().st_size for file in path.iterdir())
     click.echo(f"{printable(path, 240)}: exact LoRA, {ui.human_bytes(size)}")
+
+
+@command.command(
+    "gguf-lora",
+    epilog="Example: nola-edge export gguf-lora ./my-adapter --base ./q4_k_m.gguf -o lora.gguf",
+)
+@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
+@click.option(
+    "--base",
+    required=True,
+    help="The GGUF file it will be loaded with, or the Hugging Face folder of that.",
+)
+@click.option("-o", "--output", required=True, help="File to write.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["F32", "F16"]),
+    default="F32",
+    show_default=True,
+    help="Of A and B; F16 rounds them.",
+)
+@ui.force_option
+@ui.any_base_option
+def gguf_lora(
+    adapters: tuple[str, ...], base: str, output: str, dtype: str, force: bool, any_base: bool
+) -> None:
+    """Write an exact LoRA file for llama.cpp and Ollama.
+
+    llama-cli -m BASE --lora FILE loads it beside a base of any quantisation, which stays as it is;
+    in a Modelfile of Ollama the line is ADAPTER FILE. Several ADAPTERs, each with a weight if you
+    like (ADAPTER=0.5), become one LoRA.
+    """
+    from nola_edge.export.gguf_lora import export_gguf_lora
+
+    path = export_gguf_lora(
+        [ui.parse_adapter(text) for text in adapters],
+        base,
+        output,
+        dtype=dtype,
+        force=force,
+        check_base=not any_base,
+    )
+    size = ui.human_bytes(path.stat().st_size)
+    click.echo(f"{printable(path, 240)}: exact LoRA for llama.cpp, {size}")

@@ -15,8 +15,10 @@ from nola_edge.merge.update import Term, make_update
 
 if TYPE_CHECKING:
     from nola_edge.adapter import Adapter
+    from nola_edge.gguf.architectures import Model, Target
     from nola_edge.gguf.file import GgufFile
     from nola_edge.merge.update import RowUpdate
+    from nola_edge.safetensors_file import TensorInfo
 
 
 @dataclass
@@ -89,67 +91,69 @@ def plan_gguf(
     model = model_of_gguf(base)
     plan = GgufPlan(base, adapters)
     for adapter, weight in adapters:
-        where = location(adapter)
         if adapter.whole_tensors:
             raise AdapterError(
                 "carries whole tensors (modules_to_save or bias), which are not merged into GGUF; "
                 "merge into the Hugging Face checkpoint and convert that",
-                file=where,
+                file=location(adapter),
                 field=next(iter(adapter.whole_tensors)),
             )
-        shapes: dict[str, tuple[int, int]] = {}
-        for module in adapter.modules:
-            target = model.target(module, where)
-            shapes[module] = rows, _ = _checked_shape(plan, adapter, module, target.tensor)
-            merge = plan.merges.setdefault(
-                target.tensor,
-                TensorMerge(
-                    _written_type(plan, target.tensor, outtype),
-                    target.head_rows(rows, base.path),
-                ),
-            )
+        for module, target in matched_tensors(base, model, adapter).items():
+            info = base.tensors[target.tensor]
+            head_rows = target.head_rows(info.shape[0], base.path)
+            kind = _written_type(base, info, outtype)
+            merge = plan.merges.setdefault(target.tensor, TensorMerge(kind, head_rows))
             # GGUF stores every matrix as (out, in), GPT-2's too.
             merge.terms += (Term(adapter, module, weight, transposed=False),)
-        check_shapes(adapter, shapes, base.path)
     touched = {base.tensors[name].dtype for name in plan.merges}
     check_codecs(touched | {merge.kind for merge in plan.merges.values()})
     return plan
 
 
-def _checked_shape(plan: GgufPlan, adapter: Adapter, module: str, tensor: str) -> tuple[int, int]:
-    base = plan.base
-    where: dict[str, Any] = {"file": base.path, "field": tensor}
-    if tensor not in base.tensors:
-        raise MismatchError(
-            f"is not there, and module {printable(module)!r} of "
-            f"{printable(str(location(adapter)))} needs it; is this the base of the adapter, and "
-            "converted without fusing layers?",
-            **where,
-        )
-    shape = base.tensors[tensor].shape
-    if len(shape) != 2:
-        raise MismatchError(f"has shape {list(shape)}, a matrix is needed", **where)
-    check_factor_sizes(adapter, shape, base.path, tensor)
-    return shape[0], shape[1]
+def matched_tensors(base: GgufFile, model: Model, adapter: Adapter) -> dict[str, Target]:
+    """Find the tensor of every module of an adapter, and check its shape.
+
+    Raises
+    ------
+    MismatchError
+        If there is none, or it has another shape than the adapter was made for.
+    """
+    targets: dict[str, Target] = {}
+    shapes: dict[str, tuple[int, int]] = {}
+    for module in adapter.modules:
+        target = model.target(module, location(adapter))
+        where: dict[str, Any] = {"file": base.path, "field": target.tensor}
+        if target.tensor not in base.tensors:
+            raise MismatchError(
+                f"is not there, and module {printable(module)!r} of "
+                f"{printable(str(location(adapter)))} needs it; is this the base of the adapter, "
+                "and converted without fusing layers?",
+                **where,
+            )
+        shape = base.tensors[target.tensor].shape
+        if len(shape) != 2:
+            raise MismatchError(f"has shape {list(shape)}, a matrix is needed", **where)
+        check_factor_sizes(adapter, shape, base.path, target.tensor)
+        targets[module], shapes[module] = target, (shape[0], shape[1])
+    check_shapes(adapter, shapes, base.path)
+    return targets
 
 
-def _written_type(plan: GgufPlan, tensor: str, outtype: str | None) -> str:
-    info = plan.base.tensors[tensor]
+def _written_type(base: GgufFile, info: TensorInfo, outtype: str | None) -> str:
+    where: dict[str, Any] = {"file": base.path, "field": info.name}
     kind = outtype or info.dtype
     if kind not in WRITABLE_TYPES:
         raise MismatchError(
             f"has type {info.dtype}, which nothing but llama.cpp's own quantiser writes. Leave the "
             "base as it is and load the adapter beside it (nola-edge export gguf-lora), or write "
             "merged tensors as another type: --outtype f16, bf16 or q8_0",
-            file=plan.base.path,
-            field=tensor,
             value=info.dtype,
+            **where,
         )
     if info.shape[1] % TENSOR_TYPES[kind].block:
         raise MismatchError(
             f"rows of {info.shape[1]} elements are no whole blocks of {kind}; "
             "choose --outtype f16 or bf16",
-            file=plan.base.path,
-            field=tensor,
+            **where,
         )
     return kind

@@ -1,0 +1,217 @@
+"""Export adapters as one exact LoRA for llama.cpp (``--lora``) and Ollama (``ADAPTER``).
+
+A and B are the expanded factors; rows of B are in the order of the base's tensor. llama.cpp scales
+every product by alpha / r, with one alpha for the file and the r of each tensor
+(``llama-adapter.h``), and takes an alpha of 0 for a factor of 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nola_edge import ops
+from nola_edge.checkpoint import Checkpoint
+from nola_edge.errors import AdapterError, ArgumentError, CheckpointError, NotFiniteError
+from nola_edge.gguf.file import GgufFile, is_gguf
+from nola_edge.gguf.interleaved import interleave
+from nola_edge.gguf.model import model_of_config, model_of_gguf
+from nola_edge.gguf.plan import matched_tensors
+from nola_edge.jsonio import loads_object
+from nola_edge.merge.fit import location
+from nola_edge.merge.plan import load_adapters, plan_merge
+from nola_edge.merge.update import stored_features
+from nola_edge.output import AtomicOutput
+from nola_edge.paths import inside
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from nola_edge.adapter import Adapter
+    from nola_edge.gguf.architectures import Model, Target
+
+    Adapters = tuple[tuple[Adapter, float], ...]
+
+_DTYPES = {"F32": np.float32, "F16": np.float16}
+_CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one adapter brings to one tensor."""
+
+    target: Target
+    a: NDArray[np.float32]
+    b: NDArray[np.float32]
+    scaling: float
+
+
+def export_gguf_lora(
+    adapter: Any,
+    base: str | Path,
+    output: str | Path,
+    *,
+    dtype: str = "F32",
+    force: bool = False,
+    check_base: bool = True,
+) -> Path:
+    """Write a LoRA file that llama.cpp and Ollama load beside a model.
+
+    Parameters
+    ----------
+    adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
+        Several become one LoRA, whose rank is the sum of theirs.
+    base : path
+        The GGUF file that it will be loaded with, of any quantisation, or the Hugging Face folder
+        that it was converted from; says what the tensors are called and how large they are.
+    output : path
+    dtype : {"F32", "F16"}
+        Of A and B; F16 rounds them.
+    force : bool
+        Replace an existing output.
+    check_base : bool
+        Refuse a Hugging Face base with another fingerprint than an adapter records.
+
+    Returns
+    -------
+    Path
+        The output.
+
+    Raises
+    ------
+    NolaEdgeError
+        If an input is not what it claims, adapter and base do not fit, a number is not finite, or
+        the output cannot be written; nothing is left.
+    """
+    if dtype not in _DTYPES:
+        raise ArgumentError(f"is {dtype!r}, must be one of {', '.join(_DTYPES)}", field="dtype")
+    gguf = _gguf()
+    adapters = load_adapters(adapter)
+    for loaded, _ in adapters:
+        if loaded.whole_tensors:
+            raise AdapterError(
+                "carries whole tensors (modules_to_save or bias), which llama.cpp's LoRA cannot; "
+                "merge into the Hugging Face checkpoint and convert that",
+                file=location(loaded),
+                field=next(iter(loaded.whole_tensors)),
+            )
+    base = Path(base)
+    model, shares = (
+        _from_gguf(base, adapters) if is_gguf(base) else _from_folder(base, adapters, check_base)
+    )
+    alpha, tensors = _with_one_alpha(shares)
+    inputs = [base, *(Path(a.path) for a, _ in adapters if a.path is not None)]
+    with AtomicOutput(output, inputs=inputs, force=force, directory=False) as out:
+        writer = gguf.GGUFWriter(out.path, model.architecture.name)
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+        for name, values in tensors.items():
+            writer.add_tensor(name, _rounded(values, dtype, name))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return Path(output)
+
+
+def _gguf() -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise ArgumentError(
+            "writing GGUF files needs the gguf package: pip install 'nola-edge[gguf]'"
+        ) from None
+    return gguf
+
+
+def _from_gguf(base: Path, adapters: Adapters) -> tuple[Model, dict[str, list[_Share]]]:
+    with GgufFile.open(base) as file:
+        model = model_of_gguf(file)
+        shares: dict[str, list[_Share]] = {}
+        for adapter, weight in adapters:
+            for module, target in matched_tensors(file, model, adapter).items():
+                shape = file.tensors[target.tensor].shape
+                share = _share(adapter, module, target, (shape[0], shape[1]), weight, base)
+                shares.setdefault(target.tensor, []).append(share)
+        file.check_unchanged()
+    return model, shares
+
+
+def _from_folder(
+    base: Path, adapters: Adapters, check_base: bool
+) -> tuple[Model, dict[str, list[_Share]]]:
+    with Checkpoint.open(base) as checkpoint:
+        plan = plan_merge(checkpoint, adapters, check_base=check_base)
+        if not checkpoint.is_folder:
+            raise CheckpointError(
+                f"is no folder with a {_CONFIG}, which says what the model's tensors are called in "
+                "GGUF; give the folder, or the GGUF file itself",
+                file=base,
+            )
+        path = inside(base, _CONFIG)
+        model = model_of_config(loads_object(path.read_bytes(), file=path), path)
+        shares: dict[str, list[_Share]] = {}
+        for name, terms in plan.merges.items():
+            shape = plan.tensor(name)[1].shape
+            for term in terms:
+                target = model.target(term.module, location(term.adapter))
+                features = stored_features(shape, term.transposed)
+                share = _share(term.adapter, term.module, target, features, term.weight, base)
+                shares.setdefault(target.tensor, []).append(share)
+        checkpoint.check_unchanged()
+    return model, shares
+
+
+def _share(
+    adapter: Adapter,
+    module: str,
+    target: Target,
+    features: tuple[int, int],
+    weight: float,
+    base: Path,
+) -> _Share:
+    a, b = adapter.factors(module, *features)
+    head_rows = target.head_rows(features[0], base)
+    if head_rows is not None:
+        b = interleave(b, head_rows)
+    return _Share(target, a, b, weight * adapter.scaling)
+
+
+def _with_one_alpha(
+    shares: dict[str, list[_Share]],
+) -> tuple[float, dict[str, NDArray[np.float32]]]:
+    """Join the adapters of each tensor, and bake into B what one alpha cannot say.
+
+    One adapter has one scaling s and one rank r: alpha = s r, and B stays exact. Several have
+    ranks R that add up differently from tensor to tensor: alpha is the largest, and each B is
+    multiplied by s R / alpha.
+    """
+    scalings = {share.scaling for parts in shares.values() for share in parts}
+    ranks = {name: sum(len(share.a) for share in parts) for name, parts in shares.items()}
+    largest = max(ranks.values())
+    single = len(set(ranks.values())) == len(scalings) == 1 and all(
+        len(parts) == 1 for parts in shares.values()
+    )
+    alpha = next(iter(scalings)) * largest if single else 0.0
+    exact = 0 < abs(alpha) <= float(np.finfo(np.float32).max)
+    tensors: dict[str, NDArray[np.float32]] = {}
+    for name, parts in shares.items():
+        scaled = [
+            share.b if exact else ops.scaled(share.b, share.scaling * ranks[name] / largest)
+            for share in parts
+        ]
+        tensors[f"{name}.lora_a"] = np.concatenate([share.a for share in parts])
+        tensors[f"{name}.lora_b"] = np.concatenate(scaled, axis=1)
+    return (alpha if exact else float(largest)), tensors
+
+
+def _rounded(values: NDArray[np.float32], dtype: str, name: str) -> NDArray[Any]:
+    with np.errstate(over="ignore"):  # said below, and better
+        rounded: NDArray[Any] = np.ascontiguousarray(values.astype(_DTYPES[dtype]))
+    if not np.isfinite(rounded).all():
+        raise NotFiniteError(f"is not finite in {dtype}", field=name)
+    return rounded
