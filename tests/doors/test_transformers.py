@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import nola_edge as ne
 import nola_edge.torch as nt
 from nola_edge.errors import AdapterError, MismatchError, NotFiniteError
 from nola_edge.synthetic import trained_adapter
+from nola_edge.torch.memory import MappedFiles
 from nola_edge.transformers import NolaMergeConfig
 from tests.conftest import snapshot
 
@@ -180,3 +182,55 @@ def test_another_base_than_the_recorded_one(tmp_path):
         load(tmp_path / "merged", adapter)
     assert "check_base=False" in str(caught.value)
     load(tmp_path / "merged", NolaMergeConfig(adapter, check_base=False))
+
+
+def test_mapped_weights_are_read_from_their_files(saved, monkeypatch):
+    """So that the mapping's pages do not stay in memory beside the merged weights."""
+    base, adapter = saved
+    found, find = [], MappedFiles.find
+
+    def spy(self, tensor):
+        result = find(self, tensor)
+        found.append(result)
+        return result
+
+    monkeypatch.setattr(MappedFiles, "find", spy)
+    model = load(base, adapter)
+    assert len(found) == len(shapes_of(model, "_proj."))
+    if sys.platform == "linux":
+        assert None not in found
+
+
+def test_tensors_that_are_given_stay_as_they_are(saved, tmp_path):
+    base, adapter = saved
+    given = dict(load(base).state_dict())
+    before = {name: tensor.clone() for name, tensor in given.items()}
+    config = transformers.AutoConfig.from_pretrained(base)
+    ne.merge_checkpoint(base, adapter, tmp_path / "merged")
+    model = transformers.LlamaForCausalLM.from_pretrained(
+        None, config=config, state_dict=given, quantization_config=NolaMergeConfig(adapter),
+        dtype=given["model.norm.weight"].dtype,
+    )  # fmt: skip
+    assert_same(model, load(tmp_path / "merged"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in given.items())
+
+
+def test_layers_that_would_be_offloaded_to_disk(saved, tmp_path):
+    """Transformers would read them from the base, as if there were no adapter."""
+    base, _ = saved
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    places = {
+        "model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk",
+        "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "disk",
+    }  # fmt: skip
+    every = shapes_of(decoder(), "_proj.")
+    adapter = trained_adapter(every, r=8, num_basis=48, seed=3)
+    options = {"device_map": places, "offload_folder": tmp_path / "offload"}
+    with pytest.raises(MismatchError, match="write a merged checkpoint first"):
+        load(base, adapter, **options)
+    first = {name: shape for name, shape in every.items() if "layers.0." in name}
+    adapter = trained_adapter(first, r=8, num_basis=48, seed=3)
+    ne.merge_checkpoint(base, adapter, tmp_path / "merged")
+    with torch.no_grad():
+        found = load(base, adapter, **options)(tokens).logits
+        assert torch.equal(found, load(tmp_path / "merged")(tokens).logits)

@@ -89,15 +89,15 @@ def test_a_switch_that_fails_changes_nothing(switch):
 def test_an_interruption_puts_back_what_was_there(switch, monkeypatch):
     switch.use("second")
     before = bits(switch.arrays)
-    store, calls = type(switch)._store, []
+    memory, calls = type(switch)._memory, []
 
-    def interrupted(self, name, values):
+    def interrupted(self, name):
         calls.append(name)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        store(self, name, values)
+        return memory(self, name)
 
-    monkeypatch.setattr(type(switch), "_store", interrupted)
+    monkeypatch.setattr(type(switch), "_memory", interrupted)
     with pytest.raises(KeyboardInterrupt):
         switch.use("first")
     assert len(calls) > 2

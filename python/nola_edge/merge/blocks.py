@@ -99,6 +99,26 @@ def read_merged(
     return view
 
 
+def submit_merge(
+    workers: Workers, file: InputFile, info: TensorInfo, update: RowUpdate, out: memoryview
+) -> None:
+    """Have a whole weight read into memory and merged there, by as many as are free.
+
+    Parameters
+    ----------
+    workers : Workers
+        What went wrong is raised by them.
+    file, info
+        Where the weight is stored.
+    update : RowUpdate
+    out : writable memoryview of bytes
+        As large as the weight.
+    """
+    for rows in row_blocks(info):
+        begin = block_offset(info, rows[0])
+        workers.submit(read_merged, file, info, update, rows, out[begin:])
+
+
 class Buffers:
     """One growing buffer for each thread that asks, reused from block to block."""
 
@@ -136,6 +156,10 @@ class Workers:
         """Wait for all work; raise what it raised."""
         self._drain(0)
 
+    def close(self) -> None:
+        """Drop what has not begun and wait for the rest."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
     def _drain(self, allowed: int) -> None:
         while len(self._pending) > allowed:
             done, self._pending = wait(self._pending, return_when=FIRST_COMPLETED)
@@ -150,4 +174,4 @@ class Workers:
             if kind is None:
                 self.finish()
         finally:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+            self.close()

@@ -10,7 +10,7 @@ import numpy as np
 
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import numpy_dtype
-from nola_edge.merge.blocks import Workers, block_offset, read_merged, row_blocks
+from nola_edge.merge.blocks import Workers, submit_merge
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
 from nola_edge.merge.update import make_update
 
@@ -69,9 +69,7 @@ class MergedCheckpoint(Mapping[str, "NDArray[Any]"]):
         update = make_update(self.plan.merges[name], info.shape, self._num_threads)
         data = merged.view(np.uint8).reshape(-1)
         with Workers(self._num_threads) as workers:
-            for rows in row_blocks(info):
-                start = block_offset(info, rows[0])
-                workers.submit(read_merged, file, info, update, rows, data[start:].data)
+            submit_merge(workers, file, info, update, data.data)
         file.check_unchanged()
         return merged
 

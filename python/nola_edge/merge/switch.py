@@ -18,8 +18,10 @@ import numpy as np
 from nola_edge.adapter import Adapter
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.errors import ArgumentError, MismatchError, printable
+from nola_edge.merge.blocks import Workers, submit_merge
 from nola_edge.merge.lazy import MergedCheckpoint
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
+from nola_edge.merge.update import make_update
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping, Sequence
@@ -201,9 +203,20 @@ class Switch(ABC):
         return self._known[name]
 
     def _write(self, plan: MergePlan, names: list[str]) -> None:
+        """Write tensors anew; into the very memory that holds them where that is possible."""
         merged = MergedCheckpoint(plan, self._num_threads)
-        for name in names:
-            self._store(name, merged[name])
+        with Workers(self._num_threads) as workers:
+            for name in names:
+                file, info = plan.tensor(name)
+                memory = self._memory(name)
+                if memory is None or name in plan.replaced or not info.nbytes:
+                    self._store(name, merged[name])
+                elif name in plan.merges:
+                    update = make_update(plan.merges[name], info.shape, self._num_threads)
+                    submit_merge(workers, file, info, update, memory)
+                else:
+                    workers.submit(file.read_into, memory, info.start)
+        self._base.check_unchanged()
 
     def _check_base_is_held(self, names: list[str]) -> None:
         """Refuse weights that are not the base's, the first time that they would be changed."""
@@ -226,6 +239,10 @@ class Switch(ABC):
     @abstractmethod
     def _holds(self, name: str, values: NDArray[Any]) -> bool:
         """Tell whether a tensor in memory has these values."""
+
+    @abstractmethod
+    def _memory(self, name: str) -> memoryview | None:
+        """Return the bytes of a tensor in memory where it holds just what the base's file does."""
 
     @abstractmethod
     def _store(self, name: str, values: NDArray[Any]) -> None:
@@ -280,6 +297,10 @@ class ArraySwitch(Switch):
         # As bytes: a NaN equals itself, and zeros have signs.
         mine = np.ascontiguousarray(self.arrays[name]).view(np.uint8)
         return bool(np.array_equal(mine, np.ascontiguousarray(values).view(np.uint8)))
+
+    def _memory(self, name: str) -> memoryview | None:
+        array = self.arrays[name]
+        return array.view(np.uint8).reshape(-1).data if array.flags.c_contiguous else None
 
     def _store(self, name: str, values: NDArray[Any]) -> None:
         np.copyto(self.arrays[name], values)

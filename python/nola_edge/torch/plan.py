@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nola_edge.adapter.fingerprints import shapes_fingerprint
 from nola_edge.errors import AdapterError, MismatchError
+from nola_edge.merge.fit import check_shapes, location
 from nola_edge.merge.matching import match_modules
 from nola_edge.merge.plan import load_adapters
+from nola_edge.merge.update import Term as StoredTerm
 from nola_edge.merge.update import stored_features
 from nola_edge.torch.factors import Factors
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 #: Factors, alpha, beta, scaling: one adapter's share in one weight.
 Term = tuple[Factors, torch.Tensor, torch.Tensor, float]
 
-MERGEABLE = (torch.float32, torch.float16, torch.bfloat16)
+#: Dtypes that can be merged, with their names in files.
+MERGEABLE = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 @dataclass
@@ -36,10 +38,13 @@ class PlannedMerge:
         The parameter is (in, out).
     terms : list of (Factors, alpha, beta, scaling)
         One for each adapter that changes it.
+    stored : list of nola_edge.merge.update.Term
+        The same, for a weight that is read from a file.
     """
 
     transposed: bool
     terms: list[Term] = field(default_factory=list)
+    stored: list[StoredTerm] = field(default_factory=list)
 
 
 def plan_merges(
@@ -71,7 +76,7 @@ def plan_merges(
     planned: dict[str, PlannedMerge] = {}
     for adapter, share in load_adapters(adapters):
         config = adapter.config
-        where = adapter.path or Path("<adapter>")
+        where = location(adapter)
         if adapter.whole_tensors:
             raise AdapterError(
                 "carries whole tensors (modules_to_save or bias), which a model in memory takes "
@@ -90,12 +95,8 @@ def plan_merges(
                 )
             shapes[module] = stored_features(tuple(weight.shape), config.fan_in_fan_out)
             merge.terms.append(_term(adapter, module, shapes[module], share * config.scaling))
-        if config.shapes_fingerprint not in (None, shapes_fingerprint(shapes)):
-            raise MismatchError(
-                f"{where} was made for modules of other shapes",
-                file=model,
-                field="shapes_fingerprint",
-            )
+            merge.stored.append(StoredTerm(adapter, module, share, config.fan_in_fan_out))
+        check_shapes(adapter, shapes, model)
     return planned
 
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import MismatchError
 from nola_edge.merge.matching import match_modules
 from nola_edge.merge.switch import Switch
+from nola_edge.torch.memory import byte_view
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,6 +91,16 @@ class AdapterSwitch(Switch):
         parameter = self._parameter(name)
         wanted = _tensor(values).to(parameter.dtype)
         return torch.equal(parameter.cpu().view(torch.uint8), wanted.view(torch.uint8))
+
+    def _memory(self, name: str) -> memoryview | None:
+        parameter, info = self._parameter(name), self._base.tensors[name][1]
+        if (
+            parameter.device.type != "cpu"
+            or not parameter.is_contiguous()
+            or str(parameter.dtype) != f"torch.{numpy_dtype(info.dtype).name}"
+        ):
+            return None
+        return byte_view(parameter)
 
     def _store(self, name: str, values: NDArray[Any]) -> None:
         self._parameter(name).copy_(_tensor(values))

@@ -12,8 +12,12 @@ from transformers.quantizers.base import HfQuantizer
 
 from nola_edge.adapter.fingerprints import checkpoint_fingerprint
 from nola_edge.errors import MismatchError, NolaEdgeError
+from nola_edge.merge.blocks import Workers, submit_merge
+from nola_edge.merge.update import make_update
+from nola_edge.safetensors_file import TensorInfo
+from nola_edge.torch.memory import MappedFiles, byte_view
 from nola_edge.torch.merge import merge_factors_
-from nola_edge.torch.plan import PlannedMerge, plan_merges
+from nola_edge.torch.plan import MERGEABLE, PlannedMerge, plan_merges
 from nola_edge.transformers.config import METHOD, NolaMergeConfig
 
 if TYPE_CHECKING:
@@ -63,6 +67,9 @@ class NolaMergeQuantizer(HfQuantizer):
         self.planned: dict[str, PlannedMerge] = {}
         self.unmerged: set[str] = set()
         self.errors: list[NolaEdgeError] = []
+        self.files = MappedFiles(())
+        self.workers = Workers(torch.get_num_threads())
+        self.deferred = False
 
     def preprocess_model(self, model: PreTrainedModel, dtype: Any = None, **kwargs: Any) -> None:
         """Match adapters to the model, still without weights; refuse what does not fit.
@@ -84,10 +91,33 @@ class NolaMergeQuantizer(HfQuantizer):
                     file=name,
                     field=one,
                 )
+        files = kwargs.get("checkpoint_files") or ()
         if self.quantization_config.check_base:
-            self._check_base(kwargs.get("checkpoint_files"))
+            self._check_base(files)
+        self.files = MappedFiles(files)
+        places = kwargs.get("device_map") or {"": "cpu"}
+        if isinstance(places, dict):
+            self._check_places(places)
+            # Parts that are moved while loading must be complete by then.
+            self.deferred = all(str(place) == "cpu" for place in places.values())
 
-    def _check_base(self, files: Sequence[str] | None) -> None:
+    def _check_places(self, places: dict[str, Any]) -> None:
+        """Refuse adapted weights on disk: they would be read from the base's files, unmerged."""
+        for name in self.planned:
+            parts = name.split(".")
+            for count in range(len(parts), -1, -1):
+                place = places.get(".".join(parts[:count]))
+                if place is not None:
+                    break
+            if place == "disk":
+                raise MismatchError(
+                    "is adapted and would be offloaded to disk, where transformers keeps the "
+                    "base's own files; write a merged checkpoint first: nola-edge merge",
+                    file=self.quantization_config.adapters[0][0].path,
+                    field=name,
+                )
+
+    def _check_base(self, files: Sequence[str]) -> None:
         """Refuse a base in safetensors files that is not the one an adapter recorded."""
         if not files or not all(str(file).endswith(".safetensors") for file in files):
             return
@@ -121,15 +151,37 @@ class NolaMergeQuantizer(HfQuantizer):
     def merge(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Return a parameter with its adapters merged.
 
+        What the loader has mapped from a file is read and merged by threads meanwhile, and complete
+        once they have finished, in :meth:`postprocess_model` at the latest.
+
         Raises
         ------
-        NotFiniteError
+        NolaEdgeError
         """
         planned = self.planned[name]
-        # The loader's tensor may be a view of the mapped file.
-        merged = tensor.clone(memory_format=torch.contiguous_format)
-        merge_factors_(merged, planned.terms, transposed=planned.transposed)
         self.unmerged.discard(name)
+        found = None
+        if tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.dtype in MERGEABLE:
+            found = self.files.find(tensor)
+        if found is None:
+            # The tensor may be somebody's own, given to from_pretrained.
+            merged = tensor.clone(memory_format=torch.contiguous_format)
+            merge_factors_(merged, planned.terms, transposed=planned.transposed)
+            return merged
+        file, start = found
+        merged = torch.empty(tensor.shape, dtype=tensor.dtype)
+        shape = tuple(tensor.shape)
+        info = TensorInfo(
+            name,
+            MERGEABLE[tensor.dtype],
+            shape,
+            start,
+            start + tensor.nbytes,
+        )
+        update = make_update(planned.stored, shape, torch.get_num_threads())
+        submit_merge(self.workers, file, info, update, byte_view(merged))
+        if not self.deferred:
+            self.workers.finish()
         return merged
 
     def postprocess_model(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
@@ -140,8 +192,17 @@ class NolaMergeQuantizer(HfQuantizer):
         NolaEdgeError
             If a merged weight is not finite, or an adapted weight was not in the checkpoint.
         """
+        try:
+            self.workers.finish()
+            self.files.check_unchanged()
+        except NolaEdgeError as error:
+            self.errors.append(error)
+        finally:
+            self.workers.close()
+            self.files.close()
         if self.errors:
             raise self.errors[0]
+        self._check_places(getattr(model, "hf_device_map", {}))
         if self.unmerged:
             raise MismatchError(
                 "is adapted, and the checkpoint has no weight for it",

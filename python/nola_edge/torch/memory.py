@@ -1,0 +1,112 @@
+"""The memory of tensors: its bytes, and the file behind it where a loader has only mapped that.
+
+Loaders of safetensors map files and hand out views. Whoever works on such a tensor block by block
+had better read the file: pages of the mapping would come into memory one fault at a time, and stay
+in it beside the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from nola_edge.input_file import InputFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_MAPS = Path("/proc/self/maps")
+
+
+def byte_view(tensor: torch.Tensor) -> memoryview:
+    """Return the bytes of a contiguous tensor on the CPU, writable."""
+    view: memoryview = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+    return view
+
+
+@dataclass(frozen=True)
+class _Mapping:
+    start: int
+    stop: int
+    offset: int
+    path: str
+
+
+class MappedFiles:
+    """Some files, and where this process has mapped them (Linux; elsewhere nothing is found).
+
+    Parameters
+    ----------
+    paths : iterable of path
+        Only tensors in these files are found.
+    """
+
+    def __init__(self, paths: Iterable[str | Path]) -> None:
+        self._paths = {str(Path(path).resolve()) for path in paths}
+        self._mappings: list[_Mapping] = []
+        self._files: dict[str, InputFile] = {}
+
+    def find(self, tensor: torch.Tensor) -> tuple[InputFile, int] | None:
+        """Return the file that holds a tensor's memory, and the tensor's offset in it.
+
+        Parameters
+        ----------
+        tensor : torch.Tensor
+            Contiguous, on the CPU.
+
+        Returns
+        -------
+        (InputFile, int) or None
+            None where the memory is not of one of the files.
+        """
+        start, nbytes = tensor.data_ptr(), tensor.nbytes
+        mapping = self._mapping(start, start + nbytes)
+        if mapping is None:
+            self._mappings = self._read()
+            mapping = self._mapping(start, start + nbytes)
+        if mapping is None:
+            return None
+        file = self._files.get(mapping.path)
+        if file is None:
+            file = self._files[mapping.path] = InputFile(mapping.path)
+        return file, mapping.offset + start - mapping.start
+
+    def _mapping(self, start: int, stop: int) -> _Mapping | None:
+        for mapping in self._mappings:
+            if mapping.start <= start and stop <= mapping.stop:
+                return mapping
+        return None
+
+    def _read(self) -> list[_Mapping]:
+        """Parse the kernel's list: ``start-stop permissions offset device inode path``."""
+        try:
+            lines = _MAPS.read_text(errors="surrogateescape").splitlines()
+        except OSError:
+            return []
+        found = []
+        for line in lines:
+            fields = line.split(maxsplit=5)
+            if len(fields) == 6 and fields[5] in self._paths:
+                start, stop = (int(text, 16) for text in fields[0].split("-"))
+                found.append(_Mapping(start, stop, int(fields[2], 16), fields[5]))
+        return found
+
+    def check_unchanged(self) -> None:
+        """Compare the files that were read with what they were.
+
+        Raises
+        ------
+        ChangedError
+        """
+        for file in self._files.values():
+            file.check_unchanged()
+
+    def close(self) -> None:
+        """Close the files; what was found stays valid as memory."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+        self._mappings.clear()
