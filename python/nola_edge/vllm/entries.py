@@ -1,0 +1,154 @@
+"""What an entry of the cache is: its name, its size, and how to tell that it is complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nola_edge.adapter.files import CONFIG_NAME, PREFIX, WEIGHTS_NAME
+from nola_edge.dtypes import numpy_dtype
+from nola_edge.errors import AdapterError, NolaEdgeError, printable
+from nola_edge.jsonio import loads_object
+from nola_edge.merge.update import stored_features
+from nola_edge.paths import inside
+from nola_edge.safetensors_file import SafetensorsFile, encode_header
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nola_edge.adapter import Adapter
+    from nola_edge.merge.plan import MergePlan
+
+#: To be raised when the same adapter is to give other files.
+FORMAT = 1
+
+_NAME = re.compile(r"nola-lora-[0-9a-f]{32}")
+_MAX_CONFIG_BYTES = 20_000_000
+#: More than the fields of a configuration that do not come from the adapter take.
+_CONFIG_BYTES = 2048
+
+
+def is_entry_name(name: str) -> bool:
+    """Tell whether a folder of this name is an entry; the cache touches no other."""
+    return _NAME.fullmatch(name) is not None
+
+
+def check_servable(adapter: Adapter) -> None:
+    """Refuse an adapter that is more than a LoRA to vLLM, before it is expanded.
+
+    Raises
+    ------
+    AdapterError
+        If it trained biases or whole modules.
+    """
+    config = adapter.config
+    for field, value, off in (
+        ("modules_to_save", list(config.modules_to_save), []),
+        ("bias", config.bias, "none"),
+    ):
+        if value != off:
+            raise AdapterError(
+                f"is {printable(value)}: tensors were trained whole, which vLLM does not load; "
+                "merge the adapter with nola-edge merge, and serve the result",
+                file=adapter.path,
+                field=field,
+                value=value,
+            )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The expanded form of one adapter on one base, known before it is made.
+
+    Attributes
+    ----------
+    name : str
+        Of the folder: a digest of all that determines its files.
+    tensors : dict
+        Tensor name -> (dtype, shape).
+    config : dict
+        Fields of ``adapter_config.json`` that must be as said.
+    nbytes : int
+        At most so many bytes will its files take.
+    """
+
+    name: str
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+    config: dict[str, Any]
+    nbytes: int
+
+    @staticmethod
+    def of(adapter: Adapter, plan: MergePlan, dtype: str) -> Entry:
+        """Describe the entry of an adapter that has been checked against its base.
+
+        Parameters
+        ----------
+        adapter : Adapter
+        plan : MergePlan
+            Of this adapter alone; says how large the modules are.
+        dtype : {"F32", "F16", "BF16"}
+        """
+        config = adapter.config
+        tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for name, terms in plan.merges.items():
+            shape = plan.tensor(name)[1].shape
+            out_features, in_features = stored_features(shape, config.fan_in_fan_out)
+            stem = PREFIX + terms[0].module
+            tensors[f"{stem}.lora_A.weight"] = (dtype, (config.r, in_features))
+            tensors[f"{stem}.lora_B.weight"] = (dtype, (out_features, config.r))
+        wanted = {
+            "peft_type": "LORA",
+            "r": config.r,
+            "lora_alpha": config.lora_alpha,
+            "use_rslora": config.use_rslora,
+            "fan_in_fan_out": config.fan_in_fan_out,
+            "target_modules": sorted(adapter.modules),
+        }
+        name = f"nola-lora-{_digest(adapter, tensors)}"
+        return Entry(name, tensors, wanted, _most_bytes(adapter, tensors, wanted))
+
+    def is_complete(self, folder: Path) -> bool:
+        """Tell whether a folder holds this entry: every tensor, of its size, and no byte more."""
+        try:
+            path = inside(folder, CONFIG_NAME)
+            if path.stat().st_size > _MAX_CONFIG_BYTES:
+                return False
+            config = loads_object(path.read_bytes(), file=path)
+            with SafetensorsFile.open(inside(folder, WEIGHTS_NAME)) as file:
+                tensors = {name: (i.dtype, i.shape) for name, i in file.tensors.items()}
+        except (NolaEdgeError, OSError):
+            return False
+        said = {field: config.get(field) for field in self.config}
+        return tensors == self.tensors and said == self.config
+
+
+def _digest(adapter: Adapter, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> str:
+    """Digest what was read, not the files: they might have changed in between."""
+    described = {"format": FORMAT, "config": adapter.config.to_json(), "tensors": tensors}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for module, coefficients in sorted(adapter.modules.items()):
+        digest.update(f"\n{module}\n".encode())
+        for values in (coefficients.alpha, coefficients.beta):
+            digest.update(np.ascontiguousarray(values, "<f4").tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _most_bytes(
+    adapter: Adapter, tensors: dict[str, tuple[str, tuple[int, ...]]], wanted: dict[str, Any]
+) -> int:
+    entries = [
+        (name, dtype, shape, shape[0] * shape[1] * numpy_dtype(dtype).itemsize)
+        for name, (dtype, shape) in tensors.items()
+    ]
+    weights = len(encode_header(entries, {"format": "pt"})) + sum(size for *_, size in entries)
+    return (
+        weights
+        + len(json.dumps(adapter.config.to_json(), indent=2))
+        + len(json.dumps(wanted, indent=2))
+        + _CONFIG_BYTES
+    )

@@ -1,0 +1,54 @@
+"""Locks on folders: shared or alone, and never on a folder that is no longer there."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+import pytest
+
+from nola_edge.vllm import locks
+
+
+def test_who_may_have_it(tmp_path):
+    one = locks.try_lock(tmp_path, shared=True)
+    two = locks.try_lock(tmp_path, shared=True)
+    assert None not in (one, two)
+    assert locks.try_lock(tmp_path, shared=False) is None
+    os.close(one)
+    assert locks.try_lock(tmp_path, shared=False) is None
+    os.close(two)
+    alone = locks.try_lock(tmp_path, shared=False)
+    assert alone is not None
+    assert locks.try_lock(tmp_path, shared=True) is None
+    os.close(alone)
+
+
+@pytest.mark.parametrize("kind", ["absent", "file", "link"])
+def test_what_is_no_folder(tmp_path, kind):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path)
+    before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+    assert locks.try_lock(tmp_path / kind, shared=True) is None
+    assert not before or len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_folder_that_is_moved_away_meanwhile(tmp_path, monkeypatch, replaced):
+    """Between opening and locking it."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    real = fcntl.flock
+
+    def late(fd, operation):
+        folder.rename(tmp_path / "away")
+        if replaced:
+            folder.mkdir()
+        real(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert locks.try_lock(folder, shared=True) is None
+    monkeypatch.undo()
+    away = locks.try_lock(tmp_path / "away", shared=False)
+    assert away is not None  # nothing was kept
+    os.close(away)
