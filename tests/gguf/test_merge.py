@@ -18,7 +18,7 @@ from nola_edge.errors import (
     NotFiniteError,
     OutputError,
 )
-from nola_edge.gguf import merge_gguf
+from nola_edge.gguf import merge_gguf, verify_gguf
 from nola_edge.gguf.file import GgufFile
 from nola_edge.gguf.interleaved import InterleavedUpdate, interleave
 from nola_edge.merge.update import make_update
@@ -445,3 +445,45 @@ def test_every_type_has_a_code_in_the_tests():
     from nola_edge.gguf.types import TENSOR_TYPES
 
     assert all(TENSOR_TYPES[name].code == code for name, code in CODES.items())
+
+
+@pytest.mark.parametrize(("kind", "outtype"), [("F16", None), ("Q4_0", None), ("F16", "Q8_0")])
+def test_verify_knows_a_right_merge_from_a_wrong_one(kind, outtype, tmp_path):
+    pytest.importorskip("gguf")
+    adapter = adapter_of()
+    base = write(tmp_path / "base.gguf", arrays_of(kind))
+    out = tmp_path / "out.gguf"
+    merge_gguf(base, adapter, out, outtype=outtype)
+    report = verify_gguf(out, base, adapter)
+    assert report.identical
+    assert (report.merged, report.tensors) == (len(MODULES), len(arrays_of(kind)))
+    assert not verify_gguf(base, base, adapter)
+    assert not verify_gguf(out, base, adapter_of(seed=6))
+    name = stored_name(BLOCK.format(1) + "mlp.down_proj")
+    data = bytearray(out.read_bytes())
+    with GgufFile.open(out) as file:
+        position = file.tensors[name].start + 5
+    data[position] ^= 1
+    out.write_bytes(data)
+    found = verify_gguf(out, base, adapter)
+    assert [difference.tensor for difference in found.differences] == [name]
+    data[position] ^= 1
+    position = data.index(b"token 7")
+    data[position : position + 7] = b"token 8"
+    out.write_bytes(data)
+    found = verify_gguf(out, base, adapter)
+    assert [difference.tensor for difference in found.differences] == ["<header>"]
+
+
+def test_verify_finds_missing_and_surplus_tensors(tmp_path):
+    adapter = adapter_of()
+    arrays = arrays_of()
+    base = write(tmp_path / "base.gguf", arrays)
+    del arrays["token_embd.weight"]
+    arrays["more"] = np.ones(3, F)
+    arrays["blk.0.attn_v.norm"] = np.ones(8, F)
+    found = verify_gguf(write(tmp_path / "out.gguf", arrays), base, adapter).differences
+    problems = {difference.tensor: difference.problem for difference in found}
+    assert problems["token_embd.weight"] == "missing"
+    assert problems["more"] == "unexpected"
+    assert problems["blk.0.attn_v.norm"] == "shape"

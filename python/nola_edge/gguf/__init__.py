@@ -1,5 +1,6 @@
-"""GGUF: read and check files, merge into them, write LoRA adapters for llama.cpp and Ollama."""
+"""GGUF: read and check files, merge into them and verify that."""
 
 from nola_edge.gguf.merge import GgufReport, merge_gguf
+from nola_edge.gguf.verify import verify_gguf
 
-__all__ = ["GgufReport", "merge_gguf"]
+__all__ = ["GgufReport", "merge_gguf", "verify_gguf"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nola_edge.gguf.file import GgufFile
 from nola_edge.gguf.layout import Layout
 from nola_edge.gguf.plan import GgufPlan, plan_gguf
-from nola_edge.gguf.requantize import merge_rows
+from nola_edge.gguf.requantize import merge_rows, requantized_rows
 from nola_edge.gguf.survival import Survival
 from nola_edge.gguf.types import FLOAT_TYPES
 from nola_edge.merge.blocks import Buffers, Workers, block_offset, read_merged, row_blocks
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from nola_edge.safetensors_file import TensorInfo
 
 _COPY_BYTES = 64 << 20
-#: Elements of a block that is dequantised and quantised anew.
-_REQUANTIZED_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -151,9 +149,7 @@ def _write(
                     for rows in row_blocks(info):
                         workers.submit(writer.merge, info, update, rows)
                 else:
-                    step = max(1, _REQUANTIZED_ELEMENTS // info.shape[1])
-                    for start in range(0, info.shape[0], step):
-                        rows = (start, min(start + step, info.shape[0]))
+                    for rows in requantized_rows(info):
                         workers.submit(writer.requantize, info, merge, update, rows)
     finally:
         os.close(fd)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.errors import AdapterError, ArgumentError, MismatchError, printable
+from nola_edge.gguf.file import tensor_bytes
 from nola_edge.gguf.interleaved import InterleavedUpdate
 from nola_edge.gguf.model import model_of_gguf
 from nola_edge.gguf.quantization import WRITABLE_TYPES, check_codecs
@@ -37,6 +38,10 @@ class TensorMerge:
     kind: str
     head_rows: int | None
     terms: tuple[Term, ...] = ()
+
+    def row_bytes(self, info: TensorInfo) -> int:
+        """Return the bytes of a row of the merged tensor."""
+        return tensor_bytes(self.kind, info.shape[1:])
 
     def update(self, shape: tuple[int, ...], num_threads: int | None = None) -> RowUpdate:
         """Prepare the update of the tensor."""

@@ -14,11 +14,25 @@ from nola_edge.gguf.types import FLOAT_TYPES
 from nola_edge.merge.blocks import block_offset
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from nola_edge.input_file import InputFile
     from nola_edge.merge.update import RowUpdate
     from nola_edge.safetensors_file import TensorInfo
+
+
+#: Elements of a block that is dequantised and quantised anew.
+_BLOCK_ELEMENTS = 1 << 18
+
+
+def requantized_rows(info: TensorInfo) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) row ranges of a few hundred thousand elements."""
+    rows, cols = info.shape
+    step = max(1, _BLOCK_ELEMENTS // max(1, cols))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
 
 
 def merge_rows(

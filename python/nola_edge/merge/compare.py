@@ -1,0 +1,223 @@
+"""Compare the tensors of a file block by block with what they should be."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from nola_edge.dtypes import numpy_dtype
+from nola_edge.merge.blocks import BLOCK_BYTES, Buffers, Workers
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from nola_edge.input_file import InputFile
+    from nola_edge.safetensors_file import TensorInfo
+
+#: Gives a block's expected bytes, in the buffer it gets or in memory of its own.
+Produce = Callable[[memoryview], memoryview]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One tensor that is not what base and adapters give.
+
+    Attributes
+    ----------
+    tensor : str
+    problem : str
+        ``"missing"``, ``"unexpected"``, ``"dtype"``, ``"shape"`` or ``"values"``.
+    detail : str
+        For people.
+    elements : int
+        Differing elements (for ``"values"``).
+    largest : float
+        Largest absolute difference, NaN where it cannot be computed.
+    """
+
+    tensor: str
+    problem: str
+    detail: str
+    elements: int = 0
+    largest: float = float("nan")
+
+
+@dataclass
+class VerifyReport:
+    """What a comparison found.
+
+    Attributes
+    ----------
+    tensors : int
+        Tensors compared.
+    merged : int
+        Of these, tensors that the adapters change.
+    nbytes : int
+        Bytes compared.
+    differences : list of Difference
+    """
+
+    tensors: int = 0
+    merged: int = 0
+    nbytes: int = 0
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def identical(self) -> bool:
+        """Whether every tensor is there and every bit agrees."""
+        return not self.differences
+
+    def __bool__(self) -> bool:
+        return self.identical
+
+
+class Expected(Protocol):
+    """The tensors that there should be."""
+
+    @property
+    def names(self) -> list[str]:
+        """Return their names, in order."""
+
+    @property
+    def merged(self) -> int:
+        """Return how many of them adapters change."""
+
+    def form(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Return dtype and shape of a tensor."""
+
+    def blocks(self, name: str) -> Iterator[tuple[int, int, Produce]]:
+        """Yield offset, size and producer of each block of a tensor's bytes."""
+
+
+def stored_blocks(file: InputFile, info: TensorInfo) -> Iterator[tuple[int, int, Produce]]:
+    """Yield the blocks of a tensor that should be what a file holds."""
+
+    def read(begin: int, out: memoryview) -> memoryview:
+        file.read_into(out, begin)
+        return out
+
+    for begin in range(0, info.nbytes, BLOCK_BYTES):
+        count = min(BLOCK_BYTES, info.nbytes - begin)
+        yield begin, count, partial(read, info.start + begin)
+
+
+def compare(
+    expected: Expected,
+    candidate: Mapping[str, tuple[InputFile, TensorInfo]],
+    num_threads: int | None,
+    progress: Callable[[int], None],
+) -> VerifyReport:
+    """Compare tensors with those that there should be.
+
+    Parameters
+    ----------
+    expected : Expected
+    candidate : mapping
+        Name -> file and entry of what there is.
+    num_threads : int, optional
+    progress : callable
+        Called with the number of bytes compared since the last call.
+
+    Returns
+    -------
+    VerifyReport
+    """
+    comparison = _Comparison(expected, candidate, progress)
+    with Workers(num_threads) as workers:
+        for name in expected.names:
+            comparison.submit(name, workers)
+    return comparison.report()
+
+
+class _Comparison:
+    """Compares blocks on several threads and gathers what differs, tensor by tensor."""
+
+    def __init__(
+        self,
+        expected: Expected,
+        candidate: Mapping[str, tuple[InputFile, TensorInfo]],
+        progress: Callable[[int], None],
+    ) -> None:
+        self._expected = expected
+        self._candidate = candidate
+        self._progress = progress
+        self._form: dict[str, Difference] = {}
+        self._values: dict[str, tuple[int, float]] = {}
+        self._lock = threading.Lock()
+        self._have, self._want = Buffers(), Buffers()
+
+    def submit(self, name: str, workers: Workers) -> None:
+        """Check a tensor's form at once and have its bytes compared."""
+        if name not in self._candidate:
+            self._form[name] = Difference(name, "missing", "not in the merged files")
+            return
+        found = self._candidate[name][1]
+        dtype, shape = self._expected.form(name)
+        if found.dtype != dtype:
+            self._form[name] = Difference(name, "dtype", f"{found.dtype} instead of {dtype}")
+            return
+        if tuple(found.shape) != shape:
+            detail = f"{list(found.shape)} instead of {list(shape)}"
+            self._form[name] = Difference(name, "shape", detail)
+            return
+        for offset, nbytes, produce in self._expected.blocks(name):
+            workers.submit(self._compare, name, offset, nbytes, produce)
+
+    def _compare(self, name: str, offset: int, nbytes: int, produce: Produce) -> None:
+        file, found = self._candidate[name]
+        have = self._have.get(nbytes)
+        file.read_into(have, found.start + offset)
+        want = produce(self._want.get(nbytes))
+        left, right = np.frombuffer(have, np.uint8), np.frombuffer(want, np.uint8)
+        if not np.array_equal(left, right):
+            count, distance = _distance(left, right, found.dtype)
+            with self._lock:
+                elements, largest = self._values.get(name, (0, 0.0))
+                self._values[name] = elements + count, max(largest, distance)
+        self._progress(nbytes)
+
+    def report(self) -> VerifyReport:
+        """Return the findings, in the order of the base's tensors."""
+        report = VerifyReport(merged=self._expected.merged)
+        for name in self._expected.names:
+            if name in self._form:
+                report.differences.append(self._form[name])
+                if self._form[name].problem == "missing":
+                    continue
+            elif name in self._values:
+                elements, largest = self._values[name]
+                count = max(1, int(np.prod(self._expected.form(name)[1])))
+                detail = f"{elements} of {count} elements differ, by at most {largest:.3g}"
+                report.differences.append(Difference(name, "values", detail, elements, largest))
+            report.tensors += 1
+            report.nbytes += self._candidate[name][1].nbytes
+        wanted = set(self._expected.names)
+        report.differences += [
+            Difference(name, "unexpected", "neither in the base nor in an adapter")
+            for name in self._candidate
+            if name not in wanted
+        ]
+        return report
+
+
+def _distance(have: NDArray[np.uint8], want: NDArray[np.uint8], dtype: str) -> tuple[int, float]:
+    """Return (differing elements, largest absolute difference) of two blocks of bytes."""
+    try:
+        kind = numpy_dtype(dtype)
+    except TypeError:  # elements of less than a byte: their bytes are counted
+        return int((have != want).sum()), float("nan")
+    size = kind.itemsize
+    differing = (have.reshape(-1, size) != want.reshape(-1, size)).any(axis=1)
+    try:
+        with np.errstate(all="ignore"):
+            left = have.view(kind)[differing].astype(np.float64)
+            right = want.view(kind)[differing].astype(np.float64)
+            largest = float(np.abs(left - right).max())
+    except TypeError:
+        largest = float("nan")
+    return int(differing.sum()), largest
