@@ -27,6 +27,8 @@ def run(*arguments, **environment):
         ["inspect"],
         ["verify"],
         ["export", "lora"],
+        ["export", "gguf-lora"],
+        ["convert"],
         ["demo"],
         ["bench"],
         ["info"],

@@ -26,6 +26,7 @@ _COMMANDS = {
     "pack": "Write an adapter as one small file.",
     "unpack": "Turn a packed adapter into a folder.",
     "export": "Write an adapter in the format of another program.",
+    "convert": "Turn a checkpoint of the public NOLA code into an exact LoRA.",
     "demo": "Merge, verify and measure, on weights made on the spot.",
     "bench": "Measure the kernels against their peers.",
     "info": "Show version, instruction sets and threads.",

@@ -27,6 +27,8 @@ from nola_edge.merge.update import stored_features
 from nola_edge.output import AtomicOutput
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from numpy.typing import NDArray
 
 _KEPT = ("base_model_name_or_path", "revision", "task_type", "inference_mode")
@@ -95,16 +97,37 @@ def export_lora(
 def _lora_config(adapter: Adapter) -> dict[str, Any]:
     config = adapter.config
     kept = {name: config.bookkeeping[name] for name in _KEPT if name in config.bookkeeping}
-    alpha = config.lora_alpha
+    fields = lora_fields(
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        target_modules=adapter.modules,
+        use_rslora=config.use_rslora,
+        fan_in_fan_out=config.fan_in_fan_out,
+        bias="lora_only" if config.bias == "nola_only" else config.bias,
+        modules_to_save=config.modules_to_save,
+    )
+    return {**kept, **fields}
+
+
+def lora_fields(
+    *,
+    r: int,
+    lora_alpha: float,
+    target_modules: Iterable[str],
+    use_rslora: bool = False,
+    fan_in_fan_out: bool = False,
+    bias: str = "none",
+    modules_to_save: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return the fields of PEFT's LoRA configuration that matter to its weights."""
     return {
-        **kept,
         "peft_type": "LORA",
-        "r": config.r,
-        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
-        "use_rslora": config.use_rslora,
-        "fan_in_fan_out": config.fan_in_fan_out,
+        "r": r,
+        "lora_alpha": int(lora_alpha) if float(lora_alpha).is_integer() else lora_alpha,
+        "use_rslora": use_rslora,
+        "fan_in_fan_out": fan_in_fan_out,
         "lora_dropout": 0.0,
-        "bias": "lora_only" if config.bias == "nola_only" else config.bias,
-        "target_modules": sorted(adapter.modules),
-        "modules_to_save": list(config.modules_to_save) or None,
+        "bias": bias,
+        "target_modules": sorted(target_modules),
+        "modules_to_save": list(modules_to_save) or None,
     }

@@ -1,0 +1,113 @@
+"""``nola-edge convert``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nola_edge.cli import output as ui
+from nola_edge.errors import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_EPILOG = """\
+\b
+Example: nola-edge convert ./output/checkpoint-200/adapter_model --gpu a100 -o ./my-lora
+Example: nola-edge convert model.52580.pt --drawn-on cuda --multiprocessors 84
+           --threads-per-multiprocessor 1536 --lora-alpha 2 -o ./my-lora
+Example: nola-edge convert 20240101_120000.safetensors -o ./my-lora
+
+The basis of such a checkpoint depends on the device that training drew it on. Where nothing
+records it, record it on that machine, once (K and the shape of lora_A.weight, for the largest of
+the file; nola-edge prints the lines with these numbers in place), and convert with --check:
+
+\b
+  torch.manual_seed(SEED)                                  # the tensor ….lora_A.seed
+  w = torch.empty(K, ROWS, COLS, device="cuda").uniform_(-1, 1)
+  save_file({"….lora_A.first": w[:, 0, 0].cpu().contiguous()}, "first.safetensors")
+"""
+
+
+@click.command("convert", epilog=_EPILOG)
+@click.argument("checkpoint")
+@click.option("-o", "--output", required=True, help="LoRA folder to write.")
+@click.option(
+    "--drawn-on",
+    type=click.Choice(["cpu", "cuda"]),
+    help="Where training drew the basis; a GPU also needs its size.",
+)
+@click.option("--gpu", metavar="NAME", help="The GPU by name: a100, h100-sxm, v100, t4, …")
+@click.option("--multiprocessors", type=int, metavar="N", help="Or by its size, both numbers of")
+@click.option(
+    "--threads-per-multiprocessor",
+    type=int,
+    metavar="N",
+    help="torch.cuda.get_device_properties(0).",
+)
+@click.option(
+    "--older-torch",
+    is_flag=True,
+    help="16-bit numbers on a GPU as torch drew them before it excluded the upper bound.",
+)
+@click.option("--lora-alpha", type=float, help="What training was given, if no file says it.")
+@click.option("--rank", type=int, help="Of a vision transformer.  [default: as recorded]")
+@click.option("--hidden", type=int, help="Width of its MLP.  [default: as timm's models have it]")
+@click.option("--check", metavar="FILE", help="Recorded numbers of the basis, see below.")
+@ui.threads_option
+@ui.force_option
+@ui.json_option
+def command(as_json: bool, threads: int | None, **options: Any) -> None:
+    """Turn a CHECKPOINT of the public NOLA code into an exact LoRA folder.
+
+    Reads what github.com/UCDvision/NOLA saves for LLaMA (a PEFT folder), GPT-2 and vision
+    transformers: safetensors, or a torch file of which only tensors are read. The basis is drawn
+    again as torch drew it, on a CPU or a GPU of a given size; recorded numbers that differ are
+    refused.
+    """
+    from nola_edge.convert import convert_checkpoint
+
+    checkpoint = options.pop("checkpoint")
+    with _progress(as_json) as progress:
+        report = convert_checkpoint(checkpoint, num_threads=threads, progress=progress, **options)
+    size = sum(file.stat().st_size for file in report.output.iterdir())
+    if as_json:
+        ui.print_json({**dataclasses.asdict(report), "bytes": size})
+        return
+    click.echo(
+        f"{printable(report.output, 240)}: exact LoRA of {report.modules} modules, rank "
+        f"{report.rank}, {ui.human_bytes(size)}, of {report.coefficients:,} coefficients "
+        f"({report.style})"
+    )
+    if report.left_out:
+        click.echo(f"left out: {report.left_out} tensors of the base")
+    click.echo(f"basis: drawn on {report.drawn_on}; {_checked(report)}")
+    if report.head:
+        click.echo("head: its weight is in head.safetensors; the public code saves no bias")
+    if report.how_to_check is not None:
+        click.echo(f'to check it, where it was trained: python -c "{report.how_to_check}"')
+
+
+def _checked(report: Any) -> str:
+    if not report.checked:
+        return "not checked, as nothing records it"
+    if report.tells_gpus_apart:
+        return f"{report.checked} recorded agree"
+    return f"{report.checked} recorded agree, too small to tell one GPU from another"
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar as soon as it is known how much there is to draw."""
+    with contextlib.ExitStack() as stack:
+        bars: list[Callable[[int], None]] = []
+
+        def advance(count: int, total: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(ui.ByteProgress(total, "drawing", quiet)))
+            bars[0](count)
+
+        yield advance

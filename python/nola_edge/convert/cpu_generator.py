@@ -1,0 +1,74 @@
+"""The numbers of torch's generator on a CPU.
+
+- The engine is MT19937 (Matsumoto and Nishimura, 1998), seeded by ``init_genrand`` with the lower
+  32 bits of the seed (``aten/src/ATen/core/MT19937RNGEngine.h``).
+- An element takes one 32-bit word, in the tensor's order, whatever its size or dtype:
+  ``(word mod 2**24) / 2**24``, mapped to the bounds in float32 (``uniform_real`` in
+  ``aten/src/ATen/core/TransformationHelper.h``). The mapping has one rounding where the kernel was
+  compiled with a fused multiply-add (AVX2, AVX-512, aarch64), two elsewhere; between -1 and 1
+  there is no difference.
+- 16-bit numbers are these rounded to nearest even, with the upper bound turned into the lower one,
+  as torch 2.13 does. Older versions drew 8 or 11 bits only, and are not followed.
+
+Compared with torch 2.13 bit for bit, by tests/doors/test_convert.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nola_edge.convert.uniform import between, rounded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+_BLOCK = 1 << 16
+_UNIT = np.float32(2.0**-24)
+
+
+class CpuGenerator:
+    """torch's generator on a CPU after ``torch.manual_seed``.
+
+    Parameters
+    ----------
+    seed : int
+        ``0 <= seed < 2**64``.
+    fused : bool
+        Whether torch's kernel had a fused multiply-add.
+    """
+
+    def __init__(self, seed: int, *, fused: bool = True) -> None:
+        # numpy promises never to change this stream.
+        self._words = np.random.RandomState(seed & 0xFFFFFFFF)
+        self._fused = fused
+
+    def skip(self, size: int) -> None:
+        """Pass over a draw of so many elements."""
+        for start in range(0, size, _BLOCK):
+            self._words.randint(0, 1 << 32, size=min(_BLOCK, size - start), dtype=np.uint32)
+
+    def uniform(self, size: int, bound: float, dtype: str = "F32") -> Iterator[NDArray[np.float32]]:
+        """Yield the elements of one ``uniform_(-bound, bound)``, block by block.
+
+        A draw must be taken to its end before the next one begins.
+
+        Parameters
+        ----------
+        size : int
+            Elements of the tensor.
+        bound : float
+        dtype : {"F32", "F16", "BF16"}
+        """
+        for start in range(0, size, _BLOCK):
+            count = min(_BLOCK, size - start)
+            words = self._words.randint(0, 1 << 32, size=count, dtype=np.uint32)
+            unit = (words & np.uint32(0xFFFFFF)).astype(np.float32) * _UNIT
+            values = rounded(between(unit, bound, fused=self._fused), dtype)
+            if dtype != "F32":
+                high = rounded(np.array([bound]), dtype)[0]
+                values[values == high] = -high
+            yield values

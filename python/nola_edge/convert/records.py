@@ -1,0 +1,206 @@
+"""Recorded numbers of a basis, compared with what the generator gives.
+
+The GPT-2 and LLaMA code records none. A user who still has the machine can: the first number of
+each basis matrix, ``basis[:, 0, 0]``, k numbers under the factor's name with ``.first``. They are
+spread over the whole draw, so that they tell one GPU from another wherever the basis does.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nola_edge.convert.cuda_generator import THREADS_PER_BLOCK, CudaGenerator
+from nola_edge.convert.devices import DrawnOn
+from nola_edge.dtypes import MERGEABLE
+from nola_edge.errors import AdapterError, MismatchError
+from nola_edge.safetensors_file import SafetensorsFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from nola_edge.convert.factor import Factor
+
+_SUFFIX = ".first"
+_PLAIN = re.compile(r"[\w.-]+", re.ASCII)
+#: More than any GPU has: 256 multiprocessors of 2048 threads.
+_MAX_BLOCKS = 2048
+_SAMPLE = 64
+_TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def elements_of(
+    drawn_on: DrawnOn,
+    seed: int,
+    elements: NDArray[np.int64],
+    size: int,
+    bound: float,
+    dtype: str = "F32",
+) -> NDArray[np.float32]:
+    """Return some elements, in ascending order, of the first draw after seeding.
+
+    Parameters
+    ----------
+    drawn_on : DrawnOn
+    seed : int
+    elements : (n,) int64
+        Flat indices.
+    size : int
+        Elements of the draw.
+    bound, dtype
+        As for the generators' ``uniform``.
+
+    Returns
+    -------
+    (n,) float32
+    """
+    generator = drawn_on.generator(seed)
+    if isinstance(generator, CudaGenerator):
+        return generator.at(elements, size, bound, dtype)
+    values = np.empty(elements.size, np.float32)
+    start = 0
+    for block in generator.uniform(int(elements[-1]) + 1, bound, dtype):
+        low, high = np.searchsorted(elements, (start, start + block.size))
+        values[low:high] = block[elements[low:high] - start]
+        start += block.size
+    return values
+
+
+def how_to_record(factors: list[Factor], device: str) -> str | None:
+    """Return Python that records the largest basis, on the machine that can draw it.
+
+    None if that basis has a name that would mean something to a shell.
+    """
+    factor = max(factors, key=lambda f: f.draw.size)
+    if _PLAIN.fullmatch(factor.name) is None:
+        return None
+    rows, cols = factor.shape
+    return (
+        "import torch, safetensors.torch as st; "
+        f"torch.manual_seed({factor.seed}); "
+        f"w = torch.empty({factor.num_basis}, {rows}, {cols}, "
+        f"dtype=torch.{_TORCH[factor.dtype]}, device='{device}').uniform_(-1, 1); "
+        f"st.save_file({{'{factor.name}{_SUFFIX}': w[:, 0, 0].cpu().contiguous()}}, "
+        "'first.safetensors')"
+    )
+
+
+def check_records(path: str | Path, factors: list[Factor], drawn_on: DrawnOn) -> tuple[int, bool]:
+    """Compare recorded numbers with the generator's.
+
+    Parameters
+    ----------
+    path : path
+        A safetensors file of tensors ``<factor's name>.first``, k numbers each.
+    factors : list of Factor
+    drawn_on : DrawnOn
+
+    Returns
+    -------
+    int
+        How many bases were compared.
+    bool
+        Whether they would differ on a GPU of another size, if any basis of the checkpoint does.
+
+    Raises
+    ------
+    MismatchError
+        If a number differs; the message says which devices give it, if any.
+    AdapterError
+        If a tensor belongs to no factor, or to another form of it.
+    """
+    by_name = {factor.name + _SUFFIX: factor for factor in factors}
+    with SafetensorsFile.open(path) as file:
+        if not file.tensors:
+            raise AdapterError("holds no recorded numbers", file=path)
+        for name, info in file.tensors.items():
+            if name not in by_name:
+                raise AdapterError(
+                    f"names no basis of the checkpoint, such as {next(iter(by_name))}",
+                    file=path,
+                    field=name,
+                )
+            factor = by_name[name]
+            if info.dtype not in MERGEABLE or info.shape != (factor.num_basis,):
+                raise AdapterError(
+                    f"is {info.dtype} {list(info.shape)}, must be {factor.dtype} "
+                    f"[{factor.num_basis}]: one number of each matrix",
+                    file=path,
+                    field=name,
+                )
+            _compare(path, name, factor, file.read(name).astype(np.float32), drawn_on)
+        file.check_unchanged()
+        wave = THREADS_PER_BLOCK * drawn_on.blocks  # beyond it a basis depends on the GPU
+        last = max(int(_elements(by_name[name])[-1]) for name in file.tensors)
+        return len(file.tensors), last >= wave or max(f.draw.size for f in factors) <= wave
+
+
+def _elements(factor: Factor) -> NDArray[np.int64]:
+    """Return the flat indices of the recorded numbers."""
+    return np.arange(factor.num_basis, dtype=np.int64) * math.prod(factor.shape)
+
+
+def _compare(
+    path: str | Path,
+    name: str,
+    factor: Factor,
+    recorded: NDArray[np.float32],
+    drawn_on: DrawnOn,
+) -> None:
+    elements = _elements(factor)
+    values = _values(drawn_on, factor, elements)
+    bad = np.flatnonzero(values != recorded)
+    if not bad.size:
+        return
+    raise MismatchError(
+        f"number {bad[0]} is {recorded[bad[0]]:.6g}; a basis drawn on {drawn_on} has "
+        f"{values[bad[0]]:.6g} there. {_what_fits(factor, recorded, elements, drawn_on)}",
+        file=path,
+        field=name,
+    )
+
+
+def _values(drawn_on: DrawnOn, factor: Factor, elements: NDArray[np.int64]) -> NDArray[np.float32]:
+    return elements_of(
+        drawn_on, factor.seed, elements, factor.draw.size, factor.bound, factor.dtype
+    )
+
+
+def _what_fits(
+    factor: Factor,
+    recorded: NDArray[np.float32],
+    elements: NDArray[np.int64],
+    drawn_on: DrawnOn,
+) -> str:
+    """Say which other device gives the numbers."""
+    if drawn_on.device == "cuda" and np.array_equal(
+        _values(DrawnOn("cpu"), factor, elements), recorded
+    ):
+        return "They fit a CPU"
+    chosen = np.unique(np.linspace(0, elements.size - 1, _SAMPLE).astype(np.int64))
+    fitting = []
+    for older in (False, True):
+        for blocks in range(1, _MAX_BLOCKS + 1):
+            other = DrawnOn("cuda", blocks, older=older)
+            if np.array_equal(_values(other, factor, elements[chosen]), recorded[chosen]) and (
+                np.array_equal(_values(other, factor, elements), recorded)
+            ):
+                fitting.append(other)
+        if fitting or factor.dtype == "F32":
+            break
+    if not fitting:
+        return (
+            f"They fit no CPU and no GPU of up to {_MAX_BLOCKS} blocks: the seed or the basis is "
+            "another"
+        )
+    if len(fitting) > 1:
+        return (
+            f"They fit {len(fitting)} sizes of GPU, from {fitting[0].blocks} to "
+            f"{fitting[-1].blocks} blocks"
+        )
+    return f"They fit {fitting[0]}"

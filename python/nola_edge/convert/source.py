@@ -1,0 +1,131 @@
+"""The tensors of a checkpoint, whichever of two containers holds them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from nola_edge.adapter.files import CONFIG_NAME, WEIGHTS_NAME
+from nola_edge.convert.torch_file import TorchFile, is_torch_file
+from nola_edge.dtypes import MERGEABLE
+from nola_edge.errors import AdapterError, FormatError, NotFiniteError
+from nola_edge.jsonio import loads_object
+from nola_edge.paths import inside
+from nola_edge.safetensors_file import SafetensorsFile
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+_PICKLED_NAME = "adapter_model.bin"
+_MAX_CONFIG_BYTES = 10_000_000
+
+
+class TensorEntry(Protocol):
+    """What is known of a tensor before it is read."""
+
+    @property
+    def dtype(self) -> str:
+        """Return the safetensors name of its dtype."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return its shape."""
+
+
+class Source:
+    """A checkpoint of the public code, opened read-only; a context manager.
+
+    Attributes
+    ----------
+    path : Path
+        The file with the tensors.
+    tensors : mapping
+        Name -> entry with ``dtype`` and ``shape``.
+    config : dict or None
+        ``adapter_config.json``, where a folder was given.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        given = Path(path)
+        self.config = _read_config(given) if given.is_dir() else None
+        self._file = _open(_weights_of(given) if given.is_dir() else given)
+        self.path = self._file.path
+        self.tensors: Mapping[str, TensorEntry] = self._file.tensors
+
+    def floats(self, name: str) -> NDArray[Any]:
+        """Read a tensor of F32, F16 or BF16 as it is stored.
+
+        Raises
+        ------
+        AdapterError
+            If it has another dtype.
+        NotFiniteError
+            If a value is infinite or NaN.
+        """
+        dtype = self.tensors[name].dtype
+        if dtype not in MERGEABLE:
+            raise AdapterError(
+                f"has dtype {dtype}, must be {', '.join(MERGEABLE)}", file=self.path, field=name
+            )
+        values = self._file.read(name)
+        if not np.isfinite(values.astype(np.float32)).all():
+            raise NotFiniteError("holds an infinite or NaN value", file=self.path, field=name)
+        return values
+
+    def integer(self, name: str) -> int:
+        """Read a tensor that holds one integer.
+
+        Raises
+        ------
+        AdapterError
+            If it is none.
+        """
+        entry = self.tensors[name]
+        if entry.dtype not in ("I64", "I32") or entry.shape not in ((1,), ()):
+            raise AdapterError(
+                f"is {entry.dtype} {list(entry.shape)}, a seed is one I64: in any other dtype it "
+                "has lost digits",
+                file=self.path,
+                field=name,
+            )
+        return int(self._file.read(name).reshape(-1)[0])
+
+    def check_unchanged(self) -> None:
+        """Refuse a file that changed since it was opened."""
+        self._file.check_unchanged()
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _open(path: Path) -> SafetensorsFile | TorchFile:
+    if not os.path.lexists(path):
+        raise FormatError("does not exist", file=path)
+    return TorchFile(path) if is_torch_file(path) else SafetensorsFile.open(path)
+
+
+def _weights_of(folder: Path) -> Path:
+    for name in (WEIGHTS_NAME, _PICKLED_NAME):
+        if (folder / name).is_file():
+            return inside(folder, name)
+    raise AdapterError(
+        f"has neither {WEIGHTS_NAME} nor {_PICKLED_NAME}; give the file itself", file=folder
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any] | None:
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        return None
+    inside(folder, CONFIG_NAME)
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise AdapterError("is too large for a configuration", file=path)
+    return loads_object(path.read_bytes(), file=path)
