@@ -15,6 +15,7 @@ from nola_edge.ops import build_info, expand, merge_, project, stream_id
 if TYPE_CHECKING:
     from nola_edge.adapter import Adapter
     from nola_edge.export.lora import export_lora
+    from nola_edge.merge.each import merge_each
     from nola_edge.merge.lazy import open_merged
     from nola_edge.merge.switch import ArraySwitch
     from nola_edge.merge.verify import verify_checkpoint
@@ -30,6 +31,7 @@ __all__ = [
     "export_lora",
     "merge_",
     "merge_checkpoint",
+    "merge_each",
     "open_merged",
     "project",
     "stream_id",
@@ -43,6 +45,7 @@ _LAZY = {
     "ArraySwitch": "nola_edge.merge.switch",
     "export_lora": "nola_edge.export.lora",
     "merge_checkpoint": "nola_edge.merge.write",
+    "merge_each": "nola_edge.merge.each",
     "open_merged": "nola_edge.merge.lazy",
     "verify_checkpoint": "nola_edge.merge.verify",
 }

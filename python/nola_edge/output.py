@@ -81,10 +81,10 @@ class AtomicOutput:
         self.path = Path()
 
     def __enter__(self) -> AtomicOutput:
-        self._check()
+        self.check()
         try:
             with _as_output_error(self.target):
-                self._sweep()
+                self.sweep()
                 self._make_temporary()
                 # Something inside the temporary folder is renamed into place, never the locked
                 # folder itself.
@@ -116,7 +116,13 @@ class AtomicOutput:
             os.close(self._lock)
             self._lock = -1
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Refuse a target that cannot be written; entering does the same.
+
+        Raises
+        ------
+        OutputError
+        """
         target = self.target
         if not target.name:
             raise OutputError("is not a name for an output", file=target)
@@ -160,7 +166,7 @@ class AtomicOutput:
             name = hashlib.sha256(os.fsencode(name)).hexdigest()
         return f".nola-edge-{name}-"
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Remove temporaries of this target whose writer is gone."""
         for entry in os.scandir(self.target.parent):
             name = entry.name

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from typing import Any
 
 import click
 
+from nola_edge.cli import merging
 from nola_edge.cli import output as ui
-from nola_edge.errors import printable
 
 
 @click.command(
     "merge",
-    epilog="Example: nola-edge merge ./Llama-3-8B ./my-adapter -o ./merged",
+    epilog="\b\nExample: nola-edge merge ./Llama-3-8B ./my-adapter -o ./merged\n"
+    "Example: nola-edge merge ./Llama-3-8B adapters/* --each -o ./merged\n"
+    "Example: srun -n 8 nola-edge merge ./base adapters/* --each --shard auto -o /shared/merged",
 )
 @click.argument("base")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
 @click.option("-o", "--output", required=True, help="File or folder to write.")
+@click.option(
+    "--each", is_flag=True, help="Write one output per ADAPTER, OUTPUT/name; read BASE once."
+)
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="With --each: as process I of N, counted from 0, write every N-th output. 'auto' asks "
+    "torchrun, Slurm's srun or Open MPI; torchrun's processes divide a machine's processors.",
+)
+@click.option(
+    "--skip-existing",
+    is_flag=True,
+    help="With --each: leave out what is there already, as after an interrupted job.",
+)
+@click.option(
+    "--outtype",
+    type=click.Choice(["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]),
+    help="Type of merged tensors in a GGUF file.  [default: as in BASE]",
+)
 @ui.force_option
 @ui.any_base_option
 @ui.threads_option
@@ -26,6 +47,10 @@ def command(
     base: str,
     adapters: tuple[str, ...],
     output: str,
+    each: bool,
+    shard: str | None,
+    skip_existing: bool,
+    outtype: str | None,
     force: bool,
     any_base: bool,
     threads: int | None,
@@ -34,37 +59,52 @@ def command(
 ) -> None:
     """Merge one ADAPTER or several into BASE and write the result.
 
-    BASE is a safetensors file or a Hugging Face folder; the output has its layout. An ADAPTER is a
-    folder or a Hub id; with several, each may have a weight: ADAPTER=0.5. They are summed in fp32
-    and rounded once. The output is absent or complete at every instant.
-    """
-    from nola_edge.checkpoint import Checkpoint
-    from nola_edge.merge.write import merge_checkpoint
+    BASE is a safetensors file, a Hugging Face folder or a GGUF file; the output has its layout. An
+    ADAPTER is a folder, a packed file or a Hub id; with several, each may have a weight:
+    ADAPTER=0.5. They are summed in fp32 and rounded once. The output is absent or complete at
+    every instant.
 
-    with Checkpoint.open(base) as checkpoint:
-        total = checkpoint.nbytes
-    with ui.ByteProgress(total, "merging", quiet) as progress:
-        report = merge_checkpoint(
+    With --each they are not summed: OUTPUT is a folder in which every adapter gets an output under
+    its own name, the same bytes as if it were merged alone. All are checked first. Any number of
+    processes, on one machine or many, divide the work by --shard and need no contact.
+
+    In a GGUF file, quantised tensors are dequantised, merged and quantised anew, and the summary
+    says how much of the adapter is left then; --outtype gives merged tensors another type.
+    """
+    from nola_edge.gguf.file import is_gguf
+
+    if not each:
+        for option, value in (("--shard", shard), ("--skip-existing", skip_existing or None)):
+            if value is not None:
+                raise click.UsageError(
+                    f"{option} is for the outputs of --each; without it there is one output, which "
+                    "one process writes and puts in place by one rename"
+                )
+    gguf = is_gguf(base)
+    if gguf and each:
+        raise click.UsageError("--each is for checkpoints; merge into a GGUF file one by one")
+    if outtype is not None and not gguf:
+        raise click.UsageError("--outtype is for GGUF files; a checkpoint keeps its dtypes")
+    given = [ui.parse_adapter(text) for text in adapters]
+    if gguf:
+        merging.merge_gguf_file(
             base,
-            [ui.parse_adapter(text) for text in adapters],
+            given,
             output,
+            as_json,
+            quiet,
+            outtype=outtype and outtype.upper(),
             force=force,
             num_threads=threads,
-            check_base=not any_base,
-            progress=progress,
         )
-    if as_json:
-        ui.print_json(asdict(report))
-    elif not quiet:
-        rate = ui.human_bytes(report.nbytes / report.seconds)
-        click.echo(
-            f"{printable(report.output, 240)}: {report.merged} of {report.tensors} tensors merged, "
-            f"{ui.human_bytes(report.nbytes)} in {report.seconds:.2f} s ({rate}/s)"
-        )
-        if report.replaced or report.added:
-            click.echo(f"  whole tensors: {report.replaced} replaced, {report.added} added")
-        if report.left_behind:
-            names = printable(", ".join(report.left_behind), 500)
-            click.echo(f"  not carried over (not merged): {names}")
-        if not report.base_checked:
-            click.echo("  the base was not checked: the adapter records no fingerprint of it")
+        return
+    options: dict[str, Any] = {
+        "force": force,
+        "num_threads": threads,
+        "check_base": not any_base,
+    }
+    if each:
+        options.update(shard=shard, skip_existing=skip_existing)
+        merging.merge_into_each(base, given, output, as_json, quiet, **options)
+    else:
+        merging.merge_into_one(base, given, output, as_json, quiet, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import click
 
@@ -32,25 +33,30 @@ def command(
     threads: int | None,
     as_json: bool,
 ) -> int:
-    """Say whether MERGED is, bit for bit, what base and adapter give.
+    """Say whether MERGED, checkpoint or GGUF file, is bit for bit what base and adapter give.
 
     Every tensor is merged again and compared; files may be sharded differently. Exit status 0: the
     same, 1: different, with a list of what differs.
     """
-    from nola_edge.checkpoint import Checkpoint
-    from nola_edge.merge.verify import verify_checkpoint
+    from nola_edge.gguf.file import is_gguf
 
-    with Checkpoint.open(merged) as checkpoint:
-        total = checkpoint.nbytes
-    with ui.ByteProgress(total, "verifying") as progress:
-        report = verify_checkpoint(
-            merged,
-            base,
-            [ui.parse_adapter(text) for text in adapters],
-            num_threads=threads,
-            check_base=not any_base,
-            progress=progress,
-        )
+    given = [ui.parse_adapter(text) for text in adapters]
+    with ui.ByteProgress(_size(merged), "verifying") as progress:
+        if is_gguf(base):
+            from nola_edge.gguf import verify_gguf
+
+            report = verify_gguf(merged, base, given, num_threads=threads, progress=progress)
+        else:
+            from nola_edge.merge.verify import verify_checkpoint
+
+            report = verify_checkpoint(
+                merged,
+                base,
+                given,
+                num_threads=threads,
+                check_base=not any_base,
+                progress=progress,
+            )
     if as_json:
         ui.print_json(
             {
@@ -83,3 +89,13 @@ def command(
         if len(report.differences) > _LISTED:
             click.echo(f"  … and {len(report.differences) - _LISTED} more (all with --json)")
     return 0 if report.identical else 1
+
+
+def _size(path: str) -> int:
+    from nola_edge.checkpoint import Checkpoint
+    from nola_edge.gguf.file import is_gguf
+
+    if is_gguf(path):
+        return os.path.getsize(path)
+    with Checkpoint.open(path) as checkpoint:
+        return checkpoint.nbytes

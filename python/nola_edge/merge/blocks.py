@@ -19,6 +19,7 @@ from nola_edge.errors import NotFiniteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -80,12 +81,35 @@ def read_merged(
     NotFiniteError
         If a merged element is infinite or NaN.
     """
-    start, stop = rows
-    begin = block_offset(info, start)
-    count = block_offset(info, stop) - begin
-    view = out[:count]
+    begin = block_offset(info, rows[0])
+    view = out[: block_offset(info, rows[1]) - begin]
     file.read_into(view, info.start + begin)
-    weight: NDArray[Any] = np.frombuffer(view, dtype=numpy_dtype(info.dtype))
+    merge_block(view, file.path, info, update, rows)
+    return view
+
+
+def merge_block(
+    block: memoryview, path: Path, info: TensorInfo, update: RowUpdate, rows: tuple[int, int]
+) -> None:
+    """Merge rows of a weight that are in memory, in place, on the calling thread.
+
+    Parameters
+    ----------
+    block : writable memoryview of bytes
+        The rows.
+    path, info
+        Where the weight is stored, for errors.
+    update : RowUpdate
+        For the whole weight.
+    rows : (start, stop)
+
+    Raises
+    ------
+    NotFiniteError
+        If a merged element is infinite or NaN.
+    """
+    start, stop = rows
+    weight: NDArray[Any] = np.frombuffer(block, dtype=numpy_dtype(info.dtype))
     weight = weight.reshape(stop - start, info.shape[1])
     try:
         ops.merge_(weight, update.left(start, stop), update.right, update.scaling, num_threads=1)
@@ -93,10 +117,9 @@ def read_merged(
         raise NotFiniteError(
             f"a merged weight in rows {start}..{stop - 1} is infinite or NaN: the base holds such "
             f"a value there, or base and adapter together are too large for {info.dtype}",
-            file=file.path,
+            file=path,
             field=info.name,
         ) from None
-    return view
 
 
 def submit_merge(

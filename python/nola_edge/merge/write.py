@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from nola_edge.checkpoint import INDEX_NAME, Checkpoint
-from nola_edge.dtypes import safetensors_dtype
-from nola_edge.merge.blocks import Buffers, Workers, block_offset, read_merged, row_blocks
+from nola_edge.checkpoint import Checkpoint
+from nola_edge.merge.layout import OutputFile, output_files, write_companions
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
-from nola_edge.merge.tied import CONFIG_NAME, untied_config
-from nola_edge.merge.update import make_update
-from nola_edge.output import AtomicOutput, copy_file, copy_range, pwrite_all, start_writeback
-from nola_edge.safetensors_file import encode_header
+from nola_edge.merge.together import Piece, write_together
+from nola_edge.output import AtomicOutput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from numpy.typing import NDArray
-
-    from nola_edge.merge.update import Update
-    from nola_edge.safetensors_file import SafetensorsFile, TensorInfo
-
-_COPY_BYTES = 64 << 20
+    from collections.abc import Callable, Sequence
 
 
 @dataclass(frozen=True)
@@ -84,7 +71,8 @@ def merge_checkpoint(
     base : path
         A safetensors file or a Hugging Face folder; opened read-only.
     adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
-        Several adapters are summed in fp32 and rounded once.
+        Several adapters are summed in fp32 and rounded once. For an output of each, see
+        :func:`nola_edge.merge_each`.
     output : path
         Must not exist, unless `force`; must not lie inside an input.
     force : bool
@@ -110,179 +98,113 @@ def merge_checkpoint(
     adapters = load_adapters(adapter)
     with Checkpoint.open(Path(base)) as checkpoint:
         plan = plan_merge(checkpoint, adapters, check_base=check_base)
-        companions = checkpoint.companions()
-        shards = _plan_shards(plan)
-        nbytes = sum(shard.nbytes for shard in shards)
-        inputs = [checkpoint.path, *(Path(a.path) for a, _ in adapters if a.path is not None)]
-        with AtomicOutput(
-            Path(output),
-            inputs=inputs,
-            force=force,
-            directory=checkpoint.is_folder,
-            expected_bytes=nbytes,
-        ) as out:
-            for shard in shards:
-                target = out.path / shard.name if checkpoint.is_folder else out.path
-                _write_shard(plan, shard, target, num_threads, progress or (lambda _: None))
-            if checkpoint.is_folder:
-                _write_companions(plan, companions, shards, out.path)
-            checkpoint.check_unchanged()
-        return MergeReport(
-            output=Path(output),
-            tensors=len(checkpoint.tensors) + len(plan.added),
-            merged=len(plan.merges),
-            replaced=len(plan.replaced),
-            added=len(plan.added),
-            nbytes=nbytes,
-            seconds=time.perf_counter() - begin,
-            left_behind=tuple(str(path) for path in checkpoint.left_behind()),
-            base_checked=check_base and all(a.config.base_fingerprint for a, _ in adapters),
+        merge = PlannedMerge.of(plan, Path(output))
+        inputs = [checkpoint.path, *merge.adapter_paths]
+        write_merges(
+            checkpoint, [merge], inputs, force=force, num_threads=num_threads, progress=progress
         )
+        return merge.report(time.perf_counter() - begin, check_base)
 
 
 @dataclass(frozen=True)
-class _Shard:
-    """One output file: the base's file behind a header, then tensors that the base lacks."""
+class PlannedMerge:
+    """A merge that was checked and can be written.
 
-    source: SafetensorsFile
-    header: bytes
-    added: dict[str, NDArray[Any]]
+    Attributes
+    ----------
+    plan : MergePlan
+    output : Path
+    files : tuple of OutputFile
+        One for each weight file of the base.
+    """
 
-    @property
-    def name(self) -> str:
-        return self.source.path.name
+    plan: MergePlan
+    output: Path
+    files: tuple[OutputFile, ...]
 
-    @property
-    def shift(self) -> int:
-        """How much further back the tensors lie than in the base."""
-        return len(self.header) - len(self.source.header_bytes)
+    @classmethod
+    def of(cls, plan: MergePlan, output: Path) -> PlannedMerge:
+        """Lay out the files of a plan's result."""
+        return cls(plan, output, tuple(output_files(plan)))
 
     @property
     def nbytes(self) -> int:
-        return self.source.size + self.shift + sum(v.nbytes for v in self.added.values())
+        """Bytes of all weight files."""
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def adapter_paths(self) -> list[Path]:
+        """Where the adapters were loaded from; there is none for one made in memory."""
+        return [Path(a.path) for a, _ in self.plan.adapters if a.path is not None]
+
+    def report(self, seconds: float, check_base: bool) -> MergeReport:
+        """Say what was written."""
+        plan = self.plan
+        return MergeReport(
+            output=self.output,
+            tensors=len(plan.base.tensors) + len(plan.added),
+            merged=len(plan.merges),
+            replaced=len(plan.replaced),
+            added=len(plan.added),
+            nbytes=self.nbytes,
+            seconds=seconds,
+            left_behind=tuple(str(path) for path in plan.base.left_behind()),
+            base_checked=check_base and all(a.config.base_fingerprint for a, _ in plan.adapters),
+        )
 
 
-def _plan_shards(plan: MergePlan) -> list[_Shard]:
-    """Keep every header as it is; added tensors go to the end of the last file."""
-    shards = [_Shard(file, bytes(file.header_bytes), {}) for file in plan.base.shards]
-    if plan.added:
-        last = plan.base.shards[-1]
-        entries = [
-            (info.name, info.dtype, tuple(info.shape), info.nbytes)
-            for info in sorted(last.tensors.values(), key=lambda info: (info.start, info.stop))
-        ]
-        entries += [
-            (name, safetensors_dtype(values.dtype), tuple(values.shape), values.nbytes)
-            for name, values in plan.added.items()
-        ]
-        header = encode_header(entries, last.metadata)
-        shards[-1] = _Shard(last, header, dict(plan.added))
-    return shards
-
-
-def _write_shard(
-    plan: MergePlan,
-    shard: _Shard,
-    target: Path,
+def write_merges(
+    base: Checkpoint,
+    merges: Sequence[PlannedMerge],
+    inputs: Sequence[Path],
+    *,
+    force: bool,
     num_threads: int | None,
-    progress: Callable[[int], None],
+    progress: Callable[[int], None] | None,
 ) -> None:
-    """Write one file; pieces of it are written by several threads, each at its own offset."""
-    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        os.ftruncate(fd, shard.nbytes)
-        pwrite_all(fd, shard.header, 0)
-        progress(len(shard.header))
-        writer = _ShardWriter(shard, fd, progress)
-        with Workers(num_threads) as workers:
-            for begin, end in _untouched_ranges(plan, shard.source):
-                for start in range(begin, end, _COPY_BYTES):
-                    workers.submit(writer.copy, start, min(start + _COPY_BYTES, end))
-            for info in shard.source.tensors.values():
-                if info.name in plan.replaced:
-                    workers.submit(writer.put, plan.replaced[info.name], info.start + shard.shift)
-                elif info.name in plan.merges and info.nbytes:
-                    update = make_update(plan.merges[info.name], info.shape, num_threads)
-                    for rows in row_blocks(info):
-                        workers.submit(writer.merge, info, update, rows)
-            offset = shard.source.size + shard.shift
-            for values in shard.added.values():
-                workers.submit(writer.put, values, offset)
-                offset += values.nbytes
-    finally:
-        os.close(fd)
+    """Write merges of one base, which is read once, then put them in place one after the other.
 
+    Parameters
+    ----------
+    base : Checkpoint
+        That of every plan.
+    merges : sequence of PlannedMerge
+        Each keeps two file descriptors open.
+    inputs : sequence of Path
+        What no output may touch.
+    force, num_threads, progress
+        As for :func:`merge_checkpoint`.
 
-def _untouched_ranges(plan: MergePlan, source: SafetensorsFile) -> Iterator[tuple[int, int]]:
-    """Yield the byte ranges of the base's file that are copied, neighbours joined."""
-    begin = end = len(source.header_bytes)
-    for info in sorted(source.tensors.values(), key=lambda info: (info.start, info.stop)):
-        if info.name in plan.merges or info.name in plan.replaced:
-            if begin < end:
-                yield begin, end
-            begin = info.stop
-        end = info.stop
-    if begin < end:
-        yield begin, end
-
-
-class _ShardWriter:
-    """The three kinds of piece an output file is made of. Usable from several threads."""
-
-    def __init__(self, shard: _Shard, fd: int, progress: Callable[[int], None]) -> None:
-        self._shard = shard
-        self._fd = fd
-        self._progress = progress
-        self._buffers = Buffers()
-
-    def copy(self, begin: int, end: int) -> None:
-        """Copy bytes of the base within the kernel."""
-        source = self._shard.source
-        offset = begin + self._shard.shift
-        copy_range(source.fd, begin, self._fd, offset, end - begin)
-        start_writeback(self._fd, offset, end - begin)
-        self._progress(end - begin)
-
-    def put(self, values: NDArray[Any], offset: int) -> None:
-        """Write a whole tensor."""
-        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        pwrite_all(self._fd, data.data, offset)
-        self._progress(values.nbytes)
-
-    def merge(self, info: TensorInfo, update: Update, rows: tuple[int, int]) -> None:
-        """Merge a block of rows and write it."""
-        begin = block_offset(info, rows[0])
-        count = block_offset(info, rows[1]) - begin
-        block = read_merged(self._shard.source, info, update, rows, self._buffers.get(count))
-        offset = info.start + self._shard.shift + begin
-        pwrite_all(self._fd, block, offset)
-        start_writeback(self._fd, offset, count)
-        self._progress(count)
-
-
-def _write_companions(
-    plan: MergePlan, companions: list[Path], shards: list[_Shard], folder: Path
-) -> None:
-    """Carry over configuration and tokenizer files, and the index of the shards."""
-    base = plan.base
-    untied = untied_config(plan)
-    for relative in companions:
-        target = folder / relative
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if untied is not None and relative == Path(CONFIG_NAME):
-            target.write_bytes(untied)
-        else:
-            copy_file(base.path / relative, target)
-    if base.index is None:
-        return
-    data = bytes(base.index_bytes or b"")
-    if plan.added:
-        index = dict(base.index)
-        weight_map = dict(index["weight_map"])
-        weight_map.update(dict.fromkeys(plan.added, shards[-1].name))
-        metadata = dict(index.get("metadata") or {})
-        if isinstance(metadata.get("total_size"), int):
-            metadata["total_size"] += sum(values.nbytes for values in plan.added.values())
-        index.update(metadata=metadata, weight_map=weight_map)
-        data = (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
-    (folder / INDEX_NAME).write_bytes(data)
+    Raises
+    ------
+    NolaEdgeError
+        As for :func:`merge_checkpoint`. Until all are written nothing is in place; if one then
+        cannot be put there, those before it stay, and are complete.
+    """
+    companions = base.companions()
+    with contextlib.ExitStack() as stack:
+        # Left in the reverse order, so that the first is the first in place.
+        places = [
+            stack.enter_context(
+                AtomicOutput(
+                    merge.output,
+                    inputs=inputs,
+                    force=force,
+                    directory=base.is_folder,
+                    expected_bytes=merge.nbytes,
+                )
+            ).path
+            for merge in reversed(merges)
+        ][::-1]
+        for number, source in enumerate(base.shards):
+            pieces = []
+            for merge, place in zip(merges, places, strict=True):
+                file = merge.files[number]
+                pieces.append(
+                    Piece(merge.plan, file, place / file.name if base.is_folder else place)
+                )
+            write_together(source, pieces, num_threads, progress or (lambda _: None))
+        if base.is_folder:
+            for merge, place in zip(merges, places, strict=True):
+                write_companions(merge.plan, companions, merge.files, place)
+        base.check_unchanged()

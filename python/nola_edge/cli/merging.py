@@ -1,0 +1,146 @@
+"""The three kinds of merge behind ``nola-edge merge``, with progress and a summary."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nola_edge.cli import output as ui
+from nola_edge.errors import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nola_edge.gguf.merge import GgufReport
+    from nola_edge.merge.write import MergeReport
+
+    Adapters = list[tuple[str, float]]
+
+_LISTED = 20
+_WORST = 3
+
+
+def merge_into_one(
+    base: str, adapters: Adapters, output: str, as_json: bool, quiet: bool, **options: Any
+) -> None:
+    """Merge into a checkpoint."""
+    from nola_edge.checkpoint import Checkpoint
+    from nola_edge.merge.write import merge_checkpoint
+
+    with Checkpoint.open(base) as checkpoint:
+        total = checkpoint.nbytes
+    with ui.ByteProgress(total, "merging", quiet) as progress:
+        report = merge_checkpoint(base, adapters, output, progress=progress, **options)
+    if as_json:
+        ui.print_json(asdict(report))
+    elif not quiet:
+        _print_output(report, _speed(report.nbytes, report.seconds), "")
+        _print_notes([report])
+
+
+def merge_into_each(
+    base: str, adapters: Adapters, output: str, as_json: bool, quiet: bool, **options: Any
+) -> None:
+    """Merge every adapter into a checkpoint of its own."""
+    from nola_edge.checkpoint import Checkpoint
+    from nola_edge.merge.each import merge_each
+    from nola_edge.merge.share import Share
+
+    begin = time.perf_counter()
+    shard = options["shard"]
+    share = Share.of(shard)
+    count = len(share.take(adapters))
+    with Checkpoint.open(base) as checkpoint:
+        total = checkpoint.nbytes * count
+    with ui.ByteProgress(total, "merging", quiet) as progress:
+        reports = merge_each(base, adapters, output, progress=progress, **options)
+    seconds = time.perf_counter() - begin
+    if as_json:
+        ui.print_json([asdict(report) for report in reports])
+        return
+    if quiet:
+        return
+    label = printable(output, 240) + (f" (shard {share})" if shard is not None else "")
+    skipped = f", {count - len(reports)} there already" if len(reports) < count else ""
+    if not reports:
+        why = skipped or f", {len(adapters)} adapters for {share.count} processes"
+        click.echo(f"{label}: nothing to do{why}")
+        return
+    nbytes = sum(report.nbytes for report in reports)
+    outputs = f"{len(reports)} output{'s' * (len(reports) > 1)}{skipped}"
+    click.echo(f"{label}: {outputs}, {_speed(nbytes, seconds)}")
+    for report in reports[:_LISTED]:
+        _print_output(report, ui.human_bytes(report.nbytes), "  ")
+    if len(reports) > _LISTED:
+        click.echo(f"  … and {len(reports) - _LISTED} more (all with --json)")
+    _print_notes(reports)
+
+
+def _speed(nbytes: int, seconds: float) -> str:
+    rate = ui.human_bytes(nbytes / seconds)
+    return f"{ui.human_bytes(nbytes)} in {seconds:.2f} s ({rate}/s)"
+
+
+def _print_output(report: MergeReport, size: str, indent: str) -> None:
+    click.echo(
+        f"{indent}{printable(report.output, 240)}: {report.merged} of {report.tensors} tensors "
+        f"merged, {size}"
+    )
+    if report.replaced or report.added:
+        click.echo(f"{indent}  whole tensors: {report.replaced} replaced, {report.added} added")
+
+
+def _print_notes(reports: Sequence[MergeReport]) -> None:
+    """Say what holds for all outputs, for the base is the same."""
+    if reports[0].left_behind:
+        names = printable(", ".join(reports[0].left_behind), 500)
+        click.echo(f"  not carried over (not merged): {names}")
+    unchecked = sum(not report.base_checked for report in reports)
+    if unchecked:
+        whose = "the adapter records" if len(reports) == 1 else f"{unchecked} adapters record"
+        click.echo(f"  the base was not checked: {whose} no fingerprint of it")
+
+
+def merge_gguf_file(
+    base: str, adapters: Adapters, output: str, as_json: bool, quiet: bool, **options: Any
+) -> None:
+    """Merge into a GGUF file."""
+    from nola_edge.gguf import merge_gguf
+
+    with ui.ByteProgress(os.path.getsize(base), "merging", quiet) as progress:
+        report = merge_gguf(base, adapters, output, progress=progress, **options)
+    if as_json:
+        found = asdict(report)
+        found["survival"] = {name: kept.share for name, kept in report.survival.items()}
+        found["survival_overall"] = report.overall.share if report.survival else None
+        ui.print_json(found)
+    elif not quiet:
+        click.echo(
+            f"{printable(report.output, 240)}: {report.merged} of {report.tensors} tensors "
+            f"merged, {_speed(report.nbytes, report.seconds)}"
+        )
+        if report.survival:
+            _print_survival(report)
+
+
+def _print_survival(report: GgufReport) -> None:
+    from nola_edge.gguf.survival import LITTLE
+
+    shares = sorted((kept.share, name) for name, kept in report.survival.items())
+    worst = ", ".join(f"{printable(name)} {share:.0%}" for share, name in shares[:_WORST])
+    click.echo(
+        f"  {report.overall.share:.0%} of the adapter survives quantisation in {len(shares)} "
+        f"tensors; least in {worst}"
+    )
+    little = sum(share < LITTLE for share, _ in shares)
+    if little:
+        click.echo(
+            f"warning: quantisation takes more than it leaves in {little} of {len(shares)} "
+            "tensors. Load the adapter beside the base instead (nola-edge export gguf-lora), or "
+            "give merged tensors a finer type: --outtype q8_0 or f16",
+            err=True,
+        )

@@ -1,0 +1,143 @@
+"""Divide many merges of one base into groups that memory and open files allow."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import resource
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nola_edge.merge.blocks import BLOCK_BYTES, default_threads
+from nola_edge.merge.plan import load_adapters, plan_merge
+from nola_edge.merge.write import PlannedMerge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from nola_edge.checkpoint import Checkpoint
+    from nola_edge.merge.plan import MergePlan
+
+#: What the adapters of a group may hold in memory: whole tensors, coefficients, factors in use.
+GROUP_BYTES = 256 << 20
+#: Descriptors left to what is open for a moment, and to the rest of the program.
+_SPARE_FILES = 32
+
+
+@dataclass(frozen=True)
+class WantedMerge:
+    """A merge as it was asked for.
+
+    Attributes
+    ----------
+    output : Path
+    adapters : object
+        What :func:`~nola_edge.merge.plan.load_adapters` takes.
+    """
+
+    output: Path
+    adapters: Any
+
+    def plan(self, base: Checkpoint, check_base: bool) -> PlannedMerge:
+        """Read and check the adapters."""
+        adapters = load_adapters(self.adapters)
+        return PlannedMerge.of(plan_merge(base, adapters, check_base=check_base), self.output)
+
+
+class Groups:
+    """The merges, planned, in groups to be written together; iterated over once.
+
+    All are planned, and so checked, at once. Only the plans of the first group are kept: adapters
+    may bring whole tensors, and memory must not grow with their number. The others are read again
+    when it is their turn.
+
+    Parameters
+    ----------
+    base : Checkpoint
+    wanted : iterable of WantedMerge
+    check_base : bool
+        Refuse an adapter that records the fingerprint of another base.
+    num_threads : int, optional
+        That will write; with more, the factors of more weights are in use at a time.
+
+    Attributes
+    ----------
+    nbytes : int
+        Bytes of the weight files of all outputs.
+    adapter_paths : list of Path
+        Where the adapters were loaded from.
+
+    Raises
+    ------
+    NolaEdgeError
+        If an adapter cannot be used with the base.
+    """
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        wanted: Iterable[WantedMerge],
+        *,
+        check_base: bool,
+        num_threads: int | None,
+    ) -> None:
+        self.nbytes = 0
+        self.adapter_paths: list[Path] = []
+        self._base = base
+        self._check_base = check_base
+        self._groups: list[list[WantedMerge]] = []
+        self._planned: list[PlannedMerge] = []
+        most = _outputs_at_once()
+        threads = num_threads or default_threads()
+        room = 0
+        for item in wanted:
+            merge = item.plan(base, check_base)
+            need = _memory(merge.plan, threads)
+            if not self._groups or need > room or len(self._groups[-1]) == most:
+                self._groups.append([])
+                room = GROUP_BYTES
+            room -= need
+            self._groups[-1].append(item)
+            if len(self._groups) == 1:
+                self._planned.append(merge)
+            self.nbytes += merge.nbytes
+            self.adapter_paths += merge.adapter_paths
+
+    def __iter__(self) -> Iterator[list[PlannedMerge]]:
+        merges = self._planned
+        for group in self._groups:
+            if not merges:
+                merges.extend(item.plan(self._base, self._check_base) for item in group)
+            yield merges
+            merges.clear()
+
+
+def _memory(plan: MergePlan, threads: int) -> int:
+    """Return the bytes that a plan holds, and that its factors take while it is written."""
+    adapters = [adapter for adapter, _ in plan.adapters]
+    held = sum(4 * adapter.num_coefficients for adapter in adapters)
+    held += sum(v.nbytes for adapter in adapters for v in adapter.whole_tensors.values())
+    held += sum(v.nbytes for v in plan.replaced.values())
+    # As many blocks of rows wait or are worked on; each keeps the right factor of its weight.
+    outstanding = 2 * threads + 1
+    factors = 0
+    for name, terms in plan.merges.items():
+        info = plan.tensor(name)[1]
+        rank = sum(term.adapter.config.r for term in terms)
+        weights = min(outstanding, outstanding // math.ceil(info.nbytes / BLOCK_BYTES or 1) + 2)
+        factors = max(factors, 4 * rank * info.shape[1] * weights)
+    return held + factors
+
+
+def _outputs_at_once() -> int:
+    """Return how many outputs can be open: each holds its lock and its current file."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return sys.maxsize
+    used = 0
+    with contextlib.suppress(OSError):
+        used = len(os.listdir("/dev/fd"))
+    return max(1, (limit - used - _SPARE_FILES) // 2)

@@ -1,0 +1,210 @@
+"""Write the weight files of one merge, or of several of the same base that is read only once.
+
+The base is gone through in the order of its bytes. What an output leaves alone is copied within
+the kernel, range by range and for every output before the next range, so that the disk is read
+once. A weight is read block of rows by block of rows, and each block is merged for every output
+that changes it while it is in cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nola_edge.errors import NotFiniteError
+from nola_edge.merge.blocks import Buffers, Workers, block_offset, merge_block, row_blocks
+from nola_edge.merge.fit import location
+from nola_edge.merge.update import make_update
+from nola_edge.output import copy_range, pwrite_all, start_writeback
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from nola_edge.merge.layout import OutputFile
+    from nola_edge.merge.plan import MergePlan
+    from nola_edge.merge.update import Update
+    from nola_edge.safetensors_file import SafetensorsFile, TensorInfo
+
+_COPY_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The part of one output that comes from one file of the base.
+
+    Attributes
+    ----------
+    plan : MergePlan
+    file : OutputFile
+    target : Path
+        A file that does not exist yet.
+    """
+
+    plan: MergePlan
+    file: OutputFile
+    target: Path
+
+    def changes(self, name: str) -> bool:
+        """Tell whether a tensor of the base is another one in this output."""
+        return name in self.plan.merges or name in self.plan.replaced
+
+    @property
+    def adapters(self) -> str:
+        """Name the adapters, for errors."""
+        return " + ".join(str(location(adapter)) for adapter, _ in self.plan.adapters)
+
+
+def write_together(
+    source: SafetensorsFile,
+    pieces: Sequence[Piece],
+    num_threads: int | None,
+    progress: Callable[[int], None],
+) -> None:
+    """Write what several outputs make of one file of their base.
+
+    Parameters
+    ----------
+    source : SafetensorsFile
+        The file of the base.
+    pieces : sequence of Piece
+        One for each output; each has a file descriptor open meanwhile.
+    num_threads : int, optional
+        They take copies and blocks of rows in turn; the bytes do not depend on it.
+    progress : callable
+        Called, from any thread, with the number of bytes written since the last call.
+
+    Raises
+    ------
+    NolaEdgeError
+        If the base cannot be read, or a merged weight is not finite.
+    OSError
+        If a file cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(_Writer(piece, progress)) for piece in pieces]
+        blocks = _Blocks(source)
+        workers = stack.enter_context(Workers(num_threads))
+        for begin, end, info in _ranges(source, pieces):
+            untouched = [w for w in writers if info is None or not w.piece.changes(info.name)]
+            for start in range(begin, end, _COPY_BYTES):
+                for writer in untouched:
+                    workers.submit(writer.copy, start, min(start + _COPY_BYTES, end))
+            if info is None:
+                continue
+            for writer in writers:
+                if info.name in writer.piece.plan.replaced:
+                    workers.submit(writer.put, writer.piece.plan.replaced[info.name], info.start)
+            merging = [w for w in writers if info.nbytes and info.name in w.piece.plan.merges]
+            if merging:
+                updates = [
+                    (w, make_update(w.piece.plan.merges[info.name], info.shape, num_threads))
+                    for w in merging
+                ]
+                for rows in row_blocks(info):
+                    workers.submit(blocks.merge, info, updates, rows)
+        for writer in writers:
+            offset = source.size
+            for values in writer.piece.file.added.values():
+                workers.submit(writer.put, values, offset)
+                offset += values.nbytes
+
+
+def _ranges(
+    source: SafetensorsFile, pieces: Sequence[Piece]
+) -> Iterator[tuple[int, int, TensorInfo | None]]:
+    """Yield the bytes behind the header: tensors that some output changes, and what is between."""
+    begin = end = len(source.header_bytes)
+    for info in sorted(source.tensors.values(), key=lambda info: (info.start, info.stop)):
+        if any(piece.changes(info.name) for piece in pieces):
+            if begin < end:
+                yield begin, end, None
+            yield info.start, info.stop, info
+            begin = info.stop
+        end = info.stop
+    if begin < end:
+        yield begin, end, None
+
+
+class _Writer:
+    """One output file, written by several threads at once, each at its own offsets.
+
+    Offsets are those of the base's file; the output's lie `shift` bytes further back.
+    """
+
+    def __init__(self, piece: Piece, progress: Callable[[int], None]) -> None:
+        self.piece = piece
+        self._shift = piece.file.shift
+        self._progress = progress
+        self._fd = -1
+
+    def __enter__(self) -> _Writer:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._fd = os.open(self.piece.target, flags, 0o666)
+        try:
+            os.ftruncate(self._fd, self.piece.file.nbytes)
+            pwrite_all(self._fd, self.piece.file.header, 0)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._progress(len(self.piece.file.header))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def copy(self, begin: int, end: int) -> None:
+        """Copy bytes of the base within the kernel."""
+        offset = begin + self._shift
+        copy_range(self.piece.file.source.fd, begin, self._fd, offset, end - begin)
+        start_writeback(self._fd, offset, end - begin)
+        self._progress(end - begin)
+
+    def put(self, values: NDArray[Any], begin: int) -> None:
+        """Write a whole tensor."""
+        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        pwrite_all(self._fd, data.data, begin + self._shift)
+        self._progress(values.nbytes)
+
+    def write(self, block: memoryview, begin: int) -> None:
+        """Write merged rows."""
+        offset = begin + self._shift
+        pwrite_all(self._fd, block, offset)
+        start_writeback(self._fd, offset, len(block))
+        self._progress(len(block))
+
+
+class _Blocks:
+    """Merges blocks of rows. Usable from several threads, each with two buffers of a block."""
+
+    def __init__(self, source: SafetensorsFile) -> None:
+        self._source = source
+        self._read = Buffers()
+        self._merged = Buffers()
+
+    def merge(
+        self, info: TensorInfo, updates: Sequence[tuple[_Writer, Update]], rows: tuple[int, int]
+    ) -> None:
+        """Read a block of rows once, then merge and write it for every output that changes it."""
+        begin = block_offset(info, rows[0])
+        count = block_offset(info, rows[1]) - begin
+        block = self._read.get(count)
+        self._source.read_into(block, info.start + begin)
+        for writer, update in updates:
+            merged = block
+            if len(updates) > 1:
+                merged = self._merged.get(count)
+                # Unlike the assignment of memoryviews, numpy's lets other threads run meanwhile.
+                np.copyto(np.frombuffer(merged, np.uint8), np.frombuffer(block, np.uint8))
+            try:
+                merge_block(merged, self._source.path, info, update, rows)
+            except NotFiniteError as error:
+                error.message += f"; adapter {writer.piece.adapters}"
+                raise
+            writer.write(merged, info.start + begin)

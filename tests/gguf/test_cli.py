@@ -1,0 +1,141 @@
+"""The commands on GGUF files, as processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.conftest import snapshot
+from tests.gguf.test_merge import BLOCK, MODULES, adapter_of, arrays_of, stored_name, write
+
+pytest.importorskip("gguf")
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "nola_edge", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ)
+
+
+@pytest.fixture
+def files(tmp_path):
+    adapter_of().save(tmp_path / "adapter")
+    return write(tmp_path / "base.gguf", arrays_of("F16")), tmp_path / "adapter"
+
+
+def test_merge_and_verify(files, tmp_path):
+    base, adapter = files
+    done = run("merge", base, adapter, "-o", tmp_path / "out.gguf")
+    assert done.returncode == 0, done.stderr
+    assert f"{len(MODULES)} of {len(arrays_of())} tensors merged" in done.stdout
+    assert "survives" not in done.stdout
+    done = run("verify", tmp_path / "out.gguf", "--base", base, "--adapter", adapter)
+    assert done.returncode == 0, done.stderr
+    assert "identical" in done.stdout
+    done = run("verify", base, "--base", base, "--adapter", adapter)
+    assert done.returncode == 1
+    assert f"DIFFERENT: {len(MODULES)} tensors" in done.stdout
+
+
+def test_what_quantisation_leaves_is_said(files, tmp_path):
+    _, adapter = files
+    base = write(tmp_path / "q4.gguf", arrays_of("Q4_0"))
+    small = adapter_of()
+    small.replace({m: (c.alpha, c.beta / 50) for m, c in small.modules.items()}).save(
+        tmp_path / "small"
+    )
+    done = run("merge", base, tmp_path / "small", "-o", tmp_path / "out.gguf")
+    assert done.returncode == 0
+    assert "of the adapter survives quantisation in 8 tensors" in done.stdout
+    assert "warning: quantisation takes more than it leaves in 8 of 8" in done.stderr
+    assert "export gguf-lora" in done.stderr
+    done = run(
+        "merge", base, adapter, "-o", tmp_path / "q8.gguf", "--outtype", "q8_0", "--json", "-q"
+    )
+    found = json.loads(done.stdout)
+    assert done.stderr == ""
+    assert set(found["survival"]) == {stored_name(module) for module in MODULES}
+    assert 0.5 < found["survival_overall"] < 1
+    done = run("verify", tmp_path / "q8.gguf", "--base", base, "--adapter", adapter)
+    assert done.returncode == 0, done.stdout
+
+
+def test_export(files, tmp_path):
+    base, adapter = files
+    done = run("export", "gguf-lora", adapter, f"{adapter}=0.5", "--base", base, "-o",
+               tmp_path / "lora.gguf", "--dtype", "F16")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "exact LoRA for llama.cpp" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--each"], "--each is for checkpoints"),
+        (["--shard", "0/2"], "--shard is for the outputs of --each"),
+        (["--outtype", "q4_k"], "'q4_k' is not one of"),
+        (["--threads", "0"], "0 is not in the range"),
+    ],
+)
+def test_a_wrong_call_is_one_line(arguments, message, files, tmp_path):
+    before = snapshot(tmp_path)
+    done = run("merge", *files, "-o", tmp_path / "out.gguf", *arguments)
+    assert 1 <= done.returncode <= 125
+    assert len(done.stderr.splitlines()) == 1
+    assert message in done.stderr
+    assert snapshot(tmp_path) == before
+
+
+def test_a_checkpoint_keeps_its_dtypes(tiny, tmp_path):
+    done = run("merge", *tiny, "-o", tmp_path / "out", "--outtype", "f16")
+    assert "--outtype is for GGUF files" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_file_is_one_line(files, tmp_path):
+    base, adapter = files
+    (tmp_path / "cut.gguf").write_bytes(base.read_bytes()[:-100])
+    before = snapshot(tmp_path)
+    for command in (
+        ["merge", tmp_path / "cut.gguf", adapter, "-o", tmp_path / "out.gguf"],
+        ["verify", base, "--base", tmp_path / "cut.gguf", "--adapter", adapter],
+        ["verify", tmp_path / "cut.gguf", "--base", base, "--adapter", adapter],
+        ["export", "gguf-lora", adapter, "--base", tmp_path / "cut.gguf", "-o", tmp_path / "lora"],
+    ):
+        done = run(*command)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+        assert "cut.gguf" in done.stderr
+        assert "truncated" in done.stderr
+    assert snapshot(tmp_path) == before
+
+
+def test_a_kill_leaves_nothing_behind_that_looks_complete(tmp_path):
+    """Killed in the middle, there is no output; the next run sweeps what was left and succeeds."""
+    import signal
+    import time
+
+    from nola_edge.synthetic import trained_adapter
+    from tests.conftest import default_signals
+
+    module, shape = BLOCK.format(0) + "mlp.down_proj", (4096, 8192)
+    trained_adapter({module: shape}, r=4, num_basis=20, seed=5).save(tmp_path / "adapter")
+    base = write(tmp_path / "base.gguf", {stored_name(module): np.zeros(shape, np.float16)})
+    out = tmp_path / "out.gguf"
+    command = [sys.executable, "-m", "nola_edge", "merge", base, tmp_path / "adapter", "-o", out]
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        process = subprocess.Popen(
+            [*map(str, command), "--threads", "1", "-q"], preexec_fn=default_signals
+        )
+        while process.poll() is None and not list(tmp_path.glob(".*partial/file")):
+            time.sleep(0.001)
+        process.send_signal(number)
+        process.wait(timeout=60)
+        assert not out.exists() or process.returncode == 0
+        out.unlink(missing_ok=True)
+    assert subprocess.run([*map(str, command), "-q"]).returncode == 0
+    assert not list(tmp_path.glob(".*partial"))
