@@ -12,12 +12,9 @@ from transformers.quantizers.base import HfQuantizer
 
 from nola_edge.adapter.fingerprints import checkpoint_fingerprint
 from nola_edge.errors import MismatchError, NolaEdgeError
-from nola_edge.merge.blocks import Workers, submit_merge
-from nola_edge.merge.update import make_update
-from nola_edge.safetensors_file import TensorInfo
-from nola_edge.torch.memory import MappedFiles, byte_view
+from nola_edge.torch.from_files import MergesFromFiles
 from nola_edge.torch.merge import merge_factors_
-from nola_edge.torch.plan import MERGEABLE, PlannedMerge, plan_merges
+from nola_edge.torch.plan import PlannedMerge, plan_merges
 from nola_edge.transformers.config import METHOD, NolaMergeConfig
 
 if TYPE_CHECKING:
@@ -67,8 +64,7 @@ class NolaMergeQuantizer(HfQuantizer):
         self.planned: dict[str, PlannedMerge] = {}
         self.unmerged: set[str] = set()
         self.errors: list[NolaEdgeError] = []
-        self.files = MappedFiles(())
-        self.workers = Workers(torch.get_num_threads())
+        self.from_files = MergesFromFiles(())
         self.deferred = False
 
     def preprocess_model(self, model: PreTrainedModel, dtype: Any = None, **kwargs: Any) -> None:
@@ -94,7 +90,7 @@ class NolaMergeQuantizer(HfQuantizer):
         files = kwargs.get("checkpoint_files") or ()
         if self.quantization_config.check_base:
             self._check_base(files)
-        self.files = MappedFiles(files)
+        self.from_files = MergesFromFiles(files)
         places = kwargs.get("device_map") or {"": "cpu"}
         if isinstance(places, dict):
             self._check_places(places)
@@ -151,8 +147,8 @@ class NolaMergeQuantizer(HfQuantizer):
     def merge(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Return a parameter with its adapters merged.
 
-        What the loader has mapped from a file is read and merged by threads meanwhile, and complete
-        once they have finished, in :meth:`postprocess_model` at the latest.
+        One that the loader has mapped from a file is merged in :meth:`postprocess_model`, with all
+        others, where nothing needs it before.
 
         Raises
         ------
@@ -160,28 +156,13 @@ class NolaMergeQuantizer(HfQuantizer):
         """
         planned = self.planned[name]
         self.unmerged.discard(name)
-        found = None
-        if tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.dtype in MERGEABLE:
-            found = self.files.find(tensor)
-        if found is None:
+        merged = self.from_files.add(name, tensor, planned.stored)
+        if merged is None:
             # The tensor may be somebody's own, given to from_pretrained.
             merged = tensor.clone(memory_format=torch.contiguous_format)
             merge_factors_(merged, planned.terms, transposed=planned.transposed)
-            return merged
-        file, start = found
-        merged = torch.empty(tensor.shape, dtype=tensor.dtype)
-        shape = tuple(tensor.shape)
-        info = TensorInfo(
-            name,
-            MERGEABLE[tensor.dtype],
-            shape,
-            start,
-            start + tensor.nbytes,
-        )
-        update = make_update(planned.stored, shape, torch.get_num_threads())
-        submit_merge(self.workers, file, info, update, byte_view(merged))
-        if not self.deferred:
-            self.workers.finish()
+        elif not self.deferred:
+            self.from_files.run()
         return merged
 
     def postprocess_model(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
@@ -193,13 +174,11 @@ class NolaMergeQuantizer(HfQuantizer):
             If a merged weight is not finite, or an adapted weight was not in the checkpoint.
         """
         try:
-            self.workers.finish()
-            self.files.check_unchanged()
+            self.from_files.run()
         except NolaEdgeError as error:
             self.errors.append(error)
         finally:
-            self.workers.close()
-            self.files.close()
+            self.from_files.close()
         if self.errors:
             raise self.errors[0]
         self._check_places(getattr(model, "hf_device_map", {}))
