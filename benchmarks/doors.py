@@ -1,4 +1,4 @@
-"""The doors of transformers: merging at load, and switching a resident model.
+"""The doors that weights come through: merging at load, switching a resident model, GGUF.
 
     python benchmarks/doors.py --save benchmarks/results/doors.json
 
@@ -8,7 +8,9 @@ adapted, r = 16, k = l = 128. Times in turns in one process; peak memory of a pr
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ import peft
 import torch
 import transformers
 
+from gguf_door import gguf_figures
 from nola_edge.bench.memory import peak_bytes
 from nola_edge.bench.report import heading, machine, record, row
 from nola_edge.bench.timing import Figure, alternate
@@ -80,6 +83,24 @@ def figures(folder: Path, rounds: int) -> Iterator[Figure]:
         "transformers at load, 0.32B, bfloat16", "from_pretrained", ours, plain, 1.25, False,
         f"{ours:.2f} s against {plain:.2f} s, every page touched",
     )  # fmt: skip
+
+    def forget() -> None:
+        for path in (folder / "base").iterdir():
+            fd = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+
+    if hasattr(os, "posix_fadvise"):
+        cold, cold_plain = alternate(
+            lambda: touched(load(folder, "first")),
+            lambda: touched(load(folder)),
+            rounds=rounds,
+            prepare=forget,
+        )
+        yield Figure(
+            "… files not in the page cache", "from_pretrained", cold, cold_plain, 1.25, False,
+            f"{cold:.2f} s against {cold_plain:.2f} s",
+        )  # fmt: skip
     merging, peft_merging = alternate(
         lambda: touched(load(folder, "first")), lambda: touched(load_lora(folder)), rounds=rounds
     )
@@ -117,7 +138,7 @@ def figures(folder: Path, rounds: int) -> Iterator[Figure]:
 def main(
     rounds: int, threads: int, save: Path | None, memory_in: Path | None, memory_of: str | None
 ) -> None:
-    """Measure merging at load, and switching."""
+    """Measure merging at load, switching, and merging into GGUF."""
     torch.set_num_threads(threads)
     transformers.utils.logging.disable_progress_bar()
     if memory_in is not None:
@@ -131,7 +152,8 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
         measured = []
-        for figure in figures(Path(folder), rounds):
+        parts = figures(Path(folder), rounds), gguf_figures(Path(folder), rounds, threads)
+        for figure in itertools.chain(*parts):
             click.echo(row(figure))
             measured.append(figure)
     if save is not None:
