@@ -71,6 +71,7 @@ class Checkpoint:
         if not self.path.exists():
             raise CheckpointError("does not exist", file=self.path)
         if not self.is_folder:
+            self._refuse_gguf()
             self._add_shard(self.path)
             return
         if os.path.lexists(self.path / WEIGHTS_NAME):
@@ -79,6 +80,16 @@ class Checkpoint:
             self._open_index()
         else:
             self._add_shard(inside(self.path, self._only_weights()))
+
+    def _refuse_gguf(self) -> None:
+        from nola_edge.gguf.file import is_gguf
+
+        if is_gguf(self.path):
+            raise CheckpointError(
+                "is a GGUF file, which merge, verify and export gguf-lora take; here a safetensors "
+                "file or a Hugging Face folder is needed",
+                file=self.path,
+            )
 
     def _only_weights(self) -> str:
         names = sorted(entry.name for entry in os.scandir(self.path) if not entry.is_dir())

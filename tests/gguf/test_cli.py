@@ -114,6 +114,20 @@ def test_a_broken_file_is_one_line(files, tmp_path):
     assert snapshot(tmp_path) == before
 
 
+def test_where_a_checkpoint_is_needed_a_gguf_file_is_refused_by_name(files, tiny, tmp_path):
+    base, adapter = files
+    for command in (
+        ["inspect", adapter, "--base", base],
+        ["export", "lora", adapter, "--base", base, "-o", tmp_path / "lora"],
+        ["verify", base, "--base", tiny[0], "--adapter", tiny[1]],
+    ):
+        done = run(*command)
+        assert done.returncode == 2
+        assert "is a GGUF file" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "lora").exists()
+
+
 def test_a_kill_leaves_nothing_behind_that_looks_complete(tmp_path):
     """Killed in the middle, there is no output; the next run sweeps what was left and succeeds."""
     import signal

@@ -161,7 +161,7 @@ def test_refusals(tmp_path, monkeypatch):
     refused(tmp_path, "does not exist", CheckpointError, tmp_path / "missing")
     whole = adapter_of()
     whole.whole_tensors["lm_head.weight"] = np.ones((2, 2), F)
-    refused(tmp_path, "llama.cpp's LoRA cannot", AdapterError, base, whole)
+    refused(tmp_path, "cannot go into GGUF", AdapterError, base, whole)
     other = trained_adapter({BLOCK.format(0) + "self_attn.v_proj": (16, 128)}, r=4, seed=5)
     refused(tmp_path, "shapes_fingerprint", MismatchError, base, other)
     large = adapter_of()

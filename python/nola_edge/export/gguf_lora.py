@@ -15,11 +15,11 @@ import numpy as np
 
 from nola_edge import ops
 from nola_edge.checkpoint import Checkpoint
-from nola_edge.errors import AdapterError, ArgumentError, CheckpointError, NotFiniteError
+from nola_edge.errors import ArgumentError, CheckpointError, NotFiniteError
 from nola_edge.gguf.file import GgufFile, is_gguf
 from nola_edge.gguf.interleaved import interleave
 from nola_edge.gguf.model import model_of_config, model_of_gguf
-from nola_edge.gguf.plan import matched_tensors
+from nola_edge.gguf.plan import check_no_whole_tensors, matched_tensors
 from nola_edge.jsonio import loads_object
 from nola_edge.merge.fit import location
 from nola_edge.merge.plan import load_adapters, plan_merge
@@ -91,13 +91,7 @@ def export_gguf_lora(
     gguf = _gguf()
     adapters = load_adapters(adapter)
     for loaded, _ in adapters:
-        if loaded.whole_tensors:
-            raise AdapterError(
-                "carries whole tensors (modules_to_save or bias), which llama.cpp's LoRA cannot; "
-                "merge into the Hugging Face checkpoint and convert that",
-                file=location(loaded),
-                field=next(iter(loaded.whole_tensors)),
-            )
+        check_no_whole_tensors(loaded)
     base = Path(base)
     model, shares = (
         _from_gguf(base, adapters) if is_gguf(base) else _from_folder(base, adapters, check_base)

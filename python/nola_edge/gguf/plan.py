@@ -96,13 +96,7 @@ def plan_gguf(
     model = model_of_gguf(base)
     plan = GgufPlan(base, adapters)
     for adapter, weight in adapters:
-        if adapter.whole_tensors:
-            raise AdapterError(
-                "carries whole tensors (modules_to_save or bias), which are not merged into GGUF; "
-                "merge into the Hugging Face checkpoint and convert that",
-                file=location(adapter),
-                field=next(iter(adapter.whole_tensors)),
-            )
+        check_no_whole_tensors(adapter)
         for module, target in matched_tensors(base, model, adapter).items():
             info = base.tensors[target.tensor]
             head_rows = target.head_rows(info.shape[0], base.path)
@@ -113,6 +107,22 @@ def plan_gguf(
     touched = {base.tensors[name].dtype for name in plan.merges}
     check_codecs(touched | {merge.kind for merge in plan.merges.values()})
     return plan
+
+
+def check_no_whole_tensors(adapter: Adapter) -> None:
+    """Refuse an adapter with ``modules_to_save`` or biases, for which GGUF has no place here.
+
+    Raises
+    ------
+    AdapterError
+    """
+    if adapter.whole_tensors:
+        raise AdapterError(
+            "carries whole tensors (modules_to_save or bias), which cannot go into GGUF; "
+            "merge into the Hugging Face checkpoint and convert that",
+            file=location(adapter),
+            field=next(iter(adapter.whole_tensors)),
+        )
 
 
 def matched_tensors(base: GgufFile, model: Model, adapter: Adapter) -> dict[str, Target]:

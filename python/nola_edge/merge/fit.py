@@ -66,3 +66,33 @@ def check_shapes(adapter: Adapter, shapes: Mapping[str, tuple[int, int]], file: 
             field="shapes_fingerprint",
             value=recorded,
         )
+
+
+def check_fingerprint(adapter: Adapter, found: str, file: Path, override: str) -> None:
+    """Refuse a base that is another than the one an adapter recorded.
+
+    Parameters
+    ----------
+    adapter : Adapter
+        With a recorded fingerprint.
+    found : str
+        The base's.
+    file : Path
+        The base.
+    override : str
+        How to merge all the same, for the message.
+
+    Raises
+    ------
+    MismatchError
+    """
+    recorded = adapter.config.base_fingerprint
+    if found != recorded:
+        raise MismatchError(
+            f"{printable(str(location(adapter)))} was made for a base with fingerprint "
+            f"{recorded}, this one has {found} (another model, another dtype, or already "
+            f"merged); to merge all the same, {override}",
+            file=file,
+            field="base_fingerprint",
+            value=found,
+        )

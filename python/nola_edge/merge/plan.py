@@ -25,7 +25,7 @@ from nola_edge.errors import (
     NotFiniteError,
     printable,
 )
-from nola_edge.merge.fit import check_factor_sizes, check_shapes, location
+from nola_edge.merge.fit import check_factor_sizes, check_fingerprint, check_shapes, location
 from nola_edge.merge.matching import match_modules
 from nola_edge.merge.tied import check_tied
 from nola_edge.merge.update import Term, stored_features
@@ -214,20 +214,11 @@ def _check_shapes(plan: MergePlan, adapter: Adapter, names: Mapping[str, str]) -
 
 
 def _check_fingerprint(plan: MergePlan, adapter: Adapter, names: Mapping[str, str]) -> None:
-    recorded = adapter.config.base_fingerprint
-    if recorded is None:
+    if adapter.config.base_fingerprint is None:
         return
     targets = [(module, *plan.tensor(name)) for module, name in names.items()]
-    found = base_fingerprint(targets)
-    if found != recorded:
-        raise MismatchError(
-            f"{printable(str(location(adapter)))} was made for a base with fingerprint "
-            f"{recorded}, this one has {found} (another model, another dtype, or already "
-            "merged); to merge all the same, pass --any-base (check_base=False)",
-            file=plan.base.path,
-            field="base_fingerprint",
-            value=found,
-        )
+    override = "pass --any-base (check_base=False)"
+    check_fingerprint(adapter, base_fingerprint(targets), plan.base.path, override)
 
 
 def _place_whole_tensor(plan: MergePlan, adapter: Adapter, name: str, values: NDArray[Any]) -> None:

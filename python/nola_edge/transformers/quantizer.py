@@ -12,6 +12,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from nola_edge.adapter.fingerprints import checkpoint_fingerprint
 from nola_edge.errors import MismatchError, NolaEdgeError
+from nola_edge.merge.fit import check_fingerprint
 from nola_edge.torch.from_files import MergesFromFiles
 from nola_edge.torch.merge import merge_factors_
 from nola_edge.torch.plan import PlannedMerge, plan_merges
@@ -120,19 +121,9 @@ class NolaMergeQuantizer(HfQuantizer):
         path = Path(files[0])
         base = path if len(files) == 1 else path.parent
         for adapter, _ in self.quantization_config.adapters:
-            recorded = adapter.config.base_fingerprint
-            if recorded is None:
-                continue
-            found = checkpoint_fingerprint(base, adapter.modules)
-            if found != recorded:
-                raise MismatchError(
-                    f"{adapter.path} was made for a base with fingerprint {recorded}, this one has "
-                    f"{found} (another model, another dtype, or already merged); to merge all the "
-                    "same, NolaMergeConfig(…, check_base=False)",
-                    file=base,
-                    field="base_fingerprint",
-                    value=found,
-                )
+            if adapter.config.base_fingerprint is not None:
+                found = checkpoint_fingerprint(base, adapter.modules)
+                check_fingerprint(adapter, found, base, "NolaMergeConfig(…, check_base=False)")
 
     def param_needs_quantization(
         self, model: PreTrainedModel, param_name: str, **kwargs: Any
