@@ -114,8 +114,8 @@ def test_a_broken_file_is_one_line(files, tmp_path):
     assert snapshot(tmp_path) == before
 
 
-def test_where_a_checkpoint_is_needed_a_gguf_file_is_refused_by_name(files, tiny, tmp_path):
-    base, adapter = files
+def test_where_a_checkpoint_is_needed_a_gguf_file_is_refused_by_name(tiny, tmp_path):
+    base, adapter = write(tmp_path / "base.gguf", arrays_of()), tiny[1]
     for command in (
         ["inspect", adapter, "--base", base],
         ["export", "lora", adapter, "--base", base, "-o", tmp_path / "lora"],
