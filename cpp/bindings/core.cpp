@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "arguments.h"
+#include "fp_environment.h"
 #include "nola/basis.h"
 #include "nola/expand.h"
 #include "nola/isa.h"
@@ -195,6 +196,13 @@ PYBIND11_MODULE(_core, m) {
           py::arg("cols"), py::arg("num_threads"));
     m.def("merge", &merge, py::arg("weight"), py::arg("lora_b"), py::arg("lora_a"),
           py::arg("scaling"), py::arg("num_threads"));
+    m.def(
+        "in_specified_environment",
+        [](const py::function& work) {
+            const nola::FpEnvironment environment;
+            return work();
+        },
+        py::arg("work"));
     m.def("compiled_isas", [] { return isa_names(nola::compiled_isas()); });
     m.def("supported_isas", [] { return isa_names(nola::supported_isas()); });
     m.def("active_isa", [] { return std::string(nola::isa_name(nola::active_isa())); });

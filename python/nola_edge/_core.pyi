@@ -1,8 +1,10 @@
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+_T = TypeVar("_T")
 
 __version__: str
 compiler: str
@@ -74,6 +76,7 @@ def merge_at(
     num_threads: int,
 ) -> bool: ...
 def scale_at(values: int, count: int, factor: float) -> None: ...
+def in_specified_environment(work: Callable[[], _T]) -> _T: ...
 def compiled_isas() -> list[str]: ...
 def supported_isas() -> list[str]: ...
 def active_isa() -> str: ...

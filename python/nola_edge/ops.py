@@ -7,7 +7,7 @@ the same bits on every instruction set and for any number of threads.
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -16,12 +16,13 @@ from nola_edge.arguments import integer, pair
 from nola_edge.errors import NotFiniteError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
 Basis = Literal["rademacher", "uniform"]
 Range = tuple[int, int]
+_T = TypeVar("_T")
 
 #: Dtypes that convert to float32 without rounding.
 _EXACT_IN_FLOAT32 = ("float32", "float16", "bfloat16")
@@ -246,6 +247,20 @@ def scaled(values: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
     result = np.array(values, dtype=np.float32, order="C")
     _core.scale_at(result.ctypes.data, result.size, factor)
     return result
+
+
+def in_specified_environment(work: Callable[[], _T]) -> _T:
+    """Call a function in the floating-point environment that the specification assumes.
+
+    For numpy's arithmetic where its bits are promised: round to nearest even, no flush to zero.
+    The kernels set it themselves.
+
+    Parameters
+    ----------
+    work : callable
+        Runs on this thread; the environment of others stays as it is.
+    """
+    return _core.in_specified_environment(work)
 
 
 def build_info() -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from typing import TYPE_CHECKING
 
 from nola_edge.errors import CheckpointError, printable
@@ -40,3 +42,31 @@ def inside(folder: Path, name: str) -> Path:
             f"is a link that leads out of the folder, to {printable(target)}", file=path
         )
     return path
+
+
+#: A configuration is thousands of bytes long.
+MOST_CONFIG_BYTES = 10_000_000
+
+
+def read_inside(folder: Path, name: str, most: int = MOST_CONFIG_BYTES) -> bytes:
+    """Read a small file of a folder.
+
+    Parameters
+    ----------
+    folder, name
+        As for :func:`inside`.
+    most : int
+        Largest size in bytes.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such regular file of a credible size, or it lies elsewhere.
+    """
+    path = inside(folder, name)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+            raise CheckpointError(f"is no regular file of at most {most} bytes", file=path)
+        return file.read(most)

@@ -358,3 +358,11 @@ def test_the_configuration_that_is_written(tmp_path):
         "base_model.model.h.0.mlp.c_proj.lora_A.weight": (2, 32),
         "base_model.model.h.0.mlp.c_proj.lora_B.weight": (8, 2),
     }
+
+
+def test_a_head_without_classes(tmp_path):
+    """Its width is a claim that no byte of the file stands for."""
+    tensors = vit_tensors()
+    del tensors["fc_12in_4out"]
+    tensors["fc_60000000in_0out"] = np.empty((0, 60_000_000), F)
+    refused(write(tmp_path, tensors), tmp_path, "has shape [0, 60000000]", drawn_on="cpu")

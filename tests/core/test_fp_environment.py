@@ -135,3 +135,44 @@ def test_quantised_coefficients(tmp_path, under):
         return {name: (c.alpha.tobytes(), c.beta.tobytes()) for name, c in modules.items()}
 
     assert under(work) == work()
+
+
+def test_merging_into_quantised_rows(under, tmp_path):
+    pytest.importorskip("gguf")
+    from nola_edge.gguf import merge_gguf
+    from tests.gguf.test_merge import adapter_of, arrays_of, write
+
+    arrays = {
+        name: values * np.float32(1e-38) if name.endswith("weight") else values
+        for name, values in arrays_of("F32").items()
+    }
+    base = write(tmp_path / "base.gguf", arrays)
+    adapter = adapter_of()
+    adapter = adapter.replace(
+        {m: (c.alpha * np.float32(1e-20), c.beta * np.float32(1e-18))
+         for m, c in adapter.modules.items()}
+    )  # fmt: skip
+
+    def merged(kind, name):
+        merge_gguf(base, adapter, tmp_path / name, outtype=kind, num_threads=1)
+        return (tmp_path / name).read_bytes()
+
+    for kind in ("F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"):
+        assert under(lambda kind=kind: merged(kind, f"{kind}-under")) == merged(kind, kind)
+
+
+def test_converting_the_public_codes_checkpoints(under, tmp_path):
+    from nola_edge.convert import convert_checkpoint
+    from tests.convert.checkpoints import peft_tensors, write_folder
+
+    tensors = {
+        name: values * np.float32(1e-38) if values.dtype == np.float32 else values
+        for name, values in peft_tensors().items()
+    }
+    source = write_folder(tmp_path / "source", tensors)
+
+    def converted(name):
+        convert_checkpoint(source, tmp_path / name, drawn_on="cpu", num_threads=1)
+        return (tmp_path / name / "adapter_model.safetensors").read_bytes()
+
+    assert under(lambda: converted("under")) == converted("normal")

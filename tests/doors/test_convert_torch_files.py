@@ -116,8 +116,8 @@ def test_a_compressed_archive(tmp_path):
     [
         (torch.zeros(1).expand(2**45), "which is no plain tensor of the file's"),
         (torch.zeros(1).expand(2**20, 2**20), "which is no plain tensor of the file's"),
-        (torch.eye(3).to_sparse(), "which is no plain tensor of the file's"),
-        (torch.empty(2**40, device="meta"), "which is no plain tensor of the file's"),
+        (torch.eye(3).to_sparse(), "holds more than plain tensors"),
+        (torch.empty(2**40, device="meta"), "holds more than plain tensors"),
     ],
 )
 def test_elements_that_no_byte_stands_for(tmp_path, value, message):
@@ -140,3 +140,27 @@ def test_torch_that_is_missing_or_too_old(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(importlib.import_module("torch"), "__version__", version)
             refused(tmp_path / "x.pt", f"torch {version} has a reader that a file can attack")
+
+
+class Claims:
+    """Asks for memory that no byte of the file stands for, by a name that torch allows."""
+
+    def __reduce__(self):
+        return bytearray, (3_000_000_000,)
+
+
+def test_what_torch_would_make_beside_tensors_is_never_made(tmp_path):
+    torch.save({"a": Claims(), **tensors()}, tmp_path / "x.pt")
+    refused(tmp_path / "x.pt", "holds more than plain tensors (__builtin__ bytearray)")
+
+
+@pytest.mark.parametrize("view", [torch.Tensor.conj, lambda t: t.conj().imag], ids=["conj", "neg"])
+def test_views_that_change_their_bytes_are_refused(tmp_path, view):
+    name = next(name for name in tensors() if name.endswith("lora_A.weight"))
+    value = view(torch.ones(2, 10, dtype=torch.complex64))
+    torch.save({**tensors(), name: value}, tmp_path / "x.pt")
+    before = snapshot(tmp_path)
+    with pytest.raises(FormatError) as caught:
+        convert_checkpoint(tmp_path / "x.pt", tmp_path / "out", drawn_on="cpu", lora_alpha=1.0)
+    assert str(caught.value).isprintable()
+    assert snapshot(tmp_path) == before

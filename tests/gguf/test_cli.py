@@ -23,8 +23,10 @@ def run(*arguments):
 
 @pytest.fixture
 def files(tmp_path):
-    adapter_of().save(tmp_path / "adapter")
-    return write(tmp_path / "base.gguf", arrays_of("F16")), tmp_path / "adapter"
+    folder = tmp_path / "given"
+    folder.mkdir()
+    adapter_of().save(folder / "adapter")
+    return write(folder / "base.gguf", arrays_of("F16")), folder / "adapter"
 
 
 def test_merge_and_verify(files, tmp_path):
@@ -153,3 +155,36 @@ def test_a_kill_leaves_nothing_behind_that_looks_complete(tmp_path):
         out.unlink(missing_ok=True)
     assert subprocess.run([*map(str, command), "-q"]).returncode == 0
     assert not list(tmp_path.glob(".*partial"))
+
+
+def test_an_adapter_that_changes_nothing_has_nothing_to_lose(tmp_path):
+    adapter = adapter_of()
+    adapter.replace({m: (c.alpha, c.beta * 0) for m, c in adapter.modules.items()}).save(
+        tmp_path / "fresh"
+    )
+    base = write(tmp_path / "base.gguf", arrays_of("Q4_0"))
+    done = run("merge", base, tmp_path / "fresh", "-o", tmp_path / "one.gguf")
+    assert "the adapter changes nothing" in done.stdout
+    assert done.stderr == ""
+    done = run("merge", base, tmp_path / "fresh", "-o", tmp_path / "two.gguf", "--json")
+    found = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert found["survival_overall"] is None
+    assert set(found["survival"].values()) == {None}
+
+
+def test_pipes_are_refused(files, tiny, tmp_path):
+    _, adapter = files
+    os.mkfifo(tmp_path / "pipe")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(next(tiny[0].glob("*1-of*")).read_bytes())
+    os.mkfifo(folder / "config.json")
+    for command in (
+        ["merge", tmp_path / "pipe", adapter, "-o", tmp_path / "out"],
+        ["verify", tmp_path / "pipe", "--base", tmp_path / "pipe", "--adapter", adapter],
+        ["export", "gguf-lora", adapter, "--base", tmp_path / "pipe", "-o", tmp_path / "out"],
+        ["export", "gguf-lora", tiny[1], "--base", folder, "-o", tmp_path / "out"],
+    ):
+        done = run(*command)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1

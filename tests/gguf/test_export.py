@@ -198,3 +198,15 @@ def test_heads_for_each_block(tmp_path):
     short = [*llama_pairs()[:1], pair("llama.attention.head_count", ARRAY, (UINT32, [HEADS]))]
     base = write(tmp_path / "short.gguf", arrays_of("F16"), short)
     refused(tmp_path, "no number of attention heads", MismatchError, base)
+
+
+def test_two_names_of_one_tensor_in_a_folder_are_refused(tmp_path):
+    folder = base_folder(tmp_path)
+    tensors = {
+        "model.layers.0.self_attn.v_proj.weight": np.zeros((32, 64), F),
+        "model.language_model.layers.0.self_attn.v_proj.weight": np.zeros((32, 64), F),
+    }
+    write_safetensors(folder / "model.safetensors", tensors)
+    names = {name.removesuffix(".weight"): (32, 64) for name in tensors}
+    adapter = trained_adapter(names, r=4, num_basis=20, seed=8)
+    refused(tmp_path, "is the tensor blk.0.attn_v.weight", AdapterError, folder, adapter)

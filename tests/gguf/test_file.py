@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nola_edge.errors import ChangedError, FormatError, NolaEdgeError
-from nola_edge.gguf.file import GgufFile, LongValue
+from nola_edge.gguf.file import GgufFile, LongValue, is_gguf
 from nola_edge.gguf.types import TENSOR_TYPES
 from tests.conftest import snapshot
 from tests.gguf.encode import (
@@ -79,6 +79,7 @@ BAD = {
     "alignment 0": (file_of([pair("general.alignment", UINT32, 0)], [ONE]), "power of two"),
     "alignment 24": (file_of([pair("general.alignment", UINT32, 24)], [ONE]), "power of two"),
     "alignment huge": (file_of([pair("general.alignment", UINT32, 2**31)], [ONE]), "power of two"),
+    "alignment a bool": (file_of([pair("general.alignment", BOOL, 1)], [ONE]), "power of two"),
     "alignment text": (file_of([pair("general.alignment", STRING, "32")], [ONE]), "power of two"),
     "name too long": (file_of([], [tensor("n" * 64, [8], 0, 0)]), "has 64 bytes"),
     "name empty": (file_of([], [tensor("", [8], 0, 0)]), "has 0 bytes"),
@@ -260,3 +261,42 @@ def test_numbers_of_metadata(tmp_path):
     )
     with GgufFile.open(tmp_path / "m.gguf") as file:
         assert file.metadata == {"f": 0.5, "u": 2**64 - 1}
+
+
+def test_pipes_do_not_hang_who_asks_what_a_file_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert not is_gguf(tmp_path / "pipe")
+    assert not is_gguf(tmp_path)
+    assert not is_gguf(tmp_path / "missing")
+
+
+def test_what_is_kept_of_a_header_is_bounded(tmp_path):
+    """Millions of numbers and megabytes of strings, all of them there: walked over, not kept."""
+    numbers = pair("", ARRAY, (UINT8, [1] * 4096))[8:]
+    pairs = [text(f"k{i}") + numbers for i in range(3000)]
+    pairs += [pair(f"s{i}", STRING, "x" * 4096) for i in range(1000)]
+    (tmp_path / "m.gguf").write_bytes(encode(pairs, {"a": np.ones(3, F)}))
+    tracemalloc.start()
+    with GgufFile.open(tmp_path / "m.gguf") as file:
+        _, peak = tracemalloc.get_traced_memory()
+        kept = [value for value in file.metadata.values() if not isinstance(value, LongValue)]
+        assert kept
+        assert len(file.metadata) == 4000
+    tracemalloc.stop()
+    assert peak < 8_000_000
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([pair("k" * 65000 + str(i), UINT8, 1) for i in range(70)], "the keys take more than"),
+        ([text("k") + struct.pack("<IIQ", ARRAY, STRING, 5_000_000)], "more than 4194304 strings"),
+    ],
+)
+def test_headers_that_would_take_for_ever_are_refused(pairs, message, tmp_path):
+    data = padded(header(pairs, [ONE]))
+    path = tmp_path / "m.gguf"
+    path.write_bytes(data)
+    os.truncate(path, 60_000_000)  # sparse: so many empty strings are there
+    with pytest.raises(FormatError, match=message):
+        GgufFile.open(path)

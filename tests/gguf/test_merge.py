@@ -487,3 +487,71 @@ def test_verify_finds_missing_and_surplus_tensors(tmp_path):
     assert problems["token_embd.weight"] == "missing"
     assert problems["more"] == "unexpected"
     assert problems["blk.0.attn_v.norm"] == "shape"
+
+
+def test_a_long_header_is_not_brought_into_memory(tmp_path):
+    arrays = arrays_of()
+    module = BLOCK.format(0) + "self_attn.v_proj"
+    adapter = trained_adapter({module: MODULES[module]}, r=4, num_basis=20, seed=5)
+    pairs = [*llama_pairs(HEADS, KEY_HEADS), pair("long", STRING, "x" * 60_000_000)]
+    base = write(tmp_path / "base.gguf", arrays, pairs)
+    tracemalloc.start()
+    merge_gguf(base, adapter, tmp_path / "out.gguf", num_threads=1)
+    assert verify_gguf(tmp_path / "out.gguf", base, adapter, num_threads=1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30_000_000
+    data = bytearray((tmp_path / "out.gguf").read_bytes())
+    data[50_000_000] ^= 1
+    (tmp_path / "out.gguf").write_bytes(data)
+    assert not verify_gguf(tmp_path / "out.gguf", base, adapter)
+
+
+def test_two_modules_of_one_tensor_are_refused(tmp_path):
+    names = ("model.layers.0.self_attn.v_proj", "layers.0.self_attn.v_proj")
+    adapter = trained_adapter(dict.fromkeys(names, (32, 64)), r=4, seed=5)
+    refused(tmp_path, "is the tensor blk.0.attn_v.weight", AdapterError, adapter)
+
+
+def test_empty_matrices_are_refused(tmp_path):
+    arrays = {**arrays_of(), "blk.0.attn_q.weight": np.empty((0, 64), F)}
+    refused(tmp_path, "a matrix is needed", base=write(tmp_path / "base.gguf", arrays))
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q5_1", "Q8_0"])
+def test_rows_that_nothing_changes_keep_their_bytes(kind, tmp_path):
+    """Even where the reference quantiser would have chosen other codes for the same values."""
+    arrays = arrays_of(kind)
+    name = "blk.0.attn_v.weight"
+    stored, shape, data = arrays[name]
+    codes = bytearray(data)
+    for start in range(0, len(codes), len(codes) // shape[0] // 2):
+        codes[start + 4] = 0x77  # whatever they mean, they are somebody's choice
+    arrays[name] = (stored, shape, bytes(codes))
+    base = write_any(tmp_path / "base.gguf", arrays)
+    fresh = adapter_of()
+    fresh = fresh.replace({m: (c.alpha, c.beta * 0) for m, c in fresh.modules.items()})
+    report = merge_gguf(base, fresh, tmp_path / "out.gguf")
+    assert (tmp_path / "out.gguf").read_bytes() == base.read_bytes()
+    assert report.overall.share is None
+    assert all(kept.share is None for kept in report.survival.values())
+    assert verify_gguf(tmp_path / "out.gguf", base, fresh)
+
+
+def test_a_type_that_an_older_gguf_package_lacks(tmp_path, monkeypatch):
+    gguf = pytest.importorskip("gguf")
+    base = write_any(tmp_path / "base.gguf", arrays_of("Q8_0"))
+    monkeypatch.setattr(gguf, "GGMLQuantizationType", {})
+    refused(tmp_path, "installed gguf package cannot read", MismatchError, base=base)
+
+
+def test_verify_says_different_of_a_file_quantised_by_other_means(tmp_path):
+    pytest.importorskip("gguf")
+    module = BLOCK.format(0) + "mlp.down_proj"
+    name = stored_name(module)
+    adapter = trained_adapter({module: (8, 256)}, r=4, num_basis=20, seed=5)
+    plain = write(tmp_path / "plain.gguf", {name: np.ones((8, 256), np.float16)})
+    quantised = write(tmp_path / "q.gguf", {name: ("Q4_K", (8, 256), bytes(8 * 144))})
+    for candidate, base in ((quantised, plain), (quantised, quantised), (plain, quantised)):
+        found = verify_gguf(candidate, base, adapter).differences
+        assert [difference.tensor for difference in found] == [name]

@@ -456,3 +456,10 @@ def test_a_refused_command_is_one_line_and_changes_nothing(tiny, tmp_path, optio
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("given", [[("one",)], {"a": ()}, [("one", 1.0, 2.0)]])
+def test_what_is_no_pair_is_refused(given, tiny, tmp_path):
+    with pytest.raises(ArgumentError, match="is no pair"):
+        ne.merge_each(tiny[0], given, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

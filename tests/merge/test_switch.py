@@ -166,3 +166,23 @@ def test_a_running_thread_cannot_switch(switch):
     with switch.running(), pytest.raises(ArgumentError, match=r"inside running\(\)"):
         switch.use("first")
     switch.use("first")
+
+
+def test_a_selection_is_copied_and_a_closed_switch_says_so(switch):
+    selection = [("first", 0.5)]
+    switch.use(selection)
+    selection[0] = ("second", 9.0)
+    assert switch.active == [("first", 0.5)]
+    switch.close()
+    with pytest.raises(ArgumentError, match="was closed"):
+        switch.use("second")
+
+
+def test_two_names_of_the_same_memory(tiny):
+    base, adapter = tiny
+    arrays = load_all(base)
+    arrays["layers.1.q.weight"] = arrays["layers.0.q.weight"]
+    with ne.ArraySwitch(arrays, base) as switch:
+        switch.add("one", adapter)
+        with pytest.raises(MismatchError, match="is the same memory as"):
+            switch.use("one")

@@ -363,3 +363,21 @@ def test_the_bytes_that_are_reserved_are_enough(make_cache, adapters, tiny, monk
     for name in "abcd":
         path = make_cache().get(name, tiny[0])
         assert size(path) <= reserved[-1] <= size(path) + 4096
+
+
+def test_an_entry_that_vanished_while_another_could_not_be_made(
+    make_cache, adapters, tiny, monkeypatch
+):
+    cache = make_cache()
+    shutil.rmtree(cache.get("a", tiny[0]))
+
+    def full(*_, **__):
+        raise OutputError("no space left on the disk")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache_module, "export_lora", full)
+        with pytest.raises(OutputError, match="no space"):
+            cache.get("a", tiny[0])
+    shutil.rmtree(adapters / "a")
+    tiny_adapter(seed=99).save(adapters / "a")
+    assert cache.get("a", tiny[0]).is_dir()

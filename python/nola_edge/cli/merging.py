@@ -116,7 +116,7 @@ def merge_gguf_file(
     if as_json:
         found = asdict(report)
         found["survival"] = {name: kept.share for name, kept in report.survival.items()}
-        found["survival_overall"] = report.overall.share if report.survival else None
+        found["survival_overall"] = report.overall.share
         ui.print_json(found)
     elif not quiet:
         click.echo(
@@ -130,10 +130,16 @@ def merge_gguf_file(
 def _print_survival(report: GgufReport) -> None:
     from nola_edge.gguf.survival import LITTLE
 
-    shares = sorted((kept.share, name) for name, kept in report.survival.items())
+    shares = sorted(
+        (kept.share, name) for name, kept in report.survival.items() if kept.share is not None
+    )
+    overall = report.overall.share
+    if overall is None:
+        click.echo("  the adapter changes nothing, so there is nothing for quantisation to take")
+        return
     worst = ", ".join(f"{printable(name)} {share:.0%}" for share, name in shares[:_WORST])
     click.echo(
-        f"  {report.overall.share:.0%} of the adapter survives quantisation in {len(shares)} "
+        f"  {overall:.0%} of the adapter survives quantisation in {len(shares)} "
         f"tensors; least in {worst}"
     )
     little = sum(share < LITTLE for share, _ in shares)

@@ -57,7 +57,7 @@ def human_bytes(count: float) -> str:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on stdout."""
-    click.echo(json.dumps(value, indent=2, default=str))
+    click.echo(json.dumps(value, indent=2, default=str, allow_nan=False))
 
 
 class ByteProgress:

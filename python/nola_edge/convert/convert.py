@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nola_edge import ops
 from nola_edge.adapter.config import MAX_RANK
 from nola_edge.adapter.files import CONFIG_NAME, PREFIX, WEIGHTS_NAME, write_config, write_tensors
 from nola_edge.convert.basis import regenerate
@@ -142,8 +143,10 @@ def convert_checkpoint(
     """
     given = drawn_on_of(drawn_on, gpu, multiprocessors, threads_per_multiprocessor, older_torch)
     with Source(path) as source:
-        plan = plan_conversion(
-            source, drawn_on=given, lora_alpha=lora_alpha, rank=rank, hidden=hidden
+        plan = ops.in_specified_environment(  # recorded numbers are compared
+            lambda: plan_conversion(
+                source, drawn_on=given, lora_alpha=lora_alpha, rank=rank, hidden=hidden
+            )
         )
         device = plan.drawn_on or given
         if device is None:
@@ -158,7 +161,10 @@ def convert_checkpoint(
                 raise ArgumentError(
                     "is not needed: this checkpoint records its basis itself", field="check"
                 )
-            checked, telling = check_records(check, plan.factors, device)
+            file = check
+            checked, telling = ops.in_specified_environment(
+                lambda: check_records(file, plan.factors, device)
+            )
         inputs = [Path(path), source.path, *([Path(check)] if check is not None else [])]
         nbytes = sum(la.rank * (la.out_features + la.in_features) for la in plan.layers)
         with AtomicOutput(
@@ -239,7 +245,9 @@ def _regenerated(
     matrices: dict[str, NDArray[np.float32]] = {}
 
     def work(group: Sequence[Factor]) -> None:
-        matrices.update(regenerate(group, device, progress.advance))
+        matrices.update(
+            ops.in_specified_environment(lambda: regenerate(group, device, progress.advance))
+        )
 
     with Workers(num_threads) as workers:
         try:

@@ -1,10 +1,11 @@
 """Files of ``torch.save``, of which only tensors are taken.
 
 Such a file is a zip archive with a pickle in it. torch reads it with ``weights_only=True``, which
-runs nothing but a short list of constructors, and maps it, so that only what is used is read.
-Before that the archive is looked at: nothing in it may be compressed, or a small file could ask
-for any amount of memory. Afterwards each tensor is: one of stride 0 claims elements that no byte
-stands for.
+runs nothing but a list of constructors, and maps it, so that only what is used is read. Before that
+the archive is looked at: nothing in it may be compressed, or a small file could ask for any amount
+of memory; and the pickle, without running it, may name nothing but what makes tensors, since
+torch's own list has ``bytearray``. Afterwards each tensor is: one of stride 0 claims elements that
+no byte stands for.
 
 Of torch before 2.10 the restricted reader itself can be attacked (CVE-2025-32434 before 2.6,
 CVE-2026-24747 before 2.10), so that it is not used.
@@ -15,6 +16,8 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
+import pickletools
+import warnings
 import zipfile
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -34,6 +37,20 @@ if TYPE_CHECKING:
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 _OLDEST_TORCH = (2, 10)
+_MOST_PICKLE_BYTES = 64 << 20
+#: What the pickle of a state dict names.
+_NAMED = {
+    "collections OrderedDict",
+    "torch Size",
+    "torch._utils _rebuild_parameter",
+    "torch._utils _rebuild_tensor_v2",
+    *(
+        f"torch {kind}Storage"
+        for kind in (
+            "BFloat16", "Bool", "Byte", "Char", "Double", "Float", "Half", "Int", "Long", "Short",
+        )
+    ),
+}  # fmt: skip
 #: Where a training script puts the tensors beside other things.
 _INNER = ("model_state_dict", "state_dict")
 _DTYPES = {
@@ -107,6 +124,8 @@ class TorchFile(InputFile):
                 compressed = [
                     e for e in archive.infolist() if e.compress_type != zipfile.ZIP_STORED
                 ]
+                if not compressed:
+                    self._check_pickles(archive)
         except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError):
             raise FormatError(
                 "is not in the zip format of torch.save: it is damaged, of torch before 1.6, or "
@@ -120,13 +139,34 @@ class TorchFile(InputFile):
                 field=compressed[0].filename,
             )
 
+    def _check_pickles(self, archive: zipfile.ZipFile) -> None:
+        """Look at what the pickles name; nothing of them is run."""
+        for entry in archive.infolist():
+            if not entry.filename.endswith(".pkl"):
+                continue
+            if entry.file_size > _MOST_PICKLE_BYTES:
+                raise FormatError(
+                    f"takes {entry.file_size} bytes, more than the names of tensors can",
+                    file=self.path,
+                    field=entry.filename,
+                )
+            foreign = _foreign_name(archive.read(entry))
+            if foreign is not None:
+                raise FormatError(
+                    f"holds more than plain tensors ({printable(foreign)}) and needs pickle, which could "
+                    f"run code and is never used; {_SAFE_WAY}",
+                    file=self.path,
+                )
+
     def _load(self) -> dict[str, Any]:
         torch = _torch(self.path)
         try:
-            loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of old storage classes
+                loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError:
             raise FormatError(
-                "holds more than tensors and needs pickle, which could run code and is never used; "
+                "holds more than plain tensors and needs pickle, which could run code and is never used; "
                 f"{_SAFE_WAY}",
                 file=self.path,
             ) from None
@@ -150,6 +190,9 @@ class TorchFile(InputFile):
 
     def _entry(self, name: str, value: Any) -> TorchEntry:
         strided = str(value.layout) == "torch.strided" and value.device.type == "cpu"
+        strided = strided and not (
+            value.is_nested or value.is_quantized or value.is_neg() or value.is_conj()
+        )
         if not strided or value.numel() * value.element_size() > self.size:
             raise FormatError(
                 f"claims shape {printable(list(value.shape))}, which is no plain tensor of the "
@@ -172,9 +215,28 @@ class TorchFile(InputFile):
         if entry.dtype not in _DTYPES.values():
             raise FormatError(f"has dtype {entry.dtype}", file=self.path, field=name)
         torch = importlib.import_module("torch")
-        flat = self._values[name].detach().reshape(-1).contiguous()
-        raw: NDArray[Any] = np.array(flat.view(torch.uint8).numpy())
+        try:
+            plain = self._values[name].detach().clone(memory_format=torch.contiguous_format)
+            raw: NDArray[Any] = np.array(plain.reshape(-1).view(torch.uint8).numpy())
+        except RuntimeError as error:
+            text = printable(str(error).split("\n", 1)[0])
+            raise FormatError(
+                f"torch cannot give its bytes: {text}", file=self.path, field=name
+            ) from None
         return raw.view(numpy_dtype(entry.dtype)).reshape(entry.shape)
+
+
+def _foreign_name(data: bytes) -> str | None:
+    """Return the first thing a pickle names that is no part of a state dict, or None."""
+    try:
+        for code, argument, _ in pickletools.genops(data):
+            if code.name == "GLOBAL" and argument in _NAMED:
+                continue
+            if code.name in ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
+                return str(argument or code.name)
+    except (ValueError, IndexError, UnicodeDecodeError, OverflowError):
+        return "a pickle that cannot be read"
+    return None
 
 
 def _torch(path: Path) -> Any:

@@ -109,7 +109,7 @@ def _sort_names(source: Source) -> tuple[dict[int, dict[str, str]], str]:
         elif head is not None:
             heads.append(name)
             named = [int(head["outputs"]), int(head["inputs"])]
-            if list(source.tensors[name].shape) != named:
+            if list(source.tensors[name].shape) != named or 0 in named:
                 raise _wrong(source, name, f"has shape {list(source.tensors[name].shape)}")
         else:
             raise _wrong(source, name, "is nothing that the public code saves")

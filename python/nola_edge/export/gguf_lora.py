@@ -19,13 +19,13 @@ from nola_edge.errors import ArgumentError, CheckpointError, NotFiniteError
 from nola_edge.gguf.file import GgufFile, is_gguf
 from nola_edge.gguf.interleaved import interleave
 from nola_edge.gguf.model import model_of_config, model_of_gguf
-from nola_edge.gguf.plan import check_no_whole_tensors, matched_tensors
+from nola_edge.gguf.plan import check_no_double, check_no_whole_tensors, matched_tensors
 from nola_edge.jsonio import loads_object
 from nola_edge.merge.fit import location
 from nola_edge.merge.plan import load_adapters, plan_merge
 from nola_edge.merge.update import stored_features
 from nola_edge.output import AtomicOutput
-from nola_edge.paths import inside
+from nola_edge.paths import read_inside
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -146,8 +146,11 @@ def _from_folder(
                 "GGUF; give the folder, or the GGUF file itself",
                 file=base,
             )
-        path = inside(base, _CONFIG)
-        model = model_of_config(loads_object(path.read_bytes(), file=path), path)
+        data = read_inside(base, _CONFIG)
+        model = model_of_config(loads_object(data, file=base / _CONFIG), base / _CONFIG)
+        for adapter, _ in adapters:
+            targets = {m: model.target(m, location(adapter)) for m in adapter.modules}
+            check_no_double(adapter, targets)
         shares: dict[str, list[_Share]] = {}
         for name, terms in plan.merges.items():
             shape = plan.tensor(name)[1].shape

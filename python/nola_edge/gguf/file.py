@@ -9,6 +9,7 @@ count is compared with the bytes that are left before it is believed.
 from __future__ import annotations
 
 import math
+import os
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,9 +38,13 @@ _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 _MAX_NAME = 63  # GGML_MAX_NAME, without its terminator
 _MAX_SIZE = 2**63
 _MAX_KEY = 65535
-#: Longest string and longest array of numbers that are kept; others are only walked over.
-_KEPT_BYTES = 1 << 16
-_KEPT_NUMBERS = 4096
+#: What is kept of keys, and of strings and arrays of numbers, which otherwise are only walked over.
+_MOST_KEY_BYTES = 1 << 22
+_KEPT_BYTES = 1 << 20
+_KEPT_LENGTH = 4096
+_NUMBER_BYTES = 32  # of one number in a list
+#: Far more than a vocabulary has, and still walked over in seconds.
+_MOST_STRINGS = 1 << 22
 _WINDOW = 1 << 20
 #: Far more than any model has; a file that is nothing but tiny entries stays cheap.
 _MAX_ENTRIES = 1 << 16
@@ -68,6 +73,8 @@ class GgufFile(InputFile):
         Name -> :class:`TensorInfo`, in the order of the file. `dtype` is ggml's name of the type,
         `shape` is row-major (ggml's dimensions reversed), `start` and `stop` are offsets in the
         file.
+    infos_start : int
+        Where the file begins to say names, types and offsets of the tensors.
     type_positions : dict
         Name -> where the file says the tensor's type; its offset follows.
     data_start : int
@@ -85,6 +92,7 @@ class GgufFile(InputFile):
             for _ in range(pairs):
                 self._read_pair(cursor)
             self.alignment = self._read_alignment()
+            self.infos_start = cursor.position
             declared = [self._read_tensor(cursor) for _ in range(tensors)]
             self.data_start = padded(cursor.position, self.alignment)
             self._place(declared)
@@ -105,6 +113,9 @@ class GgufFile(InputFile):
 
     def _read_pair(self, cursor: _Cursor) -> None:
         key = cursor.text("a metadata key", _MAX_KEY)
+        cursor.key_bytes += len(key)
+        if cursor.key_bytes > _MOST_KEY_BYTES:
+            raise cursor.refuse(f"with it the keys take more than {_MOST_KEY_BYTES} bytes", key)
         if key in self.metadata:
             raise cursor.refuse("appears twice", key)
         cursor.key = key
@@ -115,6 +126,7 @@ class GgufFile(InputFile):
         alignment = self.metadata.get(_ALIGNMENT, _DEFAULT_ALIGNMENT)
         if (
             not isinstance(alignment, int)
+            or isinstance(alignment, bool)
             or not 0 < alignment <= _MAX_ALIGNMENT
             or alignment & (alignment - 1)
         ):
@@ -193,10 +205,16 @@ def tensor_bytes(kind: str, shape: tuple[int, ...]) -> int:
 def is_gguf(path: str | Path) -> bool:
     """Tell whether a path is a file that begins as a GGUF file does."""
     try:
-        with open(path, "rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
+        # Non-blocking: whether it is a pipe, the readers say.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return False
+    try:
+        return os.pread(fd, len(MAGIC), 0) == MAGIC
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def padded(position: int, alignment: int) -> int:
@@ -214,6 +232,9 @@ class _Cursor:
         self.position = 0
         #: The metadata key that is being read, for errors.
         self.key: str | None = None
+        self.key_bytes = 0
+        self.strings = 0
+        self._kept = 0
 
     @property
     def left(self) -> int:
@@ -222,6 +243,13 @@ class _Cursor:
 
     def refuse(self, message: str, field: str | None = None, value: Any = None) -> FormatError:
         return FormatError(message, file=self._file.path, field=field or self.key, value=value)
+
+    def keep(self, length: int, nbytes: int) -> bool:
+        """Tell whether a value is short, and there is room for it among those that are kept."""
+        if length > _KEPT_LENGTH or self._kept + nbytes > _KEPT_BYTES:
+            return False
+        self._kept += nbytes
+        return True
 
     def need(self, count: int, what: str) -> None:
         """Refuse a count of bytes that the file does not have."""
@@ -307,7 +335,7 @@ def _read_value(cursor: _Cursor, kind: int) -> Any:
 def _read_string(cursor: _Cursor) -> str | LongValue:
     length = cursor.number("Q")
     cursor.need(length, "a string")
-    if length > _KEPT_BYTES:
+    if not cursor.keep(length, length):
         cursor.skip(length)
         return LongValue(length)
     return cursor.bytes(length).decode(errors="replace")
@@ -317,6 +345,9 @@ def _read_array(cursor: _Cursor) -> list[Any] | LongValue:
     kind, count = cursor.number("I"), cursor.number("Q")
     if kind == STRING:
         cursor.need(8 * count, f"an array of {count} strings")
+        cursor.strings += count
+        if cursor.strings > _MOST_STRINGS:
+            raise cursor.refuse(f"with it there are more than {_MOST_STRINGS} strings", value=count)
         for _ in range(count):
             length = cursor.number("Q")
             cursor.need(length, "a string")
@@ -326,7 +357,7 @@ def _read_array(cursor: _Cursor) -> list[Any] | LongValue:
         raise cursor.refuse(f"is an array of the value type {kind}, which is not known", value=kind)
     size = struct.calcsize("<" + VALUE_FORMATS[kind])
     cursor.need(size * count, f"an array of {count} numbers")
-    if count > _KEPT_NUMBERS:
+    if not cursor.keep(count, _NUMBER_BYTES * count):
         cursor.skip(size * count)
         return LongValue(count)
     return list(struct.unpack(f"<{count}{VALUE_FORMATS[kind]}", cursor.bytes(size * count)))

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 class Layout:
-    """The header and the offsets of an output with the tensors of a base, in the same order.
+    """The offsets of an output with the tensors of a base, in the same order, and its entries.
 
-    Types and offsets have a fixed size in the header, so that nothing else of it changes.
+    Metadata stays as it is, and is copied. An entry's type and offset have a fixed size, so that
+    nothing else changes in the header.
 
     Parameters
     ----------
@@ -27,8 +28,9 @@ class Layout:
 
     Attributes
     ----------
-    header : bytes
-        Everything before the first tensor.
+    infos : bytes
+        The entries of the tensors, up to the first tensor; they begin at the base's
+        ``infos_start``.
     offsets : dict
         Name -> position of the tensor in the output.
     size : int
@@ -38,24 +40,25 @@ class Layout:
     def __init__(self, base: GgufFile, kinds: Mapping[str, str]) -> None:
         self._base = base
         self._kinds = kinds
-        header = bytearray(min(base.data_start, base.size))
-        base.read_into(memoryview(header), 0)
+        infos = bytearray(min(base.data_start, base.size) - base.infos_start)
+        base.read_into(memoryview(infos), base.infos_start)
         self.offsets: dict[str, int] = {}
         stop = base.data_start
         for name, info in base.tensors.items():
             start = padded(stop, base.alignment)
             kind = kinds.get(name, info.dtype)
-            position = base.type_positions[name]
+            position = base.type_positions[name] - base.infos_start
             struct.pack_into(
-                "<IQ", header, position, TENSOR_TYPES[kind].code, start - base.data_start
+                "<IQ", infos, position, TENSOR_TYPES[kind].code, start - base.data_start
             )
             self.offsets[name] = start
             stop = start + tensor_bytes(kind, info.shape)
-        self.header = bytes(header)
+        self.infos = bytes(infos)
         self.size = padded(stop, base.alignment)
 
     def untouched(self) -> Iterator[tuple[int, int, int]]:
         """Yield (begin, end, offset): bytes of the base, and where they go; neighbours joined."""
+        yield 0, self._base.infos_start, 0
         begin = end = offset = -1
         for name, info in self._base.tensors.items():
             if name in self._kinds:

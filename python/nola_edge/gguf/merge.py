@@ -133,8 +133,8 @@ def _write(
     writer = _Writer(plan, layout, fd, progress)
     try:
         os.ftruncate(fd, layout.size)
-        pwrite_all(fd, layout.header, 0)
-        progress(len(layout.header))
+        pwrite_all(fd, layout.infos, plan.base.infos_start)
+        progress(len(layout.infos))
         with Workers(num_threads) as workers:
             for begin, end, offset in layout.untouched():
                 for start in range(begin, end, _COPY_BYTES):

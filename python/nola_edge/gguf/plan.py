@@ -15,6 +15,8 @@ from nola_edge.merge.fit import check_factor_sizes, check_shapes, location
 from nola_edge.merge.update import Term, make_update
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nola_edge.adapter import Adapter
     from nola_edge.gguf.architectures import Model, Target
     from nola_edge.gguf.file import GgufFile
@@ -104,8 +106,8 @@ def plan_gguf(
             merge = plan.merges.setdefault(target.tensor, TensorMerge(kind, head_rows))
             # GGUF stores every matrix as (out, in), GPT-2's too.
             merge.terms += (Term(adapter, module, weight, transposed=False),)
-    touched = {base.tensors[name].dtype for name in plan.merges}
-    check_codecs(touched | {merge.kind for merge in plan.merges.values()})
+    kinds = {base.tensors[name].dtype: name for name in plan.merges}
+    check_codecs({**kinds, **{merge.kind: name for name, merge in plan.merges.items()}}, base.path)
     return plan
 
 
@@ -123,6 +125,24 @@ def check_no_whole_tensors(adapter: Adapter) -> None:
             file=location(adapter),
             field=next(iter(adapter.whole_tensors)),
         )
+
+
+def check_no_double(adapter: Adapter, targets: Mapping[str, Target]) -> None:
+    """Refuse an adapter two of whose modules would be merged into one tensor.
+
+    Raises
+    ------
+    AdapterError
+    """
+    owners: dict[str, str] = {}
+    for module, target in targets.items():
+        other = owners.setdefault(target.tensor, module)
+        if other != module:
+            raise AdapterError(
+                f"is the tensor {target.tensor} in GGUF, and so is {printable(other)}",
+                file=location(adapter),
+                field=module,
+            )
 
 
 def matched_tensors(base: GgufFile, model: Model, adapter: Adapter) -> dict[str, Target]:
@@ -146,10 +166,11 @@ def matched_tensors(base: GgufFile, model: Model, adapter: Adapter) -> dict[str,
                 **where,
             )
         shape = base.tensors[target.tensor].shape
-        if len(shape) != 2:
+        if len(shape) != 2 or 0 in shape:
             raise MismatchError(f"has shape {list(shape)}, a matrix is needed", **where)
         check_factor_sizes(adapter, shape, base.path, target.tensor)
         targets[module], shapes[module] = target, (shape[0], shape[1])
+    check_no_double(adapter, targets)
     check_shapes(adapter, shapes, base.path)
     return targets
 

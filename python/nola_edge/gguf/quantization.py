@@ -15,7 +15,8 @@ from nola_edge.errors import ArgumentError, MismatchError
 from nola_edge.gguf.types import FLOAT_TYPES, REQUANTIZED_TYPES, TENSOR_TYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -23,8 +24,14 @@ if TYPE_CHECKING:
 WRITABLE_TYPES = (*FLOAT_TYPES, *REQUANTIZED_TYPES)
 
 
-def check_codecs(kinds: Iterable[str]) -> None:
+def check_codecs(kinds: Mapping[str, str], file: Path) -> None:
     """Refuse types for which there is no code, here or in the ``gguf`` package.
+
+    Parameters
+    ----------
+    kinds : mapping
+        Type -> a tensor of the file that has it, or is to have it.
+    file : Path
 
     Raises
     ------
@@ -33,12 +40,20 @@ def check_codecs(kinds: Iterable[str]) -> None:
     MismatchError
         If it cannot read a type.
     """
-    for kind in sorted(set(kinds) - set(FLOAT_TYPES)):
+    for kind, tensor in kinds.items():
+        if kind in FLOAT_TYPES:
+            continue
         quants = _quants(kind)
         try:
             quants.dequantize(np.zeros((1, TENSOR_TYPES[kind].nbytes), np.uint8), _code(kind))
-        except NotImplementedError:
-            raise MismatchError("is a type that the gguf package cannot read", field=kind) from None
+        except (NotImplementedError, KeyError):  # a type without code, or newer than the package
+            raise MismatchError(
+                f"has type {kind}, which the installed gguf package cannot read; load the adapter "
+                "beside the base (nola-edge export gguf-lora), or try a newer gguf",
+                file=file,
+                field=tensor,
+                value=kind,
+            ) from None
 
 
 def dequantize(rows: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:

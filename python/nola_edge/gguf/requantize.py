@@ -61,6 +61,12 @@ def merge_rows(
     NotFiniteError
         If a merged element is infinite or NaN, as it is or in the type `kind`.
     """
+    return ops.in_specified_environment(lambda: _merge_rows(file, info, kind, update, rows))
+
+
+def _merge_rows(
+    file: InputFile, info: TensorInfo, kind: str, update: RowUpdate, rows: tuple[int, int]
+) -> tuple[NDArray[np.uint8], Survival | None]:
     start, stop = rows
     begin = block_offset(info, start)
     stored = np.empty((stop - start, block_offset(info, 1)), np.uint8)
@@ -78,6 +84,10 @@ def merge_rows(
     except NotFiniteError:
         raise refusal from None
     merged = quantize(wanted, kind)
+    if kind == info.dtype:
+        # Rows that no adapter changes keep their bytes, whoever quantised them.
+        same = (wanted == before).all(axis=1)
+        merged[same] = stored[same]
     got = dequantize(merged, kind)
     if not np.isfinite(got).all():
         raise refusal

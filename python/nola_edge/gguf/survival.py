@@ -38,10 +38,13 @@ class Survival:
         return cls(_squares(got, wanted), _squares(wanted, before))
 
     @property
-    def share(self) -> float:
-        """Return 1 - ‖requantised - wanted‖ / ‖delta‖: 1 is all of it, 0 or less nothing."""
+    def share(self) -> float | None:
+        """Return 1 - ‖requantised - wanted‖ / ‖delta‖: 1 is all of it, 0 or less nothing.
+
+        None where there is no delta.
+        """
         if self.delta == 0:
-            return 1.0 if self.error == 0 else -math.inf
+            return None
         return 1 - math.sqrt(self.error / self.delta)
 
     def __add__(self, other: Survival) -> Survival:

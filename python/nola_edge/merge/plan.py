@@ -91,6 +91,10 @@ def load_adapters(adapters: Any) -> tuple[tuple[Adapter, float], ...]:
         adapters = adapters.items()
     loaded: list[tuple[Adapter, float]] = []
     for item in adapters:
+        if isinstance(item, tuple) and len(item) != 2:
+            raise ArgumentError(
+                f"{printable(repr(item))} is no pair (adapter, weight)", field="adapter"
+            )
         adapter, weight = item if isinstance(item, tuple) else (item, 1.0)
         if not isinstance(adapter, str | Path | Adapter):
             raise ArgumentError(

@@ -151,6 +151,9 @@ class Switch(ABC):
             If an adapter does not fit, or a merged weight would not be finite; the weights are then
             what they were.
         """
+        if self._base.shards[0].fd < 0:
+            raise ArgumentError("was closed; make a new one", field="switch")
+        selection = selection if isinstance(selection, str | None) else list(selection)
         terms = [(selection, 1.0)] if isinstance(selection, str) else list(selection or ())
         adapters = [(self._adapter(name), weight) for name, weight in terms]
         if adapters:
@@ -276,9 +279,17 @@ class ArraySwitch(Switch):
         self.arrays = arrays
 
     def _check(self, names: list[str]) -> None:
+        owners: dict[int, str] = {}
         for name in names:
             if name not in self.arrays:
                 raise MismatchError("is not among the arrays", file=self._base.path, field=name)
+            other = owners.setdefault(self.arrays[name].ctypes.data, name)
+            if other != name and self.arrays[name].nbytes:
+                raise MismatchError(
+                    f"is the same memory as {printable(other)}; give each its own",
+                    file=self._base.path,
+                    field=name,
+                )
             array, plain = self.arrays[name], MergedCheckpoint(MergePlan(self._base, ()))[name]
             if (
                 array.shape != plain.shape

@@ -7,6 +7,7 @@ in it beside the result.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _MAPS = Path("/proc/self/maps")
+_SAMPLE = 64
 
 
 def byte_view(tensor: torch.Tensor) -> memoryview:
@@ -32,7 +34,21 @@ class _Mapping:
     start: int
     stop: int
     offset: int
+    inode: int
     path: str
+
+
+def _agree(tensor: torch.Tensor, file: InputFile, offset: int) -> bool:
+    """Compare the ends of a tensor with the file: a private mapping may have been written to."""
+    view = byte_view(tensor)
+    for begin in (0, max(0, len(view) - _SAMPLE)):
+        stored = bytearray(view[begin : begin + _SAMPLE])
+        if offset + begin + len(stored) > file.size:
+            return False
+        file.read_into(memoryview(stored), offset + begin)
+        if stored != view[begin : begin + _SAMPLE]:
+            return False
+    return True
 
 
 class MappedFiles:
@@ -55,7 +71,8 @@ class MappedFiles:
         Parameters
         ----------
         tensor : torch.Tensor
-            Contiguous, on the CPU.
+            Contiguous, on the CPU, and not written to since it was mapped: only its ends are
+            compared with the file.
 
         Returns
         -------
@@ -72,7 +89,10 @@ class MappedFiles:
         file = self._files.get(mapping.path)
         if file is None:
             file = self._files[mapping.path] = InputFile(mapping.path)
-        return file, mapping.offset + start - mapping.start
+        offset = mapping.offset + start - mapping.start
+        if os.fstat(file.fd).st_ino != mapping.inode or not _agree(tensor, file, offset):
+            return None
+        return file, offset
 
     def _mapping(self, start: int, stop: int) -> _Mapping | None:
         for mapping in self._mappings:
@@ -91,7 +111,8 @@ class MappedFiles:
             fields = line.split(maxsplit=5)
             if len(fields) == 6 and fields[5] in self._paths:
                 start, stop = (int(text, 16) for text in fields[0].split("-"))
-                found.append(_Mapping(start, stop, int(fields[2], 16), fields[5]))
+                offset, inode = int(fields[2], 16), int(fields[4])
+                found.append(_Mapping(start, stop, offset, inode, fields[5]))
         return found
 
     def check_unchanged(self) -> None:

@@ -160,7 +160,9 @@ class LoraCache:
             if before is not None and before not in self._given.values():
                 # Requests under way may still want it: the last to be removed, therefore.
                 _touch(self.directory / before)
-                os.close(self._locks.pop(before))
+                held = self._locks.pop(before, None)  # None: it vanished, and its lock was dropped
+                if held is not None:
+                    os.close(held)
         return True
 
     def _make(self, name: str, entry: Entry, adapter: Adapter, base: str | Path) -> None:
