@@ -102,6 +102,13 @@ class Checkpoint:
                 "give the path of one of them",
                 file=self.path,
             )
+        gguf = [name for name in names if name.endswith(".gguf")]
+        if gguf:
+            raise CheckpointError(
+                f"has no safetensors weights, but {printable(gguf[0])}; to merge into a GGUF file, "
+                "give its own path",
+                file=self.path,
+            )
         others = [name for name in names if name.endswith(_OTHER_WEIGHTS)]
         if others:
             raise CheckpointError(

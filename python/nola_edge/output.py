@@ -20,9 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nola_edge.errors import OutputError, printable
+from nola_edge.replaceable import nothing_yet, weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from nola_edge.replaceable import Replaceable
 
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
@@ -45,11 +48,15 @@ class AtomicOutput:
     inputs : sequence of path
         Files and folders that are read; the target may neither be nor contain nor lie in one.
     force : bool
-        Replace an existing target, in one step, if it looks like an earlier output.
+        Replace an existing target, in one step, if `replaces` allows it.
     directory : bool
         Whether the target is a folder.
     expected_bytes : int, optional
         Refuse at once if the disk has less space.
+    replaces : callable
+        Tells whether what is there is of the kind that is written (:mod:`nola_edge.replaceable`).
+    if_exists : str
+        What to do about an existing target, for the message.
 
     Attributes
     ----------
@@ -70,12 +77,16 @@ class AtomicOutput:
         force: bool = False,
         directory: bool,
         expected_bytes: int = 0,
+        replaces: Replaceable = weights,
+        if_exists: str = "choose another name or pass --force",
     ) -> None:
         self.target = Path(os.path.abspath(target))
         self._inputs = [Path(path) for path in inputs]
         self._force = force
         self._directory = directory
         self._expected_bytes = expected_bytes
+        self._replaces = replaces
+        self._if_exists = if_exists
         self._lock = -1
         self._temporary: Path | None = None
         self.path = Path()
@@ -129,7 +140,7 @@ class AtomicOutput:
         if not target.parent.is_dir():
             raise OutputError("its parent folder does not exist; make it first", file=target)
         if not self._force and os.path.lexists(target):
-            raise OutputError("exists already; choose another name or pass --force", file=target)
+            raise OutputError(f"exists already; {self._if_exists}", file=target)
         place = target.parent.resolve() / target.name
         for path in self._inputs:
             source = path.resolve()
@@ -146,10 +157,10 @@ class AtomicOutput:
             raise OutputError(
                 f"is a {kind} already, and the output is not; remove it first", file=target
             )
-        if self._force and target.exists() and not _looks_like_output(target):
+        if self._force and target.exists() and not (nothing_yet(target) or self._replaces(target)):
             raise OutputError(
-                "holds no weights that such a command writes, so --force does not replace it; "
-                "choose another name, or remove it yourself",
+                "holds something that this does not write, so --force does not replace it; choose "
+                "another name, or remove it yourself",
                 file=target,
             )
         free = shutil.disk_usage(target.parent).free
@@ -212,18 +223,6 @@ class AtomicOutput:
                 "a power failure might undo it",
                 file=target,
             ) from None
-
-
-def _looks_like_output(path: Path) -> bool:
-    """Tell whether a path may be an earlier output: safetensors, GGUF, or nothing yet."""
-    if path.is_dir():
-        names = os.listdir(path)
-        return not names or (
-            ".git" not in names and any(name.endswith(".safetensors") for name in names)
-        )
-    with path.open("rb") as file:
-        begin = file.read(9)
-    return not begin or begin.startswith(b"GGUF") or (len(begin) == 9 and begin[8:] == b"{")
 
 
 def _sync(path: Path) -> None:

@@ -100,7 +100,10 @@ class SafetensorsFile(InputFile):
             raise FormatError(
                 f"has {self.size} bytes, too few for a safetensors file", file=self.path
             )
-        length = int.from_bytes(os.pread(self.fd, 8, 0), "little")
+        begin = os.pread(self.fd, 8, 0)
+        if begin.startswith(b"GGUF"):
+            raise FormatError("is a GGUF file, and a safetensors file is needed", file=self.path)
+        length = int.from_bytes(begin, "little")
         if length > MAX_HEADER_BYTES or length > self.size - 8:
             raise FormatError(
                 f"the header claims {length} bytes, the file has {self.size}; "

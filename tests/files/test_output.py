@@ -1,12 +1,16 @@
 """Outputs are absent or complete, never overwrite, and honour the umask."""
 
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+import nola_edge as ne
+from nola_edge import Adapter, replaceable
 from nola_edge.errors import OutputError
 from nola_edge.output import AtomicOutput, copy_range
-from tests.conftest import snapshot
+from tests.conftest import snapshot, write_safetensors
 
 
 def write(target, directory=True, **options):
@@ -188,3 +192,85 @@ def test_force_does_not_turn_a_file_into_a_folder(tmp_path, directory):
     with pytest.raises(OutputError, match=r"is a (file|folder) already"):
         write(tmp_path / "out", directory=directory, force=True)
     assert snapshot(tmp_path) == before
+
+
+CHECKPOINT = {"model.safetensors": b"x", "config.json": b"{}"}
+ADAPTER = {"adapter_model.safetensors": b"x", "adapter_config.json": b"{}"}
+
+
+@pytest.mark.parametrize(
+    ("files", "checkpoint", "adapter"),
+    [
+        (CHECKPOINT, True, False),
+        ({**CHECKPOINT, "optimizer.pt": b""}, False, False),
+        ({**CHECKPOINT, "data/thesis.txt": b""}, False, False),
+        ({**CHECKPOINT, "sub/more.safetensors": b""}, False, False),
+        ({**CHECKPOINT, ".git/HEAD": b""}, False, False),
+        ({"model-1-of-1.safetensors": b"", "model.safetensors.index.json": b""}, True, False),
+        ({"config.json": b"{}"}, False, False),
+        (ADAPTER, False, True),
+        ({**ADAPTER, "README.md": b""}, False, True),
+        ({**ADAPTER, "thesis.tex": b""}, False, False),
+        ({**ADAPTER, "sub/x": b""}, False, False),
+    ],
+)
+def test_what_force_may_replace_in_folders(files, checkpoint, adapter, tmp_path):
+    folder = tmp_path / "folder"
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    own = replaceable.checkpoint_folder([Path("config.json"), Path("tokenizer/vocabulary.txt")])
+    assert own(folder) == checkpoint
+    assert replaceable.adapter_folder(folder) == adapter
+
+
+def test_what_force_may_replace_in_files(tiny, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    for name, kind in (("model", gguf.GGUFType.MODEL), ("lora", gguf.GGUFType.ADAPTER)):
+        writer = gguf.GGUFWriter(tmp_path / name, "llama")
+        writer.add_type(kind)
+        writer.add_tensor("x", np.ones(3, np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    Adapter.load(tiny[1]).pack(tmp_path / "packed")
+    write_safetensors(tmp_path / "plain", {"a": np.ones(3, np.float32)})
+    (tmp_path / "text").write_text("mine, and longer than nine letters")
+    allowed = {
+        "model": [replaceable.gguf_model],
+        "lora": [replaceable.gguf_lora],
+        "packed": [replaceable.packed_adapter, replaceable.safetensors_file],
+        "plain": [replaceable.safetensors_file],
+        "text": [],
+    }
+    for name, tests in allowed.items():
+        for test in (
+            replaceable.gguf_model, replaceable.gguf_lora, replaceable.packed_adapter,
+            replaceable.safetensors_file,
+        ):  # fmt: skip
+            assert test(tmp_path / name) == (test in tests), (name, test.__name__)
+
+
+def test_commands_replace_only_what_they_write(tiny, tmp_path):
+    base, path = tiny
+    adapter = Adapter.load(path)
+    ne.merge_checkpoint(base, path, tmp_path / "merged")
+    ne.export_lora(path, base, tmp_path / "lora")
+    adapter.pack(tmp_path / "packed")
+    (tmp_path / "merged" / "optimizer.pt").write_bytes(b"mine")
+    before = snapshot(tmp_path)
+    for call in (
+        lambda: ne.merge_checkpoint(base, path, tmp_path / "merged", force=True),
+        lambda: ne.merge_checkpoint(base, path, tmp_path / "lora", force=True),
+        lambda: ne.export_lora(path, base, tmp_path / "merged", force=True),
+        lambda: adapter.save(tmp_path / "merged", force=True),
+        lambda: adapter.pack(base / "model-00001-of-00003.safetensors", force=True),
+    ):
+        with pytest.raises(OutputError, match="--force does not replace it"):
+            call()
+    assert snapshot(tmp_path) == before
+    (tmp_path / "merged" / "optimizer.pt").unlink()
+    ne.merge_checkpoint(base, path, tmp_path / "merged", force=True)
+    ne.export_lora(path, base, tmp_path / "lora", force=True)
+    adapter.pack(tmp_path / "packed", force=True)

@@ -41,6 +41,11 @@ def test_merge_and_verify(files, tmp_path):
     done = run("verify", base, "--base", base, "--adapter", adapter)
     assert done.returncode == 1
     assert f"DIFFERENT: {len(MODULES)} tensors" in done.stdout
+    quantised = write(tmp_path / "q8.gguf", arrays_of("Q8_0"))
+    run("merge", quantised, adapter, "-o", tmp_path / "q8-out.gguf")
+    done = run("verify", quantised, "--base", quantised, "--adapter", adapter)
+    assert "bytes differ" in done.stdout
+    assert "at most 0" not in done.stdout
 
 
 def test_what_quantisation_leaves_is_said(files, tmp_path):
@@ -55,6 +60,10 @@ def test_what_quantisation_leaves_is_said(files, tmp_path):
     assert "of the adapter survives quantisation in 8 tensors" in done.stdout
     assert "warning: quantisation takes more than it leaves in 8 of 8" in done.stderr
     assert "export gguf-lora" in done.stderr
+    for option in ("-q", "--json"):
+        done = run("merge", base, tmp_path / "small", "-o", tmp_path / f"x{option}.gguf", option)
+        assert done.stderr.startswith("warning: quantisation takes more than it leaves")
+        assert len(done.stderr.splitlines()) == 1
     done = run(
         "merge", base, adapter, "-o", tmp_path / "q8.gguf", "--outtype", "q8_0", "--json", "-q"
     )
@@ -119,6 +128,8 @@ def test_a_broken_file_is_one_line(files, tmp_path):
 def test_where_a_checkpoint_is_needed_a_gguf_file_is_refused_by_name(tiny, tmp_path):
     base, adapter = write(tmp_path / "base.gguf", arrays_of()), tiny[1]
     for command in (
+        ["inspect", base],
+        ["merge", tiny[0], base, "-o", tmp_path / "out"],
         ["inspect", adapter, "--base", base],
         ["export", "lora", adapter, "--base", base, "-o", tmp_path / "lora"],
         ["verify", base, "--base", tiny[0], "--adapter", tiny[1]],
@@ -128,6 +139,20 @@ def test_where_a_checkpoint_is_needed_a_gguf_file_is_refused_by_name(tiny, tmp_p
         assert "is a GGUF file" in done.stderr
         assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "lora").exists()
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "gg").mkdir()
+    (tmp_path / "gg" / "model.gguf").write_bytes(base.read_bytes())
+    done = run("merge", tmp_path / "gg", adapter, "-o", tmp_path / "out")
+    assert "has no safetensors weights, but model.gguf" in done.stderr
+
+
+def test_a_name_that_says_another_format_is_refused(files, tiny, tmp_path):
+    before = snapshot(tmp_path)
+    for base, name in ((files[0], "x.safetensors"), (tiny[0], "x.gguf")):
+        done = run("merge", base, files[1], "-o", tmp_path / name)
+        assert done.returncode == 2
+        assert "choose another name" in done.stderr
+    assert snapshot(tmp_path) == before
 
 
 def test_a_kill_leaves_nothing_behind_that_looks_complete(tmp_path):

@@ -37,6 +37,7 @@ from nola_edge.adapter.start import unit_start
 from nola_edge.errors import AdapterError, ArgumentError, NotFiniteError, printable
 from nola_edge.output import AtomicOutput
 from nola_edge.paths import inside
+from nola_edge.replaceable import adapter_folder, packed_adapter
 from nola_edge.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
@@ -304,7 +305,11 @@ class Adapter:
         for name, values in self.whole_tensors.items():
             tensors[PREFIX + stored_name(name, self.modules)] = np.ascontiguousarray(values)
         with AtomicOutput(
-            path, inputs=self._inputs(path, force), force=force, directory=True
+            path,
+            inputs=self._inputs(path, force),
+            force=force,
+            directory=True,
+            replaces=adapter_folder,
         ) as out:
             write_tensors(out.path / WEIGHTS_NAME, tensors)
             write_config(out.path / CONFIG_NAME, config.to_json())
@@ -330,7 +335,11 @@ class Adapter:
         OutputError
         """
         with AtomicOutput(
-            path, inputs=self._inputs(path, force), force=force, directory=False
+            path,
+            inputs=self._inputs(path, force),
+            force=force,
+            directory=False,
+            replaces=packed_adapter,
         ) as out:
             write_packed(out.path, self._fingerprinted(), self.modules, self.whole_tensors)
 

@@ -35,7 +35,7 @@ def resolve(location: str | Path, revision: str | None = None) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise AdapterError(
-            "does not exist here; to download it from the Hub: pip install 'nola-edge[hub]'",
+            "does not exist here; to download it from the Hub: pip install huggingface_hub",
             file=location,
         ) from None
     try:

@@ -56,9 +56,7 @@ def command(
         if path is not None and not Path(path).absolute().parent.is_dir():
             raise OutputError("its parent folder does not exist; make it first", file=path)
     if plot_path is not None and find_spec("matplotlib") is None:
-        raise OutputError(
-            "needs matplotlib to be drawn: pip install 'nola-edge[bench]'", file=plot_path
-        )
+        raise OutputError("needs matplotlib to be drawn: pip install matplotlib", file=plot_path)
     wanted = suite or _SUITES
     about = report.machine()
     click.echo(report.heading(about))

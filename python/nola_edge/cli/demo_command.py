@@ -38,7 +38,12 @@ def command(keep: str | None, as_json: bool) -> None:
 
     with contextlib.ExitStack() as stack:
         if keep is not None:
-            output = AtomicOutput(keep, directory=True, expected_bytes=DISK_BYTES)
+            output = AtomicOutput(
+                keep,
+                directory=True,
+                expected_bytes=DISK_BYTES,
+                if_exists="choose another name, or remove it",
+            )
             folder = stack.enter_context(output).path
         else:
             made = tempfile.TemporaryDirectory(prefix="nola-edge-demo-")

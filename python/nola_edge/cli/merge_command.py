@@ -81,6 +81,10 @@ def command(
                     "one process writes and puts in place by one rename"
                 )
     gguf = is_gguf(base)
+    if gguf != output.endswith(".gguf") and output.endswith((".gguf", ".safetensors")):
+        raise click.UsageError(
+            f"the output is {'a' if gguf else 'no'} GGUF file, as BASE is; choose another name"
+        )
     if gguf and each:
         raise click.UsageError("--each is for checkpoints; merge into a GGUF file one by one")
     if outtype is not None and not gguf:

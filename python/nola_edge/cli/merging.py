@@ -125,11 +125,10 @@ def merge_gguf_file(
         )
         if report.survival:
             _print_survival(report)
+    _warn_of_loss(report)
 
 
 def _print_survival(report: GgufReport) -> None:
-    from nola_edge.gguf.survival import LITTLE
-
     shares = sorted(
         (kept.share, name) for name, kept in report.survival.items() if kept.share is not None
     )
@@ -142,7 +141,14 @@ def _print_survival(report: GgufReport) -> None:
         f"  {overall:.0%} of the adapter survives quantisation in {len(shares)} "
         f"tensors; least in {worst}"
     )
-    little = sum(share < LITTLE for share, _ in shares)
+
+
+def _warn_of_loss(report: GgufReport) -> None:
+    """Warn on stderr, however little is said on stdout."""
+    from nola_edge.gguf.survival import LITTLE
+
+    shares = [kept.share for kept in report.survival.values() if kept.share is not None]
+    little = sum(share < LITTLE for share in shares)
     if little:
         click.echo(
             f"warning: quantisation takes more than it leaves in {little} of {len(shares)} "

@@ -40,6 +40,9 @@ def command(
     """
     from nola_edge.gguf.file import is_gguf
 
+    if is_gguf(base) != is_gguf(merged):
+        which, other = ("--base", "MERGED") if is_gguf(base) else ("MERGED", "--base")
+        raise click.UsageError(f"{which} is a GGUF file and {other} is none; give two of a kind")
     given = [ui.parse_adapter(text) for text in adapters]
     with ui.ByteProgress(_size(merged), "verifying") as progress:
         if is_gguf(base):

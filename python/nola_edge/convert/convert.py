@@ -21,6 +21,7 @@ from nola_edge.errors import AdapterError, ArgumentError
 from nola_edge.export.lora import lora_fields
 from nola_edge.merge.blocks import Workers
 from nola_edge.output import AtomicOutput
+from nola_edge.replaceable import adapter_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -151,7 +152,8 @@ def convert_checkpoint(
         device = plan.drawn_on or given
         if device is None:
             raise ArgumentError(
-                "is not said by the checkpoint; give 'cpu', or the GPU that training ran on",
+                "is not said by the checkpoint; give 'cpu', or the GPU that training ran on "
+                "(--drawn-on cpu, --gpu NAME)",
                 field="drawn_on",
             )
         _check_sizes(source, plan, device)
@@ -168,7 +170,12 @@ def convert_checkpoint(
         inputs = [Path(path), source.path, *([Path(check)] if check is not None else [])]
         nbytes = sum(la.rank * (la.out_features + la.in_features) for la in plan.layers)
         with AtomicOutput(
-            output, inputs=inputs, force=force, directory=True, expected_bytes=4 * nbytes
+            output,
+            inputs=inputs,
+            force=force,
+            directory=True,
+            expected_bytes=4 * nbytes,
+            replaces=adapter_folder,
         ) as out:
             write_tensors(out.path / WEIGHTS_NAME, _tensors(plan, device, num_threads, progress))
             write_config(out.path / CONFIG_NAME, _config(plan))

@@ -103,6 +103,7 @@ def drawn_on_of(
         raise ArgumentError(f"is {printable(repr(device))}, not 'cpu' or 'cuda'", field="drawn_on")
     size = (multiprocessors, threads_per_multiprocessor)
     if gpu is not None:
+        gpu = gpu.lower()
         if gpu not in GPUS:
             raise ArgumentError(
                 f"{printable(repr(gpu))} is unknown; known are {', '.join(GPUS)}; for another give "

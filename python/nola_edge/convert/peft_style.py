@@ -126,7 +126,7 @@ def require_alpha(given: float | None, source: Source) -> float:
     if given is None:
         raise ArgumentError(
             f"{printable(source.path, 240)} does not say it; give what training was given as "
-            "--lora_alpha, or the PEFT folder, whose configuration says it",
+            "--lora_alpha (here --lora-alpha), or the PEFT folder, whose configuration says it",
             field="lora_alpha",
         )
     if isinstance(given, bool) or not math.isfinite(given) or given <= 0:

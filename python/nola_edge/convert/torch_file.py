@@ -153,8 +153,8 @@ class TorchFile(InputFile):
             foreign = _foreign_name(archive.read(entry))
             if foreign is not None:
                 raise FormatError(
-                    f"holds more than plain tensors ({printable(foreign)}) and needs pickle, which could "
-                    f"run code and is never used; {_SAFE_WAY}",
+                    f"holds more than plain tensors ({printable(foreign)}) and needs pickle, which "
+                    f"could run code and is never used; {_SAFE_WAY}",
                     file=self.path,
                 )
 
@@ -166,8 +166,8 @@ class TorchFile(InputFile):
                 loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError:
             raise FormatError(
-                "holds more than plain tensors and needs pickle, which could run code and is never used; "
-                f"{_SAFE_WAY}",
+                "holds more than plain tensors and needs pickle, which could run code and is "
+                f"never used; {_SAFE_WAY}",
                 file=self.path,
             ) from None
         except Exception as error:

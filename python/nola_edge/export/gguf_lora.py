@@ -26,6 +26,7 @@ from nola_edge.merge.plan import load_adapters, plan_merge
 from nola_edge.merge.update import stored_features
 from nola_edge.output import AtomicOutput
 from nola_edge.paths import read_inside
+from nola_edge.replaceable import gguf_lora
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -98,7 +99,9 @@ def export_gguf_lora(
     )
     alpha, tensors = _with_one_alpha(shares)
     inputs = [base, *(Path(a.path) for a, _ in adapters if a.path is not None)]
-    with AtomicOutput(output, inputs=inputs, force=force, directory=False) as out:
+    with AtomicOutput(
+        output, inputs=inputs, force=force, directory=False, replaces=gguf_lora
+    ) as out:
         writer = gguf.GGUFWriter(out.path, model.architecture.name)
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -116,9 +119,7 @@ def _gguf() -> Any:
     try:
         import gguf
     except ImportError:
-        raise ArgumentError(
-            "writing GGUF files needs the gguf package: pip install 'nola-edge[gguf]'"
-        ) from None
+        raise ArgumentError("writing GGUF files needs the gguf package: pip install gguf") from None
     return gguf
 
 

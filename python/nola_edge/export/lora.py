@@ -25,6 +25,7 @@ from nola_edge.errors import ArgumentError, NotFiniteError
 from nola_edge.merge.plan import plan_merge
 from nola_edge.merge.update import stored_features
 from nola_edge.output import AtomicOutput
+from nola_edge.replaceable import adapter_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -87,7 +88,9 @@ def export_lora(
         for name, values in loaded.whole_tensors.items():
             tensors[PREFIX + stored_name(name, loaded.modules)] = values
         inputs = [checkpoint.path, *([loaded.path] if loaded.path is not None else [])]
-        with AtomicOutput(output, inputs=inputs, force=force, directory=True) as out:
+        with AtomicOutput(
+            output, inputs=inputs, force=force, directory=True, replaces=adapter_folder
+        ) as out:
             write_tensors(out.path / WEIGHTS_NAME, tensors)
             write_config(out.path / CONFIG_NAME, _lora_config(loaded))
             checkpoint.check_unchanged()

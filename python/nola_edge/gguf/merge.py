@@ -17,6 +17,7 @@ from nola_edge.gguf.types import FLOAT_TYPES
 from nola_edge.merge.blocks import Buffers, Workers, block_offset, read_merged, row_blocks
 from nola_edge.merge.plan import load_adapters
 from nola_edge.output import AtomicOutput, copy_range, pwrite_all, start_writeback
+from nola_edge.replaceable import gguf_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +109,12 @@ def merge_gguf(
         layout = Layout(file, {name: merge.kind for name, merge in plan.merges.items()})
         inputs = [file.path, *(Path(a.path) for a, _ in adapters if a.path is not None)]
         with AtomicOutput(
-            Path(output), inputs=inputs, force=force, directory=False, expected_bytes=layout.size
+            Path(output),
+            inputs=inputs,
+            force=force,
+            directory=False,
+            expected_bytes=layout.size,
+            replaces=gguf_model,
         ) as out:
             survival = _write(plan, layout, out.path, num_threads, progress or (lambda _: None))
             file.check_unchanged()

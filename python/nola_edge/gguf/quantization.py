@@ -100,7 +100,7 @@ def _quants(kind: str) -> Any:
         from gguf import quants
     except ImportError:
         raise ArgumentError(
-            "merging into quantised tensors needs the gguf package: pip install 'nola-edge[gguf]'",
+            "merging into quantised tensors needs the gguf package: pip install gguf",
             field=kind,
         ) from None
     return quants

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -178,7 +179,9 @@ class _Comparison:
             count, distance = _distance(left, right, found.dtype)
             with self._lock:
                 elements, largest = self._values.get(name, (0, 0.0))
-                self._values[name] = elements + count, max(largest, distance)
+                # Where there is no distance, NaN stays: no comparison with it is true.
+                largest = largest if distance <= largest else distance
+                self._values[name] = elements + count, largest
         self._progress(nbytes)
 
     def report(self) -> VerifyReport:
@@ -192,7 +195,12 @@ class _Comparison:
             elif name in self._values:
                 elements, largest = self._values[name]
                 count = max(1, int(np.prod(self._expected.form(name)[1])))
-                detail = f"{elements} of {count} elements differ, by at most {largest:.3g}"
+                if math.isnan(largest):
+                    info = self._candidate[name][1]
+                    detail = f"{elements} of {info.nbytes} bytes differ"
+                    elements = min(elements, count)
+                else:
+                    detail = f"{elements} of {count} elements differ, by at most {largest:.3g}"
                 report.differences.append(Difference(name, "values", detail, elements, largest))
             report.tensors += 1
             report.nbytes += self._candidate[name][1].nbytes

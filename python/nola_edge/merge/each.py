@@ -15,7 +15,7 @@ from nola_edge.errors import ArgumentError, NolaEdgeError, OutputError
 from nola_edge.merge.groups import Groups, WantedMerge
 from nola_edge.merge.names import name_outputs
 from nola_edge.merge.share import Share
-from nola_edge.merge.write import MergeReport, write_merges
+from nola_edge.merge.write import MergeReport, replaces_of, write_merges
 from nola_edge.output import AtomicOutput
 
 if TYPE_CHECKING:
@@ -102,7 +102,15 @@ def merge_each(
         groups = Groups(checkpoint, wanted, check_base=check_base, num_threads=threads)
         inputs = _near(folder, [checkpoint.path, *_paths(named), *groups.adapter_paths])
         targets = [
-            AtomicOutput(item.output, inputs=inputs, force=force, directory=checkpoint.is_folder)
+            AtomicOutput(
+                item.output,
+                inputs=inputs,
+                force=force,
+                directory=checkpoint.is_folder,
+                replaces=replaces_of(checkpoint),
+                if_exists="go on with --skip-existing, replace it with --force, or choose another "
+                "folder",
+            )
             for item in wanted
         ]
         _check(folder, targets, inputs, groups.nbytes)

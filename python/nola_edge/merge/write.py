@@ -13,9 +13,12 @@ from nola_edge.merge.layout import OutputFile, output_files, write_companions
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
 from nola_edge.merge.together import Piece, write_together
 from nola_edge.output import AtomicOutput
+from nola_edge.replaceable import checkpoint_folder, safetensors_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from nola_edge.replaceable import Replaceable
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,11 @@ def merge_checkpoint(
         return merge.report(time.perf_counter() - begin, check_base)
 
 
+def replaces_of(base: Checkpoint) -> Replaceable:
+    """Tell what a merge into a base may replace: an earlier one into the same or a like base."""
+    return checkpoint_folder(base.companions()) if base.is_folder else safetensors_file
+
+
 @dataclass(frozen=True)
 class PlannedMerge:
     """A merge that was checked and can be written.
@@ -192,6 +200,7 @@ def write_merges(
                     force=force,
                     directory=base.is_folder,
                     expected_bytes=merge.nbytes,
+                    replaces=replaces_of(base),
                 )
             ).path
             for merge in reversed(merges)

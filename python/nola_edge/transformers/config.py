@@ -18,7 +18,9 @@ class NolaMergeConfig(QuantizationConfigMixin):
     """Merge adapters into each weight as it is loaded.
 
     Transformers' interface for quantisers is the one that sees each parameter between the file and
-    the model; nothing is quantised here.
+    the model; nothing is quantised here. Where another dtype than the file's is asked for,
+    transformers has rounded to it before: the bits are then those of ``merge_`` on the model loaded
+    in that dtype, not those of a merged checkpoint loaded in it.
 
     Parameters
     ----------
