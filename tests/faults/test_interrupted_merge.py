@@ -78,7 +78,7 @@ def leftovers(folder):
 def test_the_order_of_a_write(library, tiny, tmp_path, options):
     """All is written, then all is forced to disk, then one rename, then its folder."""
     if options:
-        ne.export_lora(tiny[1], tiny[0], tmp_path / "out")
+        ne.merge_checkpoint(tiny[0], tiny_adapter(seed=3), tmp_path / "out")
     merge = Merge(library, tiny, tmp_path, *options)
     names = merge.calls()
     assert names[-2:] == ["renameat2", "fsync"]
@@ -162,12 +162,12 @@ def test_an_error_at_every_call(library, tiny, tmp_path, code):
 
 def test_a_killed_replacement_keeps_the_old_or_has_the_new(library, tiny, tmp_path):
     merge = Merge(library, tiny, tmp_path, "--force")
-    ne.export_lora(tiny[1], tiny[0], merge.output)
+    ne.merge_checkpoint(tiny[0], tiny_adapter(seed=3), merge.output)
     old = snapshot(merge.output)
     total = merge.count()
     new = snapshot(merge.output)
     shutil.rmtree(merge.output)
-    ne.export_lora(tiny[1], tiny[0], merge.output)
+    ne.merge_checkpoint(tiny[0], tiny_adapter(seed=3), merge.output)
     kept = 0
     for call in range(1, total + 1):
         merge(at=call, signal=int(signal.SIGKILL))
