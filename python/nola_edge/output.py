@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nola_edge.errors import OutputError, printable
-from nola_edge.replaceable import nothing_yet, weights
+from nola_edge.replaceable import nothing_yet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -54,7 +54,8 @@ class AtomicOutput:
     expected_bytes : int, optional
         Refuse at once if the disk has less space.
     replaces : callable
-        Tells whether what is there is of the kind that is written (:mod:`nola_edge.replaceable`).
+        Tells whether what is there is of the kind that is written (:mod:`nola_edge.replaceable`);
+        by default only what is empty is.
     if_exists : str
         What to do about an existing target, for the message.
 
@@ -77,7 +78,7 @@ class AtomicOutput:
         force: bool = False,
         directory: bool,
         expected_bytes: int = 0,
-        replaces: Replaceable = weights,
+        replaces: Replaceable = nothing_yet,
         if_exists: str = "choose another name or pass --force",
     ) -> None:
         self.target = Path(os.path.abspath(target))

@@ -45,10 +45,10 @@ def inside(folder: Path, name: str) -> Path:
 
 
 #: A configuration is thousands of bytes long.
-MOST_CONFIG_BYTES = 10_000_000
+MAX_CONFIG_BYTES = 10_000_000
 
 
-def read_inside(folder: Path, name: str, most: int = MOST_CONFIG_BYTES) -> bytes:
+def read_inside(folder: Path, name: str, most: int = MAX_CONFIG_BYTES) -> bytes:
     """Read a small file of a folder.
 
     Parameters
@@ -69,4 +69,4 @@ def read_inside(folder: Path, name: str, most: int = MOST_CONFIG_BYTES) -> bytes
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size > most:
             raise CheckpointError(f"is no regular file of at most {most} bytes", file=path)
-        return file.read(most)
+        return file.read(status.st_size)

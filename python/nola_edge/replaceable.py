@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nola_edge.checkpoint import INDEX_NAME
+from nola_edge.errors import FormatError
+from nola_edge.gguf.file import GgufFile, is_gguf
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
@@ -13,27 +17,16 @@ if TYPE_CHECKING:
     Replaceable = Callable[[Path], bool]
 
 _SUFFIX = ".safetensors"
-_INDEX = f"model{_SUFFIX}.index.json"
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_FILES = {_ADAPTER_CONFIG, f"adapter_model{_SUFFIX}", f"head{_SUFFIX}", "README.md"}
 _PACKED = b"nola-packed-"
-_GGUF = b"GGUF"
-_GGUF_ADAPTER = b"general.type\x08\0\0\0\x07\0\0\0\0\0\0\0adapter"
-#: More than stands before what tells packed adapters and LoRA files in GGUF.
+#: More than stands before what tells packed adapters.
 _BEGINNING = 1 << 13
 
 
 def nothing_yet(path: Path) -> bool:
     """Tell whether a path is an empty folder or an empty file."""
     return not os.listdir(path) if path.is_dir() else path.stat().st_size == 0
-
-
-def weights(path: Path) -> bool:
-    """Tell whether a path is a folder with weights, or a file of them, of whatever kind."""
-    if path.is_dir():
-        names = os.listdir(path)
-        return ".git" not in names and any(name.endswith(_SUFFIX) for name in names)
-    return safetensors_file(path) or _begin(path).startswith(_GGUF)
 
 
 def checkpoint_folder(companions: Collection[Path]) -> Replaceable:
@@ -45,7 +38,7 @@ def checkpoint_folder(companions: Collection[Path]) -> Replaceable:
         if _ADAPTER_CONFIG in names or not any(name.endswith(_SUFFIX) for name in names):
             return False
         return all(
-            name in own or name == _INDEX or ("/" not in name and name.endswith(_SUFFIX))
+            name in own or name == INDEX_NAME or ("/" not in name and name.endswith(_SUFFIX))
             for name in _files(path)
         )
 
@@ -66,19 +59,26 @@ def packed_adapter(path: Path) -> bool:
 def safetensors_file(path: Path) -> bool:
     """Tell whether a file begins as a safetensors file does."""
     begin = _begin(path)
-    return begin[8:9] == b"{" and not begin.startswith(_GGUF)
+    return begin[8:9] == b"{" and not is_gguf(path)
 
 
 def gguf_model(path: Path) -> bool:
-    """Tell whether a file is GGUF and no adapter."""
-    begin = _begin(path)
-    return begin.startswith(_GGUF) and _GGUF_ADAPTER not in begin
+    """Tell whether a file is a model in GGUF."""
+    return _gguf_type(path) == "model"
 
 
 def gguf_lora(path: Path) -> bool:
     """Tell whether a file is an adapter in GGUF."""
-    begin = _begin(path)
-    return begin.startswith(_GGUF) and _GGUF_ADAPTER in begin
+    return _gguf_type(path) == "adapter"
+
+
+def _gguf_type(path: Path) -> object:
+    """Return what a GGUF file says it is; None of a file that is none, or is broken."""
+    try:
+        with GgufFile.open(path) as file:
+            return file.metadata.get("general.type", "model")
+    except FormatError:
+        return None
 
 
 def _begin(path: Path) -> bytes:

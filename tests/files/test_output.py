@@ -12,8 +12,11 @@ from nola_edge.errors import OutputError
 from nola_edge.output import AtomicOutput, copy_range
 from tests.conftest import snapshot, write_safetensors
 
+OURS = replaceable.checkpoint_folder([])
+
 
 def write(target, directory=True, **options):
+    options.setdefault("replaces", OURS if directory else replaceable.safetensors_file)
     with AtomicOutput(target, directory=directory, **options) as out:
         path = out.path / "a.safetensors" if directory else out.path
         path.write_bytes(b"content")
@@ -37,7 +40,7 @@ def test_an_exception_leaves_what_was_there(tmp_path, error, force):
     before = snapshot(tmp_path)
 
     def fail():
-        with AtomicOutput(tmp_path / "out", directory=True, force=force) as out:
+        with AtomicOutput(tmp_path / "out", directory=True, force=force, replaces=OURS) as out:
             (out.path / "half").write_bytes(b"half")
             raise error
 
@@ -68,7 +71,12 @@ def test_force_spares_a_file_that_is_no_output(tmp_path):
     (tmp_path / "out").write_text("precious text")
     with (
         pytest.raises(OutputError, match="--force does not replace it"),
-        AtomicOutput(tmp_path / "out", directory=False, force=True),
+        AtomicOutput(
+            tmp_path / "out",
+            directory=False,
+            force=True,
+            replaces=replaceable.safetensors_file,
+        ),
     ):
         pass
     assert (tmp_path / "out").read_text() == "precious text"

@@ -40,12 +40,13 @@ def command(
     """
     from nola_edge.gguf.file import is_gguf
 
-    if is_gguf(base) != is_gguf(merged):
-        which, other = ("--base", "MERGED") if is_gguf(base) else ("MERGED", "--base")
+    gguf = is_gguf(base)
+    if gguf != is_gguf(merged):
+        which, other = ("--base", "MERGED") if gguf else ("MERGED", "--base")
         raise click.UsageError(f"{which} is a GGUF file and {other} is none; give two of a kind")
     given = [ui.parse_adapter(text) for text in adapters]
-    with ui.ByteProgress(_size(merged), "verifying") as progress:
-        if is_gguf(base):
+    with ui.ByteProgress(_size(merged, gguf), "verifying") as progress:
+        if gguf:
             from nola_edge.gguf import verify_gguf
 
             report = verify_gguf(merged, base, given, num_threads=threads, progress=progress)
@@ -94,11 +95,10 @@ def command(
     return 0 if report.identical else 1
 
 
-def _size(path: str) -> int:
+def _size(path: str, gguf: bool) -> int:
     from nola_edge.checkpoint import Checkpoint
-    from nola_edge.gguf.file import is_gguf
 
-    if is_gguf(path):
+    if gguf:
         return os.path.getsize(path)
     with Checkpoint.open(path) as checkpoint:
         return checkpoint.nbytes

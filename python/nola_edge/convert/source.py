@@ -13,7 +13,7 @@ from nola_edge.convert.torch_file import TorchFile, is_torch_file
 from nola_edge.dtypes import MERGEABLE
 from nola_edge.errors import AdapterError, FormatError, NotFiniteError
 from nola_edge.jsonio import loads_object
-from nola_edge.paths import inside
+from nola_edge.paths import inside, read_inside
 from nola_edge.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _PICKLED_NAME = "adapter_model.bin"
-_MAX_CONFIG_BYTES = 10_000_000
 
 
 class TensorEntry(Protocol):
@@ -125,7 +124,4 @@ def _read_config(folder: Path) -> dict[str, Any] | None:
     path = folder / CONFIG_NAME
     if not path.is_file():
         return None
-    inside(folder, CONFIG_NAME)
-    if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise AdapterError("is too large for a configuration", file=path)
-    return loads_object(path.read_bytes(), file=path)
+    return loads_object(read_inside(folder, CONFIG_NAME), file=path)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 _OLDEST_TORCH = (2, 10)
-_MOST_PICKLE_BYTES = 64 << 20
+_MAX_PICKLE_BYTES = 64 << 20
 #: What the pickle of a state dict names.
 _NAMED = {
     "collections OrderedDict",
@@ -144,7 +144,7 @@ class TorchFile(InputFile):
         for entry in archive.infolist():
             if not entry.filename.endswith(".pkl"):
                 continue
-            if entry.file_size > _MOST_PICKLE_BYTES:
+            if entry.file_size > _MAX_PICKLE_BYTES:
                 raise FormatError(
                     f"takes {entry.file_size} bytes, more than the names of tensors can",
                     file=self.path,

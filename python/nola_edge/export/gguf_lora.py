@@ -44,7 +44,6 @@ _CONFIG = "config.json"
 class _Share:
     """What one adapter brings to one tensor."""
 
-    target: Target
     a: NDArray[np.float32]
     b: NDArray[np.float32]
     scaling: float
@@ -176,7 +175,7 @@ def _share(
     head_rows = target.head_rows(features[0], base)
     if head_rows is not None:
         b = interleave(b, head_rows)
-    return _Share(target, a, b, weight * adapter.scaling)
+    return _Share(a, b, weight * adapter.scaling)
 
 
 def _with_one_alpha(

@@ -39,12 +39,12 @@ _MAX_NAME = 63  # GGML_MAX_NAME, without its terminator
 _MAX_SIZE = 2**63
 _MAX_KEY = 65535
 #: What is kept of keys, and of strings and arrays of numbers, which otherwise are only walked over.
-_MOST_KEY_BYTES = 1 << 22
+_MAX_KEY_BYTES = 1 << 22
 _KEPT_BYTES = 1 << 20
 _KEPT_LENGTH = 4096
 _NUMBER_BYTES = 32  # of one number in a list
 #: Far more than a vocabulary has, and still walked over in seconds.
-_MOST_STRINGS = 1 << 22
+_MAX_STRINGS = 1 << 22
 _WINDOW = 1 << 20
 #: Far more than any model has; a file that is nothing but tiny entries stays cheap.
 _MAX_ENTRIES = 1 << 16
@@ -114,8 +114,8 @@ class GgufFile(InputFile):
     def _read_pair(self, cursor: _Cursor) -> None:
         key = cursor.text("a metadata key", _MAX_KEY)
         cursor.key_bytes += len(key)
-        if cursor.key_bytes > _MOST_KEY_BYTES:
-            raise cursor.refuse(f"with it the keys take more than {_MOST_KEY_BYTES} bytes", key)
+        if cursor.key_bytes > _MAX_KEY_BYTES:
+            raise cursor.refuse(f"with it the keys take more than {_MAX_KEY_BYTES} bytes", key)
         if key in self.metadata:
             raise cursor.refuse("appears twice", key)
         cursor.key = key
@@ -346,8 +346,8 @@ def _read_array(cursor: _Cursor) -> list[Any] | LongValue:
     if kind == STRING:
         cursor.need(8 * count, f"an array of {count} strings")
         cursor.strings += count
-        if cursor.strings > _MOST_STRINGS:
-            raise cursor.refuse(f"with it there are more than {_MOST_STRINGS} strings", value=count)
+        if cursor.strings > _MAX_STRINGS:
+            raise cursor.refuse(f"with it there are more than {_MAX_STRINGS} strings", value=count)
         for _ in range(count):
             length = cursor.number("Q")
             cursor.need(length, "a string")

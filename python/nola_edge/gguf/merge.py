@@ -13,7 +13,6 @@ from nola_edge.gguf.layout import Layout
 from nola_edge.gguf.plan import GgufPlan, plan_gguf
 from nola_edge.gguf.requantize import merge_rows, requantized_rows
 from nola_edge.gguf.survival import Survival
-from nola_edge.gguf.types import FLOAT_TYPES
 from nola_edge.merge.blocks import Buffers, Workers, block_offset, read_merged, row_blocks
 from nola_edge.merge.plan import load_adapters
 from nola_edge.output import AtomicOutput, copy_range, pwrite_all, start_writeback
@@ -151,7 +150,7 @@ def _write(
                 if not info.nbytes:
                     continue
                 update = merge.update(info.shape, num_threads)
-                if info.dtype == merge.kind and merge.kind in FLOAT_TYPES:
+                if merge.keeps_float(info):
                     for rows in row_blocks(info):
                         workers.submit(writer.merge, info, update, rows)
                 else:

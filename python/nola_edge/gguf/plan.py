@@ -10,7 +10,7 @@ from nola_edge.gguf.file import tensor_bytes
 from nola_edge.gguf.interleaved import InterleavedUpdate
 from nola_edge.gguf.model import model_of_gguf
 from nola_edge.gguf.quantization import WRITABLE_TYPES, check_codecs
-from nola_edge.gguf.types import TENSOR_TYPES
+from nola_edge.gguf.types import FLOAT_TYPES, TENSOR_TYPES
 from nola_edge.merge.fit import check_factor_sizes, check_shapes, location
 from nola_edge.merge.update import Term, make_update
 
@@ -40,6 +40,10 @@ class TensorMerge:
     kind: str
     head_rows: int | None
     terms: tuple[Term, ...] = ()
+
+    def keeps_float(self, info: TensorInfo) -> bool:
+        """Tell whether rows are merged as the floats that the base stores, with no detour."""
+        return self.kind == info.dtype and self.kind in FLOAT_TYPES
 
     def row_bytes(self, info: TensorInfo) -> int:
         """Return the bytes of a row of the merged tensor."""

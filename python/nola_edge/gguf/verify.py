@@ -11,7 +11,6 @@ from nola_edge.gguf.model import model_of_gguf
 from nola_edge.gguf.plan import GgufPlan, matched_tensors, plan_gguf
 from nola_edge.gguf.quantization import WRITABLE_TYPES
 from nola_edge.gguf.requantize import merge_rows, requantized_rows
-from nola_edge.gguf.types import FLOAT_TYPES
 from nola_edge.merge.blocks import BLOCK_BYTES, block_offset, read_merged, row_blocks
 from nola_edge.merge.compare import Difference, VerifyReport, compare, stored_blocks
 from nola_edge.merge.plan import load_adapters
@@ -135,7 +134,7 @@ class _Expected:
             return
         merge = self._plan.merges[name]
         update = merge.update(info.shape, self._num_threads)
-        if info.dtype == merge.kind and merge.kind in FLOAT_TYPES:
+        if merge.keeps_float(info):
             for rows in row_blocks(info):
                 begin, end = block_offset(info, rows[0]), block_offset(info, rows[1])
                 yield begin, end - begin, partial(read_merged, file, info, update, rows)

@@ -17,6 +17,7 @@ import numpy as np
 
 from nola_edge.adapter import Adapter
 from nola_edge.checkpoint import Checkpoint
+from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import ArgumentError, MismatchError, printable
 from nola_edge.merge.blocks import Workers, submit_merge
 from nola_edge.merge.lazy import MergedCheckpoint
@@ -290,16 +291,13 @@ class ArraySwitch(Switch):
                     file=self._base.path,
                     field=name,
                 )
-            array, plain = self.arrays[name], MergedCheckpoint(MergePlan(self._base, ()))[name]
-            if (
-                array.shape != plain.shape
-                or array.dtype != plain.dtype
-                or not array.flags.writeable
-            ):
+            array, info = self.arrays[name], self._base.tensors[name][1]
+            dtype = numpy_dtype(info.dtype)
+            if array.shape != info.shape or array.dtype != dtype or not array.flags.writeable:
                 raise MismatchError(
                     f"is {array.dtype} {array.shape}"
-                    f"{'' if array.flags.writeable else ', read-only'}; the base has {plain.dtype} "
-                    f"{plain.shape}, and it must be writable",
+                    f"{'' if array.flags.writeable else ', read-only'}; the base has {dtype} "
+                    f"{info.shape}, and it must be writable",
                     file=self._base.path,
                     field=name,
                 )

@@ -15,7 +15,7 @@ from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import AdapterError, NolaEdgeError, printable
 from nola_edge.jsonio import loads_object
 from nola_edge.merge.update import stored_features
-from nola_edge.paths import inside
+from nola_edge.paths import inside, read_inside
 from nola_edge.safetensors_file import SafetensorsFile, encode_header
 
 if TYPE_CHECKING:
@@ -115,10 +115,8 @@ class Entry:
     def is_complete(self, folder: Path) -> bool:
         """Tell whether a folder holds this entry: every tensor, of its size, and no byte more."""
         try:
-            path = inside(folder, CONFIG_NAME)
-            if path.stat().st_size > _MAX_CONFIG_BYTES:
-                return False
-            config = loads_object(path.read_bytes(), file=path)
+            data = read_inside(folder, CONFIG_NAME, _MAX_CONFIG_BYTES)
+            config = loads_object(data, file=folder / CONFIG_NAME)
             with SafetensorsFile.open(inside(folder, WEIGHTS_NAME)) as file:
                 tensors = {name: (i.dtype, i.shape) for name, i in file.tensors.items()}
         except (NolaEdgeError, OSError):
