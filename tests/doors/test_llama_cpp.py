@@ -123,9 +123,7 @@ def test_quantised_rows_are_ggmls_own(name, prepared, tmp_path):
 
 @pytest.mark.parametrize("kind", ["llama"])
 def test_a_file_that_llama_cpp_quantised(prepared, tmp_path):
-    """What only llama.cpp can write is left to it: beside a LoRA, or in another type."""
     model, base, adapter = prepared
-    # Its K-quants want rows of 256, so some fall back to what can be written.
     ggml_quantized(base, tmp_path / "q8.gguf", "Q8_0")
     merge_gguf(tmp_path / "q8.gguf", adapter, tmp_path / "q8-merged.gguf")
     export_gguf_lora(adapter, tmp_path / "q8.gguf", tmp_path / "lora.gguf")
@@ -143,6 +141,7 @@ def test_a_file_that_llama_cpp_quantised(prepared, tmp_path):
 
 @pytest.mark.parametrize("kind", ["llama"])
 def test_k_quants(kind, tmp_path):
+    """What only llama.cpp can write is left to it: beside a LoRA, or in another type."""
     model = make_model(kind, hidden_size=256, intermediate_size=256)
     base = tmp_path / "base.gguf"
     write_gguf(base, gguf_tensors(model, kind), kind, model.config)
