@@ -1,18 +1,16 @@
 """Outputs that are absent or complete at every instant.
 
-The order of a write: check everything; remove stale temporaries that nobody holds; make a locked
-temporary directory beside the target; write; fsync files, then directories; move the result into
-place with one rename that never overwrites; fsync the parent. A killed process leaves at most a
-temporary, which the next run with the same target removes.
+The order of a write: check everything; remove the temporaries of dead writers; make a temporary
+folder beside the target; write; find every file again as it was written and fsync it, then the
+folders; move the result into place with one rename that never overwrites; look at it once more;
+fsync the parent. A killed process leaves at most a temporary, which the next run with the same
+target removes (:mod:`nola_edge.temporary`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import functools
-import hashlib
 import os
 import secrets
 import shutil
@@ -20,20 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nola_edge.errors import OutputError, printable
+from nola_edge.renaming import exchange, is_on_overlay, rename_new
 from nola_edge.replaceable import nothing_yet
+from nola_edge.temporary import REPLACED, remove, sweep, temporary_path
+from nola_edge.written import Written, sync_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from nola_edge.replaceable import Replaceable
-
-_AT_FDCWD = -100
-_RENAME_NOREPLACE = 1
-_RENAME_EXCHANGE = 2
-_UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
-_NO_KERNEL_COPY = (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
-_COPY_BUFFER = 1 << 20
-_LONGEST_IN_PATTERN = 200
 
 
 class AtomicOutput:
@@ -62,7 +56,8 @@ class AtomicOutput:
     Attributes
     ----------
     path : Path
-        Where to write: an empty folder, or the name of a file that does not exist yet.
+        Where to write: an empty folder, or the name of a file that does not exist yet. Files are
+        written through :meth:`file`.
 
     Raises
     ------
@@ -88,22 +83,18 @@ class AtomicOutput:
         self._expected_bytes = expected_bytes
         self._replaces = replaces
         self._if_exists = if_exists
-        self._lock = -1
         self._temporary: Path | None = None
+        self._written = Written(Path())
         self.path = Path()
 
     def __enter__(self) -> AtomicOutput:
-        self.check()
+        self._check_target()
+        self.sweep()
+        self.check()  # a sweep may have put back what an earlier writer had taken away
         try:
             with _as_output_error(self.target):
-                self.sweep()
                 self._make_temporary()
-                # Something inside the temporary folder is renamed into place, never the locked
-                # folder itself.
-                assert self._temporary is not None
-                self.path = self._temporary / ("folder" if self._directory else "file")
-                if self._directory:
-                    self.path.mkdir()
+                self._check_movable()
         except BaseException:
             self._discard()
             raise
@@ -121,12 +112,46 @@ class AtomicOutput:
         finally:
             self._discard()
 
+    def file(self, name: str = "") -> AbstractContextManager[Path]:
+        """Give the path of a new file of the output; leave it when the file is complete.
+
+        What is written otherwise is not found again before it is published.
+
+        Parameters
+        ----------
+        name : str
+            Relative to a folder; empty for an output that is a file.
+        """
+        return self._written.file(name)
+
+    def adopt(self) -> None:
+        """Take note of all that stands in the folder, where others have written into it."""
+        self._written.adopt()
+
+    def _make_temporary(self) -> None:
+        # Known before it is made: a signal may come right after.
+        self._temporary = temporary_path(self.target)
+        self._temporary.mkdir(mode=0o700)
+        # Something inside the temporary is renamed into place, never the private folder itself.
+        self.path = self._temporary / ("folder" if self._directory else "file")
+        if self._directory:
+            self.path.mkdir()
+        self._written = Written(self.path)
+
     def _discard(self) -> None:
         if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+            with contextlib.suppress(OSError):
+                remove(self._temporary, self.target)
+
+    def sweep(self) -> None:
+        """Remove what dead writers of this target left; entering does the same.
+
+        Raises
+        ------
+        OutputError
+        """
+        with _as_output_error(self.target):
+            sweep(self.target)
 
     def check(self) -> None:
         """Refuse a target that cannot be written; entering does the same.
@@ -135,6 +160,14 @@ class AtomicOutput:
         ------
         OutputError
         """
+        self._check_target()
+        free = shutil.disk_usage(self.target.parent).free
+        if self._expected_bytes > free:
+            raise OutputError(
+                f"needs {self._expected_bytes} bytes, the disk has {free} free", file=self.target
+            )
+
+    def _check_target(self) -> None:
         target = self.target
         if not target.name:
             raise OutputError("is not a name for an output", file=target)
@@ -158,156 +191,109 @@ class AtomicOutput:
             raise OutputError(
                 f"is a {kind} already, and the output is not; remove it first", file=target
             )
-        if self._force and target.exists() and not (nothing_yet(target) or self._replaces(target)):
+        if self._force and os.path.ismount(target):
+            raise OutputError(
+                "is a mount point, which nothing can take the place of; choose a name in it",
+                file=target,
+            )
+        if self._force and target.exists() and not self._may_replace(target):
             raise OutputError(
                 "holds something that this does not write, so --force does not replace it; choose "
                 "another name, or remove it yourself",
                 file=target,
             )
-        free = shutil.disk_usage(target.parent).free
-        if self._expected_bytes > free:
+
+    def _may_replace(self, path: Path) -> bool:
+        """Tell whether what stands at a path is what this writes, or nothing yet."""
+        if path.is_symlink() or path.is_dir() != self._directory:
+            return False
+        return nothing_yet(path) or self._replaces(path)
+
+    def _check_movable(self) -> None:
+        """Refuse, before the work, a folder that could not be moved out of the way after it."""
+        if not (self._directory and self._force and self.target.exists()):
+            return
+        if not is_on_overlay(self.target):
+            return
+        assert self._temporary is not None
+        aside = self._temporary / REPLACED
+        try:
+            os.rename(self.target, aside)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
             raise OutputError(
-                f"needs {self._expected_bytes} bytes, the disk has {free} free", file=target
-            )
-
-    @property
-    def _pattern(self) -> str:
-        # A name may be as long as the file system allows, and the temporary's is longer.
-        name = self.target.name
-        if len(os.fsencode(name)) > _LONGEST_IN_PATTERN:
-            name = hashlib.sha256(os.fsencode(name)).hexdigest()
-        return f".nola-edge-{name}-"
-
-    def sweep(self) -> None:
-        """Remove temporaries of this target whose writer is gone."""
-        for entry in os.scandir(self.target.parent):
-            name = entry.name
-            if not (name.startswith(self._pattern) and name.endswith(".partial")):
-                continue
-            with contextlib.suppress(OSError):
-                fd = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(entry.path, ignore_errors=True)
-                finally:
-                    os.close(fd)
-
-    def _make_temporary(self) -> None:
-        while True:
-            # Known before it is made: a signal may come right after.
-            path = self.target.parent / f"{self._pattern}{secrets.token_hex(4)}.partial"
-            self._temporary = path
-            path.mkdir(mode=0o700)
-            # A sweeper may come between mkdir and flock; it wins, and another name is taken.
-            with contextlib.suppress(FileNotFoundError, BlockingIOError):
-                self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(self._lock), os.stat(path)):
-                    return
-            self._discard()
+                "lies in a lower layer of an overlay file system, such as a container's image, "
+                "from which no folder can be moved; choose another name, or remove it yourself",
+                file=self.target,
+            ) from None
+        os.rename(aside, self.target)
 
     def _commit(self) -> None:
-        _sync_tree(self.path)
-        target = self.target
-        if self._force and os.path.lexists(target):
-            assert self._temporary is not None
-            _exchange(self.path, target, self._temporary / "old")
-        elif not _rename_new(self.path, target, self._directory):
+        self._written.sync()
+        if self._force and os.path.lexists(self.target):
+            self._replace()
+        elif not rename_new(self.path, self.target):
             raise OutputError(
-                "appeared while the output was written; it was left alone", file=target
+                "appeared while the output was written; it was left alone", file=self.target
             )
         try:
-            _sync(target.parent)
+            self._written.check(self.target)
+        except OutputError:
+            self._take_back()
+            raise
+        try:
+            sync_folder(self.target.parent)
         except OSError as error:
             raise OutputError(
                 f"is complete, but its folder could not be forced to disk: {error.strerror}; "
                 "a power failure might undo it",
-                file=target,
+                file=self.target,
             ) from None
 
+    def _replace(self) -> None:
+        """Put the output in another's place, and look at what that was: it may have changed.
 
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync_tree(path: Path) -> None:
-    """Force a file, or a folder's files and then its folders from the leaves up, to disk."""
-    if not path.is_dir():
-        _sync(path)
-        return
-    for folder, _, names in os.walk(path, topdown=False):
-        for name in names:
-            _sync(Path(folder, name))
-        _sync(Path(folder))
-
-
-def _renameat2(source: Path, target: Path, flags: int) -> None:
-    """Rename with flags, by the C library's renameat2 (Linux).
-
-    Raises
-    ------
-    OSError
-        ENOSYS where the C library lacks it.
-    """
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "renameat2"):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    result = libc.renameat2(
-        _AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), ctypes.c_uint(flags)
-    )
-    if result != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), str(target))
-
-
-def _rename_new(source: Path, target: Path, directory: bool) -> bool:
-    """Rename unless the target exists; return whether it was done."""
-    try:
-        _renameat2(source, target, _RENAME_NOREPLACE)
-        return True
-    except OSError as error:
-        if error.errno == errno.EEXIST:
-            return False
-        if error.errno not in _UNSUPPORTED:
-            raise
-    # Without renameat2 a hard link never overwrites either. For a folder a check remains, and
-    # rename(2) itself refuses to replace one that is not empty.
-    if not directory:
+        The other one is then part of the temporary, and removed with it.
+        """
+        self._check_replaced(self.target)
+        if exchange(self.path, self.target):
+            try:
+                self._check_replaced(self.path)
+            except BaseException:
+                exchange(self.path, self.target)
+                raise
+            return
+        # No one step does it here; the output is absent between the two.
+        assert self._temporary is not None
+        replaced = self._temporary / REPLACED
+        os.rename(self.target, replaced)
         try:
-            os.link(source, target)
-        except FileExistsError:
-            return False
-        return True
-    if os.path.lexists(target):
-        return False
-    os.rename(source, target)
-    return True
-
-
-def _exchange(source: Path, target: Path, old: Path) -> None:
-    """Put the new output in the old one's place; the old one is then removed as temporary."""
-    try:
-        _renameat2(source, target, _RENAME_EXCHANGE)
-        return
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
+            self._check_replaced(replaced)
+        except BaseException:
+            os.rename(replaced, self.target)
             raise
-    if not source.is_dir():
-        os.replace(source, target)
-        return
-    # No one step replaces a folder here; the output is absent between the two.
-    os.rename(target, old)
-    try:
-        os.rename(source, target)
-    except OSError:
-        os.rename(old, target)
-        raise
+        if not rename_new(self.path, self.target):
+            kept = self.target.with_name(f"{self.target.name}.replaced-{secrets.token_hex(4)}")
+            os.rename(replaced, kept)
+            raise OutputError(
+                f"appeared while another was replaced, which is {printable(kept.name)} now; both "
+                "were left alone",
+                file=self.target,
+            )
+
+    def _check_replaced(self, path: Path) -> None:
+        if not self._may_replace(path):
+            raise OutputError(
+                "came to hold something, while the output was written, that this does not write; "
+                "it was left as it is",
+                file=self.target,
+            )
+
+    def _take_back(self) -> None:
+        """Undo the last step; what was replaced is back then, or put back with the temporary."""
+        if not (self.path.exists() and exchange(self.path, self.target)):
+            os.rename(self.target, self.path)
 
 
 def _output_error(target: Path, error: OSError) -> OutputError:
@@ -323,86 +309,3 @@ def _as_output_error(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _output_error(target, error) from error
-
-
-def pwrite_all(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """Write all of `data` at an offset."""
-    view = memoryview(data).cast("B")
-    done = 0
-    while done < len(view):
-        done += os.pwrite(fd, view[done:], offset + done)
-
-
-_SYNC_FILE_RANGE_WRITE = 2
-
-
-@functools.cache
-def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
-    import ctypes
-
-    function = getattr(ctypes.CDLL(None), "sync_file_range", None)
-    if function is not None:
-        function.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
-    return function
-
-
-def start_writeback(fd: int, offset: int, count: int) -> None:
-    """Let the disk begin with bytes just written, so that the final fsync has less to wait for.
-
-    A hint (Linux's sync_file_range), without effect on what is promised.
-    """
-    function = _sync_file_range()
-    if function is not None:
-        function(fd, offset, count, _SYNC_FILE_RANGE_WRITE)
-
-
-def copy_range(source: int, start: int, target: int, offset: int, count: int) -> None:
-    """Copy bytes between file descriptors, within the kernel where it can.
-
-    Parameters
-    ----------
-    source, target : int
-        File descriptors.
-    start, offset : int
-        Positions in source and target.
-    count : int
-        Bytes.
-
-    Raises
-    ------
-    OSError
-        If writing fails, or the source ends early.
-    """
-    done = 0
-    kernel = hasattr(os, "copy_file_range")
-    while done < count:
-        if kernel:
-            try:
-                copied = os.copy_file_range(
-                    source, target, count - done, start + done, offset + done
-                )
-            except OSError as error:
-                if error.errno not in _NO_KERNEL_COPY:
-                    raise
-                kernel = False
-                continue
-        else:
-            block = os.pread(source, min(_COPY_BUFFER, count - done), start + done)
-            pwrite_all(target, block, offset + done)
-            copied = len(block)
-        if copied == 0:
-            raise OSError(errno.EIO, "the source became shorter while it was copied")
-        done += copied
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copy a file's content; the copy gets the mode of a new file."""
-    read = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        write = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            copy_range(read, 0, write, 0, os.fstat(read).st_size)
-        finally:
-            os.close(write)
-    finally:
-        os.close(read)

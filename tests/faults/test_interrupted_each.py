@@ -11,6 +11,7 @@ from tests.conftest import load_all, snapshot, tiny_adapter, write_safetensors
 from tests.faults import test_interrupted_merge as single
 
 pytestmark = single.pytestmark
+commands = single.commands
 library = single.library
 
 
@@ -18,7 +19,7 @@ CLEARING = ("unlink", "unlinkat", "rmdir")
 
 
 @pytest.fixture
-def merge(library, tiny, tmp_path):
+def merge(commands, tiny, tmp_path):
     """Runs `nola-edge merge --each` on a file and two adapters, with a fault."""
     tensors = load_all(tiny[0])
     shutil.rmtree(tiny[0])
@@ -28,7 +29,7 @@ def merge(library, tiny, tmp_path):
         adapter = tiny_adapter(seed=seed)
         Adapter(adapter.config, {"layers.1.q": adapter.modules["layers.1.q"]}).save(tmp_path / name)
     files = tmp_path / "base", tmp_path / "first"
-    return single.Merge(library, files, tmp_path, tmp_path / "second", "--each")
+    return single.Merge(commands, files, tmp_path, tmp_path / "second", "--each")
 
 
 def check(output, complete):
@@ -50,8 +51,9 @@ def test_the_order_of_a_write(merge):
     assert folder < min(written)
     assert max(written) < first
     for place in (folder, first, second):
-        assert calls[place - 1] == calls[place + 1] == "fsync"
-    assert set(calls[first:second]) == {"renameat2", "fsync", "rmdir"}
+        assert calls[place + 1] == "fsync_folder"
+        assert calls[place - 1].startswith("fsync")
+    assert set(calls[first:second]) == {"renameat2", "fsync", "fsync_folder", "rmdir"}
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])

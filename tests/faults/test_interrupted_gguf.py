@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.conftest import snapshot
-from tests.faults.test_interrupted_merge import Merge, leftovers, library  # noqa: F401
+from tests.faults.test_interrupted_merge import Merge, commands, leftovers, library  # noqa: F401
 from tests.gguf.test_merge import adapter_of, arrays_of, write
 
 pytestmark = [
@@ -19,14 +19,14 @@ pytestmark = [
 
 
 @pytest.fixture
-def merge(library, tmp_path):  # noqa: F811
+def merge(commands, tmp_path):  # noqa: F811
     """A merge with the inputs in one folder and the output in another."""
     inputs, work = tmp_path / "inputs", tmp_path / "work"
     inputs.mkdir()
     work.mkdir()
     adapter_of().save(inputs / "adapter")
     base = write(inputs / "base.gguf", arrays_of("F16"))
-    return Merge(library, (base, inputs / "adapter"), work)
+    return Merge(commands, (base, inputs / "adapter"), work)
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])

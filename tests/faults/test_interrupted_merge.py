@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import nola_edge as ne
-from tests.conftest import default_signals, load_all, snapshot, tiny_adapter, write_safetensors
+from tests.conftest import load_all, snapshot, tiny_adapter, write_safetensors
+from tests.faults.commands import Commands
 
 pytestmark = [
     pytest.mark.kill,
@@ -29,26 +30,29 @@ def library(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def commands(library):
+    with Commands(library) as commands:
+        yield commands
+
+
 class Merge:
     """Runs `nola-edge merge` on the tiny base with a fault."""
 
-    def __init__(self, library, tiny, tmp_path, *options):
+    def __init__(self, commands, tiny, tmp_path, *options):
         self.base, self.adapter = tiny
         self.folder = tmp_path
         self.output = tmp_path / "out"
-        self.library = library
+        self.commands = commands
         self.options = options
 
+    @property
+    def arguments(self):
+        return ["merge", self.base, self.adapter, "-o", self.output, "--threads", "1", "-q",
+                *self.options]  # fmt: skip
+
     def __call__(self, **fault):
-        variables = {f"NOLA_FAULT_{name.upper()}": str(value) for name, value in fault.items()}
-        return subprocess.run(
-            [sys.executable, "-m", "nola_edge", "merge", self.base, self.adapter, "-o",
-             self.output, "--threads", "1", "-q", *self.options],
-            env={**os.environ, "LD_PRELOAD": str(self.library), **variables},
-            capture_output=True,
-            text=True,
-            preexec_fn=default_signals,
-        )  # fmt: skip
+        return self.commands.run(self.arguments, fault)
 
     def calls(self, **fault):
         """The names of the calls that change the disk, in order, up to the clearing up."""
@@ -75,25 +79,25 @@ def leftovers(folder):
 
 
 @pytest.mark.parametrize("options", [[], ["--force"]])
-def test_the_order_of_a_write(library, tiny, tmp_path, options):
+def test_the_order_of_a_write(commands, tiny, tmp_path, options):
     """All is written, then all is forced to disk, then one rename, then its folder."""
     if options:
         ne.merge_checkpoint(tiny[0], tiny_adapter(seed=3), tmp_path / "out")
-    merge = Merge(library, tiny, tmp_path, *options)
+    merge = Merge(commands, tiny, tmp_path, *options)
     names = merge.calls()
-    assert names[-2:] == ["renameat2", "fsync"]
+    assert names[-2:] == ["renameat2", "fsync_folder"]
     assert names.count("renameat2") == 1
     assert "rename" not in names
     first = names.index("fsync")
     files = sum(path.is_file() for path in merge.output.rglob("*"))
     folders = 1 + sum(path.is_dir() for path in merge.output.rglob("*"))
-    assert names[first:-2] == ["fsync"] * (files + folders)
+    assert names[first:-2] == ["fsync"] * files + ["fsync_folder"] * folders
     assert not {"unlink", "unlinkat", "rmdir"} & set(names)
 
 
 @pytest.mark.parametrize("options", [[], ["--force"]])
 @pytest.mark.parametrize("single", [False, True])
-def test_without_renameat2(library, tiny, tmp_path, options, single):
+def test_without_renameat2(commands, tiny, tmp_path, options, single):
     """A file system that cannot rename with flags still gets a complete output, and only once."""
     base, adapter = tiny
     if single:
@@ -101,7 +105,7 @@ def test_without_renameat2(library, tiny, tmp_path, options, single):
         write_safetensors(base, load_all(tiny[0]))
     if options:
         ne.merge_checkpoint(base, tiny_adapter(seed=3), tmp_path / "out")
-    merge = Merge(library, (base, adapter), tmp_path, *options)
+    merge = Merge(commands, (base, adapter), tmp_path, *options)
     done = merge(name="renameat2", errno=errno.EINVAL)
     assert done.returncode == 0, done.stderr
     assert ne.verify_checkpoint(merge.output, base, adapter)
@@ -113,9 +117,9 @@ def test_without_renameat2(library, tiny, tmp_path, options, single):
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
-def test_a_signal_at_every_call(library, tiny, tmp_path, name):
+def test_a_signal_at_every_call(commands, tiny, tmp_path, name):
     """The output is absent or complete; the next run clears what a killed one left."""
-    merge = Merge(library, tiny, tmp_path)
+    merge = Merge(commands, tiny, tmp_path)
     inputs = merge.inputs()
     total = merge.count()
     complete = snapshot(merge.output)
@@ -140,9 +144,9 @@ def test_a_signal_at_every_call(library, tiny, tmp_path, name):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_an_error_at_every_call(library, tiny, tmp_path, code):
+def test_an_error_at_every_call(commands, tiny, tmp_path, code):
     """One line on stderr, exit status 2, nothing left."""
-    merge = Merge(library, tiny, tmp_path)
+    merge = Merge(commands, tiny, tmp_path)
     total = merge.count()
     shutil.rmtree(merge.output)
     before = snapshot(tmp_path)
@@ -160,8 +164,8 @@ def test_an_error_at_every_call(library, tiny, tmp_path, code):
             shutil.rmtree(merge.output)  # the rename was done, its fsync was not
 
 
-def test_a_killed_replacement_keeps_the_old_or_has_the_new(library, tiny, tmp_path):
-    merge = Merge(library, tiny, tmp_path, "--force")
+def test_a_killed_replacement_keeps_the_old_or_has_the_new(commands, tiny, tmp_path):
+    merge = Merge(commands, tiny, tmp_path, "--force")
     ne.merge_checkpoint(tiny[0], tiny_adapter(seed=3), merge.output)
     old = snapshot(merge.output)
     total = merge.count()

@@ -8,17 +8,19 @@ import pytest
 
 import nola_edge as ne
 from nola_edge import Adapter, replaceable
+from nola_edge.copying import copy_range
 from nola_edge.errors import OutputError
-from nola_edge.output import AtomicOutput, copy_range
+from nola_edge.output import AtomicOutput
 from tests.conftest import snapshot, write_safetensors
+from tests.files.test_temporary import dead_temporary
 
 OURS = replaceable.checkpoint_folder([])
 
 
 def write(target, directory=True, **options):
     options.setdefault("replaces", OURS if directory else replaceable.safetensors_file)
-    with AtomicOutput(target, directory=directory, **options) as out:
-        path = out.path / "a.safetensors" if directory else out.path
+    output = AtomicOutput(target, directory=directory, **options)
+    with output as out, out.file("a.safetensors" if directory else "") as path:
         path.write_bytes(b"content")
 
 
@@ -26,7 +28,8 @@ def write(target, directory=True, **options):
 def test_appears_complete_and_alone(tmp_path, directory):
     target = tmp_path / "out"
     with AtomicOutput(target, directory=directory) as out:
-        (out.path / "a" if directory else out.path).write_bytes(b"content")
+        with out.file("a" if directory else "") as path:
+            path.write_bytes(b"content")
         assert not target.exists()
     assert (target / "a" if directory else target).read_bytes() == b"content"
     assert os.listdir(tmp_path) == ["out"]
@@ -101,7 +104,8 @@ def test_an_output_that_appears_meanwhile_is_left_alone(tmp_path):
 
     def race():
         with AtomicOutput(target, directory=False) as out:
-            out.path.write_text("ours")
+            with out.file() as path:
+                path.write_text("ours")
             target.write_text("theirs")
 
     with pytest.raises(OutputError, match="appeared while"):
@@ -128,20 +132,19 @@ def test_an_output_inside_an_input_through_a_link(tmp_path):
 
 
 def test_stale_temporaries_are_swept_and_held_ones_kept(tmp_path):
-    stale = tmp_path / ".nola-edge-out-00000000.partial"
-    stale.mkdir()
-    (stale / "half").write_text("half")
-    other = tmp_path / ".nola-edge-another-00000000.partial"
-    other.mkdir()
+    stale = dead_temporary(tmp_path / "out")
+    other = dead_temporary(tmp_path / "out-another")
     with AtomicOutput(tmp_path / "out", directory=False) as held:
-        held.path.write_text("first")
+        with held.file() as path:
+            path.write_text("first")
         assert not stale.exists()
         write(tmp_path / "out2", directory=False)
         with pytest.raises(OutputError, match="exists already"):
             write(tmp_path / "out2", directory=False)
         write_same = AtomicOutput(tmp_path / "out", directory=False)
         with write_same as second:
-            second.path.write_text("second")
+            with second.file() as path:
+                path.write_text("second")
             assert held.path.exists()
         assert (tmp_path / "out").read_text() == "second"
         (tmp_path / "out").unlink()

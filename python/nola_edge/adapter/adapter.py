@@ -311,8 +311,10 @@ class Adapter:
             directory=True,
             replaces=adapter_folder,
         ) as out:
-            write_tensors(out.path / WEIGHTS_NAME, tensors)
-            write_config(out.path / CONFIG_NAME, config.to_json())
+            with out.file(WEIGHTS_NAME) as weights:
+                write_tensors(weights, tensors)
+            with out.file(CONFIG_NAME) as file:
+                write_config(file, config.to_json())
 
     def _inputs(self, path: str | Path, force: bool) -> list[Path]:
         """Return what may not be written to; with `force` the adapter may replace itself."""
@@ -334,14 +336,17 @@ class Adapter:
         ------
         OutputError
         """
-        with AtomicOutput(
-            path,
-            inputs=self._inputs(path, force),
-            force=force,
-            directory=False,
-            replaces=packed_adapter,
-        ) as out:
-            write_packed(out.path, self._fingerprinted(), self.modules, self.whole_tensors)
+        with (
+            AtomicOutput(
+                path,
+                inputs=self._inputs(path, force),
+                force=force,
+                directory=False,
+                replaces=packed_adapter,
+            ) as out,
+            out.file() as file,
+        ):
+            write_packed(file, self._fingerprinted(), self.modules, self.whole_tensors)
 
     def quantize(self, bits: int) -> Adapter:
         """Return the adapter with coefficients rounded to few bits, to be stored so.

@@ -37,6 +37,7 @@ def command(keep: str | None, as_json: bool) -> None:
             click.echo(f"… {text}")
 
     with contextlib.ExitStack() as stack:
+        output = None
         if keep is not None:
             output = AtomicOutput(
                 keep,
@@ -52,6 +53,8 @@ def command(keep: str | None, as_json: bool) -> None:
         if not as_json:
             _print_speeches(speeches)
         result = run_demo(folder, say)
+        if output is not None:
+            output.adopt()
     if as_json:
         ui.print_json({**asdict(result), "speeches": [asdict(speech) for speech in speeches]})
         return

@@ -177,10 +177,13 @@ def convert_checkpoint(
             expected_bytes=4 * nbytes,
             replaces=adapter_folder,
         ) as out:
-            write_tensors(out.path / WEIGHTS_NAME, _tensors(plan, device, num_threads, progress))
-            write_config(out.path / CONFIG_NAME, _config(plan))
+            with out.file(WEIGHTS_NAME) as weights:
+                write_tensors(weights, _tensors(plan, device, num_threads, progress))
+            with out.file(CONFIG_NAME) as config:
+                write_config(config, _config(plan))
             if plan.head is not None:
-                write_tensors(out.path / HEAD_NAME, {"head.weight": plan.head})
+                with out.file(HEAD_NAME) as head:
+                    write_tensors(head, {"head.weight": plan.head})
             source.check_unchanged()
     return ConversionReport(
         output=Path(output),

@@ -98,10 +98,13 @@ def export_gguf_lora(
     )
     alpha, tensors = _with_one_alpha(shares)
     inputs = [base, *(Path(a.path) for a, _ in adapters if a.path is not None)]
-    with AtomicOutput(
-        output, inputs=inputs, force=force, directory=False, replaces=gguf_lora
-    ) as out:
-        writer = gguf.GGUFWriter(out.path, model.architecture.name)
+    with (
+        AtomicOutput(
+            output, inputs=inputs, force=force, directory=False, replaces=gguf_lora
+        ) as out,
+        out.file() as path,
+    ):
+        writer = gguf.GGUFWriter(path, model.architecture.name)
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)

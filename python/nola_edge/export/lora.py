@@ -91,8 +91,10 @@ def export_lora(
         with AtomicOutput(
             output, inputs=inputs, force=force, directory=True, replaces=adapter_folder
         ) as out:
-            write_tensors(out.path / WEIGHTS_NAME, tensors)
-            write_config(out.path / CONFIG_NAME, _lora_config(loaded))
+            with out.file(WEIGHTS_NAME) as weights:
+                write_tensors(weights, tensors)
+            with out.file(CONFIG_NAME) as config:
+                write_config(config, _lora_config(loaded))
             checkpoint.check_unchanged()
     return Path(output)
 

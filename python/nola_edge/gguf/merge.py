@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nola_edge.copying import copy_range, pwrite_all, start_writeback
 from nola_edge.gguf.file import GgufFile
 from nola_edge.gguf.layout import Layout
 from nola_edge.gguf.plan import GgufPlan, plan_gguf
@@ -15,7 +16,7 @@ from nola_edge.gguf.requantize import merge_rows, requantized_rows
 from nola_edge.gguf.survival import Survival
 from nola_edge.merge.blocks import Buffers, Workers, block_offset, read_merged, row_blocks
 from nola_edge.merge.plan import load_adapters
-from nola_edge.output import AtomicOutput, copy_range, pwrite_all, start_writeback
+from nola_edge.output import AtomicOutput
 from nola_edge.replaceable import gguf_model
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ def merge_gguf(
             expected_bytes=layout.size,
             replaces=gguf_model,
         ) as out:
-            survival = _write(plan, layout, out.path, num_threads, progress or (lambda _: None))
+            with out.file() as path:
+                survival = _write(plan, layout, path, num_threads, progress or (lambda _: None))
             file.check_unchanged()
         return GgufReport(
             output=Path(output),

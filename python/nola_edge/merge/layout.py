@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.checkpoint import INDEX_NAME
+from nola_edge.copying import copy_file
 from nola_edge.dtypes import safetensors_dtype
 from nola_edge.merge.tied import CONFIG_NAME, untied_config
-from nola_edge.output import copy_file
 from nola_edge.safetensors_file import encode_header
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nola_edge.merge.plan import MergePlan
+    from nola_edge.output import AtomicOutput
     from nola_edge.safetensors_file import SafetensorsFile
 
 
@@ -74,18 +75,17 @@ def output_files(plan: MergePlan) -> list[OutputFile]:
 
 
 def write_companions(
-    plan: MergePlan, companions: Sequence[Path], files: Sequence[OutputFile], folder: Path
+    plan: MergePlan, companions: Sequence[Path], files: Sequence[OutputFile], output: AtomicOutput
 ) -> None:
     """Carry over configuration and tokenizer files, and the index of the weight files."""
     base = plan.base
     untied = untied_config(plan)
     for relative in companions:
-        target = folder / relative
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if untied is not None and relative == Path(CONFIG_NAME):
-            target.write_bytes(untied)
-        else:
-            copy_file(base.path / relative, target)
+        with output.file(str(relative)) as target:
+            if untied is not None and relative == Path(CONFIG_NAME):
+                target.write_bytes(untied)
+            else:
+                copy_file(base.path / relative, target)
     if base.index is None:
         return
     data = bytes(base.index_bytes or b"")
@@ -98,4 +98,5 @@ def write_companions(
             metadata["total_size"] += sum(values.nbytes for values in plan.added.values())
         index.update(metadata=metadata, weight_map=weight_map)
         data = (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
-    (folder / INDEX_NAME).write_bytes(data)
+    with output.file(INDEX_NAME) as target:
+        target.write_bytes(data)

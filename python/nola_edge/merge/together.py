@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nola_edge.copying import copy_range, pwrite_all, start_writeback
 from nola_edge.errors import NotFiniteError
 from nola_edge.merge.blocks import Buffers, Workers, block_offset, merge_block, row_blocks
 from nola_edge.merge.fit import location
 from nola_edge.merge.update import make_update
-from nola_edge.output import copy_range, pwrite_all, start_writeback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from nola_edge.merge.layout import OutputFile
     from nola_edge.merge.plan import MergePlan
     from nola_edge.merge.update import Update
+    from nola_edge.output import AtomicOutput
     from nola_edge.safetensors_file import SafetensorsFile, TensorInfo
 
 _COPY_BYTES = 64 << 20
@@ -43,13 +43,15 @@ class Piece:
     ----------
     plan : MergePlan
     file : OutputFile
-    target : Path
-        A file that does not exist yet.
+    output : AtomicOutput
+    name : str
+        Of the new file in the output.
     """
 
     plan: MergePlan
     file: OutputFile
-    target: Path
+    output: AtomicOutput
+    name: str
 
     def changes(self, name: str) -> bool:
         """Tell whether a tensor of the base is another one in this output."""
@@ -143,21 +145,23 @@ class _Writer:
         self._shift = piece.file.shift
         self._progress = progress
         self._fd = -1
+        self._open = contextlib.ExitStack()
 
     def __enter__(self) -> _Writer:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._fd = os.open(self.piece.target, flags, 0o666)
-        try:
-            os.ftruncate(self._fd, self.piece.file.nbytes)
-            pwrite_all(self._fd, self.piece.file.header, 0)
-        except BaseException:
-            os.close(self._fd)
-            raise
-        self._progress(len(self.piece.file.header))
+        piece = self.piece
+        with contextlib.ExitStack() as stack:
+            path = stack.enter_context(piece.output.file(piece.name))
+            self._fd = os.open(path, flags, 0o666)
+            stack.callback(os.close, self._fd)
+            os.ftruncate(self._fd, piece.file.nbytes)
+            pwrite_all(self._fd, piece.file.header, 0)
+            self._open = stack.pop_all()
+        self._progress(len(piece.file.header))
         return self
 
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
 
     def copy(self, begin: int, end: int) -> None:
         """Copy bytes of the base within the kernel."""

@@ -192,7 +192,7 @@ def write_merges(
     companions = base.companions()
     with contextlib.ExitStack() as stack:
         # Left in the reverse order, so that the first is the first in place.
-        places = [
+        outputs = [
             stack.enter_context(
                 AtomicOutput(
                     merge.output,
@@ -202,18 +202,16 @@ def write_merges(
                     expected_bytes=merge.nbytes,
                     replaces=replaces_of(base),
                 )
-            ).path
+            )
             for merge in reversed(merges)
         ][::-1]
         for number, source in enumerate(base.shards):
             pieces = []
-            for merge, place in zip(merges, places, strict=True):
+            for merge, output in zip(merges, outputs, strict=True):
                 file = merge.files[number]
-                pieces.append(
-                    Piece(merge.plan, file, place / file.name if base.is_folder else place)
-                )
+                pieces.append(Piece(merge.plan, file, output, file.name if base.is_folder else ""))
             write_together(source, pieces, num_threads, progress or (lambda _: None))
         if base.is_folder:
-            for merge, place in zip(merges, places, strict=True):
-                write_companions(merge.plan, companions, merge.files, place)
+            for merge, output in zip(merges, outputs, strict=True):
+                write_companions(merge.plan, companions, merge.files, output)
         base.check_unchanged()

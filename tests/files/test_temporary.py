@@ -1,0 +1,154 @@
+"""Temporaries say whose they are, and are removed only where that one is provably dead."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nola_edge import temporary
+from nola_edge.temporary import REPLACED, sweep, temporary_path
+
+WEEK = 7 * 24 * 3600
+
+
+def dead_temporary(target):
+    """Make a temporary, with a file in it, whose maker has ended."""
+    code = (
+        "import sys, pathlib; from nola_edge.temporary import temporary_path\n"
+        "path = temporary_path(pathlib.Path(sys.argv[1])); path.mkdir(); print(path)"
+    )
+    command = [sys.executable, "-c", code, target]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    path = Path(said.rstrip("\n"))
+    (path / "half").write_text("half")
+    return path
+
+
+def renamed(path, **changes):
+    """Give a temporary another owner."""
+    owner = temporary._OWNER.search(path.name)
+    words = owner.groupdict() | changes
+    name = ".".join(words[key] for key in ("host", "boot", "namespace", "process", "started"))
+    tail = re.search(r"-[0-9a-f]{8}\.partial$", path.name)[0]
+    return path.rename(path.with_name(path.name[: owner.start()] + name + tail))
+
+
+def age(path, seconds):
+    """Let everything in a folder have changed last so long ago."""
+    for item in [*path.rglob("*"), path]:
+        then = item.stat().st_mtime - seconds
+        os.utime(item, (then, then))
+
+
+def swept(path, target):
+    sweep(target)
+    return not path.exists()
+
+
+def test_a_dead_writers_temporary_is_removed(tmp_path):
+    assert swept(dead_temporary(tmp_path / "out"), tmp_path / "out")
+
+
+def test_a_living_writers_temporary_is_kept(tmp_path):
+    mine = temporary_path(tmp_path / "out")
+    mine.mkdir()
+    assert not swept(mine, tmp_path / "out")
+
+
+OTHER = "0" * 8
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"host": OTHER}, {"boot": OTHER}, {"namespace": "1"}, {"host": OTHER, "boot": OTHER}],
+)
+def test_a_process_that_cannot_be_asked_after(tmp_path, changes, monkeypatch):
+    """Of another machine, or another container: only what a week has not touched is removed."""
+    monkeypatch.setattr(temporary, "_boot_time", lambda: time.time() - 3600)
+    target = tmp_path / "out"
+    path = renamed(dead_temporary(target), **changes)
+    assert not swept(path, target)
+    age(path, WEEK - 3600)
+    # Before this machine was started: then a former boot's process is dead.
+    assert swept(path, target) == (set(changes) == {"boot"})
+    if path.exists():
+        age(path, 2 * 3600)
+        assert swept(path, target)
+
+
+def test_another_process_of_the_same_number(tmp_path):
+    """Numbers are given out again; when a process was started tells them apart."""
+    path = temporary_path(tmp_path / "out")
+    path.mkdir()
+    path = renamed(path, started="1")
+    assert swept(path, tmp_path / "out")
+
+
+def test_a_zombie_is_dead(tmp_path):
+    """Killed, and its parent has not looked yet, as in a container without an init."""
+    target = tmp_path / "out"
+    code = (
+        "import sys, os, pathlib; from nola_edge.temporary import temporary_path\n"
+        "path = temporary_path(pathlib.Path(sys.argv[1])); path.mkdir()\n"
+        "print(path, flush=True); os.kill(os.getpid(), 9)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, target], stdout=subprocess.PIPE, text=True
+    )
+    path = Path(child.stdout.read().rstrip("\n"))
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert swept(path, target)
+    child.wait()
+    child.stdout.close()
+
+
+def test_targets_whose_names_begin_alike(tmp_path):
+    longer = dead_temporary(tmp_path / "french-canadian")
+    assert not swept(longer, tmp_path / "french")
+    assert not swept(longer, tmp_path / "french-canadia")
+    assert swept(longer, tmp_path / "french-canadian")
+
+
+NAMES = st.text(
+    st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=60
+).filter(lambda name: name not in (".", "..") and len(name.encode()) < 200)
+
+
+@given(one=NAMES, other=NAMES)
+def test_a_temporary_belongs_to_one_target(one, other):
+    path = temporary_path(Path("/folder", one))
+    assert len(os.fsencode(path.name)) <= 255
+    prefix = temporary._prefix(Path("/folder", other))
+    found = path.name.startswith(prefix) and temporary._OWNER.fullmatch(path.name, len(prefix))
+    assert bool(found) == (one == other)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_replaced_output_is_put_back(tmp_path, there):
+    """Only where nothing has come in its place."""
+    target = tmp_path / "out"
+    path = dead_temporary(target)
+    (path / REPLACED).write_text("old")
+    if there:
+        target.write_text("new")
+    assert swept(path, target)
+    assert target.read_text() == ("new" if there else "old")
+
+
+def test_what_is_no_temporary_is_left_alone(tmp_path):
+    target = tmp_path / "out"
+    path = dead_temporary(target)
+    name = path.name
+    path.rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").joinpath("precious").write_text("x")
+    (tmp_path / name).symlink_to("elsewhere")
+    (tmp_path / ".nola-edge-out-mine.partial").mkdir()
+    sweep(target)
+    assert (tmp_path / "elsewhere" / "precious").exists()
+    assert (tmp_path / ".nola-edge-out-mine.partial").exists()
