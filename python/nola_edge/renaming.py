@@ -10,6 +10,10 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _MOUNTS = Path("/proc/self/mountinfo")
 _AT_FDCWD = -100
@@ -31,7 +35,8 @@ def rename_new(source: Path, target: Path) -> bool:
     ------
     OSError
     """
-    ways = [_rename_flagged, *([] if source.is_dir() else [os.link]), _rename_after_a_look]
+    links: list[Callable[[Path, Path], None]] = [] if source.is_dir() else [os.link]
+    ways = [_rename_flagged, *links, _rename_after_a_look]
     for way in ways:
         try:
             way(source, target)

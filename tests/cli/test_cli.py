@@ -207,3 +207,30 @@ def test_an_interrupted_demo_keeps_nothing(tmp_path, number):
     process.communicate(timeout=60)
     assert process.returncode == -number
     assert snapshot(tmp_path) == {}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("json_too", [(), ("--json",)])
+def test_a_full_standard_output_is_no_failed_merge(tiny, tmp_path, json_too):
+    """What was asked for is on disk; where it was to be printed, it is not there."""
+    base, adapter = tiny
+    command = [sys.executable, "-m", "nola_edge"]
+    out = tmp_path / "out"
+
+    def run_full(*arguments):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [*command, *map(str, arguments), *json_too], stdout=full, stderr=subprocess.PIPE
+            )
+        said = done.stderr.decode()
+        assert said.count("\n") == 1
+        assert "standard output cannot be written: No space left on device" in said
+        return done.returncode, said
+
+    status, said = run_full("merge", base, adapter, "-o", out)
+    assert status == 0
+    assert "complete" in said
+    assert run("verify", out, "--base", base, "--adapter", adapter).returncode == 0
+    assert run_full("inspect", adapter)[0] == 2
+    assert run_full("verify", out, "--base", base, "--adapter", adapter)[0] == 2
+    assert run_full("verify", base, "--base", base, "--adapter", adapter)[0] == 1

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from nola_edge import __version__
+from nola_edge.cli.stdout import Stdout, replace_stdout
 from nola_edge.errors import NolaEdgeError, printable
 
 if TYPE_CHECKING:
@@ -33,8 +34,20 @@ _COMMANDS = {
 }
 
 
+#: Commands that leave their result on disk; the others print it.
+_WRITING = ("merge", "quantize", "pack", "unpack", "export", "convert")
+
+
 class _LazyGroup(click.Group):
     """Imports a command's module when it is run, so that --help stays quick."""
+
+    #: The command that has been run to its end.
+    done: str | None = None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        result = super().invoke(ctx)
+        self.done = ctx.invoked_subcommand
+        return result
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -79,6 +92,18 @@ def _die_of(number: int) -> NoReturn:
     raise SystemExit(128 + number)
 
 
+def _end(status: int, stdout: Stdout | None) -> NoReturn:
+    """End with a status. With a full standard output a result on disk is complete all the same."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    if stdout is None or stdout.error is None:
+        raise SystemExit(status)
+    said = f"standard output cannot be written: {stdout.error.strerror}"
+    written = cli.done in _WRITING
+    print(f"nola-edge: {said}{'; the result itself is complete' * written}", file=sys.stderr)
+    raise SystemExit(0 if written else status or 2)
+
+
 def _fail(message: object) -> NoReturn:
     print(f"nola-edge: {printable(message, 1000)}", file=sys.stderr)
     raise SystemExit(2)
@@ -93,6 +118,7 @@ def main(arguments: list[str] | None = None) -> Any:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without these signs still gets text
             stream.reconfigure(errors="replace")
+    stdout = replace_stdout()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and stays so
             signal.signal(number, _terminate)
@@ -122,4 +148,4 @@ def main(arguments: list[str] | None = None) -> Any:
         raise
     except (OSError, MemoryError, TypeError, ValueError) as error:
         _fail(str(error) or type(error).__name__)
-    raise SystemExit(status if isinstance(status, int) else 0)
+    _end(status if isinstance(status, int) else 0, stdout)

@@ -1,0 +1,50 @@
+"""A standard output that may be full, without spoiling what was done before it was told of."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+
+class Stdout(io.FileIO):
+    """Standard output's bytes; keeps the first error instead of raising it.
+
+    A closed pipe is no such error: whoever read has seen enough, and the program ends of it.
+
+    Attributes
+    ----------
+    error : OSError or None
+        Why something could not be written.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: object) -> int:
+        """Write bytes, or drop them once that has failed."""
+        try:
+            return super().write(data)  # type: ignore[arg-type]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self.error = self.error or error
+            return memoryview(data).nbytes  # type: ignore[arg-type]
+
+
+def replace_stdout() -> Stdout | None:
+    """Put a :class:`Stdout` below ``sys.stdout``; None where that is no file of the system."""
+    text = sys.stdout
+    if not isinstance(text, io.TextIOWrapper):
+        return None
+    try:
+        number = text.fileno()
+    except OSError:
+        return None
+    text.flush()
+    raw = Stdout(number, "w", closefd=False)
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=text.encoding,
+        errors=text.errors,
+        line_buffering=text.line_buffering,
+    )
+    return raw
