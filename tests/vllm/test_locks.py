@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import re
 
 import pytest
 
@@ -52,3 +54,26 @@ def test_a_folder_that_is_moved_away_meanwhile(tmp_path, monkeypatch, replaced):
     away = locks.try_lock(tmp_path / "away", shared=False)
     assert away is not None  # nothing was kept
     os.close(away)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES])
+def test_a_folder_that_cannot_be_opened(tmp_path, monkeypatch, code):
+    """That is no reason to think that it is not there."""
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OSError, match=re.escape(os.strerror(code))):
+        locks.try_lock(tmp_path, shared=True)
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    before = set(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else set()
+    with pytest.raises(OSError, match=re.escape(os.strerror(errno.ENOLCK))):
+        locks.try_lock(tmp_path, shared=True)
+    assert not before or set(os.listdir("/proc/self/fd")) == before

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from nola_edge.errors import OutputError
 from nola_edge.vllm.cache import LoraCache
 from tests.conftest import default_signals, snapshot
 from tests.faults.test_interrupted_merge import library  # noqa: F401, a fixture
@@ -52,13 +53,13 @@ class World:
         self.adapters, self.base, self.directory = adapters, base, directory
         self.started = []
 
-    def command(self, names, most=PLENTY, *stop):
+    def command(self, names, most=PLENTY, *stop, script=WORKER):
         arguments = [self.adapters, self.directory, str(most), self.base, names, *stop]
-        return [sys.executable, "-c", WORKER, *map(str, arguments)]
+        return [sys.executable, "-c", script, *map(str, arguments)]
 
-    def start(self, names, *stop):
+    def start(self, names, *stop, script=WORKER):
         process = subprocess.Popen(
-            self.command(names, PLENTY, *stop),
+            self.command(names, PLENTY, *stop, script=script),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -77,7 +78,9 @@ def world(adapters, tiny, tmp_path):
     yield made
     for process in made.started:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
 
 
 def until(process, word):
@@ -137,14 +140,33 @@ def test_in_use_by_another_process(world):
     cache = world.cache()
     most = size(world.directory) + 4096
     cache.close()
-    from nola_edge.errors import OutputError
-
     other = world.cache(most)
     with pytest.raises(OutputError, match="in use by running servers"):
         other.get("b", world.base)
     assert os.path.exists(a)
     server.kill()
     server.wait()
+    b = other.get("b", world.base)
+    assert entries(other) == {b.name}
+    other.close()
+
+
+def test_in_use_by_what_was_forked_from_the_one_that_asked(world):
+    """That may be killed: an engine that is left reads the files until it ends too."""
+    forking = WORKER.replace('    print("got', '    os.fork()\n    print("got').replace(
+        "import sys", "import os, sys", 1
+    )
+    parent = world.start("a", script=forking)
+    got = [until(parent, "got")[-1] for _ in range(2)]
+    assert got[0] == got[1]
+    most = size(world.directory) + 4096
+    parent.kill()
+    parent.wait()
+    other = world.cache(most)
+    with pytest.raises(OutputError, match="in use by running servers"):
+        other.get("b", world.base)
+    parent.stdin.close()  # the child ends
+    assert not parent.stdout.read()
     b = other.get("b", world.base)
     assert entries(other) == {b.name}
     other.close()

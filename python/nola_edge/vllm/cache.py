@@ -7,8 +7,14 @@ Two kinds of lock keep order, both on folders and gone with the process that hel
 - on the cache: whoever adds or removes an entry has it alone. So an adapter is expanded once, one
   at a time, and the bound on bytes holds across processes.
 - on an entry, shared: held by every process that was given it, until it ends. vLLM comes back to
-  the files whenever it has put an adapter out of memory, so such an entry is never removed; when
-  all are in use and a new one does not fit, the new one is refused.
+  the files whenever it has put an adapter out of memory, for requests that name it and for those
+  that still wait for one that changed since; an engine that does not find them ends, and the server
+  with it. So such an entry is never removed, nor absent for a moment; when all are in use and a new
+  one does not fit, the new one is refused.
+
+In vLLM the API server's process asks and has the locks, and the engine's processes read. Neither
+outlives the other, so that the lock of the one protects the files that the others need. What is
+forked from the one that asked has its locks too.
 """
 
 from __future__ import annotations
@@ -38,7 +44,7 @@ if TYPE_CHECKING:
 
     from nola_edge.merge.plan import MergePlan
 
-_TEMPORARY = (".nola-edge-", ".partial")
+_TEMPORARY = ".nola-edge-"
 
 
 class LoraCache:
@@ -86,7 +92,6 @@ class LoraCache:
         self.max_bytes = max_bytes
         self.dtype = dtype
         self._mutex = threading.Lock()
-        self._given: dict[str, str] = {}  # adapter's name -> the entry that was given for it last
         self._locks: dict[str, int] = {}  # entry -> descriptor with this process's shared lock
         with self._as_output_error():
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -98,8 +103,8 @@ class LoraCache:
     def get(self, name: str, base: str | Path) -> Path | None:
         """Return the exact LoRA folder of an adapter, expanded now if it is not there yet.
 
-        The folder stays until this process ends, or until the name gives another one because the
-        adapter changed.
+        The folder stays until this process ends, even when the name gives another one since,
+        because the adapter changed.
 
         Parameters
         ----------
@@ -129,7 +134,7 @@ class LoraCache:
             _warn_of_other_names(name, plan)
             entry = Entry.of(adapter, plan, self.dtype)
         with self._as_output_error():
-            if not self._use(name, entry):
+            if not self._use(entry):
                 self._make(name, entry, adapter, base)
         return self.directory / entry.name
 
@@ -139,30 +144,24 @@ class LoraCache:
             for fd in self._locks.values():
                 os.close(fd)
             self._locks.clear()
-            self._given.clear()
 
-    def _use(self, name: str, entry: Entry) -> bool:
-        """Hold an entry for a name; False if it is not there complete."""
+    def _use(self, entry: Entry) -> bool:
+        """Hold an entry until this process ends; False if it is not there complete."""
         path = self.directory / entry.name
         with self._mutex:
-            fd = self._locks.pop(entry.name, None)
-            if fd is None:
-                fd = try_lock(path, shared=True)
+            held = self._locks.get(entry.name)
+            fd = held if held is not None and is_at(held, path) else try_lock(path, shared=True)
             if fd is None:
                 return False
-            if not (is_at(fd, path) and entry.is_complete(path)):
-                os.close(fd)
+            if not entry.is_complete(path):
+                if fd != held:
+                    os.close(fd)
                 return False
-            self._locks[entry.name] = fd
-            _touch(path)
-            before = self._given.get(name)
-            self._given[name] = entry.name
-            if before is not None and before not in self._given.values():
-                # Requests under way may still want it: the last to be removed, therefore.
-                _touch(self.directory / before)
-                held = self._locks.pop(before, None)  # None: it vanished, and its lock was dropped
-                if held is not None:
+            if fd != held:
+                self._locks[entry.name] = fd
+                if held is not None:  # of a folder that is no longer there
                     os.close(held)
+            _touch(path)
         return True
 
     def _make(self, name: str, entry: Entry, adapter: Adapter, base: str | Path) -> None:
@@ -173,20 +172,38 @@ class LoraCache:
                 file=self.directory,
             )
         with locked(self.directory):
-            if self._use(name, entry):  # made by another while this one waited
+            if self._use(entry):  # made by another while this one waited
                 return
             self._sweep()
             self._make_room(name, entry)
-            path = self.directory / entry.name
-            if os.path.lexists(path):  # not what belongs there
-                self._remove(path)
             begin = time.perf_counter()
-            export_lora(adapter, base, path, dtype=self.dtype)
-            if not self._use(name, entry):
-                self._remove(path)
-                raise ChangedError("changed while it was read; ask again", file=base)
+            fresh = self._temporary(entry.name)
+            try:
+                export_lora(adapter, base, fresh, dtype=self.dtype)
+                if not entry.is_complete(fresh):
+                    raise ChangedError("changed while it was read; ask again", file=base)
+                self._put(fresh, self.directory / entry.name)
+            finally:
+                _delete(fresh)
+            if not self._use(entry):
+                raise OutputError("changed while it was written to; ask again", file=self.directory)
         seconds = time.perf_counter() - begin
+        path = self.directory / entry.name
         LOGGER.info("NOLA adapter %s expanded in %.2f s: %s", printable(name), seconds, path)
+
+    def _put(self, fresh: Path, path: Path) -> None:
+        """Move a complete folder to its place, where something may be that is not complete.
+
+        Servers may have been given what is there: a folder stays, and each of its files is
+        replaced in one step, so that none of them ever finds one absent that was not before.
+        """
+        if path.is_dir() and not path.is_symlink():
+            for file in sorted(fresh.iterdir()):
+                file.replace(path / file.name)
+            return
+        if os.path.lexists(path):
+            self._remove(path)
+        fresh.rename(path)
 
     def _make_room(self, name: str, entry: Entry) -> None:
         """Remove what was used longest ago until an entry fits; nothing if it cannot fit."""
@@ -206,8 +223,9 @@ class LoraCache:
                     free += size
             if used + entry.nbytes > self.max_bytes:
                 raise OutputError(
-                    f"{used} of {self.max_bytes} bytes are in use by running servers, and the LoRA "
-                    f"of {printable(name)} takes {entry.nbytes}; allow the cache more",
+                    f"{used} of {self.max_bytes} bytes are in use by running servers, which keep "
+                    f"what they were ever given, and the LoRA of {printable(name)} takes "
+                    f"{entry.nbytes}; allow the cache more, or restart them",
                     file=self.directory,
                 )
             if entry.nbytes > free:
@@ -227,22 +245,20 @@ class LoraCache:
                 size = sum(status.st_size for status in files)
                 yield item.stat(follow_symlinks=False).st_mtime_ns, size, Path(item.path)
 
+    def _temporary(self, name: str) -> Path:
+        return self.directory / f"{_TEMPORARY}{name}-{secrets.token_hex(4)}.partial"
+
     def _remove(self, path: Path) -> None:
         """Take an entry away in one step, then delete it."""
-        begin, end = _TEMPORARY
-        doomed = path.with_name(f"{begin}{path.name}-{secrets.token_hex(4)}{end}")
+        doomed = self._temporary(path.name)
         path.rename(doomed)
         _delete(doomed)
 
     def _sweep(self) -> None:
-        """Delete what killed processes left; whoever writes here has the cache alone."""
-        begin, end = _TEMPORARY
+        """Delete what killed processes left: who writes here has the cache alone."""
         for item in os.scandir(self.directory):
-            if item.name.startswith(begin) and item.name.endswith(end):
-                fd = try_lock(Path(item.path), shared=False)
-                if fd is not None:
-                    _delete(Path(item.path))
-                    os.close(fd)
+            if item.name.startswith(_TEMPORARY):
+                _delete(Path(item.path))
 
     @contextlib.contextmanager
     def _as_output_error(self) -> Iterator[None]:

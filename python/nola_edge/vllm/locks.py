@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+_NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -22,16 +24,26 @@ def try_lock(folder: Path, *, shared: bool) -> int | None:
     int or None
         A file descriptor; closing it gives the lock back. Two descriptors of one process exclude
         each other as two processes do.
+
+    Raises
+    ------
+    OSError
+        If that cannot be told: no descriptor is free, say, or the file system knows no such locks.
     """
     try:
         fd = os.open(folder, _FOLDER)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in _NO_FOLDER:
+            return None
+        raise
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(fd)
         return None
+    except BaseException:
+        os.close(fd)
+        raise
     if is_at(fd, folder):
         return fd
     os.close(fd)  # it was moved away between the two
