@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -16,7 +17,6 @@ import numpy as np
 import pytest
 
 from nola_edge import Adapter
-from nola_edge.errors import ArgumentError, NolaEdgeError
 from nola_edge.vllm import RESOLVER, register
 from nola_edge.vllm.cache import LoraCache
 from tests.conftest import load_all, snapshot, tiny_adapter
@@ -80,18 +80,47 @@ def test_registering(vllm, environment):
     first._cache.close()
 
 
-def test_a_wrong_configuration_is_one_error(vllm, environment, tmp_path):
-    environment.setenv(P + "CACHE_BYTES", "lots")
-    with pytest.raises(ArgumentError, match="NOLA_EDGE_VLLM_CACHE_BYTES: is 'lots'") as caught:
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("CACHE_BYTES", "lots", "NOLA_EDGE_VLLM_CACHE_BYTES: is 'lots', not a size"),
+        ("ADAPTERS", "/no\n/where", "NOLA_EDGE_VLLM_ADAPTERS: /no\\n/where is not a folder"),
+        ("CACHE", "/proc/self/mem", "/proc/self/mem: cannot be used: File exists"),
+    ],
+)
+def test_a_wrong_configuration_is_one_line_and_the_end(
+    vllm, environment, tmp_path, name, value, message
+):
+    environment.setenv(P + name, value)
+    before = snapshot(tmp_path)
+    with pytest.raises(SystemExit) as caught:
         register()
+    assert message in str(caught.value)
     assert str(caught.value).isprintable()
     assert not vllm.resolvers
-    assert not (tmp_path / "cache").exists()
+    assert snapshot(tmp_path) == before
+
+
+def test_a_server_with_a_wrong_configuration_ends_with_one_line(tmp_path):
+    """In a process as vLLM starts them: its plug-ins are called unguarded."""
+    code = (
+        "from importlib.metadata import EntryPoint\n"
+        "EntryPoint('nola_edge', 'nola_edge.vllm:register', 'vllm.general_plugins').load()()\n"
+        "print('serving')"
+    )
+    environment = {**os.environ, P + "ADAPTERS": str(tmp_path), P + "DTYPE": "float32"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "nola-edge: NOLA_EDGE_VLLM_DTYPE: is 'float32', must be one of F32, F16, BF16\n"
+    )
 
 
 def test_a_vllm_without_resolvers(vllm, environment, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "vllm.lora.resolver", None)
-    with pytest.raises(NolaEdgeError, match="has no resolvers for LoRA; upgrade it"):
+    with pytest.raises(SystemExit, match="has no resolvers for LoRA; upgrade it"):
         register()
     assert not (tmp_path / "cache").exists()
 

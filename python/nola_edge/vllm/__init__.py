@@ -31,9 +31,17 @@ def register() -> None:
 
     Raises
     ------
-    NolaEdgeError
-        If the configuration is wrong, or vLLM is too old to have resolvers.
+    SystemExit
+        With one line that says why, if the configuration is wrong, or vLLM is too old to have
+        resolvers. vLLM calls its plug-ins unguarded: any other exception would be a traceback.
     """
+    try:
+        _register()
+    except NolaEdgeError as error:
+        raise SystemExit(f"nola-edge: {error}") from None
+
+
+def _register() -> None:
     settings = Settings.from_environment(os.environ)
     if settings is None:
         LOGGER.debug("%s is not set: no NOLA adapters are served", ADAPTERS)
