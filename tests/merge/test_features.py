@@ -166,10 +166,3 @@ def test_memory_stays_flat(tmp_path):
 def test_a_very_long_output_name(tiny, tmp_path):
     ne.merge_checkpoint(*tiny, tmp_path / ("o" * 255))
     assert (tmp_path / ("o" * 255)).is_dir()
-
-
-@pytest.mark.parametrize("use_rslora", [False, True])
-def test_an_exported_lora_keeps_the_scaling(tiny, tmp_path, use_rslora):
-    ne.export_lora(tiny_adapter(use_rslora=use_rslora), tiny[0], tmp_path / "lora")
-    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
-    assert config["use_rslora"] is use_rslora

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_edge.dtypes import safetensors_dtype
+from nola_edge.export.alpha import alpha_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -138,7 +139,9 @@ class Layer:
     @property
     def total_alpha(self) -> float:
         """Return the ``lora_alpha`` with which that rank gives the parts' own scale."""
-        return self.lora_alpha * len(self.parts)
+        if len(self.parts) == 1:
+            return self.lora_alpha
+        return alpha_of(self.lora_alpha / self.parts[0].rank, self.rank)
 
     def assemble(
         self, matrices: Mapping[str, NDArray[np.float32]]

@@ -16,6 +16,7 @@ import numpy as np
 from nola_edge import ops
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.errors import ArgumentError, CheckpointError, NotFiniteError
+from nola_edge.export.alpha import alpha_of
 from nola_edge.gguf.file import GgufFile, is_gguf
 from nola_edge.gguf.interleaved import interleave
 from nola_edge.gguf.model import model_of_config, model_of_gguf
@@ -196,8 +197,11 @@ def _with_one_alpha(
     single = len(set(ranks.values())) == len(scalings) == 1 and all(
         len(parts) == 1 for parts in shares.values()
     )
-    alpha = next(iter(scalings)) * largest if single else 0.0
-    exact = 0 < abs(alpha) <= float(np.finfo(np.float32).max)
+    scaling = next(iter(scalings)) if single else 0.0
+    # Within float32's normal numbers: what is smaller loses digits, and at last is a factor of 1.
+    limits = np.finfo(np.float32)
+    exact = float(limits.tiny) <= abs(scaling) and abs(scaling) * largest <= float(limits.max)
+    alpha = alpha_of(scaling, largest, np.float32) if exact else float(largest)
     tensors: dict[str, NDArray[np.float32]] = {}
     for name, parts in shares.items():
         scaled = [
@@ -206,7 +210,7 @@ def _with_one_alpha(
         ]
         tensors[f"{name}.lora_a"] = np.concatenate([share.a for share in parts])
         tensors[f"{name}.lora_b"] = np.concatenate(scaled, axis=1)
-    return (alpha if exact else float(largest)), tensors
+    return alpha, tensors
 
 
 def _rounded(values: NDArray[np.float32], dtype: str, name: str) -> NDArray[Any]:

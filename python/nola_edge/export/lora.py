@@ -22,6 +22,7 @@ from nola_edge.adapter.files import (
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import MERGEABLE, numpy_dtype
 from nola_edge.errors import ArgumentError, NotFiniteError
+from nola_edge.export.alpha import alpha_of
 from nola_edge.merge.plan import plan_merge
 from nola_edge.merge.update import stored_features
 from nola_edge.output import AtomicOutput
@@ -94,19 +95,19 @@ def export_lora(
             with out.file(WEIGHTS_NAME) as weights:
                 write_tensors(weights, tensors)
             with out.file(CONFIG_NAME) as config:
-                write_config(config, _lora_config(loaded))
+                write_config(config, lora_config(loaded))
             checkpoint.check_unchanged()
     return Path(output)
 
 
-def _lora_config(adapter: Adapter) -> dict[str, Any]:
+def lora_config(adapter: Adapter) -> dict[str, Any]:
+    """Return the ``adapter_config.json`` of an adapter's exact LoRA."""
     config = adapter.config
     kept = {name: config.bookkeeping[name] for name in _KEPT if name in config.bookkeeping}
     fields = lora_fields(
         r=config.r,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=(alpha_of(config.scaling, config.r) if config.use_rslora else config.lora_alpha),
         target_modules=adapter.modules,
-        use_rslora=config.use_rslora,
         fan_in_fan_out=config.fan_in_fan_out,
         bias="lora_only" if config.bias == "nola_only" else config.bias,
         modules_to_save=config.modules_to_save,
@@ -119,17 +120,19 @@ def lora_fields(
     r: int,
     lora_alpha: float,
     target_modules: Iterable[str],
-    use_rslora: bool = False,
     fan_in_fan_out: bool = False,
     bias: str = "none",
     modules_to_save: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return the fields of PEFT's LoRA configuration that matter to its weights."""
+    """Return the fields of PEFT's LoRA configuration that matter to its weights.
+
+    The scaling is always lora_alpha / r (:mod:`nola_edge.export.alpha`).
+    """
     return {
         "peft_type": "LORA",
         "r": r,
         "lora_alpha": int(lora_alpha) if float(lora_alpha).is_integer() else lora_alpha,
-        "use_rslora": use_rslora,
+        "use_rslora": False,
         "fan_in_fan_out": fan_in_fan_out,
         "lora_dropout": 0.0,
         "bias": bias,

@@ -13,6 +13,7 @@ import numpy as np
 from nola_edge.adapter.files import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import AdapterError, NolaEdgeError, printable
+from nola_edge.export.lora import lora_config
 from nola_edge.jsonio import loads_object
 from nola_edge.merge.update import stored_features
 from nola_edge.paths import inside, read_inside
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
     from nola_edge.merge.plan import MergePlan
 
 #: To be raised when the same adapter is to give other files.
-FORMAT = 1
+FORMAT = 2
 
 _NAME = re.compile(r"nola-lora-[0-9a-f]{32}")
 _MAX_CONFIG_BYTES = 20_000_000
-#: More than the fields of a configuration that do not come from the adapter take.
-_CONFIG_BYTES = 2048
+#: Reserved for how a configuration is laid out.
+_SPARE_BYTES = 256
 
 
 def is_entry_name(name: str) -> bool:
@@ -72,7 +73,7 @@ class Entry:
     tensors : dict
         Tensor name -> (dtype, shape).
     config : dict
-        Fields of ``adapter_config.json`` that must be as said.
+        Its ``adapter_config.json``.
     nbytes : int
         At most so many bytes will its files take.
     """
@@ -101,16 +102,9 @@ class Entry:
             stem = PREFIX + terms[0].module
             tensors[f"{stem}.lora_A.weight"] = (dtype, (config.r, in_features))
             tensors[f"{stem}.lora_B.weight"] = (dtype, (out_features, config.r))
-        wanted = {
-            "peft_type": "LORA",
-            "r": config.r,
-            "lora_alpha": config.lora_alpha,
-            "use_rslora": config.use_rslora,
-            "fan_in_fan_out": config.fan_in_fan_out,
-            "target_modules": sorted(adapter.modules),
-        }
+        wanted = lora_config(adapter)
         name = f"nola-lora-{_digest(adapter, tensors)}"
-        return Entry(name, tensors, wanted, _most_bytes(adapter, tensors, wanted))
+        return Entry(name, tensors, wanted, _most_bytes(tensors, wanted))
 
     def is_complete(self, folder: Path) -> bool:
         """Tell whether a folder holds this entry: every tensor, of its size, and no byte more."""
@@ -121,8 +115,7 @@ class Entry:
                 tensors = {name: (i.dtype, i.shape) for name, i in file.tensors.items()}
         except (NolaEdgeError, OSError):
             return False
-        said = {field: config.get(field) for field in self.config}
-        return tensors == self.tensors and said == self.config
+        return tensors == self.tensors and config == self.config
 
 
 def _digest(adapter: Adapter, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> str:
@@ -136,17 +129,10 @@ def _digest(adapter: Adapter, tensors: dict[str, tuple[str, tuple[int, ...]]]) -
     return digest.hexdigest()[:32]
 
 
-def _most_bytes(
-    adapter: Adapter, tensors: dict[str, tuple[str, tuple[int, ...]]], wanted: dict[str, Any]
-) -> int:
+def _most_bytes(tensors: dict[str, tuple[str, tuple[int, ...]]], config: dict[str, Any]) -> int:
     entries = [
         (name, dtype, shape, shape[0] * shape[1] * numpy_dtype(dtype).itemsize)
         for name, (dtype, shape) in tensors.items()
     ]
     weights = len(encode_header(entries, {"format": "pt"})) + sum(size for *_, size in entries)
-    return (
-        weights
-        + len(json.dumps(adapter.config.to_json(), indent=2))
-        + len(json.dumps(wanted, indent=2))
-        + _CONFIG_BYTES
-    )
+    return weights + len(json.dumps(config, indent=2)) + _SPARE_BYTES
