@@ -39,4 +39,5 @@ def alpha_of(scaling: float, r: int, dtype: type[np.floating[Any]] = np.float64)
         differs = np.float32(quotient) != np.float32(scaling)
         return bool(differs), float(abs(quotient - wanted)), not float(alpha).is_integer()
 
-    return float(min(neighbours, key=badness))
+    with np.errstate(over="ignore"):  # beyond float32 all are the same there
+        return float(min(neighbours, key=badness))
