@@ -12,9 +12,9 @@ Two kinds of lock keep order, both on folders and gone with the process that hel
   with it. So such an entry is never removed, nor absent for a moment; when all are in use and a new
   one does not fit, the new one is refused.
 
-In vLLM the API server's process asks and has the locks, and the engine's processes read. Neither
-outlives the other, so that the lock of the one protects the files that the others need. What is
-forked from the one that asked has its locks too.
+In vLLM the one API server's process asks and has the locks, and the engine's processes, started
+before, read. When it ends they have nobody left to answer, and end too; so its locks protect the
+files for as long as anybody needs them. What is forked from it has its locks too.
 """
 
 from __future__ import annotations
