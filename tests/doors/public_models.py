@@ -8,9 +8,20 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
+
+from nola_edge.convert import convert_checkpoint
+from nola_edge.errors import FormatError
 
 SEEDS = (9_999_999_999, 5, 2**32 + 5, 4_000_000_001)
 
@@ -150,13 +161,16 @@ def vision_tensors(layers, head):
     return tensors
 
 
-def write_peft_folder(folder, pairs, **config):
-    """Save a folder as the LLaMA code does."""
+def write_peft_folder(folder, pairs, container="safetensors", **config):
+    """Save a folder as the LLaMA code does, which has no container but torch's own."""
     folder.mkdir()
     tensors = {}
     for name, pair in pairs.items():
         tensors.update(pair_tensors(f"base_model.model.{name}", pair))
-    torch.save(tensors, folder / "adapter_model.bin")
+    if container == "torch":
+        torch.save(tensors, folder / "adapter_model.bin")
+    else:
+        save_file(tensors, folder / "adapter_model.safetensors")
     a = next(iter(pairs.values())).lora_A
     written = {
         "peft_type": "LORA", "use_nola": True, "nola_num_basis": a.coefficients.numel(),
@@ -167,4 +181,18 @@ def write_peft_folder(folder, pairs, **config):
         "layers_to_transform": None, "layers_pattern": None, "auto_mapping": None,
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps({**written, **config}))
-    return tensors
+
+
+def do_as_the_refusal_says(path):
+    """Run the first command that the refusal of a torch file prints; return what to convert."""
+    path = Path(os.path.relpath(path))  # as people write it, and short
+    with pytest.raises(FormatError) as refused:
+        convert_checkpoint(path, path.parent / "never")
+    said = re.search(r" run: (.+); then: nola-edge convert (.+), with", str(refused.value))
+    subprocess.run(
+        said[1],
+        shell=True,
+        check=True,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )
+    return Path(*shlex.split(said[2]))

@@ -23,6 +23,7 @@ from tests.doors.public_models import (
     SeededLinear,
     SeededPair,
     Vision,
+    do_as_the_refusal_says,
     pair_tensors,
     seeded,
     vision_tensors,
@@ -120,10 +121,9 @@ def test_llama(tmp_path, container):
         options = {"rank": 4, "alpha": 4, "num_basis": 50, "seeds": seeds, "random": random(number)}
         pairs[name] = SeededPair(layer.in_features, layer.out_features, **options)
     source = tmp_path / "adapter_model"
-    tensors = write_peft_folder(source, pairs)
-    if container == "safetensors":
-        (source / "adapter_model.bin").unlink()
-        save_file(tensors, source / "adapter_model.safetensors")
+    write_peft_folder(source, pairs, container)
+    if container == "torch":
+        assert do_as_the_refusal_says(source).samefile(source)
     report = convert_checkpoint(source, tmp_path / "lora", drawn_on="cpu")
     assert (report.modules, report.rank, report.coefficients) == (len(names), 4, len(names) * 100)
     for name, pair in pairs.items():
@@ -171,7 +171,10 @@ def test_gpt2(tmp_path, mlp, with_base):
         tensors |= {f"module.{name}": value for name, value in base.state_dict().items()}
     torch.save({"model_state_dict": tensors}, tmp_path / "model.10.pt")
     report = convert_checkpoint(
-        tmp_path / "model.10.pt", tmp_path / "lora", drawn_on="cpu", lora_alpha=2.5
+        do_as_the_refusal_says(tmp_path / "model.10.pt"),
+        tmp_path / "lora",
+        drawn_on="cpu",
+        lora_alpha=2.5,
     )
     assert (report.style, report.left_out > 0) == ("GPT-2", with_base)
     for number, pairs in enumerate(blocks):
@@ -203,6 +206,7 @@ def test_gpt2(tmp_path, mlp, with_base):
 
 @pytest.mark.parametrize(("width", "hidden", "rank"), [(24, 96, 3), (24, 40, 1), (7, 28, 5)])
 def test_vision_transformer(tmp_path, width, hidden, rank):
+    """The one style that the public code saves as safetensors."""
     torch.manual_seed(9)
     base = Vision(width, hidden, classes=5, count=2).eval()
     options = {"rank": rank, "counts": (30, 20)}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _EPILOG = """\
 \b
 Example: nola-edge convert ./output/checkpoint-200/adapter_model --gpu a100 -o ./my-lora
-Example: nola-edge convert model.52580.pt --drawn-on cuda --multiprocessors 84
+Example: nola-edge convert model.52580.safetensors --drawn-on cuda --multiprocessors 84
            --threads-per-multiprocessor 1536 --lora-alpha 2 -o ./my-lora
 Example: nola-edge convert 20240101_120000.safetensors -o ./my-lora
 
@@ -64,9 +64,9 @@ def command(as_json: bool, threads: int | None, **options: Any) -> None:
     """Turn a CHECKPOINT of the public NOLA code into an exact LoRA folder.
 
     Reads what github.com/UCDvision/NOLA saves for LLaMA (a PEFT folder), GPT-2 and vision
-    transformers: safetensors, or a torch file of which only tensors are read. The basis is drawn
-    again as torch drew it, on a CPU or a GPU of a given size; recorded numbers that differ are
-    refused.
+    transformers, as safetensors; a file of torch.save is refused with the command that makes a
+    safetensors file of it. The basis is drawn again as torch drew it, on a CPU or a GPU of a given
+    size; recorded numbers that differ are refused.
     """
     from nola_edge.convert import convert_checkpoint
 

@@ -105,8 +105,8 @@ def convert_checkpoint(
     Parameters
     ----------
     path : path
-        A safetensors file, a file of ``torch.save`` (read with ``weights_only=True``), or a PEFT
-        folder.
+        A safetensors file, or a PEFT folder with one. A file of ``torch.save`` is refused with the
+        command that makes a safetensors file of it.
     output : path
         The LoRA folder to write.
     drawn_on : {"cpu", "cuda"}, optional

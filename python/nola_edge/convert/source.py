@@ -1,15 +1,15 @@
-"""The tensors of a checkpoint, whichever of two containers holds them."""
+"""The tensors of a checkpoint, in a file or in a PEFT folder."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nola_edge.adapter.files import CONFIG_NAME, WEIGHTS_NAME
-from nola_edge.convert.torch_file import TorchFile, is_torch_file
+from nola_edge.convert.torch_file import is_torch_file, torch_file_refused
 from nola_edge.dtypes import MERGEABLE
 from nola_edge.errors import AdapterError, FormatError, NotFiniteError
 from nola_edge.jsonio import loads_object
@@ -17,23 +17,9 @@ from nola_edge.paths import inside, read_inside
 from nola_edge.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
 _PICKLED_NAME = "adapter_model.bin"
-
-
-class TensorEntry(Protocol):
-    """What is known of a tensor before it is read."""
-
-    @property
-    def dtype(self) -> str:
-        """Return the safetensors name of its dtype."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Return its shape."""
 
 
 class Source:
@@ -44,7 +30,7 @@ class Source:
     path : Path
         The file with the tensors.
     tensors : mapping
-        Name -> entry with ``dtype`` and ``shape``.
+        Name -> :class:`~nola_edge.safetensors_file.TensorInfo`.
     config : dict or None
         ``adapter_config.json``, where a folder was given.
     """
@@ -52,9 +38,9 @@ class Source:
     def __init__(self, path: str | Path) -> None:
         given = Path(path)
         self.config = _read_config(given) if given.is_dir() else None
-        self._file = _open(_weights_of(given) if given.is_dir() else given)
+        self._file = SafetensorsFile.open(_weights_of(given) if given.is_dir() else _checked(given))
         self.path = self._file.path
-        self.tensors: Mapping[str, TensorEntry] = self._file.tensors
+        self.tensors = self._file.tensors
 
     def floats(self, name: str) -> NDArray[Any]:
         """Read a tensor of F32, F16 or BF16 as it is stored.
@@ -105,16 +91,19 @@ class Source:
         self._file.close()
 
 
-def _open(path: Path) -> SafetensorsFile | TorchFile:
+def _checked(path: Path) -> Path:
     if not os.path.lexists(path):
         raise FormatError("does not exist", file=path)
-    return TorchFile(path) if is_torch_file(path) else SafetensorsFile.open(path)
+    if is_torch_file(path):
+        raise torch_file_refused(path)
+    return path
 
 
 def _weights_of(folder: Path) -> Path:
-    for name in (WEIGHTS_NAME, _PICKLED_NAME):
-        if (folder / name).is_file():
-            return inside(folder, name)
+    if (folder / WEIGHTS_NAME).is_file():
+        return inside(folder, WEIGHTS_NAME)
+    if (folder / _PICKLED_NAME).is_file():
+        raise torch_file_refused(folder / _PICKLED_NAME, folder)
     raise AdapterError(
         f"has neither {WEIGHTS_NAME} nor {_PICKLED_NAME}; give the file itself", file=folder
     )
