@@ -1,15 +1,34 @@
-"""Strict JSON: what a reader could understand in two ways is refused."""
+"""Strict JSON: what a reader could understand in two ways, or not at all, is refused.
+
+JSON's grammar allows numbers that overflow, halves of characters and any depth, and readers differ
+in what they make of them. Neither do such values come in here, nor go out.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from typing import Any
 
 from nola_edge.errors import FormatError, printable
 
+#: Levels of objects and lists; real files have ten, and some readers stop at 128.
+MAX_DEPTH = 64
+#: Digits of an integer: any of so many is within a double's range.
+MAX_DIGITS = 308
+_SURROGATE = re.compile("[\ud800-\udfff]")
+#: Finds a long number in no time: with all digits alike, it is a run of them.
+_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
+_LONG = b"0" * (MAX_DIGITS + 1)
+_TOO_LONG = f"is a number of more than {MAX_DIGITS} digits"
+_TOO_DEEP = f"JSON is nested too deeply, more than {MAX_DEPTH} levels"
+_NO_NUMBER = "is not a JSON number, nor is any beyond 1.8e308"
+_CONTAINERS = (dict, list, tuple)
+
 
 def loads(data: bytes, *, file: object) -> Any:
-    """Parse UTF-8 JSON; refuse duplicate keys, NaN, Infinity and absurd nesting.
+    """Parse UTF-8 JSON that has one meaning, and can be written again.
 
     Parameters
     ----------
@@ -20,29 +39,31 @@ def loads(data: bytes, *, file: object) -> Any:
     Raises
     ------
     FormatError
+        At duplicate keys, NaN, Infinity, numbers beyond a double's range, halves of surrogate
+        pairs, and absurd nesting.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            seen: set[str] = set()
-            for key, _ in pairs:
-                if key in seen:
-                    raise FormatError(f"duplicate key {printable(key)!r} in JSON", file=file)
-                seen.add(key)
-        return result
-
-    def refuse(constant: str) -> Any:
-        raise FormatError(f"{constant} is not a JSON number", file=file)
-
+    numbers = _Numbers()
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=numbers.real,
+            parse_float=numbers.real,
+            parse_int=numbers.integer if _LONG in data.translate(_DIGITS) else int,
+        )
+        _check_depth(value)
+        if numbers.too_large or b"\\u" in data:
+            _check_values(value)
     except UnicodeDecodeError as error:
         raise FormatError(f"is not UTF-8 (byte {error.start})", file=file) from None
     except RecursionError:
         raise FormatError("JSON is nested too deeply", file=file) from None
     except ValueError as error:
         raise FormatError(f"is not valid JSON: {printable(error)}", file=file) from None
+    except FormatError as error:
+        error.file = file
+        raise
+    return value
 
 
 def loads_object(data: bytes, *, file: object) -> dict[str, Any]:
@@ -56,3 +77,119 @@ def loads_object(data: bytes, *, file: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FormatError(f"holds a JSON {type(value).__name__}, not an object", file=file)
     return value
+
+
+def dumps(value: Any, **layout: Any) -> str:
+    """Format a value of our own making as ``json.dumps`` does; never a number that is not finite.
+
+    Parameters
+    ----------
+    value : object
+    **layout
+        Options of ``json.dumps``.
+
+    Raises
+    ------
+    ValueError
+        If a number is infinite or NaN.
+    """
+    return json.dumps(value, allow_nan=False, **layout)
+
+
+def encode(value: Any, *, file: object = None, **layout: Any) -> bytes:
+    """Format a value for a file as UTF-8 that :func:`loads` reads.
+
+    Parameters
+    ----------
+    value : object
+    file : path, optional
+        Named in errors.
+    **layout
+        Options of ``json.dumps``.
+
+    Raises
+    ------
+    FormatError
+        Naming the field that JSON, or :func:`loads`, does not know.
+    """
+    try:
+        _check_values(value)
+    except FormatError as error:
+        error.file = file
+        raise
+    return dumps(value, **layout).encode()
+
+
+class _Numbers:
+    """Makes numbers of digits, and notes whether one must be looked for and refused."""
+
+    def __init__(self) -> None:
+        self.too_large = False
+
+    def real(self, text: str) -> float:
+        value = float(text)
+        self.too_large |= not math.isfinite(value)
+        return value
+
+    def integer(self, text: str) -> float:
+        if len(text) <= MAX_DIGITS:
+            return int(text)
+        self.too_large = True
+        return int(text) if len(text) == MAX_DIGITS + 1 else math.inf  # it may begin with a sign
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise FormatError(f"duplicate key {printable(key)!r} in JSON")
+            seen.add(key)
+    return result
+
+
+def _check_depth(value: Any) -> None:
+    level: list[Any] = [[value]]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, _CONTAINERS)
+        ]
+        if not level:
+            return
+    raise FormatError(_TOO_DEEP)
+
+
+def _check_values(value: Any, field: str = "", depth: int = 0) -> None:
+    """Refuse the first key or value that not every reader understands, by its name."""
+    if isinstance(value, _CONTAINERS) and depth == MAX_DEPTH:
+        raise FormatError(_TOO_DEEP)  # or a value that holds itself
+    if isinstance(value, dict):
+        for key, child in value.items():
+            reason = _reason(key) if isinstance(key, str) else f"is a {type(key).__name__}"
+            if reason is not None:
+                raise FormatError(f"a key of it {reason}", field=field or None)
+            _check_values(child, f"{field}.{key}" if field else key, depth + 1)
+    elif isinstance(value, list | tuple):
+        for place, child in enumerate(value):
+            _check_values(child, f"{field}[{place}]", depth + 1)
+    else:
+        reason = _reason(value)
+        if reason is not None:
+            raise FormatError(f"{reason}; correct it or leave it out", field=field or None)
+
+
+def _reason(scalar: object) -> str | None:
+    """Say what is wrong with a scalar, or nothing."""
+    if isinstance(scalar, str):
+        if _SURROGATE.search(scalar) is None:
+            return None
+        return f"is '{printable(scalar)}', with half of a character"
+    if isinstance(scalar, int):
+        return None if abs(scalar) < 10**MAX_DIGITS else _TOO_LONG
+    if isinstance(scalar, float):
+        return None if math.isfinite(scalar) else f"{json.dumps(scalar)} {_NO_NUMBER}"
+    return None if scalar is None else f"is a {type(scalar).__name__}, which JSON does not know"

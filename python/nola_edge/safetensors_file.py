@@ -5,7 +5,6 @@ The check is stricter than the safetensors library's, which accepts duplicate ke
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 from nola_edge.dtypes import BITS, numpy_dtype
 from nola_edge.errors import FormatError, printable
 from nola_edge.input_file import InputFile
-from nola_edge.jsonio import loads_object
+from nola_edge.jsonio import dumps, loads_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -249,6 +248,11 @@ def encode_header(
     -------
     bytes
         Length, JSON and padding to a multiple of eight bytes.
+
+    Raises
+    ------
+    FormatError
+        If a name or the metadata is no Unicode text, or the header would be too long to be read.
     """
     header: dict[str, Any] = {}
     if metadata is not None:
@@ -263,6 +267,18 @@ def encode_header(
             "data_offsets": [offset, offset + nbytes],
         }
         offset += nbytes
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    try:
+        text = dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise FormatError(
+            f"a name or the metadata holds {printable(error.object[error.start])}, half of a "
+            "character, which no file can hold; correct it",
+            field="header",
+        ) from None
     text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER_BYTES:
+        raise FormatError(
+            f"would take {len(text)} bytes, more than the {MAX_HEADER_BYTES} that are read",
+            field="header",
+        )
     return len(text).to_bytes(8, "little") + text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from nola_edge.adapter import Adapter
 from nola_edge.dtypes import numpy_dtype
+from nola_edge.jsonio import dumps
 from nola_edge.safetensors_file import encode_header
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def write_checkpoint(folder: Path, shape: DecoderShape, *, dtype: str = "BF16") 
             for start in range(0, nbytes, len(data)):
                 file.write(data[: min(len(data), nbytes - start)])
     config = {"model_type": "llama", "num_hidden_layers": shape.layers, "torch_dtype": "bfloat16"}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "config.json").write_text(dumps(config, indent=2) + "\n")
     return len(header) + sum(nbytes for *_, nbytes in entries)
 
 

@@ -366,3 +366,19 @@ def test_a_head_without_classes(tmp_path):
     del tensors["fc_12in_4out"]
     tensors["fc_60000000in_0out"] = np.empty((0, 60_000_000), F)
     refused(write(tmp_path, tensors), tmp_path, "has shape [0, 60000000]", drawn_on="cpu")
+
+
+@pytest.mark.parametrize("text", ["1e400", "9" * 400, '"\\ud800"'])
+@pytest.mark.parametrize("field", ["lora_alpha", "base_model_name_or_path"])
+def test_a_configuration_that_could_not_be_written_again(tmp_path, field, text):
+    source = write_folder(tmp_path / "in", **{field: "HERE"})
+    path = source / "adapter_config.json"
+    path.write_text(path.read_text().replace('"HERE"', text))
+    refused(source, tmp_path, f"{path.name}: {field}: ", FormatError, drawn_on="cpu")
+
+
+def test_an_alpha_that_overflows_on_the_way(tmp_path):
+    """Query and value become one LoRA of twice the rank, and of twice the alpha."""
+    source = write(tmp_path, gpt2_tensors())
+    message = "adapter_config.json: lora_alpha: Infinity is not a JSON number"
+    refused(source, tmp_path, message, FormatError, drawn_on="cpu", lora_alpha=1e308)

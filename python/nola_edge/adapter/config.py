@@ -145,13 +145,7 @@ class AdapterConfig:
             rest.pop(name, None)
         saved = rest.pop("modules_to_save", None)
         if saved is not None:
-            if not (isinstance(saved, list) and all(isinstance(m, str) for m in saved)):
-                raise AdapterError(
-                    f"is {printable(saved)}, not a list of module names",
-                    file=file,
-                    field="modules_to_save",
-                )
-            known["modules_to_save"] = tuple(saved)
+            known["modules_to_save"] = tuple(saved) if isinstance(saved, list) else saved
         known["bookkeeping"] = {name: rest.pop(name) for name in sorted(BOOKKEEPING & set(rest))}
         _refuse_unknown(rest, file)
         try:
@@ -241,3 +235,7 @@ def _check(config: AdapterConfig, file: object) -> None:
         value = getattr(config, name)
         if value is not None and not isinstance(value, str):
             raise refuse(name, "a string")
+    saved = config.modules_to_save
+    if not (isinstance(saved, tuple) and all(isinstance(module, str) for module in saved)):
+        raise refuse("modules_to_save", "a list of module names")
+    _refuse_unknown({k: v for k, v in config.bookkeeping.items() if k not in BOOKKEEPING}, file)

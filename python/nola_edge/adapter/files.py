@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from nola_edge.adapter.config import AdapterConfig
 from nola_edge.adapter.quantize import Quantized, check_scale, dequantize, packed_size, quantize
 from nola_edge.dtypes import MERGEABLE, safetensors_dtype
 from nola_edge.errors import AdapterError, NotFiniteError
-from nola_edge.jsonio import loads_object
+from nola_edge.jsonio import encode, loads_object
 from nola_edge.paths import inside
 from nola_edge.safetensors_file import METADATA, SafetensorsFile, encode_header
 
@@ -79,9 +78,21 @@ def write_tensors(
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Write a configuration as PEFT does: sorted, indented."""
-    with path.open("x", encoding="utf-8") as file:
-        file.write(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    """Write a configuration as PEFT does: sorted, indented.
+
+    Raises
+    ------
+    NolaEdgeError
+        If a field cannot be written so that every reader understands it.
+    """
+    data = encode(config, file=path.name, indent=2, sort_keys=True) + b"\n"
+    if len(data) > _MAX_CONFIG_BYTES:
+        raise AdapterError(
+            f"would take {len(data)} bytes, more than the {_MAX_CONFIG_BYTES} of a configuration",
+            file=path.name,
+        )
+    with path.open("xb") as file:
+        file.write(data)
 
 
 def load_config(folder: Path) -> AdapterConfig:

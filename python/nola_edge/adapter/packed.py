@@ -8,7 +8,6 @@ compressed JSON. The container is still safetensors, read by the same strict rea
 
 from __future__ import annotations
 
-import json
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from nola_edge.adapter.config import AdapterConfig
 from nola_edge.adapter.files import Coefficients, load_whole, write_tensors
 from nola_edge.adapter.quantize import Quantized, check_scale, dequantize, packed_size, quantize
 from nola_edge.errors import AdapterError, printable
-from nola_edge.jsonio import loads_object
+from nola_edge.jsonio import encode, loads_object
 from nola_edge.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
@@ -44,9 +43,20 @@ def write_packed(
     modules: Mapping[str, Coefficients],
     whole: Mapping[str, NDArray[Any]],
 ) -> None:
-    """Write a packed adapter to a new file."""
+    """Write a packed adapter to a new file.
+
+    Raises
+    ------
+    NolaEdgeError
+        If the configuration cannot be written so that every reader understands it.
+    """
     about = {"config": config.to_json(), "modules": list(modules)}
-    text = json.dumps(about, separators=(",", ":"), sort_keys=True).encode()
+    text = encode(about, separators=(",", ":"), sort_keys=True)
+    if len(text) > _MAX_ABOUT_BYTES:
+        raise AdapterError(
+            f"would take {len(text)} bytes of JSON, more than the {_MAX_ABOUT_BYTES} that are read",
+            field=_ABOUT,
+        )
     factors = [values for c in modules.values() for values in (c.alpha, c.beta)]
     tensors: dict[str, NDArray[Any]] = {}
     bits = config.coefficient_bits

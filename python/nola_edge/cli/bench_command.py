@@ -44,13 +44,12 @@ def command(
     Each figure is a ratio of medians from this run, taken in turns; the peers are torch (numpy
     where it is not installed), memcpy and cp.
     """
-    import json
-
     from nola_edge.bench import report
     from nola_edge.bench.checkpoint import checkpoint_figures
     from nola_edge.bench.kernels import kernel_figures
     from nola_edge.bench.startup import startup_figures
     from nola_edge.errors import OutputError
+    from nola_edge.jsonio import dumps
 
     for path in (save, plot_path):
         if path is not None and not Path(path).absolute().parent.is_dir():
@@ -71,6 +70,6 @@ def command(
             figures.append(figure)
             click.echo(report.row(figure))
     if save is not None:
-        Path(save).write_text(json.dumps(report.record(figures, about), indent=2) + "\n")
+        Path(save).write_text(dumps(report.record(figures, about), indent=2) + "\n")
     if plot_path is not None:
         report.plot(figures, about, Path(plot_path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nola_edge.errors import ArgumentError
+from nola_edge.jsonio import dumps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +57,7 @@ def human_bytes(count: float) -> str:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on stdout."""
-    click.echo(json.dumps(value, indent=2, default=str, allow_nan=False))
+    click.echo(dumps(value, indent=2, default=str))
 
 
 class ByteProgress:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from nola_edge.bench.memory import peak_bytes
 from nola_edge.errors import OutputError
+from nola_edge.jsonio import dumps
 from nola_edge.synthetic import DecoderShape, trained_adapter, write_checkpoint
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _main(way: str, base: Path, adapter: Path, output: Path) -> None:
     else:
         merge_plainly(base, adapter, output)
     seconds = time.perf_counter() - begin
-    print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes() - before}))
+    print(dumps({"seconds": seconds, "peak_bytes": peak_bytes() - before}))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nola_edge.checkpoint import INDEX_NAME
 from nola_edge.copying import copy_file
 from nola_edge.dtypes import safetensors_dtype
+from nola_edge.jsonio import encode
 from nola_edge.merge.tied import CONFIG_NAME, untied_config
 from nola_edge.safetensors_file import encode_header
 
@@ -97,6 +97,7 @@ def write_companions(
         if isinstance(metadata.get("total_size"), int):
             metadata["total_size"] += sum(values.nbytes for values in plan.added.values())
         index.update(metadata=metadata, weight_map=weight_map)
-        data = (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
+        data = encode(index, file=INDEX_NAME, indent=2, sort_keys=True) + b"
+"
     with output.file(INDEX_NAME) as target:
         target.write_bytes(data)

@@ -6,12 +6,11 @@ A merge keeps such a pair together unless an adapter brings one half of it whole
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapter.files import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS
 from nola_edge.errors import MismatchError
-from nola_edge.jsonio import loads_object
+from nola_edge.jsonio import encode, loads_object
 from nola_edge.paths import inside
 
 if TYPE_CHECKING:
@@ -54,7 +53,8 @@ def untied_config(plan: MergePlan) -> bytes | None:
     config = _config(plan.base)
     if not _is_tied(config):
         return None
-    return (json.dumps({**config, _FLAG: False}, indent=2, ensure_ascii=False) + "\n").encode()
+    config[_FLAG] = False
+    return encode(config, file=CONFIG_NAME, indent=2, ensure_ascii=False) + b"\n"
 
 
 def _config(base: Checkpoint) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from nola_edge.adapter.files import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import AdapterError, NolaEdgeError, printable
 from nola_edge.export.lora import lora_config
-from nola_edge.jsonio import loads_object
+from nola_edge.jsonio import dumps, loads_object
 from nola_edge.merge.update import stored_features
 from nola_edge.paths import inside, read_inside
 from nola_edge.safetensors_file import SafetensorsFile, encode_header
@@ -121,7 +120,7 @@ class Entry:
 def _digest(adapter: Adapter, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> str:
     """Digest what was read, not the files: they might have changed in between."""
     described = {"format": FORMAT, "config": adapter.config.to_json(), "tensors": tensors}
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    digest = hashlib.sha256(dumps(described, sort_keys=True).encode())
     for module, coefficients in sorted(adapter.modules.items()):
         digest.update(f"\n{module}\n".encode())
         for values in (coefficients.alpha, coefficients.beta):
@@ -135,4 +134,4 @@ def _most_bytes(tensors: dict[str, tuple[str, tuple[int, ...]]], config: dict[st
         for name, (dtype, shape) in tensors.items()
     ]
     weights = len(encode_header(entries, {"format": "pt"})) + sum(size for *_, size in entries)
-    return weights + len(json.dumps(config, indent=2)) + _SPARE_BYTES
+    return weights + len(dumps(config, indent=2)) + _SPARE_BYTES
