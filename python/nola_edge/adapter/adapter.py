@@ -93,6 +93,8 @@ class Adapter:
         Parameters
         ----------
         path : path or str
+            ``owner/name`` is looked up on the Hub only if nothing called ``owner`` is here and
+            ``HF_HUB_OFFLINE`` is not set; a line of logging says so.
         revision : str, optional
             On the Hub.
 
