@@ -175,6 +175,24 @@ def test_peft_reads_what_comes_back(tmp_path):
     assert config.lora_alpha == 1e-300
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"layers_to_transform": [float("inf")]},
+        {"revision": "\ud800"},
+        {"auto_mapping": {"a": 1e400}},
+    ],
+)
+def test_peft_is_given_nothing_that_it_would_write_and_nobody_read(fields):
+    pytest.importorskip("peft")
+    from nola_edge.peft import NolaConfig
+
+    NolaConfig(target_modules=["q"], task_type="CAUSAL_LM", layers_to_transform=[1, 2])
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        NolaConfig(target_modules=["q"], **fields)
+
+
 def test_an_index_is_written_as_strictly(tmp_path, tiny):
     base, adapter = tiny
     path = base / "model.safetensors.index.json"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_edge.adapter.config import AdapterConfig
+from nola_edge.adapter.config import PEFT_TYPE, AdapterConfig
 from nola_edge.adapter.quantize import Quantized, check_scale, dequantize, packed_size, quantize
 from nola_edge.dtypes import MERGEABLE, safetensors_dtype
 from nola_edge.errors import AdapterError, NotFiniteError
@@ -83,12 +83,13 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
     Raises
     ------
     NolaEdgeError
-        If a field cannot be written so that every reader understands it.
+        If a field cannot be written so that every reader understands it, or :func:`load_config`
+        would not read so much.
     """
     data = encode(config, file=path.name, indent=2, sort_keys=True) + b"\n"
-    if len(data) > _MAX_CONFIG_BYTES:
+    if config["peft_type"] == PEFT_TYPE and len(data) > _MAX_CONFIG_BYTES:
         raise AdapterError(
-            f"would take {len(data)} bytes, more than the {_MAX_CONFIG_BYTES} of a configuration",
+            f"would take {len(data)} bytes, more than the {_MAX_CONFIG_BYTES} that are read",
             file=path.name,
         )
     with path.open("xb") as file:

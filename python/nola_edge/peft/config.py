@@ -18,7 +18,8 @@ from nola_edge.adapter.fingerprints import (
     modules_fingerprint,
     shapes_fingerprint,
 )
-from nola_edge.errors import AdapterError, NolaEdgeError
+from nola_edge.errors import NolaEdgeError
+from nola_edge.jsonio import encode
 from nola_edge.peft.register import peft_type
 from nola_edge.torch.factors import STARTS
 
@@ -153,7 +154,8 @@ class NolaConfig(PeftConfig):
         _check_aliases(self.module_aliases)
         try:
             self.adapter_config()
-        except AdapterError as error:
+            encode(self.to_dict())  # what PEFT will write
+        except NolaEdgeError as error:
             raise ValueError(str(error)) from None
         if self.basis_fingerprint not in (None, basis_fingerprint(self.seed)):
             raise ValueError(
