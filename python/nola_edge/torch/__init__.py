@@ -4,14 +4,15 @@
 serves other devices through the CPU's; ``factors.py`` makes A and B of a layer from its
 coefficients, ``together.py`` those of a whole model at once; ``functional.py`` and ``linear.py``
 are for one's own training loop, ``nola_edge.peft`` for PEFT's; ``sharding.py`` splits layers over
-processes; ``plan.py`` and ``merge.py`` merge into models in memory,
-``switch.py`` switches them.
+processes; ``merge.py`` merges into weights, ``plan.py`` and ``model.py`` into
+models in memory, ``switch.py`` switches them.
 """
 
 from nola_edge.torch.factors import Factors, fresh_coefficients
 from nola_edge.torch.functional import expand, nola_delta, nola_linear, project
 from nola_edge.torch.linear import NolaLinear, to_adapter
-from nola_edge.torch.merge import load_merged, merge_, merge_factors_, merge_low_rank_
+from nola_edge.torch.merge import merge_factors_, merge_low_rank_
+from nola_edge.torch.model import load_merged, merge_
 from nola_edge.torch.quantize import fake_quantize
 from nola_edge.torch.switch import AdapterSwitch
 from nola_edge.torch.together import expand_together

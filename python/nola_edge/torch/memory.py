@@ -10,14 +10,18 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from nola_edge.input_file import InputFile
+from nola_edge.merge.overlaps import find_overlaps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+    from nola_edge.merge.overlaps import Extent
 
 _MAPS = Path("/proc/self/maps")
 _SAMPLE = 64
@@ -27,6 +31,42 @@ def byte_view(tensor: torch.Tensor) -> memoryview:
     """Return the bytes of a contiguous tensor on the CPU, writable."""
     view: memoryview = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
     return view
+
+
+def is_resident(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor is its elements: neither on the meta device nor yet to be made.
+
+    Nor a subclass that keeps something else, as quantised weights do; a DTensor counts.
+    """
+    if is_lazy(tensor) or tensor.is_meta:
+        return False
+    return type(tensor.data) is torch.Tensor or hasattr(tensor, "device_mesh")
+
+
+def find_shared(parameters: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Find parameters that are another one too, whole or in part.
+
+    Parameters
+    ----------
+    parameters : mapping from name to Tensor or DTensor
+        On any device, meta too, where only a tensor under two names can be told.
+
+    Returns
+    -------
+    dict
+        Name of each of them -> another name that holds some of the same memory.
+    """
+    return find_overlaps({name: _extent(tensor) for name, tensor in parameters.items()})
+
+
+def _extent(tensor: torch.Tensor) -> Extent:
+    whole: Any = tensor
+    local: torch.Tensor = whole.to_local() if hasattr(tensor, "device_mesh") else tensor
+    if not is_resident(local) or not local.numel():
+        return "object", id(tensor), id(tensor) + 1
+    reach = [(n - 1) * stride for n, stride in zip(local.shape, local.stride(), strict=True)]
+    start = local.data_ptr()
+    return str(local.device), start, start + (sum(reach) + 1) * local.element_size()
 
 
 @dataclass(frozen=True)

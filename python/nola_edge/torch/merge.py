@@ -1,8 +1,7 @@
-"""Merge adapters into torch's tensors and modules: in place, in fp32, rounded once."""
+"""Merge adapters into torch's tensors: in place, in fp32, rounded once."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,14 +10,12 @@ from nola_edge import _core
 from nola_edge.errors import NotFiniteError
 from nola_edge.torch import cuda
 from nola_edge.torch.factors import concatenated
-from nola_edge.torch.plan import MERGEABLE, Term, plan_merges
+from nola_edge.torch.plan import MERGEABLE, Term
 from nola_edge.torch.sharding import Shard, local_window, whole_tensor
 from nola_edge.torch.together import expand_group
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from torch import nn
 
 
 @torch.no_grad()
@@ -43,9 +40,7 @@ def merge_factors_(
         If a coefficient is infinite or NaN, on every process alike; the weight was not changed. If
         a merged element is; the weight then holds it.
     """
-    local, parts = _prepared(weight, terms, transposed)
-    a, b, scaling = concatenated([(f.a(alpha), f.b(beta), s) for f, alpha, beta, s in parts])
-    merge_low_rank_(local, *_sides(a, b, transposed), scaling)
+    _merge_prepared(*_prepared(weight, terms, transposed), transposed)
 
 
 def _prepared(
@@ -68,6 +63,11 @@ def _prepared(
             raise NotFiniteError("has coefficients that are not finite", field=factors.module)
         parts.append((factors.on(shard), alpha.to(local.device), beta.to(local.device), scaling))
     return local, parts
+
+
+def _merge_prepared(local: torch.Tensor, parts: Sequence[Term], transposed: bool) -> None:
+    a, b, scaling = concatenated([(f.a(alpha), f.b(beta), s) for f, alpha, beta, s in parts])
+    merge_low_rank_(local, *_sides(a, b, transposed), scaling)
 
 
 def _sides(a: torch.Tensor, b: torch.Tensor, transposed: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,6 +128,8 @@ def merge_low_rank_(
 
 
 def _check_merge(weight: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    if weight.is_meta:
+        raise ValueError("weight: is on the meta device, which holds no values")
     if weight.dtype not in MERGEABLE:
         raise TypeError(f"weight: must be float32, float16 or bfloat16, got {weight.dtype}")
     if weight.dim() != 2:
@@ -176,6 +178,8 @@ def _has_whole_rows(weight: torch.Tensor) -> bool:
 def merge_many_(updates: Sequence[tuple[torch.Tensor, Sequence[Term], bool]]) -> None:
     """Merge adapters into many weights; on a CUDA device in a few launches.
 
+    Nothing is changed before every coefficient has been looked at.
+
     Parameters
     ----------
     updates : sequence of (weight, terms, transposed)
@@ -184,16 +188,19 @@ def merge_many_(updates: Sequence[tuple[torch.Tensor, Sequence[Term], bool]]) ->
     Raises
     ------
     NotFiniteError
-        If a coefficient is infinite or NaN; weights on a CPU may have been changed before, others
-        not. If a merged element is; weights then hold it.
+        If a coefficient is infinite or NaN, and nothing was changed; or if a merged element is:
+        weights then hold it; :func:`nola_edge.torch.model.check_finite` tells before.
     """
     on_device: dict[torch.device, list[Any]] = {}
+    others = []
     for weight, terms, transposed in updates:
-        if weight.device.type == "cuda" and cuda.is_built():
-            prepared = (*_prepared(weight, terms, transposed), transposed)
-            on_device.setdefault(weight.device, []).append(prepared)
+        local, parts = _prepared(weight, terms, transposed)
+        if local.device.type == "cuda" and cuda.is_built():
+            on_device.setdefault(local.device, []).append((local, parts, transposed))
         else:
-            merge_factors_(weight, terms, transposed=transposed)
+            others.append((local, parts, transposed))
+    for local, parts, transposed in others:
+        _merge_prepared(local, parts, transposed)
     for prepared_updates in on_device.values():
         for batch in _batches(prepared_updates):
             _merge_batch(batch)
@@ -227,64 +234,3 @@ def _merge_batch(batch: Sequence[Any]) -> None:
         a, b, scaling = concatenated([next(expanded) for _ in parts])
         updates.append((local, *_sides(a, b, transposed), scaling))
     _merge_on_cuda(updates)
-
-
-@torch.no_grad()
-def merge_(model: nn.Module, adapter: Any) -> list[str]:
-    """Merge adapters into the weights of a model in memory, in place.
-
-    Names are matched like those of a checkpoint: exactly, or by their one common prefix
-    difference. Everything is checked before the first weight changes. Parameters that are DTensors
-    (FSDP2, tensor parallelism) are merged part by part: each process computes the rows and columns
-    that it holds, and nothing is communicated.
-
-    Parameters
-    ----------
-    model : nn.Module
-        With parameters on any device, in float32, float16 or bfloat16.
-    adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
-
-    Returns
-    -------
-    list of str
-        Names of the parameters that were merged.
-
-    Raises
-    ------
-    NolaEdgeError
-        If adapter and model do not fit, and nothing was changed; or if a merged weight is not
-        finite, which leaves it and those merged before it changed.
-    """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    planned = plan_merges(parameters, adapter, Path(f"<{type(model).__name__}>"))
-    merge_many_([(parameters[name].data, m.terms, m.transposed) for name, m in planned.items()])
-    return list(planned)
-
-
-def load_merged(model_class: Any, base: str | Path, adapter: Any, **options: Any) -> Any:
-    """Load a transformers model with adapters merged into its weights as they come.
-
-    Parameters
-    ----------
-    model_class : type
-        Such as ``transformers.AutoModelForCausalLM``.
-    base : path
-    adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
-    **options
-        For ``from_pretrained``.
-
-    Returns
-    -------
-    transformers.PreTrainedModel
-        A plain model.
-
-    Raises
-    ------
-    NolaEdgeError
-        If adapter and base do not fit, or a merged weight is not finite.
-    """
-    from nola_edge.transformers import NolaMergeConfig
-
-    return model_class.from_pretrained(
-        base, quantization_config=NolaMergeConfig(adapter), **options
-    )

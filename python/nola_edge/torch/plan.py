@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
-from nola_edge.errors import AdapterError, MismatchError
+from nola_edge.errors import AdapterError, MismatchError, printable
 from nola_edge.merge.fit import check_shapes, location
 from nola_edge.merge.matching import match_modules
 from nola_edge.merge.plan import load_adapters
 from nola_edge.merge.update import Term as StoredTerm
 from nola_edge.merge.update import stored_features
 from nola_edge.torch.factors import Factors
+from nola_edge.torch.memory import find_shared, is_resident
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from nola_edge.adapter import Adapter
 
@@ -34,6 +36,8 @@ class PlannedMerge:
 
     Attributes
     ----------
+    shape : (int, int)
+        Of the parameter.
     transposed : bool
         The parameter is (in, out).
     terms : list of (Factors, alpha, beta, scaling)
@@ -42,6 +46,7 @@ class PlannedMerge:
         The same, for a weight that is read from a file.
     """
 
+    shape: tuple[int, int]
     transposed: bool
     terms: list[Term] = field(default_factory=list)
     stored: list[StoredTerm] = field(default_factory=list)
@@ -70,9 +75,7 @@ def plan_merges(
     NolaEdgeError
         If adapters and model do not fit.
     """
-    owners: dict[int, list[str]] = {}
-    for name, parameter in parameters.items():
-        owners.setdefault(id(parameter), []).append(name)
+    shared = find_shared(parameters)
     planned: dict[str, PlannedMerge] = {}
     for adapter, share in load_adapters(adapters):
         config = adapter.config
@@ -87,31 +90,67 @@ def plan_merges(
         shapes: dict[str, tuple[int, int]] = {}
         for module, name in names.items():
             weight = parameters[name]
-            _check_target(name, weight, [n for n in owners[id(weight)] if n != name], model)
-            merge = planned.setdefault(name, PlannedMerge(config.fan_in_fan_out))
+            _check_target(name, weight, shared.get(name), model)
+            rows, cols = weight.shape
+            merge = planned.setdefault(name, PlannedMerge((rows, cols), config.fan_in_fan_out))
             if merge.transposed != config.fan_in_fan_out:
                 raise MismatchError(
                     "adapters disagree about fan_in_fan_out", file=model, field=name
                 )
-            shapes[module] = stored_features(tuple(weight.shape), config.fan_in_fan_out)
+            shapes[module] = stored_features(merge.shape, config.fan_in_fan_out)
             merge.terms.append(_term(adapter, module, shapes[module], share * config.scaling))
             merge.stored.append(StoredTerm(adapter, module, share, config.fan_in_fan_out))
         check_shapes(adapter, shapes, model)
     return planned
 
 
-def _check_target(name: str, weight: torch.Tensor, others: list[str], model: Path) -> None:
-    if weight.dim() != 2 or weight.dtype not in MERGEABLE:
+def _check_target(name: str, weight: torch.Tensor, other: str | None, model: Path) -> None:
+    if is_lazy(weight) or weight.dim() != 2 or weight.dtype not in MERGEABLE:
+        kind = "yet to be made" if is_lazy(weight) else f"{weight.dtype} {list(weight.shape)}"
+        raise MismatchError(f"is {kind}, not a float matrix", file=model, field=name)
+    if other is not None:
         raise MismatchError(
-            f"is {weight.dtype} {list(weight.shape)}, not a float matrix", file=model, field=name
-        )
-    if others:
-        raise MismatchError(
-            f"is the same tensor as {others[0]}, which the adapter was not trained for; "
-            "give each a tensor of its own first (tie_word_embeddings=False)",
+            f"is the same tensor as {printable(other)}, which the adapter was not trained for; "
+            "give each a tensor of its own first (tie_word_embeddings=False, and a copy)",
             file=model,
             field=name,
         )
+
+
+def check_resident(
+    parameters: Mapping[str, torch.Tensor], names: Iterable[str], model: Path
+) -> None:
+    """Refuse weights whose values are not in the model, where nothing can be written to them.
+
+    Parameters
+    ----------
+    parameters : mapping from name to Tensor
+    names : iterable of str
+        Of those that are to be written.
+    model : Path
+        Named in errors.
+
+    Raises
+    ------
+    MismatchError
+    """
+    for name in names:
+        weight = parameters[name]
+        if weight.is_meta:
+            raise MismatchError(
+                "is on the meta device: it is offloaded to the CPU or a disk, or was never loaded; "
+                "load the model without offloading, or merge into the files (nola-edge merge) and "
+                "load these",
+                file=model,
+                field=name,
+            )
+        if not is_resident(weight):
+            raise MismatchError(
+                f"is a {type(weight.data).__name__}, not a plain tensor; merge into the base "
+                "before it is quantised",
+                file=model,
+                field=name,
+            )
 
 
 def _term(adapter: Adapter, module: str, shape: tuple[int, int], scaling: float) -> Term:

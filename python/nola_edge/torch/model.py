@@ -1,0 +1,143 @@
+"""Merge adapters into the weights of a whole model: all of them, or none."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nola_edge.errors import NotFiniteError
+from nola_edge.torch.merge import merge_factors_, merge_many_
+from nola_edge.torch.plan import check_resident, plan_merges
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from nola_edge.torch.plan import PlannedMerge, Term
+
+
+def merge_(model: nn.Module, adapter: Any) -> list[str]:
+    """Merge adapters into the weights of a model in memory, in place.
+
+    Names are matched like those of a checkpoint: exactly, or by their one common prefix
+    difference. Everything is checked before the first weight changes, also that every merged weight
+    will be finite: for that, each is read once beforehand, and where that leaves it open, merged
+    into a copy. So a refusal leaves the model as it was. What cannot be foreseen (Ctrl-C, a failing
+    device) leaves some weights merged and others not, since nothing is kept to restore them from:
+    load such a model anew.
+
+    Parameters that are DTensors (FSDP2, tensor parallelism) are merged part by part: each process
+    computes the rows and columns that it holds, and nothing is communicated. A process refuses for
+    what it holds itself.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With parameters on any device, in float32, float16 or bfloat16; not offloaded.
+    adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
+
+    Returns
+    -------
+    list of str
+        Names of the parameters that were merged.
+
+    Raises
+    ------
+    NolaEdgeError
+        If adapter and model do not fit, an adapted weight is not in memory or is another
+        parameter's too, or a merged weight would not be finite; nothing was changed.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    where = Path(f"<{type(model).__name__}>")
+    planned = plan_merges(parameters, adapter, where)
+    check_resident(parameters, planned, where)
+    check_finite(parameters, planned, where)
+    merge_many_([(parameters[name].data, m.terms, m.transposed) for name, m in planned.items()])
+    return list(planned)
+
+
+@torch.no_grad()
+def check_finite(
+    parameters: Mapping[str, torch.Tensor], planned: Mapping[str, PlannedMerge], model: Path
+) -> None:
+    """Refuse merges whose result would not be finite, before any of them is done.
+
+    A weight whose elements, and whatever its update may add to them, stay within its dtype needs no
+    more than being read. Another is merged into a copy, one at a time.
+
+    Parameters
+    ----------
+    parameters : mapping from name to Tensor
+        In memory; a DTensor's part on this process is looked at.
+    planned : mapping from name to PlannedMerge
+    model : Path
+        Named in errors.
+
+    Raises
+    ------
+    NotFiniteError
+    """
+    for name, merge in planned.items():
+        weight = parameters[name].data
+        if _is_surely_finite(weight, merge.terms):
+            continue
+        try:
+            merge_factors_(weight.clone(), merge.terms, transposed=merge.transposed)
+        except NotFiniteError as error:
+            raise NotFiniteError(error.message, file=model, field=name) from None
+
+
+def _is_surely_finite(weight: torch.Tensor, terms: Sequence[Term]) -> bool:
+    local: Any = weight.to_local() if hasattr(weight, "to_local") else weight
+    if not local.numel():
+        return True
+    # Compared so that a NaN, which any extreme becomes that meets one, is not within the limit.
+    low, high = (float(extreme) for extreme in torch.aminmax(local))
+    return max(-low, high) + _largest_update(terms) <= torch.finfo(local.dtype).max
+
+
+def _largest_update(terms: Sequence[Term]) -> float:
+    """Bound the elements of an update by its coefficients alone.
+
+    An element of A is at most sqrt(3 / k) times the sum of |alpha|: sqrt(3) is the largest value of
+    the uniform basis, scaled to unit variance. Doubled in the end, for what roundings may add.
+    """
+    bound = 0.0
+    for factors, alpha, beta, scaling in terms:
+        sums = float(alpha.double().abs().sum()) * float(beta.double().abs().sum())
+        root = math.sqrt(max(1, len(alpha)) * max(1, len(beta)))
+        bound += abs(scaling) * factors.r * 3 / root * sums
+    return 2 * bound
+
+
+def load_merged(model_class: Any, base: str | Path, adapter: Any, **options: Any) -> Any:
+    """Load a transformers model with adapters merged into its weights as they come.
+
+    Parameters
+    ----------
+    model_class : type
+        Such as ``transformers.AutoModelForCausalLM``.
+    base : path
+    adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
+    **options
+        For ``from_pretrained``.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        A plain model.
+
+    Raises
+    ------
+    NolaEdgeError
+        If adapter and base do not fit, or a merged weight is not finite.
+    """
+    from nola_edge.transformers import NolaMergeConfig
+
+    return model_class.from_pretrained(
+        base, quantization_config=NolaMergeConfig(adapter), **options
+    )
