@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
+import accelerate
 import pytest
 import torch
 import transformers
 
 import nola_edge as ne
 import nola_edge.torch as nt
-from nola_edge.errors import MismatchError
+from nola_edge.errors import ChangedError, MismatchError
 from nola_edge.synthetic import trained_adapter
 from tests.doors.test_transformers import assert_same, decoder, load, shapes_of
 
@@ -79,3 +82,64 @@ def test_a_tied_weight_is_refused(tmp_path):
         switch.add("one", trained_adapter({"lm_head": (100, 64)}, r=2, num_basis=4))
         with pytest.raises(MismatchError, match="shares its tensor"):
             switch.use("one")
+
+
+@pytest.fixture
+def resident(tmp_path):
+    """A model that is its base, and a switch that knows two adapters."""
+    model = decoder()
+    model.save_pretrained(tmp_path / "base")
+    with nt.AdapterSwitch(model, tmp_path / "base") as switch:
+        for name, part in (("all", "_proj."), ("queries", "q_proj")):
+            switch.add(name, trained_adapter(shapes_of(model, part), r=4, num_basis=20, seed=7))
+        yield switch
+
+
+def bits(model):
+    return {n: p.detach().clone() for n, p in model.named_parameters() if not p.is_meta}
+
+
+def assert_refused(switch, selection, error, match):
+    before = bits(switch.model)
+    with pytest.raises(error, match=match):
+        switch.use(selection)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in bits(switch.model).items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_base_that_was_overwritten_between_two_uses(resident, tmp_path, dtype):
+    """Whether the file is read straight into the weights, or through another dtype."""
+    resident.model.to(dtype)
+    resident.use("all")
+    path = tmp_path / "base" / "model.safetensors"
+    held = bytearray(path.read_bytes())
+    held[len(held) // 2 :] = bytes(len(held) - len(held) // 2)
+    path.write_bytes(held)
+    os.utime(path, ns=(0, 1))
+    for selection in ("queries", None, "all"):
+        assert_refused(resident, selection, ChangedError, "changed while it was read")
+    assert resident.active == "all"
+
+
+def test_weights_that_were_offloaded_since(resident, tmp_path):
+    """What is written to the meta device is gone without a word."""
+    resident.use("all")
+    accelerate.disk_offload(resident.model, tmp_path / "disk", execution_device="cpu")
+    assert_refused(resident, "queries", MismatchError, "is on the meta device")
+    assert_refused(resident, None, MismatchError, "load the model without offloading")
+    assert resident.active == "all"
+
+
+def test_a_weight_that_is_a_part_of_another_tensor(resident):
+    attention = resident.model.model.layers[0].self_attn
+    fused = torch.cat([attention.q_proj.weight.detach(), attention.k_proj.weight.detach()])
+    attention.fused = torch.nn.Parameter(fused)
+    attention.q_proj.weight = torch.nn.Parameter(fused[:64])
+    assert_refused(resident, "queries", MismatchError, r"shares its tensor with .*\.fused")
+
+
+def test_a_weight_that_was_tied_since(resident):
+    resident.use("queries")
+    first, second = (layer.self_attn.q_proj for layer in resident.model.model.layers)
+    first.weight = second.weight
+    assert_refused(resident, None, MismatchError, "shares its tensor")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 import time
 
@@ -9,7 +11,13 @@ import numpy as np
 import pytest
 
 import nola_edge as ne
-from nola_edge.errors import ArgumentError, MismatchError, NolaEdgeError, NotFiniteError
+from nola_edge.errors import (
+    ArgumentError,
+    ChangedError,
+    MismatchError,
+    NolaEdgeError,
+    NotFiniteError,
+)
 from nola_edge.synthetic import trained_adapter
 from tests.conftest import MODULES, load_all, snapshot, tiny_adapter
 
@@ -105,6 +113,85 @@ def test_an_interruption_puts_back_what_was_there(switch, monkeypatch):
     assert switch.active == "second"
 
 
+def overwrite(base):
+    """Write other numbers in place: same name, same size."""
+    files = [base] if base.is_file() else sorted(base.glob("*.safetensors"))
+    for path in files:
+        held = bytearray(path.read_bytes())
+        held[-2000:] = bytes(byte ^ 1 for byte in held[-2000:])
+        path.write_bytes(held)
+        os.utime(path, ns=(0, 1))
+
+
+def replace(base):
+    """Put other files into the place of those that are open."""
+    shutil.copytree(base, base.with_name("other"))
+    overwrite(base.with_name("other"))
+    for path in base.glob("*.safetensors"):
+        os.replace(base.with_name("other") / path.name, path)
+
+
+@pytest.mark.parametrize("change", [overwrite, replace])
+def test_a_base_that_changed_between_two_uses(switch, tiny, change):
+    """The weights stay those of the last switch, and go on being usable."""
+    switch.use("first")
+    before = bits(switch.arrays)
+    change(tiny[0])
+    for selection in ("second", None, "first"):
+        with pytest.raises(ChangedError, match="changed while it was read"):
+            switch.use(selection)
+        assert bits(switch.arrays) == before
+    assert switch.active == "first"
+    with switch.running():
+        pass
+
+
+def at_call(count, do):
+    """Return an ArraySwitch._memory that does something at its n-th call, and at each later."""
+    memory, calls = ne.ArraySwitch._memory, []
+
+    def spied(self, name):
+        calls.append(name)
+        if len(calls) >= count:
+            do()
+        return memory(self, name)
+
+    return spied
+
+
+def assert_lost(switch):
+    """What is known to be garbage is not handed out."""
+    for refused in (lambda: switch.use(None), lambda: switch.active, switch.running().__enter__):
+        with pytest.raises(ChangedError, match="load them anew and make a new switch"):
+            refused()
+
+
+def test_a_base_that_changes_while_weights_are_written(switch, tiny, monkeypatch):
+    switch.use("second")
+    monkeypatch.setattr(ne.ArraySwitch, "_memory", at_call(2, lambda: overwrite(tiny[0])))
+    with pytest.raises(ChangedError, match="load them anew"):
+        switch.use("first")
+    monkeypatch.undo()
+    assert_lost(switch)
+    with ne.ArraySwitch(switch.arrays, tiny[0]) as again:
+        again.add("first", tiny_adapter())
+        with pytest.raises(MismatchError, match="is not what the base has"):
+            again.use("first")
+
+
+def test_an_interruption_while_weights_are_put_back(switch, monkeypatch):
+    switch.use("second")
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ne.ArraySwitch, "_memory", at_call(2, interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        switch.use("first")
+    monkeypatch.undo()
+    assert_lost(switch)
+
+
 def test_arrays_that_are_not_the_base(tiny):
     base, adapter = tiny
     for spoil, message in (
@@ -178,10 +265,13 @@ def test_a_selection_is_copied_and_a_closed_switch_says_so(switch):
         switch.use("second")
 
 
-def test_two_names_of_the_same_memory(tiny):
+@pytest.mark.parametrize("other", ["layers.1.q.weight", "embed.weight", "not in the base"])
+@pytest.mark.parametrize("part", [slice(None), slice(3, 5), slice(None, None, -1)], ids=str)
+def test_two_names_of_the_same_memory(tiny, other, part):
+    """Also where no adapter changes the other: it would be changed all the same."""
     base, adapter = tiny
     arrays = load_all(base)
-    arrays["layers.1.q.weight"] = arrays["layers.0.q.weight"]
+    arrays[other] = arrays["layers.0.q.weight"][part]
     with ne.ArraySwitch(arrays, base) as switch:
         switch.add("one", adapter)
         with pytest.raises(MismatchError, match="is the same memory as"):

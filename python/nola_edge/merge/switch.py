@@ -7,10 +7,8 @@ subtracted, so nothing drifts, however often one switches.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Condition, get_ident
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -18,9 +16,11 @@ import numpy as np
 from nola_edge.adapter import Adapter
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import numpy_dtype
-from nola_edge.errors import ArgumentError, MismatchError, printable
+from nola_edge.errors import ArgumentError, ChangedError, MismatchError, printable
 from nola_edge.merge.blocks import Workers, submit_merge
+from nola_edge.merge.gate import Gate
 from nola_edge.merge.lazy import MergedCheckpoint
+from nola_edge.merge.overlaps import array_extent, find_overlaps
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
 from nola_edge.merge.update import make_update
 
@@ -31,43 +31,6 @@ if TYPE_CHECKING:
 
     #: What to switch to: the base, an adapter, or several with weights.
     Selection: TypeAlias = str | Sequence[tuple[str, float]] | None
-
-
-class _Gate:
-    """Many may be inside, or one may have the place to itself; who waits for that goes first."""
-
-    def __init__(self) -> None:
-        self._condition = Condition()
-        self._inside: Counter[int] = Counter()  # how often each thread is
-        self._waiting = 0
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        thread = get_ident()
-        with self._condition:
-            # A thread that is inside already would wait for one that waits for it.
-            self._condition.wait_for(lambda: self._waiting == 0 or self._inside[thread] > 0)
-            self._inside[thread] += 1
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._inside[thread] -= 1
-                self._inside = +self._inside
-                self._condition.notify_all()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        with self._condition:
-            if self._inside[get_ident()]:
-                raise ArgumentError("cannot switch inside running(); leave it first")
-            self._waiting += 1
-            try:
-                self._condition.wait_for(lambda: not +self._inside)
-                yield
-            finally:
-                self._waiting -= 1
-                self._condition.notify_all()
 
 
 class Switch(ABC):
@@ -101,7 +64,8 @@ class Switch(ABC):
         self._plan = MergePlan(self._base, ())
         self._active: Selection = None
         self._seen: set[str] = set()
-        self._gate = _Gate()
+        self._lost = False
+        self._gate = Gate()
 
     @property
     def names(self) -> list[str]:
@@ -110,7 +74,14 @@ class Switch(ABC):
 
     @property
     def active(self) -> Selection:
-        """Return what the weights hold: None (the base), a name, or names with weights."""
+        """Return what the weights hold: None (the base), a name, or names with weights.
+
+        Raises
+        ------
+        ChangedError
+            If a switch left them as nothing of the kind.
+        """
+        self._check_not_lost()
         return self._active
 
     def add(self, name: str, adapter: Adapter | str | Path) -> None:
@@ -148,6 +119,10 @@ class Switch(ABC):
         ------
         ArgumentError
             If a name is not known.
+        ChangedError
+            If the base changed since it was opened; the weights are then what they were. If it
+            changed while they were being written, they cannot be put back: this and everything
+            later is refused, :meth:`running` too.
         NolaEdgeError
             If an adapter does not fit, or a merged weight would not be finite; the weights are then
             what they were.
@@ -170,13 +145,15 @@ class Switch(ABC):
                 field=next(iter(plan.added)),
             )
         with self._gate.alone():
+            self._check_not_lost()
             names = list(dict.fromkeys([*_changed(plan), *_changed(self._plan)]))
             self._check(names)
             self._check_base_is_held(names)
+            self._base.check_unchanged()
             try:
                 self._write(plan, names)
             except BaseException:
-                self._write(self._plan, names)
+                self._put_back(names)
                 raise
             self._plan, self._active = plan, selection
 
@@ -187,6 +164,7 @@ class Switch(ABC):
         A thread that is running cannot switch: it would wait for itself.
         """
         with self._gate.shared():
+            self._check_not_lost()
             yield
 
     def close(self) -> None:
@@ -221,6 +199,24 @@ class Switch(ABC):
                 else:
                     workers.submit(file.read_into, memory, info.start)
         self._base.check_unchanged()
+
+    def _put_back(self, names: list[str]) -> None:
+        """Write what was there before, unless the base no longer tells what that was."""
+        self._lost = True
+        try:
+            self._base.check_unchanged()
+            self._write(self._plan, names)
+        except ChangedError:
+            self._check_not_lost()
+        self._lost = False
+
+    def _check_not_lost(self) -> None:
+        if self._lost:
+            raise ChangedError(
+                "changed, or a switch was cut short twice, while weights were being written: they "
+                "hold neither the base nor an adapter; load them anew and make a new switch",
+                file=self._base.path,
+            )
 
     def _check_base_is_held(self, names: list[str]) -> None:
         """Refuse weights that are not the base's, the first time that they would be changed."""
@@ -280,14 +276,13 @@ class ArraySwitch(Switch):
         self.arrays = arrays
 
     def _check(self, names: list[str]) -> None:
-        owners: dict[int, str] = {}
+        shared = find_overlaps({n: array_extent(a) for n, a in self.arrays.items() if a.nbytes})
         for name in names:
             if name not in self.arrays:
                 raise MismatchError("is not among the arrays", file=self._base.path, field=name)
-            other = owners.setdefault(self.arrays[name].ctypes.data, name)
-            if other != name and self.arrays[name].nbytes:
+            if name in shared:
                 raise MismatchError(
-                    f"is the same memory as {printable(other)}; give each its own",
+                    f"is the same memory as {printable(shared[name])}; give each its own",
                     file=self._base.path,
                     field=name,
                 )

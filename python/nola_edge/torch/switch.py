@@ -9,12 +9,15 @@ import numpy as np
 import torch
 
 from nola_edge.dtypes import numpy_dtype
-from nola_edge.errors import MismatchError
+from nola_edge.errors import MismatchError, printable
 from nola_edge.merge.matching import match_modules
 from nola_edge.merge.switch import Switch
-from nola_edge.torch.memory import byte_view
+from nola_edge.torch.memory import byte_view, find_shared
+from nola_edge.torch.plan import check_resident
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
     from torch import nn
 
@@ -50,38 +53,48 @@ class AdapterSwitch(Switch):
         self._names: dict[str, str] = {}
 
     def _check(self, names: list[str]) -> None:
-        new = [name for name in names if name not in self._names]
-        if not new:
-            return
+        # Every time: parameters may have been offloaded, split or tied since the last.
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         where = Path(f"<{type(self.model).__name__}>")
-        modules = [name.removesuffix(_WEIGHT) for name in new if name.endswith(_WEIGHT)]
+        new = [name for name in names if name not in self._names]
+        matched = {**self._names, **self._match(new, parameters, where)}
+        for name in names:
+            if matched[name] not in parameters:
+                raise MismatchError("is not in the model", file=where, field=matched[name])
+        check_resident(parameters, [matched[name] for name in names], where)
+        shared = find_shared(parameters)
+        for name in names:
+            self._check_parameter(name, matched[name], parameters[matched[name]], where)
+            if matched[name] in shared:
+                raise MismatchError(
+                    f"shares its tensor with {printable(shared[matched[name]])}, which would "
+                    "change too; load the base with tie_word_embeddings=False",
+                    file=where,
+                    field=matched[name],
+                )
+        self._names = matched
+
+    def _match(
+        self, tensors: list[str], parameters: Mapping[str, torch.Tensor], where: Path
+    ) -> dict[str, str]:
+        """Return the parameter of each of the base's tensors."""
+        modules = [name.removesuffix(_WEIGHT) for name in tensors if name.endswith(_WEIGHT)]
         found = match_modules(modules, parameters, adapter=self._base.path, base=where)
         matched = {module + _WEIGHT: name for module, name in found.items()}
-        matched.update({name: name for name in new if not name.endswith(_WEIGHT)})
-        owners: dict[int, list[str]] = {}
-        for name, parameter in parameters.items():
-            owners.setdefault(id(parameter), []).append(name)
-        for tensor, name in matched.items():
-            if name not in parameters:
-                raise MismatchError("is not in the model", file=where, field=name)
-            parameter, info = parameters[name], self._base.tensors[tensor][1]
-            if hasattr(parameter, "device_mesh") or not parameter.is_floating_point():
-                raise MismatchError("is split or quantised", file=where, field=name)
-            if tuple(parameter.shape) != info.shape:
-                raise MismatchError(
-                    f"is {list(parameter.shape)}, the base has {list(info.shape)}",
-                    file=where,
-                    field=name,
-                )
-            if len(owners[id(parameter)]) > 1:
-                raise MismatchError(
-                    "shares its tensor with another parameter, which would change too; load the "
-                    "base with tie_word_embeddings=False",
-                    file=where,
-                    field=name,
-                )
-        self._names.update(matched)
+        return {name: matched.get(name, name) for name in tensors}
+
+    def _check_parameter(
+        self, tensor: str, name: str, parameter: torch.Tensor, where: Path
+    ) -> None:
+        info = self._base.tensors[tensor][1]
+        if hasattr(parameter, "device_mesh") or not parameter.is_floating_point():
+            raise MismatchError("is split or quantised", file=where, field=name)
+        if tuple(parameter.shape) != info.shape:
+            raise MismatchError(
+                f"is {list(parameter.shape)}, the base has {list(info.shape)}",
+                file=where,
+                field=name,
+            )
 
     def _parameter(self, tensor: str) -> torch.Tensor:
         # Looked up each time: a parameter may have been moved to another device.
