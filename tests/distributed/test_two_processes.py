@@ -15,7 +15,9 @@ import nola_edge.torch as nt
 from nola_edge import Adapter
 from nola_edge.adapter.quantize import rounded
 from nola_edge.peft import NolaConfig
+from nola_edge.synthetic import trained_adapter
 from tests.distributed import worker
+from tests.doors.test_transformers import decoder, shapes_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ROOT = Path(__file__).parents[2]
@@ -116,3 +118,17 @@ def test_shards_merge_to_the_bits_of_the_whole(tmp_path):
             for name, expected in worker.weights(whole).items():
                 assert torch.equal(values[name], expected), (dtype, dim, name)
                 assert torch.equal(before[name], expected) == name.endswith("bias")
+
+
+def test_a_model_that_transformers_splits_while_loading(tmp_path):
+    model = decoder()
+    model.save_pretrained(tmp_path / "base")
+    adapter = trained_adapter(shapes_of(model, "_proj."), r=4, num_basis=20, seed=3)
+    adapter.save(tmp_path / "adapter")
+    nt.merge_(model, adapter)
+    expected = worker.weights(model)
+    for result in run_two("load_shards", tmp_path):
+        assert {f"{module}.weight" for module in adapter.modules} <= set(result["split"])
+        assert result["merged"].keys() == expected.keys()
+        for name, values in expected.items():
+            assert torch.equal(result["merged"][name], values), name

@@ -184,6 +184,22 @@ def merge_shards(folder: Path) -> dict[str, object]:
     return {"merged": found}
 
 
+def load_shards(folder: Path) -> dict[str, object]:
+    """Transformers splits a model while it loads, and each process merges into its parts."""
+    from transformers import LlamaForCausalLM
+    from transformers.distributed import DistributedConfig
+
+    from nola_edge.transformers import NolaMergeConfig
+
+    model = LlamaForCausalLM.from_pretrained(
+        folder / "base",
+        distributed_config=DistributedConfig(tp_plan="auto"),
+        quantization_config=NolaMergeConfig(folder / "adapter"),
+    )
+    split = [name for name, p in model.named_parameters() if isinstance(p.data, DTensor)]
+    return {"split": split, "merged": weights(model)}
+
+
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: full(p.detach()).clone() for name, p in model.named_parameters()}
 
@@ -203,6 +219,7 @@ MODES = {
         other_layout,
         save_sharded,
         merge_shards,
+        load_shards,
     )
 }
 

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
 import transformers
@@ -234,3 +235,19 @@ def test_layers_that_would_be_offloaded_to_disk(saved, tmp_path):
     with torch.no_grad():
         found = load(base, adapter, **options)(tokens).logits
         assert torch.equal(found, load(tmp_path / "merged")(tokens).logits)
+
+
+def test_layers_that_are_offloaded_to_the_cpu(saved, tmp_path, monkeypatch):
+    """They are merged by then; as with a GPU too small for the model, which is not needed here."""
+    base, adapter = saved
+    ne.merge_checkpoint(base, adapter, tmp_path / "merged")
+    monkeypatch.setattr(
+        transformers.modeling_utils,
+        "accelerate_dispatch",
+        lambda model, *_: accelerate.cpu_offload(model, execution_device="cpu"),
+    )
+    model = load(base, adapter, device_map={"model": "cpu", "lm_head": "cpu:0"})
+    assert all(parameter.is_meta for parameter in model.parameters())
+    expected, tokens = load(tmp_path / "merged"), torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, expected(tokens).logits)

@@ -56,6 +56,8 @@ class MergesFromFiles:
         """
         if tensor.device.type != "cpu" or not tensor.is_contiguous():
             return None
+        if hasattr(tensor, "device_mesh"):
+            return None  # its memory is a part of it
         if tensor.dtype not in MERGEABLE or (found := self._files.find(tensor)) is None:
             return None
         file, start = found

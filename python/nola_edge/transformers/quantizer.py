@@ -15,7 +15,7 @@ from nola_edge.errors import MismatchError, NolaEdgeError
 from nola_edge.merge.fit import check_fingerprint
 from nola_edge.torch.from_files import MergesFromFiles
 from nola_edge.torch.merge import merge_factors_
-from nola_edge.torch.plan import PlannedMerge, plan_merges
+from nola_edge.torch.plan import PlannedMerge, check_resident, plan_merges
 from nola_edge.transformers.config import METHOD, NolaMergeConfig
 
 if TYPE_CHECKING:
@@ -42,16 +42,22 @@ class _Merge(ConversionOps):
         target_patterns: list[str] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Return the merged parameter under the name that it came with."""
-        merged: dict[str, Any] = {}
-        for name, value in input_dict.items():
-            tensor = value[0] if isinstance(value, list) else value
-            try:
-                merged[name] = self.quantizer.merge(kwargs["full_layer_name"], tensor)
-            except NolaEdgeError as error:
-                self.quantizer.errors.append(error)
-                merged[name] = tensor
-        return merged
+        """Return parameters under the names that they came with, merged where they are adapted.
+
+        One stored tensor may have become several parameters, which all come here if the first of
+        them is adapted; only the keys tell which is which.
+        """
+        return {name: self._merged(name, value) for name, value in input_dict.items()}
+
+    def _merged(self, name: str, value: Any) -> Any:
+        if name not in self.quantizer.planned:
+            return value
+        tensor = value[0] if isinstance(value, list) else value
+        try:
+            return self.quantizer.merge(name, tensor)
+        except NolaEdgeError as error:
+            self.quantizer.errors.append(error)
+            return tensor
 
 
 @register_quantizer(METHOD)
@@ -63,7 +69,9 @@ class NolaMergeQuantizer(HfQuantizer):
     def __init__(self, quantization_config: NolaMergeConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self.planned: dict[str, PlannedMerge] = {}
-        self.unmerged: set[str] = set()
+        self.merged: dict[str, tuple[torch.device, int]] = {}  # where each has been left
+        self.name = Path()
+        self.dtype: torch.dtype | None = None
         self.errors: list[NolaEdgeError] = []
         self.from_files = MergesFromFiles(())
         self.deferred = False
@@ -76,18 +84,9 @@ class NolaMergeQuantizer(HfQuantizer):
         NolaEdgeError
         """
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        name = Path(f"<{type(model).__name__}>")
-        self.planned = plan_merges(parameters, self.quantization_config.adapters, name)
-        self.unmerged = set(self.planned)
-        tied = list(model.all_tied_weights_keys.items())
-        for one, other in [*tied, *((b, a) for a, b in tied)]:
-            if one in self.planned:
-                raise MismatchError(
-                    f"is the same tensor as {other}, which the adapter was not trained for; "
-                    "load the base with tie_word_embeddings=False",
-                    file=name,
-                    field=one,
-                )
+        self.name, self.dtype = Path(f"<{type(model).__name__}>"), dtype
+        self.planned = plan_merges(parameters, self.quantization_config.adapters, self.name)
+        self._check_tied(model)
         files = kwargs.get("checkpoint_files") or ()
         if self.quantization_config.check_base:
             self._check_base(files)
@@ -97,6 +96,19 @@ class NolaMergeQuantizer(HfQuantizer):
             self._check_places(places)
             # Parts that are moved while loading must be complete by then.
             self.deferred = all(str(place) == "cpu" for place in places.values())
+
+    def _check_tied(self, model: PreTrainedModel) -> None:
+        """Refuse adapted weights that transformers will make the same tensor as another."""
+        tied = list(model.all_tied_weights_keys.items())
+        for one, other in [*tied, *((b, a) for a, b in tied)]:
+            if one in self.planned:
+                raise MismatchError(
+                    f"is the same tensor as {other}, which the adapter was not trained for; save "
+                    f"the base with tie_word_embeddings=False and {one} as a tensor of its own, "
+                    "and load that",
+                    file=self.name,
+                    field=one,
+                )
 
     def _check_places(self, places: dict[str, Any]) -> None:
         """Refuse adapted weights on disk: they would be read from the base's files, unmerged."""
@@ -128,8 +140,15 @@ class NolaMergeQuantizer(HfQuantizer):
     def param_needs_quantization(
         self, model: PreTrainedModel, param_name: str, **kwargs: Any
     ) -> bool:
-        """Tell whether a parameter is to be merged into."""
-        return param_name in self.planned
+        """Tell whether a parameter is merged into as it passes by.
+
+        Not one of another dtype than the model's, which transformers would round twice, nor one of
+        which this process gets a part: what is left over is merged once the model is complete.
+        """
+        if param_name not in self.planned:
+            return False
+        parameter = model.get_parameter(param_name)
+        return parameter.dtype == self.dtype and not hasattr(parameter, "device_mesh")
 
     def get_quantize_ops(self) -> _Merge:
         """Return the operation for such a parameter."""
@@ -146,7 +165,12 @@ class NolaMergeQuantizer(HfQuantizer):
         NolaEdgeError
         """
         planned = self.planned[name]
-        self.unmerged.discard(name)
+        if tuple(tensor.shape) != planned.shape:
+            raise MismatchError(
+                f"is {list(tensor.shape)} in the checkpoint and {list(planned.shape)} in the model",
+                file=self.name,
+                field=name,
+            )
         merged = self.from_files.add(name, tensor, planned.stored)
         if merged is None:
             # The tensor may be somebody's own, given to from_pretrained.
@@ -154,10 +178,11 @@ class NolaMergeQuantizer(HfQuantizer):
             merge_factors_(merged, planned.terms, transposed=planned.transposed)
         elif not self.deferred:
             self.from_files.run()
+        self.merged[name] = (merged.device, merged.data_ptr())
         return merged
 
     def postprocess_model(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        """Raise what went wrong; take the plug-in out of the model.
+        """Merge what is left, raise what went wrong; take the plug-in out of the model.
 
         Raises
         ------
@@ -165,20 +190,16 @@ class NolaMergeQuantizer(HfQuantizer):
             If a merged weight is not finite, or an adapted weight was not in the checkpoint.
         """
         try:
-            self.from_files.run()
+            if not self.errors:
+                self._check_places(getattr(model, "hf_device_map", {}))
+                self._merge_the_rest(model)
+                self.from_files.run()
         except NolaEdgeError as error:
             self.errors.append(error)
         finally:
             self.from_files.close()
         if self.errors:
             raise self.errors[0]
-        self._check_places(getattr(model, "hf_device_map", {}))
-        if self.unmerged:
-            raise MismatchError(
-                "is adapted, and the checkpoint has no weight for it",
-                file=Path(f"<{type(model).__name__}>"),
-                field=min(self.unmerged),
-            )
         for owner, names in (
             (model, ("hf_quantizer", "quantization_method", "is_quantized")),
             (model.config, ("quantization_config",)),
@@ -186,6 +207,40 @@ class NolaMergeQuantizer(HfQuantizer):
             for name in names:
                 owner.__dict__.pop(name, None)
         return model
+
+    @torch.no_grad()
+    def _merge_the_rest(self, model: PreTrainedModel) -> None:
+        """Merge into adapted parameters that did not pass by; find each of the others in place."""
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name in self.planned:
+            parameter = parameters[name]
+            if name in self.merged:
+                self._check_still_there(name, parameter)
+                continue
+            check_resident(parameters, [name], self.name)
+            # The mark of transformers on what it has read from a checkpoint.
+            if not getattr(parameter, "_is_hf_initialized", False):
+                raise MismatchError(
+                    "is adapted, and the checkpoint has no weight for it",
+                    file=self.name,
+                    field=name,
+                )
+            merged = self.merge(name, parameter.data)
+            owner, _, last = name.rpartition(".")
+            # A new one: what a DTensor keeps is not replaced through its data.
+            replaced = torch.nn.Parameter(merged, requires_grad=parameter.requires_grad)
+            replaced.__dict__.update(parameter.__dict__)
+            setattr(model.get_submodule(owner), last, replaced)
+
+    def _check_still_there(self, name: str, parameter: torch.nn.Parameter) -> None:
+        """Refuse a parameter that was replaced after it had been merged; offloading moves it."""
+        place = (parameter.device, parameter.data_ptr())
+        if not parameter.is_meta and self.merged[name] != place:
+            raise MismatchError(
+                "was loaded twice: the checkpoint has it under two names; remove one of them",
+                file=self.name,
+                field=name,
+            )
 
     def is_serializable(self) -> bool:
         """Say that the model can be saved: its weights are plain."""
