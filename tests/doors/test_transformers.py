@@ -10,6 +10,7 @@ import accelerate
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import nola_edge as ne
 import nola_edge.torch as nt
@@ -146,8 +147,6 @@ def test_a_weight_that_the_checkpoint_lacks(saved):
     described = json.loads(index.read_text())
     name = "model.layers.1.mlp.up_proj.weight"
     bare = Path(described["weight_map"].pop(name))
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(base / bare)
     del tensors[name]
     save_file(tensors, base / bare, metadata={"format": "pt"})
@@ -183,6 +182,20 @@ def test_another_base_than_the_recorded_one(tmp_path):
         load(tmp_path / "merged", adapter)
     assert "check_base=False" in str(caught.value)
     load(tmp_path / "merged", NolaMergeConfig(adapter, check_base=False))
+
+
+def test_a_base_that_cannot_be_compared_with_the_recorded_one(tmp_path):
+    """Transformers passes over a tensor that the index does not name; the check has a way out."""
+    model = decoder()
+    base = tmp_path / "base"
+    model.save_pretrained(base, max_shard_size="100KB")
+    adapter = trained_adapter(shapes_of(model, "_proj."), r=4, num_basis=8, base=base)
+    path = min(base.glob("*.safetensors"))
+    save_file({**load_file(path), "left.over": torch.ones(2)}, path, metadata={"format": "pt"})
+    with pytest.raises(MismatchError, match=r"left\.over.*check_base=False"):
+        load(base, adapter)
+    nt.merge_(model, adapter)
+    assert_same(load(base, NolaMergeConfig(adapter, check_base=False)), model)
 
 
 def test_mapped_weights_are_read_from_their_files(saved, monkeypatch):

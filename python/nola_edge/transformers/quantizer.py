@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_UNCHECKED = "NolaMergeConfig(…, check_base=False)"
+
+
 class _Merge(ConversionOps):
     """Merge into the parameters that pass by.
 
@@ -134,8 +137,15 @@ class NolaMergeQuantizer(HfQuantizer):
         base = path if len(files) == 1 else path.parent
         for adapter, _ in self.quantization_config.adapters:
             if adapter.config.base_fingerprint is not None:
-                found = checkpoint_fingerprint(base, adapter.modules)
-                check_fingerprint(adapter, found, base, "NolaMergeConfig(…, check_base=False)")
+                try:
+                    found = checkpoint_fingerprint(base, adapter.modules)
+                except NolaEdgeError as error:
+                    raise MismatchError(
+                        f"cannot be compared with the base that the adapter recorded: {error}; to "
+                        f"merge all the same, {_UNCHECKED}",
+                        file=base,
+                    ) from None
+                check_fingerprint(adapter, found, base, _UNCHECKED)
 
     def param_needs_quantization(
         self, model: PreTrainedModel, param_name: str, **kwargs: Any
