@@ -125,6 +125,18 @@ def test_a_tensor_that_becomes_several_layers(make, targets, tmp_path):
     assert_same(load(tmp_path / "base", tmp_path / "adapter", type(expected)), expected)
 
 
+def test_tensors_that_are_given_stay_as_they_are(tmp_path):
+    """A part of a tensor, merged into once the model is complete, is not the caller's own."""
+    expected = saved(dinov2, ["up_proj"], tmp_path)
+    given = stored(tmp_path)
+    model = transformers.Dinov2Model.from_pretrained(
+        None, config=expected.config, state_dict=given,
+        quantization_config=NolaMergeConfig(tmp_path / "adapter"),
+    )  # fmt: skip
+    assert_same(model, expected)
+    assert all(torch.equal(tensor, given[name]) for name, tensor in stored(tmp_path).items())
+
+
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"]
 
 
