@@ -200,14 +200,23 @@ class NolaConfig(PeftConfig):
         """Return the name that the streams of a module were made with."""
         return replace_prefix(module, self.module_aliases or {})
 
-    def remember_modules(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+    def remember_modules(
+        self, shapes: Mapping[str, tuple[int, int]], live_base: str | None = None
+    ) -> None:
         """Take note of the modules that are about to be saved, for their fingerprints.
 
         Where the base is a local folder it gets a fingerprint too, so that a merge into another
         base, or a second one into the same, is refused.
+
+        Parameters
+        ----------
+        shapes : mapping of module name to (out_features, in_features)
+        live_base : str, optional
+            What the model was loaded from, for an adapter that does not know yet: PEFT tells all
+            but the first only after their tensors were selected.
         """
         self._modules_to_be_saved = dict(shapes)
-        base = self.base_model_name_or_path
+        base = self.base_model_name_or_path or live_base
         if self.base_fingerprint is None and base and Path(base).is_dir():
             # A base in another format, or with other names, just stays without.
             with contextlib.suppress(NolaEdgeError, OSError):

@@ -160,7 +160,7 @@ class NolaModel(BaseTuner):
             model, config, adapter_name, state_dict, unwanted_adapter_names
         )
         layers = _layers(model, adapter_name)
-        config.remember_modules(_stream_shapes(layers, adapter_name))
+        config.remember_modules(_stream_shapes(layers, adapter_name), _loaded_from(model))
         return to_stored(selected, config, adapter_name)
 
     @classmethod
@@ -184,6 +184,13 @@ class NolaModel(BaseTuner):
             if key.endswith(ending + SCALE):
                 return key.removesuffix(ending + SCALE) + suffix + SCALE
         return super()._remove_adapter_name_from_key(key, adapter_name)
+
+
+def _loaded_from(model: nn.Module) -> str | None:
+    """Return what a model was loaded from, as PEFT will record it."""
+    base = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
+    name = getattr(base, "name_or_path", None)
+    return name if isinstance(name, str) and name else None
 
 
 def _is_supported(base: nn.Module, kwargs: dict[str, Any]) -> bool:
