@@ -92,9 +92,10 @@ def test_another_tensor_parallel_layout_is_refused(tmp_path):
 
 def test_sharded_coefficients_are_saved_whole(tmp_path):
     results = run_two("save_sharded", tmp_path)
-    adapters = [Adapter.load(tmp_path / f"saved-{rank}") for rank in (0, 1)]
-    for module, saved in adapters[0].modules.items():
-        assert np.array_equal(saved.beta, adapters[1].modules[module].beta)
+    first, *others = (Adapter.load(tmp_path / name) for name in ("saved-0", "saved-1", "gathered"))
+    for module, saved in first.modules.items():
+        for other in others:
+            assert np.array_equal(saved.beta, other.modules[module].beta)
         live = results[0]["coefficients"][f"base_model.model.{module}.nola_beta.default"]
         assert np.array_equal(saved.beta, rounded(live.numpy(), 4))
 

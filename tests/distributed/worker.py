@@ -162,7 +162,12 @@ def save_sharded(folder: Path) -> dict[str, object]:
     """Coefficients that FSDP2 stores in halves are saved whole, quantised ones too."""
     model = get_peft_model(make(), NolaConfig(**CONFIG, coefficient_bits=4, init_weights=False))
     fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
-    model.save_pretrained(folder / f"saved-{dist.get_rank()}")
+    rank = dist.get_rank()
+    model.save_pretrained(folder / f"saved-{rank}")
+    state = {name: full(values) for name, values in model.state_dict().items()}
+    # As accelerate hands it over: the first process has it all and saves, the others have nothing.
+    gathered = {} if rank else state
+    model.save_pretrained(folder / "gathered", state_dict=gathered, is_main_process=rank == 0)
     return {"coefficients": coefficients(model)}
 
 

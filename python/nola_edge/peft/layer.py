@@ -75,7 +75,7 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
         ----------
         adapter_name : str
         module : str
-            The layer's name in the base model.
+            The layer's name in the base model, without wrappers.
         config : NolaConfig
         inference_mode : bool
             Do not train it.

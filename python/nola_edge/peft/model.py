@@ -6,16 +6,18 @@ import warnings
 from typing import Any, cast
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+import torch.distributed as dist
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import nn
 
-from nola_edge.adapter.files import ALPHA, BETA, SCALE
+from nola_edge.adapter.files import ALPHA, BETA, PREFIX, SCALE
 from nola_edge.adapter.fingerprints import modules_fingerprint, shapes_fingerprint
 from nola_edge.peft.config import NolaConfig
 from nola_edge.peft.layer import NolaLinearLayer
-from nola_edge.peft.state import from_stored, to_stored
+from nola_edge.peft.names import PlainNames, plain_name
+from nola_edge.peft.state import from_stored, select_coefficients, to_stored
 from nola_edge.torch.linear import is_conv1d
 
 
@@ -40,8 +42,9 @@ class NolaModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        name = self._plain_name(current_key)
         if isinstance(target, NolaLinearLayer):
-            target.update_layer(adapter_name, current_key, peft_config)
+            target.update_layer(adapter_name, name, peft_config)
             return
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         kwargs = get_quantization_kwargs(self)
@@ -52,10 +55,18 @@ class NolaModel(BaseTuner):
             )
         layer = NolaLinearLayer(target, **kwargs)
         layer._active_adapter = adapter_name
-        layer.update_layer(adapter_name, current_key, peft_config)
+        layer.update_layer(adapter_name, name, peft_config)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # an additional adapter is not trainable by itself
         self._replace_module(parent, target_name, layer, target)
+
+    @staticmethod
+    def _check_target_module_exists(config: Any, key: str) -> Any:
+        """Match a module by its name without wrappers; "all-linear" lists names with them."""
+        found = BaseTuner._check_target_module_exists(config, plain_name(key))
+        if found or isinstance(found, _ExcludedModule) or plain_name(key) == key:
+            return found
+        return BaseTuner._check_target_module_exists(config, key)
 
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
@@ -68,7 +79,9 @@ class NolaModel(BaseTuner):
             If the modules are not those that the adapter's streams were made for, or Linear and
             Conv1D layers would share an adapter.
         """
+        self._plain_name = PlainNames(model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        self._forget_wrappers(model, self.peft_config[adapter_name])
         try:
             self._check_injected(model, adapter_name)
         except ValueError:
@@ -78,6 +91,14 @@ class NolaModel(BaseTuner):
                 for layer in _layers(model, adapter_name).values():
                     layer.delete_adapter(adapter_name)
             raise
+
+    def _forget_wrappers(self, model: nn.Module, config: Any) -> None:
+        """Name the modules that "all-linear" stands for as a model without wrappers has them."""
+        if isinstance(config.target_modules, set):
+            here = {name for name, _ in model.named_modules()}
+            config.target_modules = {
+                self._plain_name(name) if name in here else name for name in config.target_modules
+            }
 
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
@@ -156,12 +177,33 @@ class NolaModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
         """Select an adapter's tensors, under the names and in the form that its file has."""
-        selected = super()._get_adapter_state_dict(
-            model, config, adapter_name, state_dict, unwanted_adapter_names
-        )
+        if not state_dict and _is_helper_process():
+            return {}  # a state that was gathered in the first process alone, which saves it
+        plain = PlainNames(model)
+        state = {plain(name): values for name, values in state_dict.items()}
         layers = _layers(model, adapter_name)
+        names = [plain(name) for name in layers]
+        selected = select_coefficients(names, state, config, adapter_name)
+        selected |= cls._get_learnable_bias_state_dict(model, state, config)
+        # PEFT looks for modules_to_save and embeddings in the same mapping next, by their names in
+        # the model.
+        for name, _ in model.named_parameters(remove_duplicate=False):
+            if plain(name) in state:
+                state_dict.setdefault(name, state[plain(name)])
         config.remember_modules(_stream_shapes(layers, adapter_name), _loaded_from(model))
         return to_stored(selected, config, adapter_name)
+
+    @classmethod
+    def _get_learnable_bias_state_dict(
+        cls, model: nn.Module, state_dict: dict[str, torch.Tensor], config: Any
+    ) -> dict[str, torch.Tensor]:
+        """Select the trained biases from a state without wrappers."""
+        if config.bias != "nola_only":
+            return super()._get_learnable_bias_state_dict(model, state_dict, config)
+        plain = PlainNames(model)
+        layers = (n for n, m in model.named_modules() if isinstance(m, BaseTunerLayer))
+        names = [f"{plain(name)}.base_layer.bias".lstrip(".") for name in layers]
+        return {name: state_dict[name] for name in names if name in state_dict}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -171,19 +213,32 @@ class NolaModel(BaseTuner):
         adapter_name: str,
         state_dict: dict[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        """Turn a file's tensors into parameters of the model."""
-        return super()._remap_adapter_state_dict_for_load(
-            model, config, adapter_name, from_stored(state_dict, config)
-        )
+        """Turn a file's tensors into parameters of the model, wrapped or not."""
+        plain = PlainNames(model)
+        live: dict[str, str] = {}
+        for name in model.state_dict():
+            stored = plain(name)
+            if stored.endswith((f"{ALPHA}.{adapter_name}", f"{BETA}.{adapter_name}")):
+                stored = stored.removesuffix(f".{adapter_name}")
+            live[stored] = name
+            if not stored.startswith(PREFIX):  # layers that were injected without a PeftModel
+                live[PREFIX + stored] = name
+        loaded = from_stored(state_dict, config)
+        return {live.get(plain_name(name), name): values for name, values in loaded.items()}
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        key = plain_name(key)
         for suffix in (ALPHA, BETA):
             # A quantised tensor's name ends in the name of its adapter, or in that and "_scale".
             ending = f"{suffix}.{adapter_name}"
             if key.endswith(ending + SCALE):
                 return key.removesuffix(ending + SCALE) + suffix + SCALE
         return super()._remove_adapter_name_from_key(key, adapter_name)
+
+
+def _is_helper_process() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_rank() != 0
 
 
 def _loaded_from(model: nn.Module) -> str | None:

@@ -1,10 +1,12 @@
 """Between the parameters of a live model and the tensors of an adapter file.
 
-Two things differ: with quantised coefficients the file holds packed integers and a scale, and with
-``module_aliases`` it keeps the names that its streams were made with.
+Three things differ: with quantised coefficients the file holds packed integers and a scale, with
+``module_aliases`` it keeps the names that its streams were made with, and it knows no wrappers.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection, Mapping
 
 import torch
 
@@ -14,6 +16,52 @@ from nola_edge.peft.config import NolaConfig, replace_prefix
 from nola_edge.torch.sharding import whole_tensor
 
 _Tensors = dict[str, torch.Tensor]
+
+
+def select_coefficients(
+    modules: Collection[str], state: Mapping[str, torch.Tensor], config: NolaConfig, adapter: str
+) -> _Tensors:
+    """Pick an adapter's coefficients from the state of a model; all of them, or none.
+
+    Parameters
+    ----------
+    modules : collection of str
+        The adapted layers, with the prefix that their tensors have.
+    state : mapping of name to tensor
+        By names without wrappers. A state that was selected before, whose names lack the adapter's,
+        may be handed over again.
+    config : NolaConfig
+    adapter : str
+
+    Raises
+    ------
+    ValueError
+        If those of a layer are missing, or are not all there.
+    """
+    found: _Tensors = {}
+    for module in modules:
+        for part, count in ((ALPHA, config.num_basis_a), (BETA, config.num_basis_b)):
+            names = [f"{module}{part}{end}" for end in (f".{adapter}", "", SCALE)]
+            held = {name: state[name] for name in names if name in state}
+            if not held:
+                raise _incomplete(f"{module}{part}", "is not in it", modules, state)
+            values = next(iter(held.values()))
+            if values.dtype != torch.uint8 and tuple(values.shape) != (count,):
+                what = f"has the shape {tuple(values.shape)}, not ({count},)"
+                raise _incomplete(f"{module}{part}", what, modules, state)
+            found.update(held)
+    return found
+
+
+def _incomplete(
+    name: str, what: str, modules: Collection[str], state: Mapping[str, torch.Tensor]
+) -> ValueError:
+    layers = f"{len(modules)} NOLA layer" + ("s" if len(modules) > 1 else "")
+    return ValueError(
+        f"The state to be saved lacks coefficients: {name!r} {what}, of {layers} in the model and "
+        f"{len(state)} tensors in the state. Hand over the state_dict() of the model itself, "
+        "whole and gathered from all processes, or none."
+    )
 
 
 def to_stored(tensors: _Tensors, config: NolaConfig, adapter_name: str) -> _Tensors:
