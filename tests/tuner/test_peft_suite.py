@@ -150,6 +150,32 @@ custom.MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES[:] = [
         {"target_modules": ["lin1"], "seed": 2, **NOT_FRESH},
     ),
 ]
+#: What PEFT's own tests of mixed batches adapt and train besides, where NOLA can.
+MIXED_BATCHES = {
+    "mlp": [{}, {}],
+    "length_mismatch_raises": [{}, {}],
+    "training_mode_raises": [{}, {}],
+    "disabled": [{}, {}],
+    "merged_raises": [{}, {}],
+    "different_target_layers": [{}, {"target_modules": ["lin1"]}],
+    "partly_overlapping_target_layers": [{}, {"target_modules": ["lin0", "lin1"]}],
+    "multiple_modules_to_save": [{"modules_to_save": ["lin1"]}] * 2,
+    "unsupported_layer_raises": [{"modules_to_save": ["gru"]}] * 2,
+    "lora_wrong_adapter_name_raises": [{}],
+}
+for test, options in MIXED_BATCHES.items():
+    function = getattr(custom.TestMixedAdapterBatches, f"test_mixed_adapter_batches_{test}")
+    (mark,) = function.pytestmark
+    mark.args[1][:] = [
+        (
+            "NOLA",
+            *(
+                NolaConfig(**{"target_modules": ["lin0"], "seed": i, **NOT_FRESH, **o})
+                for i, o in enumerate(options)
+            ),
+        )
+    ]
+common = load("testing_common")
 decoder = load("test_decoder_models")
 use_models(decoder, "PEFT_DECODER_MODELS_TO_TEST", transformers.AutoModelForCausalLM, "CAUSAL_LM")
 decoder.SMALL_GRID_MODELS[:] = decoder.PEFT_DECODER_MODELS_TO_TEST
@@ -188,7 +214,21 @@ class TestFsdpStateDict(custom.TestPeftFsdpStateDict):
     pass
 
 
-class TestDecoderModels(decoder.TestDecoderModels):
+class TestMixedAdapterBatches(custom.TestMixedAdapterBatches):
+    pass
+
+
+class MixesBatches:
+    """Tests that run for LoRA alone, by its class, and may as well run for NOLA."""
+
+    @pytest.fixture(autouse=True)
+    def _as_lora(self, request, monkeypatch):
+        if "mixed_adapter_batches" in request.node.name:
+            for module in (common, decoder):
+                monkeypatch.setattr(module, "LoraConfig", NolaConfig)
+
+
+class TestDecoderModels(MixesBatches, decoder.TestDecoderModels):
     pass
 
 
@@ -200,7 +240,7 @@ class TestFeatureExtraction(features.TestPeftFeatureExtractionModel):
     pass
 
 
-class TestEncoderDecoder(seq2seq.TestEncoderDecoderModels):
+class TestEncoderDecoder(MixesBatches, seq2seq.TestEncoderDecoderModels):
     pass
 
 
@@ -212,5 +252,6 @@ class TestRequiresGrad(custom.TestRequiresGrad):
 def _only_what_is_ours(request):
     """The classes also hold tests of other methods, many of which load models from the Hub."""
     parameters = getattr(request.node, "callspec", None)
-    if parameters is None or NolaConfig not in parameters.params.values():
+    values = list(parameters.params.values()) if parameters is not None else []
+    if NolaConfig not in values and not any(isinstance(v, NolaConfig) for v in values):
         pytest.skip("about another method")

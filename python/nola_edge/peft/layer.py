@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -116,8 +117,12 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
         pair = (self.nola_alpha[adapter], self.nola_beta[adapter])
         return all(bool(whole_tensor(values).isfinite().all()) for values in pair)
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Apply the base layer and every active adapter."""
+    def forward(
+        self, x: torch.Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Apply the base layer and every active adapter, or the one that each sample names."""
+        if adapter_names is not None:
+            self._check_mixed_batch(x, adapter_names)
         if self.disable_adapters:
             if self.merged:
                 self.unmerge()
@@ -125,17 +130,42 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
         result = self.base_layer(x, *args, **kwargs)
         if self.merged:
             return result
-        dtype = result.dtype
         shard = computed_shard(
             cast(torch.Tensor, self.get_base_layer().weight), transposed=self.transposed
         )
         check_layout(shard, x, result)
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
+        if adapter_names is not None:
+            return self._mixed_batch(x, result, adapter_names, shard)
+        dtype = result.dtype
         for adapter in self.active_adapters:
             if adapter in self.nola_alpha:
                 result = result + self._delta(adapter, x, shard)
         return result.to(dtype)
+
+    def _check_mixed_batch(self, x: torch.Tensor, names: Sequence[str]) -> None:
+        if len(x) != len(names):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(names)} and {len(x)} respectively."
+            )
+        if self.merged:
+            raise ValueError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call "
+                "`unmerge_adapter` first."
+            )
+
+    def _mixed_batch(
+        self, x: torch.Tensor, result: torch.Tensor, names: Sequence[str], shard: Shard
+    ) -> torch.Tensor:
+        """Add to each sample's result what the adapter gives that it names."""
+        for adapter in sorted(set(names) & set(self.nola_alpha)):
+            samples = [i for i, name in enumerate(names) if name == adapter]
+            rows = torch.tensor(samples, device=x.device)
+            changed = result[rows] + self._delta(adapter, x[rows], shard)
+            result = result.index_copy(0, rows, changed.to(result.dtype))
+        return result
 
     def _delta(self, adapter: str, x: torch.Tensor, shard: Shard) -> torch.Tensor:
         # As in PEFT's LoRA: computed in the dtype of the adapter's parameters.

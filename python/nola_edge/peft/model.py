@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -16,6 +18,7 @@ from nola_edge.adapter.files import ALPHA, BETA, PREFIX, SCALE
 from nola_edge.adapter.fingerprints import modules_fingerprint, shapes_fingerprint
 from nola_edge.peft.config import NolaConfig
 from nola_edge.peft.layer import NolaLinearLayer
+from nola_edge.peft.mixed_batch import mixed_batch
 from nola_edge.peft.names import PlainNames, plain_name
 from nola_edge.peft.state import from_stored, select_coefficients, to_stored
 from nola_edge.torch.linear import is_conv1d
@@ -99,6 +102,13 @@ class NolaModel(BaseTuner):
             config.target_modules = {
                 self._plain_name(name) if name in here else name for name in config.target_modules
             }
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *_: Any, **call: Any) -> Iterator[None]:
+        """Run a forward pass or a generation of PEFT's; it may name an adapter for each sample."""
+        names = call.pop("adapter_names", None)
+        with nullcontext() if names is None else mixed_batch(self, names, call):
+            yield
 
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
