@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def inside(folder: Path, name: str) -> Path:
     """Return the path of a file of a folder; refuse links that lead out of it.
 
-    The Hugging Face cache's own links, from ``snapshots/<revision>`` to ``blobs``, are followed.
+    The Hugging Face cache's own links, from ``snapshots/<revision>`` and what lies below it to the
+    repository's ``blobs``, are followed.
 
     Parameters
     ----------
@@ -29,19 +30,28 @@ def inside(folder: Path, name: str) -> Path:
         If there is no such file, or it lies elsewhere.
     """
     path = folder / name
-    root = folder.resolve()
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):
-        raise CheckpointError("does not exist", file=path) from None
-    allowed = [root]
-    if root.parent.name == "snapshots":
-        allowed.append(root.parent.parent / "blobs")
-    if not any(target.is_relative_to(place) for place in allowed):
+        what = "is a link to what does not exist" if path.is_symlink() else "does not exist"
+        raise CheckpointError(what, file=path) from None
+    root = folder.resolve()
+    if not (target.is_relative_to(root) or target.parent in _blobs(root)):
         raise CheckpointError(
-            f"is a link that leads out of the folder, to {printable(target)}", file=path
+            f"is a link that leads out of the folder, to {printable(target)}; put the file itself "
+            "there",
+            file=path,
         )
     return path
+
+
+def _blobs(folder: Path) -> list[Path]:
+    """Return where the Hugging Face cache keeps the files of a folder in it, links resolved.
+
+    ``blobs`` holds files and no folders; it may be a link itself, to a larger disk say.
+    """
+    revisions = [place for place in (folder, *folder.parents) if place.parent.name == "snapshots"]
+    return [(revision.parent.parent / "blobs").resolve() for revision in revisions]
 
 
 #: A configuration is thousands of bytes long.

@@ -2,10 +2,12 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from nola_edge import Adapter
 from nola_edge.checkpoint import INDEX_NAME, Checkpoint
 from nola_edge.errors import NolaEdgeError
 from tests.conftest import snapshot, write_safetensors, write_sharded
@@ -106,15 +108,62 @@ def test_links_out_of_the_folder_are_refused(sharded):
     refused(sharded, "leads out of the folder")
 
 
-def test_links_of_the_hub_cache_are_followed(tmp_path):
+def hub_snapshot(tmp_path, inner="."):
+    """A folder of the Hugging Face cache, in which every file is a link to a blob."""
     cache = tmp_path / "models--a--b"
-    (cache / "blobs").mkdir(parents=True)
-    snapshot_folder = cache / "snapshots" / "abc"
-    snapshot_folder.mkdir(parents=True)
+    folder = cache / "snapshots" / "abc" / inner
+    folder.mkdir(parents=True)
+    (cache / "blobs").mkdir()
     write_safetensors(cache / "blobs" / "123", TENSORS)
-    os.symlink("../../blobs/123", snapshot_folder / "model.safetensors")
-    with Checkpoint.open(snapshot_folder) as checkpoint:
+    (cache / "blobs" / "456").write_text("{}")
+    for name, blob in (("model.safetensors", "123"), ("config.json", "456")):
+        (folder / name).symlink_to(os.path.relpath(cache / "blobs" / blob, folder))
+    return folder
+
+
+@pytest.mark.parametrize("inner", [".", "text_encoder", "a/b"])
+def test_links_of_the_hub_cache_are_followed(tmp_path, inner):
+    with Checkpoint.open(hub_snapshot(tmp_path, inner)) as checkpoint:
         assert set(checkpoint.tensors) == set(TENSORS)
+        assert checkpoint.companions() == [Path("config.json")]
+
+
+def test_an_adapter_in_a_folder_of_the_hub_cache(tiny, tmp_path):
+    folder = hub_snapshot(tmp_path, "french")
+    for link in folder.iterdir():
+        link.unlink()
+    for file in tiny[1].iterdir():
+        blob = file.rename(folder.parents[2] / "blobs" / file.name)
+        (folder / file.name).symlink_to(os.path.relpath(blob, folder))
+    assert len(Adapter.load(folder).modules) == 3
+
+
+@pytest.mark.parametrize("inner", [".", "text_encoder"])
+def test_blobs_may_lie_on_another_disk(tmp_path, inner):
+    folder = hub_snapshot(tmp_path, inner)
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.rename(tmp_path / "elsewhere")
+    blobs.symlink_to(tmp_path / "elsewhere")
+    with Checkpoint.open(folder) as checkpoint:
+        assert set(checkpoint.tensors) == set(TENSORS)
+        assert checkpoint.companions() == [Path("config.json")]
+
+
+@pytest.mark.parametrize(
+    "target", ["models--a--b/refs/main", "models--c--d/blobs/123", "models--a--b/blobs/more/123"]
+)
+def test_the_hub_cache_opens_nothing_but_its_blobs(tmp_path, target):
+    folder = hub_snapshot(tmp_path, "text_encoder")
+    outside = tmp_path / target
+    outside.parent.mkdir(parents=True)
+    outside.write_text("{}")
+    (folder / "tokenizer.json").symlink_to(outside)
+    refused(folder, "leads out of the folder")
+
+
+def test_a_link_to_what_does_not_exist(sharded):
+    (sharded / "config.json").symlink_to("absent.json")
+    refused(sharded, "config.json: is a link to what does not exist")
 
 
 def test_companions_and_what_is_left_behind(sharded):
