@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.errors import ChangedError, CheckpointError, printable
 from nola_edge.jsonio import loads_object
+from nola_edge.model_folder import SAFETENSORS, Companions, find_companions, find_weights, is_index
 from nola_edge.paths import inside
 from nola_edge.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
     from nola_edge.safetensors_file import TensorInfo
 
-WEIGHTS_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
 _MAX_INDEX_BYTES = 100_000_000
-#: Weights in other formats: stale beside merged ones, so never carried over.
-_OTHER_WEIGHTS = (
-    ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".onnx_data",
-    ".safetensors", ".tflite", ".ot", ".npz", ".pkl",
-)  # fmt: skip
 
 
 class Checkpoint:
@@ -35,8 +30,10 @@ class Checkpoint:
         In the order of their names.
     tensors : dict
         Name -> (file, entry), in the order of the files.
+    index_name : str or None
+        The name of a sharded folder's index.
     index : dict or None
-        The parsed index of a sharded folder.
+        The parsed index.
     index_bytes : bytes or None
         The index as it stands in its file.
     """
@@ -46,6 +43,7 @@ class Checkpoint:
         self.is_folder = path.is_dir()
         self.shards: list[SafetensorsFile] = []
         self.tensors: dict[str, tuple[SafetensorsFile, TensorInfo]] = {}
+        self.index_name: str | None = None
         self.index: dict[str, Any] | None = None
         self.index_bytes: bytes | None = None
         try:
@@ -74,12 +72,12 @@ class Checkpoint:
             self._refuse_gguf()
             self._add_shard(self.path)
             return
-        if os.path.lexists(self.path / WEIGHTS_NAME):
-            self._add_shard(inside(self.path, WEIGHTS_NAME))
-        elif os.path.lexists(self.path / INDEX_NAME):
-            self._open_index()
+        name = find_weights(self.path)
+        if is_index(name):
+            self.index_name = name
+            self._open_index(name)
         else:
-            self._add_shard(inside(self.path, self._only_weights()))
+            self._add_shard(inside(self.path, name))
 
     def _refuse_gguf(self) -> None:
         from nola_edge.gguf.file import is_gguf
@@ -91,44 +89,17 @@ class Checkpoint:
                 file=self.path,
             )
 
-    def _only_weights(self) -> str:
-        names = sorted(entry.name for entry in os.scandir(self.path) if not entry.is_dir())
-        weights = [name for name in names if name.endswith(".safetensors")]
-        if len(weights) == 1:
-            return weights[0]
-        if len(weights) > 1:
-            raise CheckpointError(
-                f"has {len(weights)} safetensors files but no {INDEX_NAME}; "
-                "give the path of one of them",
-                file=self.path,
-            )
-        gguf = [name for name in names if name.endswith(".gguf")]
-        if gguf:
-            raise CheckpointError(
-                f"has no safetensors weights, but {printable(gguf[0])}; to merge into a GGUF file, "
-                "give its own path",
-                file=self.path,
-            )
-        others = [name for name in names if name.endswith(_OTHER_WEIGHTS)]
-        if others:
-            raise CheckpointError(
-                f"has no safetensors weights, only {printable(', '.join(others))}; only "
-                "safetensors is read, save the model with safe_serialization=True first",
-                file=self.path,
-            )
-        raise CheckpointError(f"has neither {WEIGHTS_NAME} nor {INDEX_NAME}", file=self.path)
-
-    def _open_index(self) -> None:
-        self.index_bytes = self._read_index()
-        path = self.path / INDEX_NAME
+    def _open_index(self, name: str) -> None:
+        path = self.path / name
+        self.index_bytes = self._read_index(name)
         self.index = loads_object(self.index_bytes, file=path)
         weight_map = self.index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError("must map tensor names to files", file=path, field="weight_map")
-        for name, shard in weight_map.items():
+        for tensor, shard in weight_map.items():
             if not _is_plain_name(shard):
                 raise CheckpointError(
-                    f"tensor {printable(name)!r} is said to be in {printable(shard)!r}, which is "
+                    f"tensor {printable(tensor)!r} is said to be in {printable(shard)!r}, which is "
                     "not the plain name of a .safetensors file",
                     file=path,
                     field="weight_map",
@@ -144,8 +115,8 @@ class Checkpoint:
             self._add_shard(inside(self.path, shard))
         self._check_index(weight_map, path)
 
-    def _read_index(self) -> bytes:
-        path = inside(self.path, INDEX_NAME)
+    def _read_index(self, name: str) -> bytes:
+        path = inside(self.path, name)
         if path.stat().st_size > _MAX_INDEX_BYTES or not path.is_file():
             raise CheckpointError("is no index file of a credible size", file=path)
         return path.read_bytes()
@@ -184,43 +155,27 @@ class Checkpoint:
     def companions(self) -> list[Path]:
         """Return the relative paths of the files to carry over: configuration, tokenizer, ….
 
-        Everything that is not a weight and not hidden, in subfolders too. Links that lead out of
-        the folder are refused.
+        Everything that belongs to the model, is not merged and not hidden, in subfolders too; see
+        :func:`~nola_edge.model_folder.find_companions`. Links that lead out of the folder are
+        refused.
         """
-        return self._files()[0]
+        return list(self._companions.carried)
+
+    def companion_weights(self) -> list[Path]:
+        """Return which of these are weights, those of another part of the model."""
+        return list(self._companions.weights)
 
     def left_behind(self) -> list[Path]:
-        """Return the relative paths of weights in other formats, which are not carried over."""
-        return self._files()[1]
+        """Return the relative paths of what is not carried over, since it is not the model's."""
+        return list(self._companions.left)
 
-    def _files(self) -> tuple[list[Path], list[Path]]:
+    @cached_property
+    def _companions(self) -> Companions:
         if not self.is_folder:
-            return [], []
-        companions: list[Path] = []
-        left: list[Path] = []
-        own = {Path(shard.path.name) for shard in self.shards}
-        for folder, folders, names in os.walk(self.path):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in folders:
-                if Path(folder, name).is_symlink():
-                    raise CheckpointError(
-                        "is a link to a folder, which would be lost; put the folder itself there, "
-                        "or remove the link",
-                        file=Path(folder, name),
-                    )
-            for name in sorted(names):
-                relative = Path(folder, name).relative_to(self.path)
-                if relative in own or name.startswith("."):
-                    continue
-                if relative == Path(INDEX_NAME) and self.index is not None:
-                    continue
-                if name.endswith(_OTHER_WEIGHTS) or name.endswith(
-                    tuple(f"{suffix}.index.json" for suffix in _OTHER_WEIGHTS)
-                ):
-                    left.append(relative)
-                elif inside(self.path, str(relative)).is_file():
-                    companions.append(relative)
-        return companions, left
+            return Companions()
+        own = {shard.path.name for shard in self.shards} | {self.index_name or ""}
+        shapes = {name: info.shape for name, (_, info) in self.tensors.items()}
+        return find_companions(self.path, own, shapes)
 
     def check_unchanged(self) -> None:
         """Compare every file with what it was when it was opened.
@@ -231,10 +186,11 @@ class Checkpoint:
         """
         for shard in self.shards:
             shard.check_unchanged()
-        if self.index_bytes is not None and self._read_index() != self.index_bytes:
+        name = self.index_name
+        if name is not None and self._read_index(name) != self.index_bytes:
             raise ChangedError(
                 "changed while the base was read; run again when nothing writes to it",
-                file=self.path / INDEX_NAME,
+                file=self.path / name,
             )
 
     def close(self) -> None:
@@ -252,7 +208,7 @@ class Checkpoint:
 def _is_plain_name(name: object) -> bool:
     return (
         isinstance(name, str)
-        and name.endswith(".safetensors")
+        and name.endswith(SAFETENSORS)
         and not name.startswith(".")
         and not any(c in name for c in "/\\\0")
         and name.isprintable()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from typing import TYPE_CHECKING
 
 from nola_edge.errors import CheckpointError, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+
+_LISTED = 4
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -80,3 +84,29 @@ def read_inside(folder: Path, name: str, most: int = MAX_CONFIG_BYTES) -> bytes:
         if not stat.S_ISREG(status.st_mode) or status.st_size > most:
             raise CheckpointError(f"is no regular file of at most {most} bytes", file=path)
         return file.read(status.st_size)
+
+
+def subfolders_with(folder: Path, wanted: Callable[[str], bool]) -> list[str]:
+    """Return the names of the subfolders with a file of a wanted name, checkpoint-200 before -1000.
+
+    Hidden ones and links are not looked into.
+    """
+    found = [
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.is_dir(follow_symlinks=False)
+        and not entry.name.startswith(".")
+        and any(map(wanted, os.listdir(entry.path)))
+    ]
+    return sorted(found, key=_by_number)
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    return [(int(digits or 0), text) for text, digits in re.findall(r"(\D*)(\d{0,18})", name)]
+
+
+def subfolders_hint(folder: Path, names: Sequence[str]) -> str:
+    """Say, in the middle of a message, that subfolders have what a folder lacks."""
+    shown = ", ".join((["…"] if len(names) > _LISTED else []) + list(names[-_LISTED:]))
+    last = printable(folder / names[-1])
+    return f", but its subfolders do ({printable(shown)}); give one of them, such as {last}"

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nola_edge.checkpoint import INDEX_NAME
 from nola_edge.errors import FormatError
 from nola_edge.gguf.file import GgufFile, is_gguf
+from nola_edge.model_folder import is_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -38,7 +38,7 @@ def checkpoint_folder(companions: Collection[Path]) -> Replaceable:
         if _ADAPTER_CONFIG in names or not any(name.endswith(_SUFFIX) for name in names):
             return False
         return all(
-            name in own or name == INDEX_NAME or ("/" not in name and name.endswith(_SUFFIX))
+            name in own or ("/" not in name and (is_index(name) or name.endswith(_SUFFIX)))
             for name in _files(path)
         )
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,6 +60,19 @@ def test_merge_verify_and_their_json(tiny, tmp_path):
     assert {d["tensor"] for d in report["differences"]} == {
         "layers.0.q.weight", "layers.0.v.weight", "layers.1.q.weight",
     }  # fmt: skip
+
+
+def test_a_merge_says_what_it_carried_over_and_what_not(tiny, tmp_path):
+    base, adapter = tiny
+    shutil.copy(adapter / "adapter_model.safetensors", base / "sub" / "part.safetensors")
+    (base / "checkpoint-3").mkdir()
+    for name in ("adapter_config.json", "checkpoint-3/config.json", "pytorch_model.bin"):
+        (base / name).write_text("{}")
+    done = run("merge", base, adapter, "-o", tmp_path / "out")
+    assert "  carried over as they are: sub/part.safetensors\n" in done.stdout
+    assert (
+        "  not carried over: adapter_config.json, pytorch_model.bin, checkpoint-3\n" in done.stdout
+    )
 
 
 def test_quantize_pack_unpack_merge(tiny, tmp_path):

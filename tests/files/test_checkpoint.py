@@ -4,21 +4,13 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from nola_edge import Adapter
-from nola_edge.checkpoint import INDEX_NAME, Checkpoint
-from nola_edge.errors import NolaEdgeError
-from tests.conftest import snapshot, write_safetensors, write_sharded
-
-TENSORS = {f"t{i}": np.full((2, 3), i, np.float32) for i in range(5)}
-
-
-@pytest.fixture
-def sharded(tmp_path):
-    write_sharded(tmp_path / "base", TENSORS, 2)
-    return tmp_path / "base"
+from nola_edge.checkpoint import Checkpoint
+from nola_edge.model_folder import INDEX_NAME
+from tests.conftest import write_safetensors
+from tests.files.conftest import TENSORS, refused
 
 
 def edit_index(folder, change):
@@ -26,15 +18,6 @@ def edit_index(folder, change):
     index = json.loads(path.read_text())
     change(index)
     path.write_text(json.dumps(index))
-
-
-def refused(folder, message):
-    before = snapshot(folder.parent)
-    with pytest.raises(NolaEdgeError) as caught, Checkpoint.open(folder) as checkpoint:
-        checkpoint.companions()
-    assert message in str(caught.value)
-    assert str(caught.value).isprintable()
-    assert snapshot(folder.parent) == before
 
 
 def test_shards_are_one_checkpoint(sharded):
@@ -164,18 +147,3 @@ def test_the_hub_cache_opens_nothing_but_its_blobs(tmp_path, target):
 def test_a_link_to_what_does_not_exist(sharded):
     (sharded / "config.json").symlink_to("absent.json")
     refused(sharded, "config.json: is a link to what does not exist")
-
-
-def test_companions_and_what_is_left_behind(sharded):
-    for name in ("config.json", "tokenizer.model", "pytorch_model.bin", "model.gguf"):
-        (sharded / name).write_text("x")
-    (sharded / "1_Pooling").mkdir()
-    (sharded / "1_Pooling" / "config.json").write_text("x")
-    (sharded / ".git").mkdir()
-    (sharded / ".git" / "config").write_text("x")
-    (sharded / "pytorch_model.bin.index.json").write_text("{}")
-    with Checkpoint.open(sharded) as checkpoint:
-        carried = {str(path) for path in checkpoint.companions()}
-        left = {str(path) for path in checkpoint.left_behind()}
-    assert carried == {"config.json", "tokenizer.model", "1_Pooling/config.json"}
-    assert left == {"pytorch_model.bin", "model.gguf", "pytorch_model.bin.index.json"}

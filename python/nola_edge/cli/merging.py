@@ -96,9 +96,12 @@ def _print_output(report: MergeReport, size: str, indent: str) -> None:
 
 def _print_notes(reports: Sequence[MergeReport]) -> None:
     """Say what holds for all outputs, for the base is the same."""
-    if reports[0].left_behind:
-        names = printable(", ".join(reports[0].left_behind), 500)
-        click.echo(f"  not carried over (not merged): {names}")
+    for what, names in (
+        ("carried over as they are", reports[0].carried_weights),
+        ("not carried over", reports[0].left_behind),
+    ):
+        if names:
+            click.echo(f"  {what}: {printable(', '.join(names), 500)}")
     unchecked = sum(not report.base_checked for report in reports)
     if unchecked:
         whose = "the adapter records" if len(reports) == 1 else f"{unchecked} adapters record"

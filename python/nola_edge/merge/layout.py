@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nola_edge.checkpoint import INDEX_NAME
 from nola_edge.copying import copy_file
 from nola_edge.dtypes import safetensors_dtype
 from nola_edge.jsonio import encode
@@ -86,7 +85,7 @@ def write_companions(
                 target.write_bytes(untied)
             else:
                 copy_file(base.path / relative, target)
-    if base.index is None:
+    if base.index is None or base.index_name is None:
         return
     data = bytes(base.index_bytes or b"")
     if plan.added:
@@ -97,7 +96,6 @@ def write_companions(
         if isinstance(metadata.get("total_size"), int):
             metadata["total_size"] += sum(values.nbytes for values in plan.added.values())
         index.update(metadata=metadata, weight_map=weight_map)
-        data = encode(index, file=INDEX_NAME, indent=2, sort_keys=True) + b"
-"
-    with output.file(INDEX_NAME) as target:
+        data = encode(index, file=base.index_name, indent=2, sort_keys=True) + b"\n"
+    with output.file(base.index_name) as target:
         target.write_bytes(data)

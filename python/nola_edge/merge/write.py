@@ -35,8 +35,11 @@ class MergeReport:
     nbytes : int
         Bytes of all weight files.
     seconds : float
+    carried_weights : tuple of str
+        Weight files of other parts of the model, carried over as they are.
     left_behind : tuple of str
-        Weight files in other formats that were not carried over, since they are not merged.
+        What was not carried over, since it is not the merged model's: other copies of the weights,
+        an adapter, a training run's checkpoints.
     base_checked : bool
         Whether every adapter recorded a fingerprint of its base, and this is that base.
     """
@@ -48,6 +51,7 @@ class MergeReport:
     added: int
     nbytes: int
     seconds: float
+    carried_weights: tuple[str, ...]
     left_behind: tuple[str, ...]
     base_checked: bool
 
@@ -156,6 +160,7 @@ class PlannedMerge:
             added=len(plan.added),
             nbytes=self.nbytes,
             seconds=seconds,
+            carried_weights=tuple(str(path) for path in plan.base.companion_weights()),
             left_behind=tuple(str(path) for path in plan.base.left_behind()),
             base_checked=check_base and all(a.config.base_fingerprint for a, _ in plan.adapters),
         )
