@@ -62,6 +62,36 @@ def test_merge_verify_and_their_json(tiny, tmp_path):
     }  # fmt: skip
 
 
+def test_verify_says_which_files_differ(tiny, tmp_path):
+    base, adapter = tiny
+    run("merge", base, adapter, "-o", tmp_path / "out")
+    (tmp_path / "out" / "config.json").write_text('{"model_type": "other"}')
+    (tmp_path / "out" / "sub" / "tokenizer.txt").unlink()
+    command = ["verify", tmp_path / "out", "--base", base, "--adapter", adapter]
+    done = run(*command)
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        "DIFFERENT: 2 files",
+        "  config.json: differs in model_type",
+        "  sub/tokenizer.txt: is not there",
+    ]
+    report = json.loads(run(*command, "--json").stdout)
+    assert not report["identical"]
+    assert report["differences"] == []
+    assert [(f["file"], f["problem"]) for f in report["files"]] == [
+        ("config.json", "content"), ("sub/tokenizer.txt", "missing"),
+    ]  # fmt: skip
+    done = run(*command, "--tensors-only")
+    assert done.returncode == 0
+    assert done.stdout.endswith("every bit as base and adapter give; nothing else was compared\n")
+    command[1] = base
+    (base / "stray.txt").write_text("a companion, and so no difference")
+    assert run(*command).stdout.startswith("DIFFERENT: 3 tensors\n")
+    (tmp_path / "out" / "stray.txt").write_text("another")
+    command[1] = tmp_path / "out"
+    assert run(*command).stdout.startswith("DIFFERENT: 3 files\n")
+
+
 def test_a_merge_says_what_it_carried_over_and_what_not(tiny, tmp_path):
     base, adapter = tiny
     shutil.copy(adapter / "adapter_model.safetensors", base / "sub" / "part.safetensors")

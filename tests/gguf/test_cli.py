@@ -41,6 +41,15 @@ def test_merge_and_verify(files, tmp_path):
     done = run("verify", base, "--base", base, "--adapter", adapter)
     assert done.returncode == 1
     assert f"DIFFERENT: {len(MODULES)} tensors" in done.stdout
+    renamed = (tmp_path / "out.gguf").read_bytes().replace(b"token 7", b"token 8", 1)
+    (tmp_path / "renamed.gguf").write_bytes(renamed)
+    command = ["verify", tmp_path / "renamed.gguf", "--base", base, "--adapter", adapter]
+    assert run(*command).stdout.startswith(
+        "DIFFERENT: 1 file\n  renamed.gguf: the metadata differ from byte "
+    )
+    done = run(*command, "--tensors-only")
+    assert done.returncode == 0
+    assert "nothing else was compared" in done.stdout
     quantised = write(tmp_path / "q8.gguf", arrays_of("Q8_0"))
     run("merge", quantised, adapter, "-o", tmp_path / "q8-out.gguf")
     done = run("verify", quantised, "--base", quantised, "--adapter", adapter)

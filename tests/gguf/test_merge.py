@@ -324,7 +324,8 @@ def test_verify_knows_a_right_merge_from_a_wrong_one(kind, outtype, tmp_path):
     data[position : position + 7] = b"token 8"
     out.write_bytes(data)
     found = verify_gguf(out, base, adapter)
-    assert [difference.tensor for difference in found.differences] == ["<header>"]
+    assert found.differences == []
+    assert [difference.problem for difference in found.files] == ["metadata"]
 
 
 def test_verify_finds_missing_and_surplus_tensors(tmp_path):

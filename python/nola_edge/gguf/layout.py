@@ -76,3 +76,16 @@ class Layout:
             end = info.stop
         if begin < end:
             yield begin, end, offset
+
+    def padding(self) -> Iterator[tuple[int, int, int | None]]:
+        """Yield (begin, end, source): bytes behind a tensor, and where the base has them.
+
+        A source of None stands for zeros.
+        """
+        copied = [(to, to + end - begin, begin) for begin, end, to in self.untouched()]
+        starts = [*list(self.offsets.values())[1:], self.size]
+        for (name, start), stop in zip(self.offsets.items(), starts, strict=True):
+            kind = self._kinds.get(name, self._base.tensors[name].dtype)
+            begin = start + tensor_bytes(kind, self._base.tensors[name].shape)
+            source = [at + begin - to for to, end, at in copied if to <= begin and stop <= end]
+            yield begin, stop, source[0] if source else None

@@ -5,14 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from nola_edge.errors import printable
 from nola_edge.gguf.file import GgufFile
 from nola_edge.gguf.layout import Layout
 from nola_edge.gguf.model import model_of_gguf
 from nola_edge.gguf.plan import GgufPlan, matched_tensors, plan_gguf
 from nola_edge.gguf.quantization import WRITABLE_TYPES
 from nola_edge.gguf.requantize import merge_rows, requantized_rows
-from nola_edge.merge.blocks import BLOCK_BYTES, block_offset, read_merged, row_blocks
-from nola_edge.merge.compare import Difference, VerifyReport, compare, stored_blocks
+from nola_edge.merge.blocks import block_offset, read_merged, row_blocks
+from nola_edge.merge.compare import FileDifference, VerifyReport, compare, stored_blocks
+from nola_edge.merge.compare_files import first_difference
 from nola_edge.merge.plan import load_adapters
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
     Adapters = tuple[tuple[Adapter, float], ...]
 
+_LISTED = 4
+
 
 def verify_gguf(
     merged: str | Path,
@@ -33,19 +37,22 @@ def verify_gguf(
     adapter: Any,
     *,
     num_threads: int | None = None,
+    tensors_only: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
-    """Compare a merged GGUF file with what base and adapters give.
+    """Compare a merged GGUF file with all that :func:`merge_gguf` writes.
 
-    Metadata, the layout and every tensor are compared, the padding between them is not. Where
-    merged tensors have another type than the base's, as after ``outtype``, they are compared in
-    that type.
+    Every byte of it: metadata, the order of the tensors, the tensors, the padding between them.
+    Where merged tensors have another type than the base's, as after ``outtype``, they are compared
+    in that type.
 
     Parameters
     ----------
     merged, base : path
     adapter : as for :func:`~nola_edge.gguf.merge_gguf`
     num_threads : int, optional
+    tensors_only : bool
+        Compare names, types, shapes and bytes of tensors and nothing else.
     progress : callable, optional
         Called with the number of bytes compared since the last call.
 
@@ -64,9 +71,10 @@ def verify_gguf(
         tensors = {name: (candidate, info) for name, info in candidate.tensors.items()}
         expected = _Expected(plan, num_threads)
         report = compare(expected, tensors, num_threads, progress or (lambda _: None))
-        if report.identical and not _same_header(plan, candidate):
-            detail = "metadata or layout are not the base's"
-            report.differences.append(Difference("<header>", "values", detail))
+        if not tensors_only:
+            name = candidate.path.name
+            found = _rest(plan, candidate)
+            report.files += [FileDifference(name, problem, detail) for problem, detail in found]
         file.check_unchanged()
         candidate.check_unchanged()
     return report
@@ -91,26 +99,63 @@ def _outtype(base: GgufFile, candidate: GgufFile, adapters: Adapters) -> str | N
     return changed.pop() if changed and before != after else None
 
 
-def _same_header(plan: GgufPlan, candidate: GgufFile) -> bool:
-    """Compare what stands before the tensors; metadata block by block."""
+def _rest(plan: GgufPlan, candidate: GgufFile) -> Iterator[tuple[str, str]]:
+    """Yield problem and detail of what differs and is no tensor."""
     base = plan.base
-    layout = Layout(base, {name: merge.kind for name, merge in plan.merges.items()})
-    infos = bytearray(len(layout.infos))
-    if candidate.infos_start != base.infos_start or candidate.data_start != base.data_start:
-        return False
-    if candidate.size < base.infos_start + len(infos):
-        return False
-    candidate.read_into(memoryview(infos), base.infos_start)
-    if bytes(infos) != layout.infos:
-        return False
-    for begin in range(0, base.infos_start, BLOCK_BYTES):
-        count = min(BLOCK_BYTES, base.infos_start - begin)
-        blocks = bytearray(count), bytearray(count)
-        for file, block in zip((base, candidate), blocks, strict=True):
-            file.read_into(memoryview(block), begin)
-        if blocks[0] != blocks[1]:
-            return False
-    return True
+    metadata = _metadata(base, candidate)
+    if metadata is not None:
+        yield "metadata", metadata
+    if set(candidate.tensors) != set(base.tensors):
+        return
+    if list(candidate.tensors) != list(base.tensors):
+        yield "layout", "the tensors stand in another order"
+        return
+    kinds = {name: merge.kind for name, merge in plan.merges.items()}
+    layout = Layout(base, kinds)
+    if all(
+        (info.start, info.dtype) == (layout.offsets[name], kinds.get(name, info.dtype))
+        for name, info in candidate.tensors.items()
+    ):
+        padding = _padding(layout, base, candidate)
+        if padding is not None:
+            yield "padding", padding
+
+
+def _metadata(base: GgufFile, candidate: GgufFile) -> str | None:
+    if candidate.version != base.version:
+        return f"is of GGUF version {candidate.version} instead of {base.version}"
+    # By their text, since NaN is not equal to itself and True is equal to 1.
+    have, want = ({k: repr(v) for k, v in f.metadata.items()} for f in (candidate, base))
+    keys = [key for key in {**want, **have} if have.get(key) != want.get(key)]
+    if keys:
+        more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
+        return f"the metadata differ in {', '.join(map(printable, keys[:_LISTED]))}{more}"
+    if list(have) != list(want):
+        return "the metadata stand in another order"
+    end = min(base.infos_start, candidate.infos_start)
+    position = first_difference(candidate, base, 0, end)
+    if position is None and candidate.infos_start == base.infos_start:
+        return None
+    return f"the metadata differ from byte {end if position is None else position} on"
+
+
+def _padding(layout: Layout, base: GgufFile, candidate: GgufFile) -> str | None:
+    """Compare what lies between the tensors, which are where they should be."""
+    if candidate.size != layout.size:
+        return f"has {candidate.size} bytes instead of {layout.size}"
+    if candidate.infos_start == base.infos_start:
+        infos = bytearray(len(layout.infos))
+        candidate.read_into(memoryview(infos), base.infos_start)
+        if infos != layout.infos:
+            return "the bytes before the first tensor are others"
+    for begin, end, source in layout.padding():
+        have, want = bytearray(end - begin), bytearray(end - begin)
+        candidate.read_into(memoryview(have), begin)
+        if source is not None:
+            base.read_into(memoryview(want), source)
+        if have != want:
+            return f"the padding at byte {begin} is another"
+    return None
 
 
 class _Expected:

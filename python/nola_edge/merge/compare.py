@@ -48,6 +48,27 @@ class Difference:
     largest: float = float("nan")
 
 
+@dataclass(frozen=True)
+class FileDifference:
+    """One file that is not what a merge writes, the tensors in it apart.
+
+    Attributes
+    ----------
+    file : str
+        Its path in the merged folder, or its name.
+    problem : str
+        ``"missing"``, ``"unexpected"``, ``"content"``, ``"header"``, ``"kind"`` (a file for a
+        folder, or the reverse) or ``"index"`` (a shard that the index does not name); in GGUF
+        ``"metadata"``, ``"layout"`` or ``"padding"``.
+    detail : str
+        For people.
+    """
+
+    file: str
+    problem: str
+    detail: str
+
+
 @dataclass
 class VerifyReport:
     """What a comparison found.
@@ -61,17 +82,21 @@ class VerifyReport:
     nbytes : int
         Bytes compared.
     differences : list of Difference
+        Of tensors.
+    files : list of FileDifference
+        Of everything else; empty where only tensors were compared.
     """
 
     tensors: int = 0
     merged: int = 0
     nbytes: int = 0
     differences: list[Difference] = field(default_factory=list)
+    files: list[FileDifference] = field(default_factory=list)
 
     @property
     def identical(self) -> bool:
-        """Whether every tensor is there and every bit agrees."""
-        return not self.differences
+        """Whether everything that was compared is there and every bit agrees."""
+        return not self.differences and not self.files
 
     def __bool__(self) -> bool:
         return self.identical

@@ -73,29 +73,45 @@ def output_files(plan: MergePlan) -> list[OutputFile]:
     return files
 
 
+def companion_contents(
+    plan: MergePlan, companions: Sequence[Path], files: Sequence[OutputFile]
+) -> dict[Path, bytes | Path]:
+    """Return what stands beside the weight files: a file's bytes, or the file that is copied.
+
+    Configuration and tokenizer files are the base's, and so is the index, except where an adapter
+    adds tensors.
+    """
+    base = plan.base
+    contents: dict[Path, bytes | Path] = {path: base.path / path for path in companions}
+    untied = untied_config(plan)
+    if untied is not None and Path(CONFIG_NAME) in contents:
+        contents[Path(CONFIG_NAME)] = untied
+    if base.index_name is not None:
+        contents[Path(base.index_name)] = _index(plan, files)
+    return contents
+
+
+def _index(plan: MergePlan, files: Sequence[OutputFile]) -> bytes:
+    base = plan.base
+    if not plan.added or base.index is None:
+        return bytes(base.index_bytes or b"")
+    index = dict(base.index)
+    weight_map = dict(index["weight_map"])
+    weight_map.update(dict.fromkeys(plan.added, files[-1].name))
+    metadata = dict(index.get("metadata") or {})
+    if isinstance(metadata.get("total_size"), int):
+        metadata["total_size"] += sum(values.nbytes for values in plan.added.values())
+    index.update(metadata=metadata, weight_map=weight_map)
+    return encode(index, file=base.index_name, indent=2, sort_keys=True) + b"\n"
+
+
 def write_companions(
     plan: MergePlan, companions: Sequence[Path], files: Sequence[OutputFile], output: AtomicOutput
 ) -> None:
     """Carry over configuration and tokenizer files, and the index of the weight files."""
-    base = plan.base
-    untied = untied_config(plan)
-    for relative in companions:
+    for relative, content in companion_contents(plan, companions, files).items():
         with output.file(str(relative)) as target:
-            if untied is not None and relative == Path(CONFIG_NAME):
-                target.write_bytes(untied)
+            if isinstance(content, bytes):
+                target.write_bytes(content)
             else:
-                copy_file(base.path / relative, target)
-    if base.index is None or base.index_name is None:
-        return
-    data = bytes(base.index_bytes or b"")
-    if plan.added:
-        index = dict(base.index)
-        weight_map = dict(index["weight_map"])
-        weight_map.update(dict.fromkeys(plan.added, files[-1].name))
-        metadata = dict(index.get("metadata") or {})
-        if isinstance(metadata.get("total_size"), int):
-            metadata["total_size"] += sum(values.nbytes for values in plan.added.values())
-        index.update(metadata=metadata, weight_map=weight_map)
-        data = encode(index, file=base.index_name, indent=2, sort_keys=True) + b"\n"
-    with output.file(base.index_name) as target:
-        target.write_bytes(data)
+                copy_file(content, target)

@@ -12,6 +12,7 @@ from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import safetensors_dtype
 from nola_edge.merge.blocks import block_offset, read_merged, row_blocks
 from nola_edge.merge.compare import VerifyReport, compare, stored_blocks
+from nola_edge.merge.compare_files import compare_files
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
 from nola_edge.merge.update import make_update
 
@@ -28,11 +29,13 @@ def verify_checkpoint(
     *,
     num_threads: int | None = None,
     check_base: bool = True,
+    tensors_only: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
-    """Compare every tensor of a merged checkpoint with what base and adapters give.
+    """Compare a merged checkpoint with all that :func:`merge_checkpoint` writes.
 
-    Files may be sharded differently; only names, dtypes, shapes and bytes count.
+    Every bit of every tensor, the headers, the index, and the files beside them: configuration,
+    tokenizer, weights of other parts. Hidden files are not looked at.
 
     Parameters
     ----------
@@ -40,6 +43,9 @@ def verify_checkpoint(
     adapter : as for :func:`~nola_edge.open_merged`
     num_threads : int, optional
     check_base : bool
+    tensors_only : bool
+        Compare names, dtypes, shapes and bytes of tensors and nothing else, as for a checkpoint
+        that another program wrote: it may be sharded differently.
     progress : callable, optional
         Called with the number of bytes compared since the last call.
 
@@ -57,6 +63,8 @@ def verify_checkpoint(
         plan = plan_merge(checkpoint, adapters, check_base=check_base)
         expected = _Expected(plan, num_threads)
         report = compare(expected, candidate.tensors, num_threads, progress or (lambda _: None))
+        if not tensors_only:
+            report.files += compare_files(plan, candidate)
         checkpoint.check_unchanged()
         candidate.check_unchanged()
     return report
