@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nola_edge._core import __version__
-from nola_edge.errors import NolaEdgeError
-from nola_edge.ops import build_info, expand, merge_, project, stream_id
-
 if TYPE_CHECKING:
+    from nola_edge._core import __version__
     from nola_edge.adapter import Adapter
+    from nola_edge.errors import NolaEdgeError
     from nola_edge.export.lora import export_lora
     from nola_edge.merge.each import merge_each
     from nola_edge.merge.lazy import open_merged
     from nola_edge.merge.switch import ArraySwitch
     from nola_edge.merge.verify import verify_checkpoint
     from nola_edge.merge.write import merge_checkpoint
+    from nola_edge.ops import build_info, expand, merge_, project, stream_id
 
 __all__ = [
     "Adapter",
@@ -38,16 +37,19 @@ __all__ = [
     "verify_checkpoint",
 ]
 
-# What reads and writes files is imported at first use: a program that only expands or merges
-# arrays should not pay for it.
+# Imported at first use: a program that only expands or merges arrays should not pay for what reads
+# and writes files, and the command line wants to have its say about signals before numpy comes.
 _LAZY = {
     "Adapter": "nola_edge.adapter",
     "ArraySwitch": "nola_edge.merge.switch",
+    "NolaEdgeError": "nola_edge.errors",
+    "__version__": "nola_edge._core",
     "export_lora": "nola_edge.export.lora",
     "merge_checkpoint": "nola_edge.merge.write",
     "merge_each": "nola_edge.merge.each",
     "open_merged": "nola_edge.merge.lazy",
     "verify_checkpoint": "nola_edge.merge.verify",
+    **dict.fromkeys(("build_info", "expand", "merge_", "project", "stream_id"), "nola_edge.ops"),
 }
 
 

@@ -1,5 +1,29 @@
-"""``python -m nola_edge``: the command line."""
+"""``nola-edge`` and ``python -m nola_edge``: the command line."""
 
-from nola_edge.cli import main
+from __future__ import annotations
 
-main()
+import signal
+
+
+def main() -> None:
+    """Import the command line and run it; a signal never ends in a traceback."""
+    # What is imported takes a fraction of a second, changes nothing, and may be interrupted as any
+    # program in C may: it ends without a word. The same goes for the way out.
+    _end_at_once()
+    import numpy  # noqa: F401
+
+    from nola_edge.cli.main import main as run
+
+    try:
+        run()
+    finally:
+        _end_at_once()
+
+
+def _end_at_once() -> None:
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    main()

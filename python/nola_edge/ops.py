@@ -14,15 +14,22 @@ import numpy as np
 from nola_edge import _core
 from nola_edge.arguments import integer, pair
 from nola_edge.errors import NotFiniteError
+from nola_edge.pacing import paced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
 Basis = Literal["rademacher", "uniform"]
 Range = tuple[int, int]
 _T = TypeVar("_T")
+
+#: Basis elements, or multiply-adds, that one call into the core takes on before it is timed.
+#: The slowest instruction set needs less than a second for them.
+_AT_ONCE = 1 << 26
+#: Elements that share one run of the generator: narrower slices cost as much.
+_STRIPE = 64
 
 #: Dtypes that convert to float32 without rounding.
 _EXACT_IN_FLOAT32 = ("float32", "float16", "bfloat16")
@@ -123,16 +130,38 @@ def expand(
         If an argument is out of range; the message begins with the argument's name.
     """
     shape = pair("shape", shape)
-    return _core.expand(
-        _as_float32(coefficients, "coefficients"),
+    values = _as_float32(coefficients, "coefficients")
+    rows = (0, shape[0]) if rows is None else pair("rows", rows)
+    cols = (0, shape[1]) if cols is None else pair("cols", cols)
+    source = (
         integer("seed", seed, 0, 1 << 63),
         integer("stream", stream, 0, 1 << 64),
         shape,
         _basis(basis),
-        (0, shape[0]) if rows is None else pair("rows", rows),
-        (0, shape[1]) if cols is None else pair("cols", cols),
-        _threads(num_threads),
     )
+    threads = _threads(num_threads)
+    inside = rows[0] <= rows[1] <= shape[0] and cols[0] <= cols[1] <= shape[1]
+    work = (rows[1] - rows[0]) * (cols[1] - cols[0]) * values.size
+    if not inside or work <= _AT_ONCE:
+        return _core.expand(values, *source, rows, cols, threads)
+    _core.expand(values, *source, (0, 0), (0, 0), threads)  # checks the other arguments
+    out = np.empty((rows[1] - rows[0], cols[1] - cols[0]), np.float32)
+    for row_piece, col_piece in _pieces(rows, cols, values.size):
+        at = out[row_piece[0] - rows[0] :, col_piece[0] - cols[0] :].ctypes.data
+        _core.expand_at(values.ctypes.data, values.size, *source, row_piece, col_piece, at, threads)
+    return out
+
+
+def _pieces(rows: Range, cols: Range, num_basis: int) -> Iterator[tuple[Range, Range]]:
+    """Yield slices, paced, that lie in one piece in the result: whole rows, or a part of one."""
+    row_work = (cols[1] - cols[0]) * num_basis
+    if row_work <= _AT_ONCE:
+        for piece in paced(*rows, _AT_ONCE // row_work):
+            yield piece, cols
+        return
+    for row in range(*rows):
+        for piece in paced(*cols, _AT_ONCE // num_basis, _STRIPE):
+            yield (row, row + 1), piece
 
 
 def project(
@@ -223,12 +252,34 @@ def merge_(
     for name, array in (("weight", weight), ("lora_b", lora_b), ("lora_a", lora_a)):
         if not isinstance(array, np.ndarray):
             raise TypeError(f"{name}: must be a numpy array, got {type(array).__name__}")
-    if _core.merge(weight, lora_b, lora_a, scaling, _threads(num_threads)):
+    if _merge_rows(weight, lora_b, lora_a, scaling, _threads(num_threads)):
         return
     for name, value in (("lora_b", lora_b), ("lora_a", lora_a), ("scaling", scaling)):
         if not np.isfinite(value).all():
             raise NotFiniteError("is infinite or NaN; the weight was not changed", field=name)
     raise NotFiniteError("a merged weight is infinite or NaN", field="weight")
+
+
+def _merge_rows(
+    weight: NDArray[Any],
+    lora_b: NDArray[np.float32],
+    lora_a: NDArray[np.float32],
+    scaling: float,
+    threads: int,
+) -> bool:
+    """Merge, much at a time row by row, paced; tell whether all that went in and came is finite."""
+    work = weight.size * len(lora_a) if lora_a.ndim else 0
+    fits = weight.ndim == lora_a.ndim == 2 and lora_b.shape == (len(weight), len(lora_a))
+    apart = not np.may_share_memory(weight, lora_b) and not np.may_share_memory(weight, lora_a)
+    if work <= _AT_ONCE or not fits or not apart:
+        return _core.merge(weight, lora_b, lora_a, scaling, threads)
+    if lora_b.dtype == np.float32 and not np.isfinite(lora_b).all():
+        return False  # before a row was changed
+    finite = True
+    for start, stop in paced(0, len(weight), _AT_ONCE * len(weight) // work):
+        rows = slice(start, stop)
+        finite &= _core.merge(weight[rows], lora_b[rows], lora_a, scaling, threads)
+    return finite
 
 
 def scaled(values: NDArray[np.float32], factor: float) -> NDArray[np.float32]:

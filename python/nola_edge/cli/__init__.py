@@ -1,5 +1,1 @@
-"""The command line, ``nola-edge``."""
-
-from nola_edge.cli.main import main
-
-__all__ = ["main"]
+"""The command line, ``nola-edge``; :mod:`nola_edge.__main__` runs it."""

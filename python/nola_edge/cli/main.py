@@ -15,6 +15,7 @@ import click
 from nola_edge import __version__
 from nola_edge.cli.stdout import Stdout, replace_stdout
 from nola_edge.errors import NolaEdgeError, printable
+from nola_edge.pacing import end_with
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -81,8 +82,21 @@ class _Terminated(BaseException):
     """
 
 
-def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
-    raise _Terminated(number)
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    error = KeyboardInterrupt() if number == signal.SIGINT else _Terminated(number)
+    end_with(error)
+    raise error
+
+
+def _handle_signals() -> None:
+    """Have signals clean up before they end the program; nohup ignores SIGHUP, and it stays so."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _end)
+    report = sys.unraisablehook
+    sys.unraisablehook = lambda lost: (
+        None if isinstance(lost.exc_value, KeyboardInterrupt | _Terminated) else report(lost)
+    )
 
 
 def _die_of(number: int) -> NoReturn:
@@ -92,7 +106,7 @@ def _die_of(number: int) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def _end(status: int, stdout: Stdout | None) -> NoReturn:
+def _exit(status: int, stdout: Stdout | None) -> NoReturn:
     """End with a status. With a full standard output a result on disk is complete all the same."""
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
@@ -119,10 +133,8 @@ def main(arguments: list[str] | None = None) -> Any:
         if isinstance(stream, io.TextIOWrapper):  # a terminal without these signs still gets text
             stream.reconfigure(errors="replace")
     stdout = replace_stdout()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and stays so
-            signal.signal(number, _terminate)
     try:
+        _handle_signals()
         status = cli.main(args=arguments, prog_name="nola-edge", standalone_mode=False)
     except _Terminated as error:
         with contextlib.suppress(OSError):  # the terminal may be gone
@@ -148,4 +160,4 @@ def main(arguments: list[str] | None = None) -> Any:
         raise
     except (OSError, MemoryError, TypeError, ValueError) as error:
         _fail(str(error) or type(error).__name__)
-    _end(status if isinstance(status, int) else 0, stdout)
+    _exit(status if isinstance(status, int) else 0, stdout)

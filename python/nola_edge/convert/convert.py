@@ -226,17 +226,14 @@ def _check_sizes(source: Source, plan: Plan, device: DrawnOn) -> None:
 
 
 class _Progress:
-    """Counts what all threads have drawn, and stops them when one fails or the user does."""
+    """Counts what all threads have drawn."""
 
     def __init__(self, total: int, report: Callable[[int, int], None] | None) -> None:
         self._total = total * _FLOAT_BYTES
         self._report = report
         self._lock = threading.Lock()
-        self.stopped = False
 
     def advance(self, elements: int) -> None:
-        if self.stopped:
-            raise InterruptedError
         if self._report is not None:
             with self._lock:
                 self._report(elements * _FLOAT_BYTES, self._total)
@@ -260,13 +257,8 @@ def _regenerated(
         )
 
     with Workers(num_threads) as workers:
-        try:
-            for group in groups.values():
-                workers.submit(work, group)
-            workers.finish()
-        except BaseException:
-            progress.stopped = True  # one basis may take minutes
-            raise
+        for group in groups.values():
+            workers.submit(work, group)
     return matrices
 
 

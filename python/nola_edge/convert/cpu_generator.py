@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nola_edge.convert.uniform import between, rounded
+from nola_edge.pacing import check_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +50,7 @@ class CpuGenerator:
     def skip(self, size: int) -> None:
         """Pass over a draw of so many elements."""
         for start in range(0, size, _BLOCK):
+            check_stopped()
             self._words.randint(0, 1 << 32, size=min(_BLOCK, size - start), dtype=np.uint32)
 
     def uniform(self, size: int, bound: float, dtype: str = "F32") -> Iterator[NDArray[np.float32]]:
@@ -64,6 +66,7 @@ class CpuGenerator:
         dtype : {"F32", "F16", "BF16"}
         """
         for start in range(0, size, _BLOCK):
+            check_stopped()
             count = min(_BLOCK, size - start)
             words = self._words.randint(0, 1 << 32, size=count, dtype=np.uint32)
             unit = (words & np.uint32(0xFFFFFF)).astype(np.float32) * _UNIT

@@ -31,6 +31,7 @@ import numpy as np
 
 from nola_edge.convert.philox import philox_words
 from nola_edge.convert.uniform import between, rounded
+from nola_edge.pacing import check_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,6 +112,7 @@ class CudaGenerator:
             words = np.empty((_UNROLL, threads), np.uint32)
             needed = min(threads, size - start)
             for begin in range(0, needed, _CHUNK):
+                check_stopped()
                 indices = np.arange(begin, min(begin + _CHUNK, needed), dtype=np.uint64)
                 words[:, begin : begin + indices.size] = philox_words(
                     (turn, 0, indices, 0), self._seed

@@ -16,6 +16,7 @@ import numpy as np
 from nola_edge import ops
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import NotFiniteError
+from nola_edge.pacing import check_stopped, stopped_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -162,25 +163,34 @@ class Workers:
 
     At most a few pieces of work per thread are outstanding, so that producers of work hold
     little memory; leaving the context waits for what was submitted, or, on an exception
-    (Ctrl-C included), drops what has not begun.
+    (Ctrl-C included), drops what has not begun and stops the rest at its next piece
+    (:mod:`nola_edge.pacing`).
     """
 
     def __init__(self, num_threads: int | None) -> None:
         self._count = num_threads or default_threads()
         self._executor = ThreadPoolExecutor(self._count, thread_name_prefix="nola-edge")
         self._pending: set[Future[object]] = set()
+        self._stop = threading.Event()
 
     def submit(self, work: Callable[..., object], *args: Any) -> None:
         """Queue work, waiting while the queue is full; raise what earlier work raised."""
+        check_stopped()
         self._drain(2 * self._count)
-        self._pending.add(self._executor.submit(work, *args))
+        self._pending.add(self._executor.submit(self._run, work, *args))
+
+    def _run(self, work: Callable[..., object], *args: Any) -> object:
+        with stopped_by(self._stop):
+            check_stopped()
+            return work(*args)
 
     def finish(self) -> None:
         """Wait for all work; raise what it raised."""
         self._drain(0)
 
     def close(self) -> None:
-        """Drop what has not begun and wait for the rest."""
+        """Drop what has not begun, stop the rest and wait for that."""
+        self._stop.set()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _drain(self, allowed: int) -> None:

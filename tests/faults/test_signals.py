@@ -1,0 +1,134 @@
+"""Real processes that would work for a minute die soon after a signal, and leave nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nola_edge import Adapter
+from tests.conftest import default_signals, snapshot, write_safetensors
+
+pytestmark = [
+    pytest.mark.kill,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc"),
+]
+SHAPE = (1024, 1024)
+#: No process may need that long to notice; a guard against hanging, not a measure.
+PATIENCE = 30
+
+
+def start(*arguments):
+    """Start a command on the slowest instruction set and wait until it imports numpy."""
+    process = subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, "NOLA_EDGE_ISA": "portable"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=default_signals,
+    )
+    maps = Path(f"/proc/{process.pid}/maps")
+    while "_multiarray_umath" not in maps.read_text():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.001)
+    return process
+
+
+def ends_by(process, number):
+    """Send a signal; the process must end by it, with at most a line."""
+    assert process.poll() is None, process.stderr.read()
+    process.send_signal(number)
+    try:
+        errors = process.communicate(timeout=PATIENCE)[1]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        pytest.fail("deaf to the signal")
+    assert process.returncode == -number
+    assert len(errors.split("\n", 2)) <= 3
+    assert "Traceback" not in errors
+    assert "Error" not in errors
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("signals")
+    write_safetensors(folder / "base.safetensors", {"m.weight": np.zeros(SHAPE, np.float32)})
+    many, few = 1 << 17, 8
+    for name, r, num_basis_a, num_basis_b in (
+        ("right", 64, many, few),
+        ("left", 64, few, many),
+        ("rank", 1 << 14, few, few),
+    ):
+        fresh = Adapter.create(
+            {"m": SHAPE},
+            r=r,
+            num_basis_a=num_basis_a,
+            num_basis_b=num_basis_b,
+            seed=1,
+            lora_alpha=1,
+            basis="uniform",
+        )
+        ones = np.ones(num_basis_a, np.float32), np.ones(num_basis_b, np.float32)
+        fresh.replace({"m": ones}).save(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("delay", [0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.5, 1])
+def test_from_the_first_moment(inputs, tmp_path, number, delay):
+    output = tmp_path / "out"
+    process = start(
+        "-m", "nola_edge", "merge", inputs / "base.safetensors", inputs / "right", "-o", output
+    )
+    time.sleep(delay)
+    ends_by(process, number)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("adapter", ["right", "left", "rank"])
+@pytest.mark.parametrize("command", [["merge"], ["export", "lora"]], ids=" ".join)
+def test_in_every_kind_of_work(inputs, tmp_path, number, adapter, command):
+    """Expanding a factor on the main thread, rows of the other on workers, and merging."""
+    if command == ["export", "lora"]:
+        if adapter == "rank":
+            pytest.skip("expands few basis matrices, which is quick")
+        arguments = [*command, inputs / adapter, "--base", inputs / "base.safetensors"]
+    else:
+        arguments = [*command, inputs / "base.safetensors", inputs / adapter]
+    before = snapshot(inputs)
+    process = start("-m", "nola_edge", *arguments, "-o", tmp_path / "out")
+    time.sleep(1.5)
+    ends_by(process, number)
+    assert not any(tmp_path.iterdir())
+    assert snapshot(inputs) == before
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "ne.expand(np.ones(1 << 17, 'f'), seed=1, stream=2, shape=(64, 1024), basis='uniform')",
+        "ne.merge_(np.zeros((1024, 1024), 'f'), np.ones((1024, 1 << 14), 'f'), "
+        "np.ones((1 << 14, 1024), 'f'))",
+    ],
+)
+def test_a_call_of_a_function(call):
+    """Ctrl-C in a program of one's own is the KeyboardInterrupt that it always is."""
+    program = f"""
+import numpy as np, nola_edge as ne
+try:
+    {call}
+except KeyboardInterrupt:
+    raise SystemExit(7)
+"""
+    process = start("-c", program)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE) == 7
+    process.stderr.close()
