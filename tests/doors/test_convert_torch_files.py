@@ -37,8 +37,10 @@ def example():
     }
 
 
-@pytest.mark.parametrize("outer", ["model_state_dict", "state_dict", None])
-@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("outer", "zipped"),
+    [("model_state_dict", True), ("state_dict", True), (None, True), (None, False)],
+)
 def test_every_tensor_arrives_as_it_was(tmp_path, monkeypatch, outer, zipped):
     monkeypatch.chdir(tmp_path)
     saved = example() if outer is None else {outer: example(), "step": 3}
