@@ -4,7 +4,20 @@
 # target processor family can have, links the objects into <target>, and defines NOLA_HAVE_<ISA>
 # where the dispatcher is compiled: a promise that the set is linked in, not that it can run.
 
-string(TOLOWER "${CMAKE_SYSTEM_PROCESSOR}" _nola_processor)
+include(CheckCXXSourceCompiles)
+
+# By what the compiler makes, not by CMAKE_SYSTEM_PROCESSOR, which is the kernel's word: a 32-bit
+# system may run on a 64-bit kernel.
+check_cxx_source_compiles("int main() { return 0; }
+#ifndef __x86_64__
+#error
+#endif
+" NOLA_TARGETS_X86_64)
+check_cxx_source_compiles("int main() { return 0; }
+#ifndef __aarch64__
+#error
+#endif
+" NOLA_TARGETS_AARCH64)
 
 set(NOLA_ISA_FLAGS_portable "")
 set(NOLA_ISA_FLAGS_neon "")
@@ -12,9 +25,9 @@ set(NOLA_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
 set(NOLA_ISA_FLAGS_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c)
 
 set(NOLA_ISAS portable)
-if(_nola_processor MATCHES "^(x86_64|amd64)$")
+if(NOLA_TARGETS_X86_64)
   list(APPEND NOLA_ISAS avx2 avx512)
-elseif(_nola_processor MATCHES "^(aarch64|arm64)$")
+elseif(NOLA_TARGETS_AARCH64)
   list(APPEND NOLA_ISAS neon)
 endif()
 

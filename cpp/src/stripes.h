@@ -22,7 +22,7 @@ struct Piece {
 
 class Pieces {
 public:
-    static constexpr std::uint64_t kPieceElements = 2048;
+    static constexpr std::size_t kPieceElements = 2048;
 
     Pieces(Shape shape, Window window) : shape_(shape), window_(window) {
         const bool contiguous = window.cols() == shape.cols || window.rows() == 1;

@@ -26,7 +26,7 @@ TEST_CASE("philox: the 10000th value of std::philox4x32") {
 TEST_CASE("philox: the kernels' words, read back as signs of 32 bases") {
     nola::test::for_each_isa([] {
         const nola::BasisStream zero{nola::Basis::kRademacher, 0, 0};
-        for (std::uint64_t element = 0; element < 64; element += 16) {
+        for (std::size_t element = 0; element < 64; element += 16) {
             std::uint32_t bits = 0;
             for (std::uint32_t i = 0; i < 32; ++i) {
                 std::vector<float> one_hot(32, 0.0F);

@@ -121,7 +121,7 @@ Plan<ExpandJob> plan_expand(Basis kind, const std::vector<ExpandTask>& tasks) {
 std::size_t project_workspace(Basis kind, const Source& source) {
     ProjectJob job = make_basis_job<ProjectJob>(kind, source);
     partition(job);
-    return sums_of(job) * sizeof(double);
+    return static_cast<std::size_t>(sums_of(job)) * sizeof(double);
 }
 
 Plan<ProjectJob> plan_project(Basis kind, const std::vector<ProjectTask>& tasks) {
@@ -152,7 +152,7 @@ Plan<ProjectJob> plan_project(Basis kind, const std::vector<ProjectTask>& tasks)
         end += std::uint64_t{job.chunks} * ceil_div(job.groups, groups_per_item);
         job.end = end;
     }
-    plan.workspace = sums * sizeof(double);
+    plan.workspace = static_cast<std::size_t>(sums) * sizeof(double);
     return plan;
 }
 

@@ -1,6 +1,12 @@
 // The vector operations of the kernels in plain GNU vector arithmetic: 4 lanes, any processor.
 // Included by kernels-inl.h inside the namespace of the kernel set.
 
+#if defined(__clang__) && defined(__arm__) && defined(__ARM_NEON)
+#error \
+    "nola-edge: NEON on 32-bit ARM flushes subnormal numbers, and clang uses it for vectors; \
+compile with -mfpu=vfpv3-d16 (in CXXFLAGS), or with GCC"
+#endif
+
 inline constexpr std::size_t kLanes = 4;
 inline constexpr std::size_t kTileRows = 4;
 inline constexpr std::size_t kTileVectors = 2;
