@@ -171,7 +171,8 @@ py::list isa_names(const std::vector<nola::Isa>& isas) {
 
 }  // namespace
 
-PYBIND11_MODULE(_core, m) {
+// Holds no Python object and no state but atomics, so that threads may run without the GIL.
+PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.doc() = "The C++ core of nola-edge; see nola_edge.ops for the public functions.";
     m.attr("__version__") = NOLA_VERSION;
     m.attr("compiler") = NOLA_COMPILER;

@@ -229,7 +229,8 @@ void merge_group(std::string_view dtype, std::string_view table, std::uintptr_t 
 
 }  // namespace
 
-PYBIND11_MODULE(_cuda, m) {
+// Holds neither Python objects nor state, so that threads may run without the GIL.
+PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
     m.doc() = "The CUDA kernels of nola-edge; see nola_edge.torch.cuda for what users call.";
     m.attr("compiler") = NOLA_CUDA_COMPILER;
     m.attr("architectures") = architectures();
