@@ -20,6 +20,7 @@ from nola_edge.peft.config import NolaConfig
 from nola_edge.peft.layer import NolaLinearLayer
 from nola_edge.peft.mixed_batch import mixed_batch
 from nola_edge.peft.names import PlainNames, plain_name
+from nola_edge.peft.shared import refuse_shared_weights
 from nola_edge.peft.state import from_stored, select_coefficients, to_stored
 from nola_edge.torch.linear import is_conv1d
 
@@ -79,20 +80,20 @@ class NolaModel(BaseTuner):
         Raises
         ------
         ValueError
-            If the modules are not those that the adapter's streams were made for, or Linear and
-            Conv1D layers would share an adapter.
+            If the modules are not those that the adapter's streams were made for, Linear and
+            Conv1D layers would share an adapter, or a weight is another module's too. The model is
+            then as before.
         """
         self._plain_name = PlainNames(model)
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
-        self._forget_wrappers(model, self.peft_config[adapter_name])
+        trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            self._forget_wrappers(model, self.peft_config[adapter_name])
             self._check_injected(model, adapter_name)
-        except ValueError:
-            if len(self.peft_config) == 1:
-                self.unload()
-            else:
-                for layer in _layers(model, adapter_name).values():
-                    layer.delete_adapter(adapter_name)
+        except Exception:
+            _take_out(model, adapter_name)
+            for parameter, is_trained in trained:
+                parameter.requires_grad_(is_trained)
             raise
 
     def _forget_wrappers(self, model: nn.Module, config: Any) -> None:
@@ -150,6 +151,7 @@ class NolaModel(BaseTuner):
                 "One NOLA adapter cannot adapt both Linear and Conv1D layers: it records a single "
                 "`fan_in_fan_out`. Use two adapters."
             )
+        refuse_shared_weights(model, layers)
         transposed = next(iter(layers.values())).transposed
         if config.fan_in_fan_out and not transposed:
             warnings.warn(
@@ -271,6 +273,18 @@ def _layers(model: nn.Module, adapter_name: str) -> dict[str, NolaLinearLayer]:
         for name, module in model.named_modules()
         if isinstance(module, NolaLinearLayer) and adapter_name in module.nola_factors
     }
+
+
+def _take_out(model: nn.Module, adapter_name: str) -> None:
+    """Remove an adapter, and the layers that it alone is on."""
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if not isinstance(layer, NolaLinearLayer) or adapter_name not in layer.nola_factors:
+                continue
+            if len(layer.nola_factors) == 1:
+                setattr(parent, name, layer.base_layer)
+            else:
+                layer.delete_adapter(adapter_name)
 
 
 def _stream_shapes(
