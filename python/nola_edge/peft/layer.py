@@ -17,6 +17,7 @@ from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import nn
 
 from nola_edge.errors import NotFiniteError
+from nola_edge.peft.bypassed import keep_from_fast_path, note_call, note_read
 from nola_edge.peft.config import NolaConfig
 from nola_edge.torch.factors import FactorCache, Factors, fresh_coefficients, trained_alpha
 from nola_edge.torch.functional import nola_delta
@@ -62,10 +63,24 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
         self._unmerged: Any = None
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
+        #: Inside torch's encoder layer, which in evaluation uses weights without calling layers.
+        self.is_in_encoder_layer = False
+        self.is_known_bypassed = False  # warned of
 
         base = self.get_base_layer()
         self.transposed = is_conv1d(base)
         self.in_features, self.out_features = _features(base, self.transposed)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Return the base layer's weight, to whoever asks a layer for it instead of calling it."""
+        note_read(self)
+        if self.disable_adapters and self.merged:
+            self.unmerge()  # as forward does, which may not be called
+        weight = super().weight
+        if self.is_in_encoder_layer and not (self.merged or self.disable_adapters):
+            return keep_from_fast_path(weight)
+        return weight
 
     def update_layer(
         self, adapter_name: str, module: str, config: NolaConfig, inference_mode: bool = False
@@ -121,6 +136,7 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
         self, x: torch.Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
     ) -> torch.Tensor:
         """Apply the base layer and every active adapter, or the one that each sample names."""
+        note_call(self)
         if adapter_names is not None:
             self._check_mixed_batch(x, adapter_names)
         if self.disable_adapters:

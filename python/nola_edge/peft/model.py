@@ -16,6 +16,7 @@ from torch import nn
 
 from nola_edge.adapter.files import ALPHA, BETA, PREFIX, SCALE
 from nola_edge.adapter.fingerprints import modules_fingerprint, shapes_fingerprint
+from nola_edge.peft.bypassed import refuse_fused, warn_of_attention, warn_of_bypassed
 from nola_edge.peft.config import NolaConfig
 from nola_edge.peft.layer import NolaLinearLayer
 from nola_edge.peft.mixed_batch import mixed_batch
@@ -47,6 +48,7 @@ class NolaModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         name = self._plain_name(current_key)
+        refuse_fused(parent, target_name, name)
         if isinstance(target, NolaLinearLayer):
             target.update_layer(adapter_name, name, peft_config)
             return
@@ -58,6 +60,7 @@ class NolaModel(BaseTuner):
                 "quantized) and `transformers.pytorch_utils.Conv1D`."
             )
         layer = NolaLinearLayer(target, **kwargs)
+        layer.is_in_encoder_layer = isinstance(parent, nn.TransformerEncoderLayer)
         layer._active_adapter = adapter_name
         layer.update_layer(adapter_name, name, peft_config)
         if adapter_name not in self.active_adapters:
@@ -81,8 +84,8 @@ class NolaModel(BaseTuner):
         ------
         ValueError
             If the modules are not those that the adapter's streams were made for, Linear and
-            Conv1D layers would share an adapter, or a weight is another module's too. The model is
-            then as before.
+            Conv1D layers would share an adapter, or a weight is used without calling its layer or
+            by another module too. The model is then as before.
         """
         self._plain_name = PlainNames(model)
         trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -95,6 +98,7 @@ class NolaModel(BaseTuner):
             for parameter, is_trained in trained:
                 parameter.requires_grad_(is_trained)
             raise
+        warn_of_attention(model, adapter_name)
 
     def _forget_wrappers(self, model: nn.Module, config: Any) -> None:
         """Name the modules that "all-linear" stands for as a model without wrappers has them."""
@@ -108,7 +112,7 @@ class NolaModel(BaseTuner):
     def _enable_peft_forward_hooks(self, *_: Any, **call: Any) -> Iterator[None]:
         """Run a forward pass or a generation of PEFT's; it may name an adapter for each sample."""
         names = call.pop("adapter_names", None)
-        with nullcontext() if names is None else mixed_batch(self, names, call):
+        with warn_of_bypassed(), nullcontext() if names is None else mixed_batch(self, names, call):
             yield
 
     def merge_adapter(

@@ -126,6 +126,14 @@ class NolaLinear(nn.Module):
         """Whether the base weight holds the adapter at the moment."""
         return self._unmerged is not None
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            raise AttributeError(
+                f"NolaLinear {self.module!r} has no weight to be used without calling the layer: "
+                "its adapter would have no effect there. Leave the layer as it is, or merge()."
+            )
+        return super().__getattr__(name)
+
     def coefficients(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return alpha and beta as the forward pass uses them, rounded if they are quantised."""
         bits = self.config.coefficient_bits
