@@ -92,7 +92,8 @@ def test_another_tensor_parallel_layout_is_refused(tmp_path):
 
 def test_sharded_coefficients_are_saved_whole(tmp_path):
     results = run_two("save_sharded", tmp_path)
-    first, *others = (Adapter.load(tmp_path / name) for name in ("saved-0", "saved-1", "gathered"))
+    names = ("saved-0", "saved-1", "gathered-0", "gathered-1")
+    first, *others = (Adapter.load(tmp_path / name) for name in names)
     for module, saved in first.modules.items():
         for other in others:
             assert np.array_equal(saved.beta, other.modules[module].beta)

@@ -165,9 +165,13 @@ def save_sharded(folder: Path) -> dict[str, object]:
     rank = dist.get_rank()
     model.save_pretrained(folder / f"saved-{rank}")
     state = {name: full(values) for name, values in model.state_dict().items()}
-    # As accelerate hands it over: the first process has it all and saves, the others have nothing.
-    gathered = {} if rank else state
-    model.save_pretrained(folder / "gathered", state_dict=gathered, is_main_process=rank == 0)
+    # The first process has it all and saves; the others have nothing, or nothing but names.
+    for number, rest in enumerate(({}, {name: values[:0] for name, values in state.items()})):
+        model.save_pretrained(
+            folder / f"gathered-{number}",
+            state_dict=rest if rank else state,
+            is_main_process=rank == 0,
+        )
     return {"coefficients": coefficients(model)}
 
 

@@ -193,8 +193,8 @@ class NolaModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
         """Select an adapter's tensors, under the names and in the form that its file has."""
-        if not state_dict and _is_helper_process():
-            return {}  # a state that was gathered in the first process alone, which saves it
+        if _is_gathered_elsewhere(state_dict):
+            return {}
         plain = PlainNames(model)
         state = {plain(name): values for name, values in state_dict.items()}
         layers = _layers(model, adapter_name)
@@ -253,8 +253,14 @@ class NolaModel(BaseTuner):
         return super()._remove_adapter_name_from_key(key, adapter_name)
 
 
-def _is_helper_process() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_rank() != 0
+def _is_gathered_elsewhere(state_dict: dict[str, torch.Tensor]) -> bool:
+    """Tell whether another process, the first one, has the state that it will save.
+
+    FSDP then hands nothing to the others, DeepSpeed's ZeRO-3 leaves them empty tensors.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_rank() == 0:
+        return False
+    return not any(v.numel() for name, v in state_dict.items() if ALPHA in name or BETA in name)
 
 
 def _loaded_from(model: nn.Module) -> str | None:
