@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
+from torch.distributed.tensor.placement_types import Partial, Replicate, Shard, _StridedShard
 
 import nola_edge.torch as nt
 from nola_edge import Adapter
 from nola_edge.adapter.quantize import rounded
 from nola_edge.peft import NolaConfig
 from nola_edge.synthetic import trained_adapter
+from nola_edge.torch.sharding import _is_one_window
 from tests.distributed import worker
 from tests.doors.test_transformers import decoder, shapes_of
 
@@ -113,6 +115,8 @@ def test_shards_merge_to_the_bits_of_the_whole(tmp_path):
     adapter = nt.to_adapter(model)
     adapter.save(tmp_path / "adapter")
     for result in run_two("merge_shards", tmp_path):
+        for refused in result["refused"]:
+            assert "blocks.1.down.weight: is split over processes in pieces" in refused
         for (dtype, dim), values in result["merged"].items():
             whole = worker.make(getattr(torch, dtype.removeprefix("torch.")))
             before = worker.weights(whole)
@@ -134,3 +138,41 @@ def test_a_model_that_transformers_splits_while_loading(tmp_path):
         assert result["merged"].keys() == expected.keys()
         for name, values in expected.items():
             assert torch.equal(result["merged"][name], values), name
+
+
+def test_which_splits_are_one_block():
+    """Against the rows that each process of a mesh holds, as torch cuts them."""
+    one, packed, added = (
+        Shard(0),
+        _StridedShard(0, split_factor=2),
+        _StridedShard(0, split_factor=4),
+    )
+    for sizes, placements, expected in (
+        ((2,), (one,), True),
+        ((2,), (Replicate(),), True),
+        ((2,), (packed,), False),
+        ((1,), (packed,), True),
+        ((2,), (Partial(),), False),
+        ((2, 2), (packed, one), True),  # FSDP2 on top of tensor parallelism
+        ((2, 2), (packed, Shard(1)), False),
+        ((2, 2), (added, one), False),
+        ((2, 2), (one, packed), False),
+        ((2, 2), (added, packed), False),  # the same, of a packed layer
+        ((2, 2), (one, one), True),
+    ):
+        assert _is_one_window(sizes, placements, 2) == expected, placements
+        if not any(p.is_partial() for p in placements):
+            rows = [held(sizes, placements, at) for at in np.ndindex(*sizes)]
+            whole = all(kept == list(range(kept[0], kept[0] + len(kept))) for kept in rows)
+            assert whole == expected, placements
+
+
+def held(sizes, placements, at):
+    """Return which of 16 rows a process holds, by its place in the mesh."""
+    kept = torch.arange(16)[:, None].expand(16, 8)
+    for dim in range(len(sizes)):
+        if isinstance(placements[dim], Replicate):
+            continue
+        pieces, _ = placements[dim]._split_tensor(kept, sizes[dim], with_padding=False)
+        kept = pieces[at[dim]]
+    return kept[:, 0].tolist()

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from peft import get_peft_model
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.parallel import (
@@ -21,10 +21,17 @@ from torch.distributed.tensor.parallel import (
     RowwiseParallel,
     parallelize_module,
 )
-from torch.distributed.tensor.placement_types import Replicate, Shard
+from torch.distributed.tensor.placement_types import (
+    Partial,
+    Placement,
+    Replicate,
+    Shard,
+    _StridedShard,
+)
 
 import nola_edge.torch as nt
 from nola_edge import Adapter
+from nola_edge.errors import MismatchError
 from nola_edge.peft import NolaConfig
 from nola_edge.torch.sharding import computed_shard
 
@@ -190,7 +197,30 @@ def merge_shards(folder: Path) -> dict[str, object]:
                     module.weight = nn.Parameter(sharded, requires_grad=False)
             nt.merge_(model, adapter)
             found[str(dtype), dim] = weights(model)
-    return {"merged": found}
+    return {"merged": found, "refused": [refusal(mesh, adapter, kind) for kind in UNMERGEABLE]}
+
+
+#: Ways to split a weight of which no process then holds one block of rows and columns.
+UNMERGEABLE = (_StridedShard(0, split_factor=2), _StridedShard(-1, split_factor=4), Partial())
+
+
+def refusal(mesh: DeviceMesh, adapter: Adapter, placement: Placement) -> str:
+    """What merge_ says to such a weight, the last of a model; what it leaves as it was."""
+    model = make()
+    last = model.blocks[1].down
+    split = DTensor.from_local(
+        last.weight.data, mesh, [placement], run_check=False, shape=last.weight.shape,
+        stride=last.weight.stride(),
+    )  # fmt: skip
+    last.weight = nn.Parameter(split, requires_grad=False)
+    before = [p.detach().clone() for p in model.parameters() if not isinstance(p.data, DTensor)]
+    try:
+        nt.merge_(model, adapter)
+    except MismatchError as error:
+        after = [p for p in model.parameters() if not isinstance(p.data, DTensor)]
+        assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+        return str(error)
+    return "merged"
 
 
 def load_shards(folder: Path) -> dict[str, object]:

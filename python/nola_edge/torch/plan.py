@@ -17,6 +17,7 @@ from nola_edge.merge.update import Term as StoredTerm
 from nola_edge.merge.update import stored_features
 from nola_edge.torch.factors import Factors
 from nola_edge.torch.memory import find_shared, is_resident
+from nola_edge.torch.sharding import is_one_window
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -148,6 +149,13 @@ def check_resident(
             raise MismatchError(
                 f"is a {type(weight.data).__name__}, not a plain tensor; merge into the base "
                 "before it is quantised",
+                file=model,
+                field=name,
+            )
+        if not is_one_window(weight):
+            raise MismatchError(
+                "is split over processes in pieces that are not one block of it (a packed layer, "
+                "or terms of a sum); merge into the base before it is split",
                 file=model,
                 field=name,
             )

@@ -8,6 +8,7 @@ group of r numbers per token where columns are split, and of the coefficients' g
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -105,15 +106,48 @@ def local_window(tensor: Any) -> tuple[Range, Range]:
     Returns
     -------
     rows, cols : (start, stop)
+
+    Raises
+    ------
+    ValueError
+        If they are not one window, see :func:`is_one_window`.
     """
     if not hasattr(tensor, "device_mesh"):
         return (0, tensor.shape[0]), (0, tensor.shape[1])
+    if not is_one_window(tensor):
+        placements = getattr(tensor, "placements", ())
+        raise ValueError(f"weight: split in a way that cannot be merged into, {placements}")
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     size, offset = compute_local_shape_and_global_offset(
         tensor.shape, tensor.device_mesh, tensor.placements
     )
     return (offset[0], offset[0] + size[0]), (offset[1], offset[1] + size[1])
+
+
+def is_one_window(tensor: torch.Tensor) -> bool:
+    """Tell whether what this process holds of a tensor is one block of its rows and columns.
+
+    Not so for terms of a sum, nor where each process holds some of every part of a layer that is
+    packed of several (``packed_colwise`` in transformers), unless later dimensions of the mesh put
+    it together again, as FSDP2 does on top of tensor parallelism.
+    """
+    if not hasattr(tensor, "device_mesh"):
+        return True
+    split: Any = tensor
+    return _is_one_window(tuple(split.device_mesh.shape), split.placements, split.dim())
+
+
+def _is_one_window(sizes: tuple[int, ...], placements: tuple[Any, ...], ndim: int) -> bool:
+    if any(p.is_partial() for p in placements):
+        return False
+    split = [(size, p, p.dim % ndim) for size, p in zip(sizes, placements, strict=True)
+             if hasattr(p, "dim")]  # fmt: skip
+    for i, (size, p, dim) in enumerate(split):
+        later = math.prod(n for n, q, d in split[i + 1 :] if d == dim and q.is_shard())
+        if size > 1 and getattr(p, "split_factor", 1) not in (1, later):
+            return False
+    return True
 
 
 def computed_shard(weight: torch.Tensor, *, transposed: bool = False) -> Shard:
@@ -142,6 +176,8 @@ def computed_shard(weight: torch.Tensor, *, transposed: bool = False) -> Shard:
 def _shard(mesh: Any, placements: tuple[Any, ...], shape: tuple[int, int], transposed: bool) -> Any:
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+    if not _is_one_window(tuple(mesh.shape), placements, len(shape)):
+        raise ValueError(f"weight: split in a way that no linear layer computes with, {placements}")
     split = [dim for dim, p in enumerate(placements) if p.is_shard()]
     if len(split) > 1:
         raise ValueError(f"weight: split over several mesh dimensions, {placements}")
