@@ -4,8 +4,8 @@
 serves other devices through the CPU's; ``factors.py`` makes A and B of a layer from its
 coefficients, ``together.py`` those of a whole model at once; ``functional.py`` and ``linear.py``
 are for one's own training loop, ``nola_edge.peft`` for PEFT's; ``sharding.py`` splits layers over
-processes; ``merge.py`` merges into weights, ``plan.py`` and ``model.py`` into
-models in memory, ``switch.py`` switches them.
+processes; ``merge.py`` merges into weights, ``plan.py`` and ``model.py`` into models in memory,
+``switch.py`` switches them.
 """
 
 from nola_edge.torch.factors import Factors, fresh_coefficients

@@ -60,6 +60,35 @@ def merge_(model: nn.Module, adapter: Any) -> list[str]:
     return list(planned)
 
 
+def load_merged(model_class: Any, base: str | Path, adapter: Any, **options: Any) -> Any:
+    """Load a transformers model with adapters merged into its weights as they come.
+
+    Parameters
+    ----------
+    model_class : type
+        Such as ``transformers.AutoModelForCausalLM``.
+    base : path
+    adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
+    **options
+        For ``from_pretrained``.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        A plain model.
+
+    Raises
+    ------
+    NolaEdgeError
+        If adapter and base do not fit, or a merged weight is not finite.
+    """
+    from nola_edge.transformers import NolaMergeConfig
+
+    return model_class.from_pretrained(
+        base, quantization_config=NolaMergeConfig(adapter), **options
+    )
+
+
 @torch.no_grad()
 def check_finite(
     parameters: Mapping[str, torch.Tensor], planned: Mapping[str, PlannedMerge], model: Path
@@ -112,32 +141,3 @@ def _largest_update(terms: Sequence[Term]) -> float:
         root = math.sqrt(max(1, len(alpha)) * max(1, len(beta)))
         bound += abs(scaling) * factors.r * 3 / root * sums
     return 2 * bound
-
-
-def load_merged(model_class: Any, base: str | Path, adapter: Any, **options: Any) -> Any:
-    """Load a transformers model with adapters merged into its weights as they come.
-
-    Parameters
-    ----------
-    model_class : type
-        Such as ``transformers.AutoModelForCausalLM``.
-    base : path
-    adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
-    **options
-        For ``from_pretrained``.
-
-    Returns
-    -------
-    transformers.PreTrainedModel
-        A plain model.
-
-    Raises
-    ------
-    NolaEdgeError
-        If adapter and base do not fit, or a merged weight is not finite.
-    """
-    from nola_edge.transformers import NolaMergeConfig
-
-    return model_class.from_pretrained(
-        base, quantization_config=NolaMergeConfig(adapter), **options
-    )
