@@ -197,6 +197,25 @@ def test_parameters_that_are_kept_in_float32(tmp_path):
     assert_same(load(tmp_path / "base", made, **options), expected)
 
 
+def test_experts_that_become_one_parameter(tmp_path):
+    """An expert of the files is no layer of the model any more; its neighbours are."""
+    torch.manual_seed(0)
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=2,
+    ))  # fmt: skip
+    model.save_pretrained(tmp_path / "base")
+    expert = "model.layers.1.block_sparse_moe.experts.1.w1"
+    shape = tuple(stored(tmp_path)[f"{expert}.weight"].shape)
+    attention = shapes_of(model, "q_proj", "o_proj")
+    made = trained_adapter({**attention, expert: shape}, r=4, num_basis=20, seed=3)
+    with pytest.raises(MismatchError, match=r"experts\.1\.w1.* no weight here"):
+        load(tmp_path / "base", made)
+    made = trained_adapter(attention, r=4, num_basis=20, seed=3)
+    nt.merge_(model, made)
+    assert_same(load(tmp_path / "base", made), model)
+
+
 def test_a_tensor_of_another_shape_than_the_models(tmp_path):
     """Whatever transformers would do with it, nothing is merged into a part of it."""
     decoder().save_pretrained(tmp_path / "base")
