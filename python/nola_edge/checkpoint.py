@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from nola_edge.safetensors_file import TensorInfo
 
 _MAX_INDEX_BYTES = 100_000_000
+_SAVE_AGAIN = (
+    "; save the model again with save_pretrained, which writes shards and index that agree"
+)
 
 
 class Checkpoint:
@@ -125,14 +128,14 @@ class Checkpoint:
         for name, shard in weight_map.items():
             if name not in self.tensors or self.tensors[name][0].path.name != shard:
                 raise CheckpointError(
-                    f"tensor {printable(name)!r} is not in {printable(shard)!r}",
+                    f"tensor {printable(name)!r} is not in {printable(shard)!r}{_SAVE_AGAIN}",
                     file=path,
                     field="weight_map",
                 )
         for name, (file, _) in self.tensors.items():
             if name not in weight_map:
                 raise CheckpointError(
-                    f"does not name tensor {printable(name)!r} of {file.path.name!r}",
+                    f"does not name tensor {printable(name)!r} of {file.path.name!r}{_SAVE_AGAIN}",
                     file=path,
                     field="weight_map",
                 )
@@ -143,7 +146,9 @@ class Checkpoint:
         for name, info in file.tensors.items():
             if name in self.tensors:
                 raise CheckpointError(
-                    f"is also in {self.tensors[name][0].path.name!r}", file=path, field=name
+                    f"is also in {self.tensors[name][0].path.name!r}{_SAVE_AGAIN}",
+                    file=path,
+                    field=name,
                 )
             self.tensors[name] = (file, info)
 

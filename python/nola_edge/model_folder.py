@@ -125,9 +125,15 @@ def visible_files(folder: Path) -> Iterator[Path]:
     Raises
     ------
     CheckpointError
-        If a folder in it is a link.
+        If a folder in it is a link, or cannot be read.
     """
-    for place, folders, names in os.walk(folder):
+
+    def refuse(error: OSError) -> None:
+        raise CheckpointError(
+            f"cannot be read: {error.strerror}", file=error.filename or folder
+        ) from None
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
             if Path(place, name).is_symlink():

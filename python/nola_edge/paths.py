@@ -96,9 +96,16 @@ def subfolders_with(folder: Path, wanted: Callable[[str], bool]) -> list[str]:
         for entry in os.scandir(folder)
         if entry.is_dir(follow_symlinks=False)
         and not entry.name.startswith(".")
-        and any(map(wanted, os.listdir(entry.path)))
+        and any(map(wanted, _names(entry.path)))
     ]
     return sorted(found, key=_by_number)
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:  # this is for a hint only
+        return []
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:

@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from tests.conftest import ISAS, default_signals, load_all, snapshot
+from tests.conftest import ISAS, default_signals, load_all, snapshot, write_safetensors
 
 
 def run(*arguments, **environment):
@@ -103,6 +104,42 @@ def test_a_merge_says_what_it_carried_over_and_what_not(tiny, tmp_path):
     assert (
         "  not carried over: adapter_config.json, pytorch_model.bin, checkpoint-3\n" in done.stdout
     )
+
+
+def test_a_head_with_other_labels_is_noted(tiny, tmp_path):
+    base, adapter = tiny
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    tensors = load_all(adapter / "adapter_model.safetensors")
+    tensors["base_model.model.score.weight"] = np.ones((5, 40), np.float32)
+    write_safetensors(adapter / "adapter_model.safetensors", tensors)
+    config["modules_to_save"] = ["score"]
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    done = run("merge", base, adapter, "-o", tmp_path / "out")
+    assert done.returncode == 0
+    (note,) = (line for line in done.stdout.splitlines() if "note: " in line)
+    assert note.startswith("  note: score.weight has 5 labels, the base's config.json 2: ")
+    assert "num_labels=5" in note
+    assert run("merge", base, adapter, "-o", tmp_path / "quiet", "-q").stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("folders", "advised"),
+    [(["french", "german"], "german"), (["checkpoint-1000", "checkpoint-200"], "checkpoint-1000")],
+)
+def test_adapters_in_subfolders_are_pointed_at(tiny, tmp_path, folders, advised):
+    """As PEFT saves several, and as a Trainer saves its run."""
+    base, adapter = tiny
+    for folder in folders:
+        shutil.copytree(adapter, tmp_path / "run" / folder)
+    before = snapshot(tmp_path)
+    for command in (["merge", base, tmp_path / "run", "-o", tmp_path / "out"],
+                    ["inspect", tmp_path / "run"]):  # fmt: skip
+        done = run(*command)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "has no adapter_config.json, but its subfolders do" in done.stderr
+        assert done.stderr.endswith(f"give one of them, such as {tmp_path}/run/{advised}\n")
+    assert snapshot(tmp_path) == before
 
 
 def test_quantize_pack_unpack_merge(tiny, tmp_path):

@@ -54,17 +54,18 @@ def test_an_index_that_names_a_tensor_too_many(sharded):
         sharded,
         lambda index: index["weight_map"].update(new="model-00001-of-00002.safetensors"),
     )
-    refused(sharded, "'new' is not in")
+    refused(sharded, "'new' is not in 'model-00001-of-00002.safetensors'; save the model again")
 
 
 def test_an_index_that_names_a_tensor_too_few(sharded):
     edit_index(sharded, lambda index: index["weight_map"].pop("t3"))
-    refused(sharded, "does not name tensor 't3'")
+    shard = "model-00002-of-00002.safetensors"
+    refused(sharded, f"does not name tensor 't3' of '{shard}'; save the model again")
 
 
 def test_a_tensor_in_two_shards(sharded):
     write_safetensors(sharded / "model-00001-of-00002.safetensors", TENSORS)
-    refused(sharded, "is also in")
+    refused(sharded, "is also in 'model-00001-of-00002.safetensors'; save the model again")
 
 
 def test_an_index_with_duplicate_keys(sharded):

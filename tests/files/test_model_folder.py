@@ -1,5 +1,6 @@
 """What belongs to the model in a folder, what does not, and which files are its weights."""
 
+import errno
 import json
 import os
 
@@ -215,3 +216,21 @@ def with_an_adapter_only(folder):
 def test_a_folder_without_weights_of_its_own(sharded, change, message):
     change(sharded)
     refused(sharded, message)
+
+
+def test_a_folder_that_cannot_be_read(sharded, monkeypatch):
+    """What is not seen would be lost."""
+    (sharded / "closed").mkdir()
+    scandir = os.scandir
+
+    def closed(path="."):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with (
+        Checkpoint.open(sharded) as checkpoint,
+        pytest.raises(NolaEdgeError, match="closed: cannot be read: Permission denied"),
+    ):
+        checkpoint.companions()

@@ -12,7 +12,9 @@ from nola_edge.errors import (
     AdapterError,
     NotFiniteError,
 )
+from nola_edge.synthetic import trained_adapter
 from tests.conftest import (
+    MODULES,
     load_all,
     tiny_adapter,
     write_safetensors,
@@ -122,6 +124,76 @@ def test_a_whole_tensor_of_another_shape(tiny, tmp_path):
     config = dataclasses.replace(adapter.config, modules_to_save=("norm",))
     one = Adapter(config, adapter.modules, {"norm.weight": np.ones(41, F)})
     refused(tiny, tmp_path, "has shape [41]", one)
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "message"),
+    [
+        ("model.embed_tokens.weight", (5, 4), "resize_token_embeddings(7), then save_pretrained"),
+        ("lm_head.weight", (5, 4), "resize_token_embeddings(7), then save_pretrained"),
+        ("score.weight", (2, 4), "num_labels=7, ignore_mismatched_sizes=True), then save_pr"),
+        ("classifier.out_proj.weight", (2, 4), "num_labels=7, ignore_mismatched_sizes=True)"),
+        ("score.weight", (7, 5), "has shape [7, 4], the base's tensor [7, 5]"),
+    ],
+)
+def test_a_whole_tensor_that_was_resized_for_training(tiny, tmp_path, name, stored, message):
+    base, _ = tiny
+    tensors = {**load_all(base), name: np.ones(stored, F)}
+    for file in base.glob("model*"):
+        file.unlink()
+    write_safetensors(base / "model.safetensors", tensors)
+    adapter = whole_of(name, np.ones((7, 4), F))
+    refused(tiny, tmp_path, message, adapter)
+    tensors[name] = np.ones((7, 4), F)
+    write_safetensors(base / "model.safetensors", tensors)
+    assert merged(base, adapter, tmp_path)[name].shape == (7, 4)
+
+
+def test_an_output_layer_without_a_tensor_of_its_own(tiny, tmp_path):
+    """Untied, as the message says, the base can be merged into."""
+    base, _ = tiny
+    tensors = {**load_all(base), "model.embed_tokens.weight": np.ones((5, 4), F)}
+    for file in base.glob("model*"):
+        file.unlink()
+    write_safetensors(base / "model.safetensors", tensors)
+    adapter = trained_adapter({**MODULES, "lm_head": (5, 4)}, r=4, num_basis=10, seed=11)
+    refused(tiny, tmp_path, "lm_head: has no weight of its own here, but shares", adapter)
+    refused(tiny, tmp_path, "(lm_head.weight as a tensor of its own", adapter)
+    tensors["lm_head.weight"] = np.ones((5, 4), F)
+    write_safetensors(base / "model.safetensors", tensors)
+    got = merged(base, adapter, tmp_path)
+    assert (got["lm_head.weight"] != 1).any()
+    assert (got["model.embed_tokens.weight"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "counted"),
+    [
+        ({}, 2),
+        ({"num_labels": 4}, 4),
+        ({"id2label": {"0": "a", "1": "b", "2": "c"}, "num_labels": 9}, 3),
+        ({"id2label": dict.fromkeys("01234")}, None),
+        ({"num_labels": 5}, None),
+        (None, None),
+        ("{", None),
+    ],
+)
+def test_a_head_with_other_labels_is_noted(tiny, tmp_path, config, counted):
+    base, _ = tiny
+    (base / "config.json").unlink()
+    if config is not None:
+        text = config if isinstance(config, str) else json.dumps({"model_type": "x", **config})
+        (base / "config.json").write_text(text)
+    report = ne.merge_checkpoint(
+        base, whole_of("score.weight", np.ones((5, 40), F)), tmp_path / "out"
+    )
+    if counted is None:
+        assert report.notes == ()
+    else:
+        (note,) = report.notes
+        assert note.startswith(f"score.weight has 5 labels, the base's config.json {counted}: ")
+        assert "from_pretrained(…, num_labels=5)" in note
+    assert ne.merge_checkpoint(base, tiny_adapter(), tmp_path / "no-head").notes == ()
 
 
 def test_trained_biases_reach_peft_through_every_file(tiny, tmp_path):

@@ -115,7 +115,12 @@ class Adapter:
             pickled = (folder / "adapter_model.bin").exists()
             raise AdapterError(
                 f"has no {WEIGHTS_NAME}"
-                + ("; adapter_model.bin is a pickle and is never read" if pickled else ""),
+                + (
+                    "; adapter_model.bin is a pickle and is never read, save with "
+                    "safe_serialization=True"
+                    if pickled
+                    else ""
+                ),
                 file=folder,
             )
         with SafetensorsFile.open(inside(folder, WEIGHTS_NAME)) as file:

@@ -12,7 +12,7 @@ from nola_edge.adapter.quantize import Quantized, check_scale, dequantize, packe
 from nola_edge.dtypes import MERGEABLE, safetensors_dtype
 from nola_edge.errors import AdapterError, NotFiniteError
 from nola_edge.jsonio import encode, loads_object
-from nola_edge.paths import inside
+from nola_edge.paths import inside, subfolders_hint, subfolders_with
 from nola_edge.safetensors_file import METADATA, SafetensorsFile, encode_header
 
 if TYPE_CHECKING:
@@ -106,7 +106,9 @@ def load_config(folder: Path) -> AdapterConfig:
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
-        raise AdapterError(f"has no {CONFIG_NAME}; is this an adapter folder?", file=folder)
+        names = subfolders_with(folder, CONFIG_NAME.__eq__) if folder.is_dir() else []
+        where = subfolders_hint(folder, names) if names else "; is this an adapter folder?"
+        raise AdapterError(f"has no {CONFIG_NAME}{where}", file=folder)
     inside(folder, CONFIG_NAME)
     if path.stat().st_size > _MAX_CONFIG_BYTES:
         raise AdapterError("is too large for a configuration", file=path)

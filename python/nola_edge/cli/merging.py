@@ -92,6 +92,8 @@ def _print_output(report: MergeReport, size: str, indent: str) -> None:
     )
     if report.replaced or report.added:
         click.echo(f"{indent}  whole tensors: {report.replaced} replaced, {report.added} added")
+    for note in report.notes:
+        click.echo(f"{indent}  note: {printable(note, 400)}")
 
 
 def _print_notes(reports: Sequence[MergeReport]) -> None:

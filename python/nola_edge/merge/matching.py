@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nola_edge.adapter.files import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS
 from nola_edge.errors import MismatchError, printable
 
 if TYPE_CHECKING:
@@ -87,6 +88,17 @@ def _unmatched(
     import difflib
 
     missing = [module for module in modules if module + _WEIGHT not in tensors]
+    tied = [module for module in missing if (module + _WEIGHT).endswith(OUTPUT_EMBEDDINGS)]
+    embeddings = [name for name in tensors if name.endswith(INPUT_EMBEDDINGS)]
+    if tied and embeddings and not any(name.endswith(OUTPUT_EMBEDDINGS) for name in tensors):
+        return MismatchError(
+            f"has no weight of its own here, but shares {printable(embeddings[0])!r} "
+            f"(tie_word_embeddings), and {printable(str(adapter))} changes the output alone; save "
+            f"the base untied ({printable(tied[0])}{_WEIGHT} as a tensor of its own, "
+            "tie_word_embeddings=False) and merge into that",
+            file=base,
+            field=tied[0],
+        )
     first = missing[0]
     weights = [name for name in tensors if name.endswith(_WEIGHT)]
     last = first.rsplit(".", 1)[-1] + _WEIGHT

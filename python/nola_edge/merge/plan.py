@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_edge.adapter import Adapter
-from nola_edge.adapter.files import is_saved_module
+from nola_edge.adapter.files import EMBEDDINGS, is_saved_module
 from nola_edge.adapter.fingerprints import base_fingerprint
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import MERGEABLE, numpy_dtype
@@ -26,6 +26,7 @@ from nola_edge.errors import (
     printable,
 )
 from nola_edge.merge.fit import check_factor_sizes, check_fingerprint, check_shapes, location
+from nola_edge.merge.heads import is_head
 from nola_edge.merge.matching import match_modules
 from nola_edge.merge.tied import check_tied
 from nola_edge.merge.update import Term, stored_features
@@ -225,6 +226,24 @@ def _check_fingerprint(plan: MergePlan, adapter: Adapter, names: Mapping[str, st
     check_fingerprint(adapter, base_fingerprint(targets), plan.base.path, override)
 
 
+def _resized(name: str, shape: tuple[int, ...], stored: tuple[int, ...]) -> str:
+    """Say what to do about a tensor that got more or fewer rows for training."""
+    if shape[1:] != stored[1:] or not shape:
+        return ""
+    if name.endswith(EMBEDDINGS):
+        return (
+            ": the vocabulary was resized for training; resize the base's likewise "
+            f"(model.resize_token_embeddings({shape[0]}), then save_pretrained) and merge into that"
+        )
+    if is_head(name):
+        return (
+            ": the head was made for other labels; save the base with such a head (from_pretrained("
+            f"…, num_labels={shape[0]}, ignore_mismatched_sizes=True), then save_pretrained) and "
+            "merge into that"
+        )
+    return ""
+
+
 def _place_whole_tensor(plan: MergePlan, adapter: Adapter, name: str, values: NDArray[Any]) -> None:
     where: dict[str, Any] = {"file": location(adapter), "field": name}
     if name in plan.merges or name in plan.replaced or name in plan.added:
@@ -237,7 +256,9 @@ def _place_whole_tensor(plan: MergePlan, adapter: Adapter, name: str, values: ND
     info = plan.tensor(name)[1]
     if tuple(values.shape) != tuple(info.shape):
         raise MismatchError(
-            f"has shape {list(values.shape)}, the base's tensor {list(info.shape)}", **where
+            f"has shape {list(values.shape)}, the base's tensor {list(info.shape)}"
+            f"{_resized(name, values.shape, info.shape)}",
+            **where,
         )
     if info.dtype not in MERGEABLE:
         raise MismatchError(f"the base's tensor has dtype {info.dtype}", **where)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nola_edge.adapter.files import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS
 from nola_edge.errors import MismatchError
 from nola_edge.jsonio import encode, loads_object
-from nola_edge.paths import inside
+from nola_edge.paths import read_inside
 
 if TYPE_CHECKING:
     from nola_edge.checkpoint import Checkpoint
@@ -37,7 +37,7 @@ def check_tied(plan: MergePlan) -> None:
         name.endswith(OUTPUT_EMBEDDINGS) for name in (*plan.base.tensors, *plan.added)
     ):
         return
-    if _is_tied(_config(plan.base)):
+    if _is_tied(base_config(plan.base)):
         raise MismatchError(
             "is tied to the output layer, and the adapter replaces it for the input alone; save "
             f"the base with {_FLAG}=False (lm_head as a tensor of its own) and merge into that",
@@ -50,18 +50,24 @@ def untied_config(plan: MergePlan) -> bytes | None:
     """Return ``config.json`` without the tie where an adapter adds an output layer, else None."""
     if not any(name.endswith(OUTPUT_EMBEDDINGS) for name in plan.added):
         return None
-    config = _config(plan.base)
+    config = base_config(plan.base)
     if not _is_tied(config):
         return None
     config[_FLAG] = False
     return encode(config, file=CONFIG_NAME, indent=2, ensure_ascii=False) + b"\n"
 
 
-def _config(base: Checkpoint) -> dict[str, Any]:
+def base_config(base: Checkpoint) -> dict[str, Any]:
+    """Return a base's ``config.json``; it is empty where there is none.
+
+    Raises
+    ------
+    NolaEdgeError
+        If it cannot be read, or is no strict JSON.
+    """
     if not base.is_folder or not (base.path / CONFIG_NAME).is_file():
         return {}
-    path = inside(base.path, CONFIG_NAME)
-    return loads_object(path.read_bytes(), file=path)
+    return loads_object(read_inside(base.path, CONFIG_NAME), file=base.path / CONFIG_NAME)
 
 
 def _is_tied(config: dict[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.checkpoint import Checkpoint
+from nola_edge.merge.heads import label_notes
 from nola_edge.merge.layout import OutputFile, output_files, write_companions
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
 from nola_edge.merge.together import Piece, write_together
@@ -40,6 +41,8 @@ class MergeReport:
     left_behind : tuple of str
         What was not carried over, since it is not the merged model's: other copies of the weights,
         an adapter, a training run's checkpoints.
+    notes : tuple of str
+        What to know before the output is loaded, one line each.
     base_checked : bool
         Whether every adapter recorded a fingerprint of its base, and this is that base.
     """
@@ -53,6 +56,7 @@ class MergeReport:
     seconds: float
     carried_weights: tuple[str, ...]
     left_behind: tuple[str, ...]
+    notes: tuple[str, ...]
     base_checked: bool
 
 
@@ -128,16 +132,19 @@ class PlannedMerge:
     output : Path
     files : tuple of OutputFile
         One for each weight file of the base.
+    notes : tuple of str
+        For the report.
     """
 
     plan: MergePlan
     output: Path
     files: tuple[OutputFile, ...]
+    notes: tuple[str, ...]
 
     @classmethod
     def of(cls, plan: MergePlan, output: Path) -> PlannedMerge:
         """Lay out the files of a plan's result."""
-        return cls(plan, output, tuple(output_files(plan)))
+        return cls(plan, output, tuple(output_files(plan)), label_notes(plan))
 
     @property
     def nbytes(self) -> int:
@@ -162,6 +169,7 @@ class PlannedMerge:
             seconds=seconds,
             carried_weights=tuple(str(path) for path in plan.base.companion_weights()),
             left_behind=tuple(str(path) for path in plan.base.left_behind()),
+            notes=self.notes,
             base_checked=check_base and all(a.config.base_fingerprint for a, _ in plan.adapters),
         )
 
