@@ -376,7 +376,7 @@ def test_factors_that_a_dtype_cannot_hold(make_cache, adapters, tiny, tmp_path):
 def test_a_base_of_another_kind(make_cache, tiny, tmp_path):
     cache = make_cache()
     refused(tmp_path, lambda: cache.get("a", tmp_path / "nowhere"), "does not exist")
-    refused(tmp_path, lambda: cache.get("a", tiny[1]), "have no weight here")
+    refused(tmp_path, lambda: cache.get("a", tiny[1]), "has an adapter but no model")
 
 
 @pytest.mark.parametrize(

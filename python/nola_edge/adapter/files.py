@@ -239,7 +239,7 @@ def load_whole(file: SafetensorsFile, name: str, local: str, config: AdapterConf
         if local.endswith(EMBEDDINGS):
             advice = (
                 "; PEFT saved an embedding along: save with save_embedding_layers=False, or name "
-                "it in modules_to_save if it was trained"
+                "it in modules_to_save if it was trained or resized"
             )
         raise AdapterError(
             f"is neither coefficients nor a tensor that modules_to_save or bias announce{advice}",
