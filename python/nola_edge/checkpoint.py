@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.errors import ChangedError, CheckpointError, printable
+from nola_edge.input_file import identity
 from nola_edge.jsonio import loads_object
 from nola_edge.model_folder import SAFETENSORS, Companions, find_companions, find_weights, is_index
 from nola_edge.paths import inside
@@ -183,7 +184,7 @@ class Checkpoint:
         return find_companions(self.path, own, shapes)
 
     def check_unchanged(self) -> None:
-        """Compare every file with what it was when it was opened.
+        """Compare every file with what it was when it was opened, companions when they were found.
 
         Raises
         ------
@@ -193,10 +194,16 @@ class Checkpoint:
             shard.check_unchanged()
         name = self.index_name
         if name is not None and self._read_index(name) != self.index_bytes:
-            raise ChangedError(
-                "changed while the base was read; run again when nothing writes to it",
-                file=self.path / name,
-            )
+            raise _changed(self.path / name)
+        # Where nobody asked for them, nothing was copied.
+        found = self.__dict__.get("_companions", Companions())
+        for path, before in zip(found.carried, found.identities, strict=True):
+            try:
+                now = identity(os.stat(self.path / path))
+            except OSError:
+                raise _changed(self.path / path) from None
+            if now != before:
+                raise _changed(self.path / path)
 
     def close(self) -> None:
         """Close all files."""
@@ -208,6 +215,12 @@ class Checkpoint:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _changed(path: Path) -> ChangedError:
+    return ChangedError(
+        "changed while the base was read; run again when nothing writes to it", file=path
+    )
 
 
 def _is_plain_name(name: object) -> bool:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from nola_edge.errors import ChangedError, FormatError
 
+Identity = tuple[int, int, int, int]
+
 
 class InputFile:
     """A regular file, opened read-only.
@@ -47,7 +49,7 @@ class InputFile:
             self.close()
             raise FormatError("is not a regular file", file=self.path)
         self.size = status.st_size
-        self._identity = _identity(status)
+        self._identity = identity(status)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer from an offset in the file.
@@ -85,7 +87,7 @@ class InputFile:
         ChangedError
         """
         try:
-            now = (_identity(os.fstat(self.fd)), _identity(os.stat(self.path)))
+            now = (identity(os.fstat(self.fd)), identity(os.stat(self.path)))
         except OSError as error:
             raise ChangedError(f"vanished meanwhile: {error.strerror}", file=self.path) from None
         if now != (self._identity, self._identity):
@@ -100,5 +102,6 @@ class InputFile:
         self._map = None
 
 
-def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+def identity(status: os.stat_result) -> Identity:
+    """Return what tells a file, and that it is unchanged: device, inode, size, time."""
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

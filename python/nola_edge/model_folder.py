@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.errors import CheckpointError, printable
+from nola_edge.input_file import Identity, identity
 from nola_edge.jsonio import loads
 from nola_edge.paths import inside, read_inside, subfolders_hint, subfolders_with
 from nola_edge.safetensors_file import SafetensorsFile
@@ -110,12 +111,9 @@ def _nothing_to_merge_into(folder: Path, names: Sequence[str]) -> str:
         )
     parts = subfolders_with(folder, lambda name: name.endswith(SAFETENSORS))
     if parts:
-        put = (
-            ""
-            if all(map(_TRAINER_CHECKPOINT.fullmatch, parts))
-            else (", and put the output in its place in a copy of the whole")
-        )
-        return f"no weights itself{subfolders_hint(folder, parts)}{put}"
+        trained = all(map(_TRAINER_CHECKPOINT.fullmatch, parts))
+        rest = "" if trained else ", and put the output in its place in a copy of the whole"
+        return f"no weights itself{subfolders_hint(folder, parts)}{rest}"
     return f"neither {_WEIGHTS_NAMES[0]} nor {INDEX_NAME}"
 
 
@@ -157,12 +155,15 @@ class Companions:
         What belongs to the model: configuration, tokenizer, weights of its other parts, ….
     weights : tuple of Path
         Of these, the weights.
+    identities : tuple
+        Of what is carried, to notice changes.
     left : tuple of Path
         What does not: other copies of the weights, adapters, and what a training run left.
     """
 
     carried: tuple[Path, ...] = ()
     weights: tuple[Path, ...] = ()
+    identities: tuple[Identity, ...] = ()
     left: tuple[Path, ...] = ()
 
 
@@ -209,7 +210,8 @@ def find_companions(
         else:
             left[path] = None
     weights = tuple(path for path in carried if _is_weights(path.name))
-    return Companions(tuple(carried), weights, tuple(left))
+    identities = tuple(identity(os.stat(folder / path)) for path in carried)
+    return Companions(tuple(carried), weights, identities, tuple(left))
 
 
 def _is_of_trainer(path: Path) -> bool:

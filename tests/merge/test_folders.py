@@ -1,12 +1,14 @@
 """What a merged folder holds beside the merged weights."""
 
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 
 import nola_edge as ne
+from nola_edge.errors import NolaEdgeError
 from tests.conftest import load_all, tiny_adapter, write_safetensors
 from tests.merge.test_whole_tensors import whole_of
 
@@ -33,6 +35,22 @@ def test_weights_of_other_parts_stay_with_the_model(tiny, tmp_path):
     assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
     ne.merge_checkpoint(base, tiny_adapter(seed=4), tmp_path / "out", force=True)
     assert files(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("name", ["config.json", "sub/part.safetensors"])
+def test_a_companion_that_changes_meanwhile(tiny, tmp_path, name, gone):
+    write_safetensors(tiny[0] / "sub" / "part.safetensors", {"linear.weight": np.ones((2, 3), F)})
+
+    def change(_):
+        if gone:
+            (tiny[0] / name).unlink(missing_ok=True)
+        else:
+            os.utime(tiny[0] / name, ns=(1, 1))
+
+    with pytest.raises(NolaEdgeError, match=name):
+        ne.merge_checkpoint(*tiny, tmp_path / "out", progress=change)
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter"}
 
 
 @pytest.mark.parametrize("name", ["both", "both/french"])

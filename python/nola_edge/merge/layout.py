@@ -10,6 +10,7 @@ from nola_edge.copying import copy_file
 from nola_edge.dtypes import safetensors_dtype
 from nola_edge.jsonio import encode
 from nola_edge.merge.tied import CONFIG_NAME, untied_config
+from nola_edge.paths import inside
 from nola_edge.safetensors_file import encode_header
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def companion_contents(
     adds tensors.
     """
     base = plan.base
-    contents: dict[Path, bytes | Path] = {path: base.path / path for path in companions}
+    contents: dict[Path, bytes | Path] = {path: inside(base.path, str(path)) for path in companions}
     untied = untied_config(plan)
     if untied is not None and Path(CONFIG_NAME) in contents:
         contents[Path(CONFIG_NAME)] = untied
