@@ -8,7 +8,6 @@ import subprocess
 import sys
 import sysconfig
 
-import numpy as np
 import pytest
 
 import nola_edge as ne
