@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import accelerate
 import peft
 import pytest
 import torch
@@ -36,6 +37,18 @@ def test_nan_is_refused_and_the_weights_stay(tmp_path):
     with pytest.raises(NolaEdgeError, match="coefficient 3 is nan"):
         ne.merge_checkpoint(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("way", ["merge_and_unload", "merge_adapter"])
+def test_offloaded_layers_are_not_merged(way):
+    """Not one of the model's: its weights stand elsewhere, and come by for a forward pass."""
+    base = accelerate.cpu_offload(llama(), execution_device="cpu")
+    model = get_peft_model(base, NolaConfig(**SMALL))
+    with pytest.raises(ValueError, match=r"q_proj' is offloaded, .* `nola-edge merge`"):
+        getattr(model, way)()
+    layers = [layer for layer in model.modules() if isinstance(layer, NolaLinearLayer)]
+    assert layers
+    assert not any(layer.merged for layer in layers)
 
 
 @pytest.mark.parametrize(

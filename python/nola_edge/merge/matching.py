@@ -111,7 +111,8 @@ def _unmatched(
     )
     return MismatchError(
         f"{len(missing)} of {len(modules)} modules of {printable(str(adapter))} have no weight "
-        f"here, the first is {printable(first)!r}; {hint}",
+        f"here, the first is {printable(first)!r}; {hint}. Where a library renames what it loads, "
+        "as for many vision models, merge while it loads: nola_edge.transformers",
         file=base,
         field=first,
     )

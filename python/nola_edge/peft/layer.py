@@ -127,6 +127,11 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
         bits = config.coefficient_bits
         return fake_quantize(alpha, bits), fake_quantize(beta, bits)
 
+    def is_offloaded(self, adapter: str) -> bool:
+        """Tell whether the base's weight or an adapter's coefficients are not in memory."""
+        weight = cast(torch.Tensor, self.get_base_layer().weight)
+        return any(values.is_meta for values in (weight, self.nola_alpha[adapter]))
+
     def is_finite(self, adapter: str) -> bool:
         """Tell whether no coefficient of an adapter is infinite or NaN."""
         pair = (self.nola_alpha[adapter], self.nola_beta[adapter])

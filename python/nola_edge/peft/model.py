@@ -119,7 +119,7 @@ class NolaModel(BaseTuner):
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
     ) -> None:
         """Merge adapters into their base layers; nothing changes if coefficients are broken."""
-        self._check_coefficients(adapter_names)
+        self._check_mergeable(adapter_names)
         super().merge_adapter(adapter_names, safe_merge)
 
     def _unload_and_optionally_merge(
@@ -130,15 +130,24 @@ class NolaModel(BaseTuner):
         adapter_names: list[str] | None = None,
     ) -> Any:
         if merge:
-            self._check_coefficients(adapter_names)
+            self._check_mergeable(adapter_names)
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
-    def _check_coefficients(self, adapter_names: list[str] | None) -> None:
+    def _check_mergeable(self, adapter_names: list[str] | None) -> None:
+        """Refuse what is not in memory, or broken, before the first layer is merged."""
         for layer in self.modules():
             if not isinstance(layer, NolaLinearLayer):
                 continue
             for name in adapter_names or layer.active_adapters:
-                if name in layer.nola_factors and not layer.is_finite(name):
+                if name not in layer.nola_factors:
+                    continue
+                if layer.is_offloaded(name):
+                    raise ValueError(
+                        f"The layer {layer.nola_factors[name].module!r} is offloaded, so it cannot "
+                        "be merged into in memory. Load the model without offloading, or merge "
+                        "into its files: `nola-edge merge`."
+                    )
+                if not layer.is_finite(name):
                     raise ValueError(
                         f"NaNs detected in the merged weights. The adapter {name} seems to be "
                         "broken: its training diverged, and the coefficients of "
