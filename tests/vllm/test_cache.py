@@ -377,6 +377,9 @@ def test_a_base_of_another_kind(make_cache, tiny, tmp_path):
     cache = make_cache()
     refused(tmp_path, lambda: cache.get("a", tmp_path / "nowhere"), "does not exist")
     refused(tmp_path, lambda: cache.get("a", tiny[1]), "has an adapter but no model")
+    other = tmp_path / "other.safetensors"
+    write_safetensors(other, {"head.weight": np.ones((2, 3), np.float32)})
+    refused(tmp_path, lambda: cache.get("a", other), "have no weight here")
 
 
 @pytest.mark.parametrize(
