@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -31,6 +32,33 @@ def test_seeds_in_another_form(reader, tmp_path):
         data = rng.choice(found)
         accepted += check(reader, mutate(reader, data, rng) or data[: rng.randrange(500)], tmp_path)
     assert 0 < accepted < 100
+
+
+def changed_configuration(**fields):
+    config = json.loads(next(seeds("configuration")))
+    return json.dumps({**config, **fields}).replace("Infinity", "1e999").encode()
+
+
+def header(entries):
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+#: Once accepted, and then written as what nobody reads, or not at all.
+FOUND = {
+    "an infinite number": ("configuration", changed_configuration(start=[float("inf")])),
+    "half of a character in a name": (
+        "safetensors",
+        header({"\ud800": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}),
+    ),
+    "half of a character beside it": ("safetensors", header({"__metadata__": {"a": "\udfff"}})),
+}
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_what_fuzzing_found_is_refused(case, tmp_path):
+    reader, data = FOUND[case]
+    assert not check(reader, data, tmp_path)
 
 
 def test_the_same_corpus_every_time(tmp_path):
