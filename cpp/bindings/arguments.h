@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <exception>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -12,6 +14,36 @@
 #include "nola/merge.h"
 
 namespace nola::bindings {
+
+// Where the type is wrong: nola_edge.errors.ArgumentTypeError in Python, as std::invalid_argument
+// is ArgumentError there. Both begin with the argument's name.
+class ArgumentTypeError : public std::invalid_argument {
+public:
+    using std::invalid_argument::invalid_argument;
+};
+
+inline void raise_argument_error(const char* type, const std::string& text) {
+    const std::size_t end = text.find(": ");
+    const bool named = end != std::string::npos && text.find(' ') > end;
+    const pybind11::object error = pybind11::module_::import("nola_edge.errors")
+                                       .attr(type)(named ? text.substr(end + 2) : text);
+    if (named) {
+        error.attr("field") = text.substr(0, end);
+    }
+    PyErr_SetObject(pybind11::type::handle_of(error).ptr(), error.ptr());
+}
+
+inline void translate_argument_errors() {
+    pybind11::register_local_exception_translator([](std::exception_ptr pending) {
+        try {
+            std::rethrow_exception(std::move(pending));
+        } catch (const ArgumentTypeError& error) {
+            raise_argument_error("ArgumentTypeError", error.what());
+        } catch (const std::invalid_argument& error) {
+            raise_argument_error("ArgumentError", error.what());
+        }
+    });
+}
 
 using Extent = std::pair<std::size_t, std::size_t>;
 
@@ -22,7 +54,7 @@ inline Basis basis_from_name(std::string_view name) {
     if (name == "uniform") {
         return Basis::kUniform;
     }
-    throw pybind11::value_error("basis: '" + std::string(name) +
+    throw std::invalid_argument("basis: '" + std::string(name) +
                                 "' is not known; use 'rademacher' or 'uniform'");
 }
 
@@ -45,8 +77,8 @@ inline ElementType element_type_from_name(const char* argument, std::string_view
     if (dtype == "bfloat16") {
         return ElementType::kBFloat16;
     }
-    throw pybind11::type_error(std::string(argument) +
-                               ": must be float32, float16 or bfloat16, got " + std::string(dtype));
+    throw ArgumentTypeError(std::string(argument) + ": must be float32, float16 or bfloat16, got " +
+                            std::string(dtype));
 }
 
 template <class T>

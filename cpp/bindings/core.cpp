@@ -5,6 +5,8 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <cstring>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 
@@ -21,6 +23,7 @@ namespace py = pybind11;
 
 namespace {
 
+using nola::bindings::ArgumentTypeError;
 using nola::bindings::basis_from_name;
 using nola::bindings::Extent;
 using nola::bindings::make_stream;
@@ -38,18 +41,25 @@ bool is_contiguous(const py::array& array) {
     return (array.flags() & py::array::c_style) != 0;
 }
 
-// A float32, C-contiguous array of `ndim` dimensions; no copy is ever made.
-const float* float_data(const py::array& array, const char* name, py::ssize_t ndim) {
+// The array itself, or a copy where its elements are not aligned, which the core refuses.
+py::array aligned(const py::array& array) {
+    const bool is_aligned = (array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0;
+    return is_aligned ? array : py::array(array.attr("copy")());
+}
+
+// A float32, C-contiguous array of `ndim` dimensions; it is replaced by a copy if not aligned.
+const float* float_data(py::array& array, const char* name, py::ssize_t ndim) {
     if (!array.dtype().is(py::dtype::of<float>())) {
-        throw py::type_error(std::string(name) + ": must be float32, got " + describe(array));
+        throw ArgumentTypeError(std::string(name) + ": must be float32, got " + describe(array));
     }
     if (array.ndim() != ndim) {
-        throw py::value_error(std::string(name) + ": must have " + std::to_string(ndim) +
-                              " dimension(s), got " + describe(array));
+        throw std::invalid_argument(std::string(name) + ": must have " + std::to_string(ndim) +
+                                    " dimension(s), got " + describe(array));
     }
     if (!is_contiguous(array)) {
-        throw py::value_error(std::string(name) + ": must be C-contiguous; pass a copy");
+        throw std::invalid_argument(std::string(name) + ": must be C-contiguous; pass a copy");
     }
+    array = aligned(array);
     return static_cast<const float*>(array.data());
 }
 
@@ -57,10 +67,13 @@ std::size_t extent(const py::array& array, py::ssize_t axis) {
     return static_cast<std::size_t>(array.shape(axis));
 }
 
-py::array_t<float> expand(const py::array& coefficients, std::uint64_t seed, std::uint64_t stream,
+py::array_t<float> expand(py::array coefficients, std::uint64_t seed, std::uint64_t stream,
                           Extent shape, std::string_view basis, Extent rows, Extent cols,
                           int num_threads) {
     const float* data = float_data(coefficients, "coefficients", 1);
+    if (coefficients.size() == 0) {
+        throw std::invalid_argument("coefficients: is empty");
+    }
     const nola::BasisStream source = make_stream(basis, seed, stream);
     const nola::Window window = make_window(rows, cols);
     const nola::Shape full{shape.first, shape.second};
@@ -74,7 +87,7 @@ py::array_t<float> expand(const py::array& coefficients, std::uint64_t seed, std
     return out;
 }
 
-py::array_t<float> project(const py::array& grad, std::uint64_t seed, std::uint64_t stream,
+py::array_t<float> project(py::array grad, std::uint64_t seed, std::uint64_t stream,
                            std::size_t num_basis, Extent shape, std::string_view basis, Extent rows,
                            Extent cols, int num_threads) {
     const float* data = float_data(grad, "grad", 2);
@@ -83,9 +96,9 @@ py::array_t<float> project(const py::array& grad, std::uint64_t seed, std::uint6
     const nola::Shape full{shape.first, shape.second};
     nola::check_basis_arguments(source, num_basis, full, window);
     if (extent(grad, 0) != window.rows() || extent(grad, 1) != window.cols()) {
-        throw py::value_error("grad: shape of " + describe(grad) + " is not that of the slice, (" +
-                              std::to_string(window.rows()) + ", " + std::to_string(window.cols()) +
-                              ")");
+        throw std::invalid_argument("grad: shape of " + describe(grad) +
+                                    " is not that of the slice, (" + std::to_string(window.rows()) +
+                                    ", " + std::to_string(window.cols()) + ")");
     }
     py::array_t<float> out(static_cast<py::ssize_t>(num_basis));
     float* result = out.mutable_data();
@@ -109,7 +122,8 @@ nola::ElementType element_type(const py::array& weight) {
     if (native && name == "bfloat16") {
         return nola::ElementType::kBFloat16;
     }
-    throw py::type_error("weight: must be float32, float16 or bfloat16, got " + describe(weight));
+    throw ArgumentTypeError("weight: must be float32, float16 or bfloat16, got " +
+                            describe(weight));
 }
 
 bool overlaps(const py::array& a, const py::array& b) {
@@ -118,45 +132,56 @@ bool overlaps(const py::array& a, const py::array& b) {
     return a_begin < b_begin + b.nbytes() && b_begin < a_begin + a.nbytes();
 }
 
-bool merge(py::array& weight, const py::array& lora_b, const py::array& lora_a, double scaling,
-           int num_threads) {
+bool merge(py::array& weight, py::array lora_b, py::array lora_a, double scaling, int num_threads) {
     const nola::ElementType type = element_type(weight);
     if (weight.ndim() != 2) {
-        throw py::value_error("weight: must have 2 dimensions, got " + describe(weight));
+        throw std::invalid_argument("weight: must have 2 dimensions, got " + describe(weight));
     }
     if (!is_contiguous(weight)) {
-        throw py::value_error("weight: must be C-contiguous; it is merged in place");
+        throw std::invalid_argument("weight: must be C-contiguous; it is merged in place");
     }
     if (!weight.writeable()) {
-        throw py::value_error("weight: is read-only; pass a writable copy");
+        throw std::invalid_argument("weight: is read-only; pass a writable copy");
     }
+    const bool shared = overlaps(weight, lora_b) || overlaps(weight, lora_a);
     nola::LowRank update;
     update.b = float_data(lora_b, "lora_b", 2);
     update.a = float_data(lora_a, "lora_a", 2);
     update.rank = extent(lora_a, 0);
     update.scaling = nola::bindings::float32_of(scaling);
     if (extent(lora_b, 0) != extent(weight, 0) || extent(lora_b, 1) != update.rank) {
-        throw py::value_error("lora_b: must be (" + std::to_string(weight.shape(0)) + ", " +
-                              std::to_string(update.rank) +
-                              "), rows of weight by rows of lora_a;"
-                              " got " +
-                              describe(lora_b));
+        throw std::invalid_argument("lora_b: must be (" + std::to_string(weight.shape(0)) + ", " +
+                                    std::to_string(update.rank) +
+                                    "), rows of weight by rows of lora_a;"
+                                    " got " +
+                                    describe(lora_b));
     }
     if (extent(lora_a, 1) != extent(weight, 1)) {
-        throw py::value_error("lora_a: must have " + std::to_string(weight.shape(1)) +
-                              " columns like weight, got " + describe(lora_a));
+        throw std::invalid_argument("lora_a: must have " + std::to_string(weight.shape(1)) +
+                                    " columns like weight, got " + describe(lora_a));
     }
-    if (overlaps(weight, lora_b) || overlaps(weight, lora_a)) {
-        throw py::value_error("weight: overlaps a factor in memory; pass a copy of the factor");
+    if (shared) {
+        throw std::invalid_argument(
+            "weight: overlaps a factor in memory; pass a copy of the factor");
     }
-    void* data = weight.mutable_data();
-    const py::gil_scoped_release release;
-    return nola::merge(data, type, extent(weight, 0), extent(weight, 1), update, num_threads);
+    py::array target = aligned(weight);
+    void* data = target.mutable_data();
+    const std::size_t rows = extent(weight, 0);
+    const std::size_t cols = extent(weight, 1);
+    bool finite = false;
+    {
+        const py::gil_scoped_release release;
+        finite = nola::merge(data, type, rows, cols, update, num_threads);
+    }
+    if (!target.is(weight)) {
+        std::memcpy(weight.mutable_data(), data, rows * cols * element_size(type));
+    }
+    return finite;
 }
 
 std::uint64_t stream_id(std::string_view module, std::string_view factor) {
     if (factor != "A" && factor != "B") {
-        throw py::value_error("factor: '" + std::string(factor) + "' is neither 'A' nor 'B'");
+        throw std::invalid_argument("factor: '" + std::string(factor) + "' is neither 'A' nor 'B'");
     }
     return nola::stream_id(module, factor == "A" ? nola::Factor::kA : nola::Factor::kB);
 }
@@ -174,6 +199,7 @@ py::list isa_names(const std::vector<nola::Isa>& isas) {
 // Holds no Python object and no state but atomics, so that threads may run without the GIL.
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.doc() = "The C++ core of nola-edge; see nola_edge.ops for the public functions.";
+    nola::bindings::translate_argument_errors();
     m.attr("__version__") = NOLA_VERSION;
     m.attr("compiler") = NOLA_COMPILER;
 #ifdef NOLA_WITH_OPENMP

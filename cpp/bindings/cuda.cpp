@@ -84,7 +84,7 @@ cuda::Source make_source(std::uint64_t stream, std::size_t num_basis, Extent sha
 
 void check_seed(std::uint64_t seed) {
     if (seed > kMaxSeed) {
-        throw py::value_error("seed: must be below 2^63");
+        throw std::invalid_argument("seed: must be below 2^63");
     }
 }
 
@@ -151,7 +151,7 @@ py::bytes table_of(const cuda::Plan<Job>& plan) {
 template <class Job>
 cuda::DeviceGroup<Job> group_of(std::string_view table, std::uintptr_t on_device) {
     if (table.size() % sizeof(Job) != 0) {
-        throw py::value_error("table: was not made for this operation");
+        throw std::invalid_argument("table: was not made for this operation");
     }
     cuda::DeviceGroup<Job> group;
     group.jobs = at<const Job>(on_device);
@@ -232,6 +232,7 @@ void merge_group(std::string_view dtype, std::string_view table, std::uintptr_t 
 // Holds neither Python objects nor state, so that threads may run without the GIL.
 PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
     m.doc() = "The CUDA kernels of nola-edge; see nola_edge.torch.cuda for what users call.";
+    translate_argument_errors();
     m.attr("compiler") = NOLA_CUDA_COMPILER;
     m.attr("architectures") = architectures();
     m.def("expand_at", &expand_at, py::arg("coefficients"), py::arg("num_basis"), py::arg("seed"),

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "alignment.h"
 #include "dispatch.h"
 #include "generator.h"
 #include "parallel.h"
@@ -48,6 +49,8 @@ std::vector<float> sign_tables(const std::vector<float>& scaled) {
 void expand(const BasisStream& stream, const float* coefficients, std::size_t num_basis,
             Shape shape, Window window, float* out, int num_threads) {
     check_basis_arguments(stream, num_basis, shape, window);
+    check_aligned("coefficients", coefficients, alignof(float));
+    check_aligned("out", out, alignof(float));
     const kernels::KernelSet& kernel_set = active_kernels();
     const kernels::Generator generator = make_generator(stream);
     const std::uint32_t draws = draw_count(stream.kind, num_basis);

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "alignment.h"
 #include "dispatch.h"
 #include "parallel.h"
 
@@ -89,6 +90,7 @@ std::size_t block_cols(std::size_t rank, std::size_t cols, std::size_t panel) {
 }  // namespace
 
 void scale(float* values, std::size_t count, double factor) {
+    check_aligned("values", values, alignof(float));
     const FpEnvironment environment;
     const auto rounded = static_cast<float>(factor);
     for (std::size_t i = 0; i < count; ++i) {
@@ -104,6 +106,9 @@ bool merge(void* weight, ElementType type, std::size_t rows, std::size_t cols,
     if ((update.a == nullptr || update.b == nullptr) && update.rank != 0 && rows * cols != 0) {
         throw std::invalid_argument("update: a factor is null");
     }
+    check_aligned("weight", weight, element_size(type));
+    check_aligned("lora_b", update.b, alignof(float));
+    check_aligned("lora_a", update.a, alignof(float));
     if (rows == 0 || cols == 0) {
         return true;
     }

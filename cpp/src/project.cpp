@@ -6,6 +6,7 @@
 #include <new>
 #include <vector>
 
+#include "alignment.h"
 #include "dispatch.h"
 #include "generator.h"
 #include "parallel.h"
@@ -102,6 +103,8 @@ private:
 void project(const BasisStream& stream, const float* grad, Shape shape, Window window, float* out,
              std::size_t num_basis, int num_threads) {
     check_basis_arguments(stream, num_basis, shape, window);
+    check_aligned("grad", grad, alignof(float));
+    check_aligned("out", out, alignof(float));
     const std::uint32_t draws = draw_count(stream.kind, num_basis);
     const std::size_t num_sums =
         std::size_t{draws} *

@@ -173,3 +173,19 @@ TEST_CASE("merge: null pointers are refused") {
                     std::invalid_argument);
     CHECK(nola::merge(nullptr, ElementType::kFloat32, 0, 5, {}, 1));
 }
+
+TEST_CASE("merge: pointers that are not aligned are refused before anything is written") {
+    alignas(8) char room[64] = {};
+    const auto* floats = reinterpret_cast<const float*>(room + 32);
+    const auto* odd = reinterpret_cast<const float*>(room + 33);
+    const auto merges = [&](int at, const float* b, const float* a) {
+        return nola::merge(room + at, ElementType::kFloat16, 1, 2, {b, a, 1, 1.0F}, 1);
+    };
+    CHECK_THROWS_WITH_AS((void)merges(1, floats, floats), doctest::Contains("weight: "),
+                         std::invalid_argument);
+    CHECK_THROWS_WITH_AS((void)merges(0, odd, floats), doctest::Contains("lora_b: "),
+                         std::invalid_argument);
+    CHECK_THROWS_WITH_AS((void)merges(0, floats, odd), doctest::Contains("lora_a: "),
+                         std::invalid_argument);
+    CHECK(merges(2, floats, floats));
+}

@@ -1,20 +1,29 @@
-"""Arguments of the numerical functions, checked: an error begins with the argument's name."""
+"""Arguments of the public functions, checked: an error begins with the argument's name."""
 
 from __future__ import annotations
 
 import operator
 from typing import Any
 
+from nola_edge.errors import ArgumentError, ArgumentTypeError, printable
+
+
+def wrong_type(name: str, value: Any, wanted: str) -> ArgumentTypeError:
+    """Return the error for an argument of a type that cannot be used."""
+    shown = printable(repr(value), 60)
+    return ArgumentTypeError(f"{shown} is not {wanted}", field=name, value=value)
+
 
 def integer(name: str, value: Any, low: int, stop: int) -> int:
     """Return an integer in ``low .. stop - 1``; anything else is an error that names it."""
     try:
-        number = operator.index(value)
+        found = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name}: {value!r} is not an integer") from None
-    if not low <= number < stop:
-        raise ValueError(f"{name}: {number} is not in {low}..{stop - 1}")
-    return number
+        raise wrong_type(name, value, "an integer") from None
+    if not low <= found < stop:
+        shown = printable(found) if abs(found) < 1 << 128 else "an integer of many digits"
+        raise ArgumentError(f"{shown} is not in {low}..{stop - 1}", field=name, value=found)
+    return found
 
 
 def pair(name: str, value: Any) -> tuple[int, int]:
@@ -22,5 +31,28 @@ def pair(name: str, value: Any) -> tuple[int, int]:
     try:
         first, second = value
     except (TypeError, ValueError):
-        raise TypeError(f"{name}: {value!r} is not a pair of integers") from None
+        raise wrong_type(name, value, "a pair of integers") from None
     return integer(name, first, 0, 1 << 63), integer(name, second, 0, 1 << 63)
+
+
+def number(name: str, value: Any) -> float:
+    """Return a float; what is none, or too large for one, is an error that names it."""
+    try:
+        return float(value)
+    except OverflowError:
+        raise ArgumentError("is too large for a float", field=name, value=value) from None
+    except (TypeError, ValueError):
+        raise wrong_type(name, value, "a number") from None
+
+
+def text(name: str, value: Any) -> str:
+    """Return a string that UTF-8 can express; anything else is an error that names it."""
+    if not isinstance(value, str):
+        raise wrong_type(name, value, "a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ArgumentError(
+            f"{printable(value)} cannot be written in UTF-8", field=name, value=value
+        ) from None
+    return value

@@ -79,7 +79,11 @@ class MismatchError(NolaEdgeError):
 
 
 class ArgumentError(NolaEdgeError, ValueError):
-    """An argument cannot be used."""
+    """An argument cannot be used; its name is the error's `field`."""
+
+
+class ArgumentTypeError(ArgumentError, TypeError):
+    """An argument is not of a type that can be used."""
 
 
 class NotFiniteError(NolaEdgeError):

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from nola_edge import _core
-from nola_edge.arguments import integer, pair
-from nola_edge.errors import NotFiniteError
+from nola_edge.arguments import integer, number, pair, text, wrong_type
+from nola_edge.errors import ArgumentError, ArgumentTypeError, NotFiniteError
 from nola_edge.pacing import paced
 
 if TYPE_CHECKING:
@@ -49,37 +49,42 @@ def stream_id(module: str, factor: Literal["A", "B"]) -> int:
     int
         In ``0 .. 2**64 - 1``.
     """
-    return _core.stream_id(module, factor)
+    return _core.stream_id(text("module", module), text("factor", factor))
 
 
 def gain(basis: Basis, num_basis: int) -> float:
     """Return g = fl32(sigma / sqrt(num_basis)), the factor on every coefficient."""
-    return _core.gain(basis, num_basis)
+    return _core.gain(text("basis", basis), integer("num_basis", num_basis, 1, 1 << 32))
 
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
     """Return the four 32-bit words of Philox4x32-10 at one counter (Salmon et al., SC'11)."""
-    first, second, third, fourth = _core.philox(counter, key)
+    words = _core.philox(_words("counter", counter, 4), _words("key", key, 2))
+    first, second, third, fourth = words
     return first, second, third, fourth
+
+
+def _words(name: str, value: Any, count: int) -> list[int]:
+    if not isinstance(value, tuple | list) or len(value) != count:
+        raise wrong_type(name, value, f"{count} words of 32 bits")
+    return [integer(name, word, 0, 1 << 32) for word in value]
 
 
 def _as_float32(values: Any, name: str) -> NDArray[np.float32]:
     """Convert exactly to a contiguous float32 array; refuse what would be rounded."""
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError):  # rows of different lengths, say
+        raise ArgumentTypeError("is not an array of numbers", field=name) from None
     if not hasattr(values, "dtype") and array.dtype.kind in "fiu":  # Python's own numbers
         return np.ascontiguousarray(array, dtype=np.float32)
     if array.dtype.name not in _EXACT_IN_FLOAT32:
-        raise TypeError(
-            f"{name}: must be float32, float16 or bfloat16, got {array.dtype.name}; "
-            "convert it yourself if rounding is acceptable"
+        raise ArgumentTypeError(
+            f"must be float32, float16 or bfloat16, got {array.dtype.name}; convert it yourself if "
+            "rounding is acceptable",
+            field=name,
         )
     return np.asarray(array, dtype=np.float32, order="C")
-
-
-def _basis(basis: Any) -> str:
-    if not isinstance(basis, str):
-        raise TypeError(f"basis: {basis!r} is not 'rademacher' or 'uniform'")
-    return basis
 
 
 def _threads(num_threads: int | None) -> int:
@@ -116,7 +121,7 @@ def expand(
     rows, cols : (start, stop), optional
         The slice to compute; nothing outside it is generated. Default: all.
     num_threads : int, optional
-        Default: OpenMP's.
+        Default: OpenMP's. At most four for each processor are used.
 
     Returns
     -------
@@ -124,9 +129,9 @@ def expand(
 
     Raises
     ------
-    TypeError
-        If a dtype would need rounding.
-    ValueError
+    ArgumentTypeError
+        If a dtype would need rounding, or an argument is of a wrong type.
+    ArgumentError
         If an argument is out of range; the message begins with the argument's name.
     """
     shape = pair("shape", shape)
@@ -137,7 +142,7 @@ def expand(
         integer("seed", seed, 0, 1 << 63),
         integer("stream", stream, 0, 1 << 64),
         shape,
-        _basis(basis),
+        text("basis", basis),
     )
     threads = _threads(num_threads)
     inside = rows[0] <= rows[1] <= shape[0] and cols[0] <= cols[1] <= shape[1]
@@ -198,13 +203,13 @@ def project(
 
     Raises
     ------
-    TypeError, ValueError
+    ArgumentError
         As for :func:`expand`.
     """
     values = _as_float32(grad, "grad")
     if shape is None:
         if values.ndim != 2:
-            raise ValueError(f"grad: must have 2 dimensions, got {values.ndim}")
+            raise ArgumentError(f"must have 2 dimensions, got {values.ndim}", field="grad")
         shape = (values.shape[0], values.shape[1])
     shape = pair("shape", shape)
     return _core.project(
@@ -213,7 +218,7 @@ def project(
         integer("stream", stream, 0, 1 << 64),
         integer("num_basis", num_basis, 1, 1 << 32),
         shape,
-        _basis(basis),
+        text("basis", basis),
         (0, shape[0]) if rows is None else pair("rows", rows),
         (0, shape[1]) if cols is None else pair("cols", cols),
         _threads(num_threads),
@@ -233,17 +238,17 @@ def merge_(
     Parameters
     ----------
     weight : (out, in) float32, float16 or bfloat16 (``ml_dtypes``)
-        Changed in place; C-contiguous and writable.
+        Changed in place; C-contiguous and writable. One that is not aligned costs a copy.
     lora_b : (out, r) float32, C-contiguous
     lora_a : (r, in) float32, C-contiguous
     scaling : float
         s, rounded to float32.
     num_threads : int, optional
-        Default: OpenMP's.
+        Default: OpenMP's. At most four for each processor are used.
 
     Raises
     ------
-    TypeError, ValueError
+    ArgumentError
         If an argument does not fit; nothing was changed, the message names the argument.
     NotFiniteError
         If a factor is infinite or NaN, and nothing was changed, or if a merged element is;
@@ -251,7 +256,10 @@ def merge_(
     """
     for name, array in (("weight", weight), ("lora_b", lora_b), ("lora_a", lora_a)):
         if not isinstance(array, np.ndarray):
-            raise TypeError(f"{name}: must be a numpy array, got {type(array).__name__}")
+            raise ArgumentTypeError(
+                f"must be a numpy array, got {type(array).__name__}", field=name
+            )
+    scaling = number("scaling", scaling)
     if _merge_rows(weight, lora_b, lora_a, scaling, _threads(num_threads)):
         return
     for name, value in (("lora_b", lora_b), ("lora_a", lora_a), ("scaling", scaling)):
@@ -326,7 +334,7 @@ def build_info() -> dict[str, Any]:
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If ``NOLA_EDGE_ISA`` names an instruction set that is unknown or not available here.
     """
     cuda_compiler, cuda_architectures = None, []

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import nola_edge as ne
 import nola_edge.torch as nt
 from nola_edge.torch import library
+from nola_edge.torch.merge import merge_low_rank_
 
 BASES = ["rademacher", "uniform"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -244,6 +245,30 @@ def test_bad_arguments_name_themselves(change, error, says):
     arguments.update(change)
     with pytest.raises(error, match=f"^({says}): [^\n]*$"):
         nt.expand(arguments.pop("coefficients"), **arguments)
+
+
+def unaligned(tensor):
+    """The same tensor at an odd address."""
+    raw = bytearray(1) + bytearray(tensor.view(torch.uint8).numpy().tobytes())
+    copy = torch.frombuffer(raw, dtype=tensor.dtype, offset=1).reshape(tensor.shape)
+    assert copy.data_ptr() % tensor.element_size()
+    return copy
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_what_is_not_aligned_gives_the_same_bits(dtype):
+    options = {"seed": 1, "stream": 2}
+    values = torch.randn(9).to(dtype)
+    expected = nt.expand(values, shape=(4, 16), **options)
+    assert torch.equal(nt.expand(unaligned(values), shape=(4, 16), **options), expected)
+    grad = expected.to(dtype)
+    projected = nt.project(grad, num_basis=5, **options)
+    assert torch.equal(nt.project(unaligned(grad), num_basis=5, **options), projected)
+    b, a = torch.randn(4, 3), torch.randn(3, 16)
+    weight, odd = grad.clone(), unaligned(grad)
+    merge_low_rank_(weight, b, a, 0.7)
+    merge_low_rank_(odd, unaligned(b), unaligned(a), 0.7)
+    assert torch.equal(odd, weight)
 
 
 def test_a_gradient_of_another_shape_is_refused():

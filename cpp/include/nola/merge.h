@@ -20,8 +20,8 @@ struct LowRank {
     float scaling = 1.0F;
 };
 
-// Merges in place into `weight`, rows x cols elements of `type`, row-major and contiguous, at any
-// alignment. For each element: acc = 0; acc = fma(b[m,j], a[j,n], acc) for j in order;
+// Merges in place into `weight`, rows x cols elements of `type`, row-major, contiguous and aligned
+// like any of its type. For each element: acc = 0; acc = fma(b[m,j], a[j,n], acc) for j in order;
 // y = fma(scaling, acc, weight[m,n]); y rounded to nearest even into `type`. The factors must not
 // overlap the weight.
 //

@@ -11,7 +11,7 @@ namespace nola {
 // contiguous) and writes num_basis floats to `out`; elements outside the window count as zero.
 //
 // The order of summation depends only on the arguments: the same bits on every ISA and for any
-// number of threads. Thread-safe. num_threads <= 0 takes OpenMP's default.
+// number of threads. Thread-safe. num_threads as for expand.
 // Throws std::invalid_argument, naming the argument, before anything is written.
 void project(const BasisStream& stream, const float* grad, Shape shape, Window window, float* out,
              std::size_t num_basis, int num_threads = 0);

@@ -24,9 +24,16 @@ _CPU = torch.device("cpu")
 
 def _readable(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor whose memory the core can read; itself where that is so already."""
-    if tensor.dtype is torch.float32 and tensor.is_contiguous():
-        return tensor
+    if tensor.dtype is torch.float32:
+        return aligned(tensor)
     return tensor.detach().to(torch.float32).contiguous()
+
+
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a contiguous tensor that lies where its elements may; itself where that is so."""
+    if tensor.is_contiguous() and tensor.data_ptr() % tensor.element_size() == 0:
+        return tensor
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def expand(

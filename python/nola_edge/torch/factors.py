@@ -11,6 +11,7 @@ import torch
 
 from nola_edge import _core
 from nola_edge.adapter.start import unit_start
+from nola_edge.errors import ArgumentError
 from nola_edge.ops import Basis, stream_id
 
 # cpu, cuda, host register kernels; host after those that have their own
@@ -30,7 +31,7 @@ STARTS = ("unit", "unit-frozen", "random")
 def checked_seed(seed: int) -> int:
     """Return a seed in ``0 .. 2**63 - 1``; refuse any other."""
     if not 0 <= seed <= _MAX_SEED:
-        raise ValueError(f"seed: {seed} is not in 0..{_MAX_SEED}")
+        raise ArgumentError(f"{seed} is not in 0..{_MAX_SEED}", field="seed")
     return seed
 
 
@@ -253,7 +254,7 @@ def fresh_coefficients(
         return alpha, beta
     if start == "random":
         return torch.randn(num_basis_a) / (3 * in_features) ** 0.5, beta
-    raise ValueError(f"start: {start!r} is not known; use one of {', '.join(STARTS)}")
+    raise ArgumentError(f"{start!r} is not known; use one of {', '.join(STARTS)}", field="start")
 
 
 def trained_alpha(alpha: torch.Tensor, start: str) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from nola_edge.arguments import integer, pair
+from nola_edge.errors import ArgumentError
 from nola_edge.torch import library
 from nola_edge.torch.factors import Factors, checked_seed
 from nola_edge.torch.library import signed_stream
@@ -45,7 +46,7 @@ def expand(
 
     Raises
     ------
-    TypeError, ValueError
+    ArgumentError
         If an argument does not fit; the message begins with its name.
     """
     return library.expand(coefficients, _source(seed, stream, basis, shape, rows, cols))
@@ -78,12 +79,12 @@ def project(
 
     Raises
     ------
-    TypeError, ValueError
+    ArgumentError
         If an argument does not fit; the message begins with its name.
     """
     if shape is None:
         if grad.dim() != 2:
-            raise ValueError(f"grad: must have 2 dimensions, got {tuple(grad.shape)}")
+            raise ArgumentError(f"must have 2 dimensions, got {tuple(grad.shape)}", field="grad")
         shape = (grad.shape[0], grad.shape[1])
     return library.project(grad, num_basis, _source(seed, stream, basis, shape, rows, cols))
 

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd import forward_ad
 
+from nola_edge.errors import ArgumentError, ArgumentTypeError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -52,18 +54,22 @@ def unsigned_stream(stream: int) -> int:
 def check_coefficients(coefficients: torch.Tensor) -> None:
     """Refuse what is not a vector of floating-point coefficients."""
     if coefficients.dim() != 1:
-        raise ValueError(f"coefficients: must have 1 dimension, got {tuple(coefficients.shape)}")
+        raise ArgumentError(
+            f"must have 1 dimension, got {tuple(coefficients.shape)}", field="coefficients"
+        )
     if not coefficients.is_floating_point():
-        raise TypeError(f"coefficients: must be floating point, got {coefficients.dtype}")
+        raise ArgumentTypeError(
+            f"must be floating point, got {coefficients.dtype}", field="coefficients"
+        )
 
 
 def check_grad(grad: torch.Tensor, rows: Extent, cols: Extent) -> None:
     """Refuse a gradient that is not of the slice's shape."""
     if not grad.is_floating_point():
-        raise TypeError(f"grad: must be floating point, got {grad.dtype}")
+        raise ArgumentTypeError(f"must be floating point, got {grad.dtype}", field="grad")
     wanted = (rows[1] - rows[0], cols[1] - cols[0])
     if grad.dim() != 2 or grad.shape[0] != wanted[0] or grad.shape[1] != wanted[1]:
-        raise ValueError(f"grad: has shape {tuple(grad.shape)}, the slice has {wanted}")
+        raise ArgumentError(f"has shape {tuple(grad.shape)}, the slice has {wanted}", field="grad")
 
 
 _KERNELS: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]] = {}

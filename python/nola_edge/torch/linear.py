@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from nola_edge.errors import NotFiniteError
+from nola_edge.errors import ArgumentError, ArgumentTypeError, NotFiniteError
 from nola_edge.torch.factors import FactorCache, Factors, fresh_coefficients, trained_alpha
 from nola_edge.torch.functional import nola_delta
 from nola_edge.torch.merge import merge_factors_
@@ -87,7 +87,9 @@ class NolaLinear(nn.Module):
 
         self.transposed = is_conv1d(base_layer)
         if not (isinstance(base_layer, nn.Linear) or self.transposed):
-            raise TypeError(f"base_layer: {type(base_layer).__name__} is not Linear or Conv1D")
+            raise ArgumentTypeError(
+                f"{type(base_layer).__name__} is not Linear or Conv1D", field="base_layer"
+            )
         self.config = AdapterConfig(
             r=r,
             num_basis_a=num_basis_a,
@@ -230,14 +232,16 @@ def to_adapter(model: nn.Module) -> Any:
 
     layers = [module for module in model.modules() if isinstance(module, NolaLinear)]
     if not layers:
-        raise ValueError("model: has no NolaLinear layer")
+        raise ArgumentError("has no NolaLinear layer", field="model")
     config = layers[0].config
     modules: dict[str, Coefficients] = {}
     for layer in layers:
         if layer.config != config:
-            raise ValueError(f"model: {layer.module} is configured unlike {layers[0].module}")
+            raise ArgumentError(
+                f"{layer.module} is configured unlike {layers[0].module}", field="model"
+            )
         if layer.module in modules:
-            raise ValueError(f"model: two layers are named {layer.module}")
+            raise ArgumentError(f"two layers are named {layer.module}", field="model")
         alpha, beta = (whole_tensor(c).float().cpu() for c in layer.coefficients())
         if not (alpha.isfinite().all() and beta.isfinite().all()):
             raise NotFiniteError("has coefficients that are not finite", field=layer.module)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nola_edge import _core
-from nola_edge.errors import NotFiniteError
-from nola_edge.torch import cuda
+from nola_edge.errors import ArgumentError, ArgumentTypeError, NotFiniteError
+from nola_edge.torch import cpu, cuda
 from nola_edge.torch.factors import concatenated
 from nola_edge.torch.plan import MERGEABLE, Term
 from nola_edge.torch.sharding import Shard, local_window, whole_tensor
@@ -34,7 +34,7 @@ def merge_factors_(
 
     Raises
     ------
-    TypeError, ValueError
+    ArgumentError
         If the weight cannot be merged into; nothing was changed.
     NotFiniteError
         If a coefficient is infinite or NaN, on every process alike; the weight was not changed. If
@@ -91,7 +91,7 @@ def merge_low_rank_(
 
     Raises
     ------
-    TypeError, ValueError
+    ArgumentError
         If the weight is not such a matrix, or the factors do not fit it; nothing was changed.
     NotFiniteError
         If a factor is infinite or NaN, and nothing was changed, or if a merged element is; the
@@ -109,8 +109,7 @@ def merge_low_rank_(
         merge_low_rank_(host, left.cpu(), right.cpu(), scaling)
         weight.copy_(host)
         return
-    target = weight.contiguous()
-    left, right = left.contiguous(), right.contiguous()
+    target, left, right = cpu.aligned(weight), cpu.aligned(left), cpu.aligned(right)
     finite = _core.merge_at(
         target.data_ptr(),
         str(weight.dtype).removeprefix("torch."),
@@ -131,19 +130,22 @@ def _check_merge(weight: torch.Tensor, left: torch.Tensor, right: torch.Tensor) 
     if weight.is_meta:
         raise ValueError("weight: is on the meta device, which holds no values")
     if weight.dtype not in MERGEABLE:
-        raise TypeError(f"weight: must be float32, float16 or bfloat16, got {weight.dtype}")
+        raise ArgumentTypeError(
+            f"must be float32, float16 or bfloat16, got {weight.dtype}", field="weight"
+        )
     if weight.dim() != 2:
-        raise ValueError(f"weight: must have 2 dimensions, got {tuple(weight.shape)}")
+        raise ArgumentError(f"must have 2 dimensions, got {tuple(weight.shape)}", field="weight")
     for name, factor in (("left", left), ("right", right)):
         if factor.dtype != torch.float32:
-            raise TypeError(f"{name}: must be float32, got {factor.dtype}")
+            raise ArgumentTypeError(f"must be float32, got {factor.dtype}", field=name)
         if factor.device != weight.device:
-            raise ValueError(f"{name}: is on {factor.device}, the weight on {weight.device}")
+            raise ArgumentError(f"is on {factor.device}, the weight on {weight.device}", field=name)
     rank = right.shape[0] if right.dim() == 2 else 0
     if left.shape != (weight.shape[0], rank) or right.shape != (rank, weight.shape[1]):
-        raise ValueError(
-            f"left, right: have shapes {tuple(left.shape)} and {tuple(right.shape)}, which do not "
-            f"make {tuple(weight.shape)}"
+        raise ArgumentError(
+            f"have shapes {tuple(left.shape)} and {tuple(right.shape)}, which do not make "
+            f"{tuple(weight.shape)}",
+            field="left, right",
         )
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nola_edge.errors import ArgumentError
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
@@ -180,7 +182,7 @@ def _shard(mesh: Any, placements: tuple[Any, ...], shape: tuple[int, int], trans
         raise ValueError(f"weight: split in a way that no linear layer computes with, {placements}")
     split = [dim for dim, p in enumerate(placements) if p.is_shard()]
     if len(split) > 1:
-        raise ValueError(f"weight: split over several mesh dimensions, {placements}")
+        raise ArgumentError(f"split over several mesh dimensions, {placements}", field="weight")
     if not split:
         return WHOLE
     size, offset = compute_local_shape_and_global_offset(shape, mesh, placements)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from nola_edge.errors import ArgumentError
 from nola_edge.torch import library
 
 if TYPE_CHECKING:
@@ -161,7 +162,9 @@ def expand_together(model: nn.Module) -> Callable[[], None]:
     if hasattr(model, "get_base_model"):
         inner = cast("Any", model).get_base_model()
     if not any(hasattr(layer, "factor_requests") for layer in inner.modules()):
-        raise ValueError(f"model: {type(model).__name__} has no layer with a NOLA adapter")
+        raise ArgumentError(
+            f"{type(model).__name__} has no layer with a NOLA adapter", field="model"
+        )
     together = _Together()
     handles = [
         inner.register_forward_pre_hook(together.offer),
