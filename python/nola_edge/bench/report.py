@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_edge import build_info
-from nola_edge.merge.blocks import default_threads
+from nola_edge.threads import default_threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,7 +17,7 @@ def command(as_json: bool) -> None:
     NOLA_EDGE_ISA=portable|avx2|avx512|neon forces a kernel set; all give the same bits.
     """
     from nola_edge import build_info
-    from nola_edge.merge.blocks import default_threads
+    from nola_edge.threads import default_threads
 
     info = build_info()
     info.update(

@@ -22,6 +22,7 @@ from nola_edge.export.lora import lora_fields
 from nola_edge.merge.blocks import Workers
 from nola_edge.output import AtomicOutput
 from nola_edge.replaceable import adapter_folder
+from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -142,6 +143,7 @@ def convert_checkpoint(
     NolaEdgeError
         If an argument or the checkpoint cannot be used, or the output cannot be written.
     """
+    check_threads(num_threads)
     given = drawn_on_of(drawn_on, gpu, multiprocessors, threads_per_multiprocessor, older_torch)
     with Source(path) as source:
         plan = ops.in_specified_environment(  # recorded numbers are compared

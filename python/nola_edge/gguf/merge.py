@@ -18,6 +18,7 @@ from nola_edge.merge.blocks import Buffers, Workers, block_offset, read_merged, 
 from nola_edge.merge.plan import load_adapters
 from nola_edge.output import AtomicOutput
 from nola_edge.replaceable import gguf_model
+from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,6 +103,7 @@ def merge_gguf(
         If an input is not what it claims, adapter and base do not fit, a type cannot be written, a
         merged weight is not finite, or the output cannot be written; nothing is left.
     """
+    check_threads(num_threads)
     begin = time.perf_counter()
     adapters = load_adapters(adapter)
     with GgufFile.open(base) as file:

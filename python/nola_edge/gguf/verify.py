@@ -16,6 +16,7 @@ from nola_edge.merge.blocks import block_offset, read_merged, row_blocks
 from nola_edge.merge.compare import FileDifference, VerifyReport, compare, stored_blocks
 from nola_edge.merge.compare_files import first_difference
 from nola_edge.merge.plan import load_adapters
+from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,6 +66,7 @@ def verify_gguf(
     NolaEdgeError
         If a file is not what it claims, or adapter and base do not fit.
     """
+    check_threads(num_threads)
     adapters = load_adapters(adapter)
     with GgufFile.open(base) as file, GgufFile.open(merged) as candidate:
         plan = plan_gguf(file, adapters, outtype=_outtype(file, candidate, adapters))

@@ -6,7 +6,6 @@ in cache. Blocks are independent: any thread may take any of them and the bytes 
 
 from __future__ import annotations
 
-import os
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from nola_edge import ops
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import NotFiniteError
 from nola_edge.pacing import check_stopped, stopped_by
+from nola_edge.threads import startable_threads, thread_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,13 +30,6 @@ if TYPE_CHECKING:
 
 #: Large enough to make a thread's turn worthwhile, small enough to stay in the last-level cache.
 BLOCK_BYTES = 4 << 20
-
-
-def default_threads() -> int:
-    """Return the number of processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def row_blocks(info: TensorInfo) -> Iterator[tuple[int, int]]:
@@ -168,14 +161,20 @@ class Workers:
     """
 
     def __init__(self, num_threads: int | None) -> None:
-        self._count = num_threads or default_threads()
-        self._executor = ThreadPoolExecutor(self._count, thread_name_prefix="nola-edge")
+        self._count = startable_threads(thread_count(num_threads))
+        # Where no thread can be made, the caller's does the work.
+        self._executor = (
+            ThreadPoolExecutor(self._count, thread_name_prefix="nola-edge") if self._count else None
+        )
         self._pending: set[Future[object]] = set()
         self._stop = threading.Event()
 
     def submit(self, work: Callable[..., object], *args: Any) -> None:
         """Queue work, waiting while the queue is full; raise what earlier work raised."""
         check_stopped()
+        if self._executor is None:
+            work(*args)
+            return
         self._drain(2 * self._count)
         self._pending.add(self._executor.submit(self._run, work, *args))
 
@@ -191,7 +190,8 @@ class Workers:
     def close(self) -> None:
         """Drop what has not begun, stop the rest and wait for that."""
         self._stop.set()
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _drain(self, allowed: int) -> None:
         while len(self._pending) > allowed:

@@ -10,9 +10,10 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nola_edge.merge.blocks import BLOCK_BYTES, default_threads
+from nola_edge.merge.blocks import BLOCK_BYTES
 from nola_edge.merge.plan import load_adapters, plan_merge
 from nola_edge.merge.write import PlannedMerge
+from nola_edge.threads import thread_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -91,7 +92,7 @@ class Groups:
         self._groups: list[list[WantedMerge]] = []
         self._planned: list[PlannedMerge] = []
         most = _outputs_at_once()
-        threads = num_threads or default_threads()
+        threads = thread_count(num_threads)
         room = 0
         for item in wanted:
             merge = item.plan(base, check_base)

@@ -13,6 +13,7 @@ from nola_edge.dtypes import numpy_dtype
 from nola_edge.merge.blocks import Workers, submit_merge
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
 from nola_edge.merge.update import make_update
+from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,6 +115,7 @@ def open_merged(
         If a file is not what it claims, or adapter and base do not fit; all of it is checked here
         except whether merged weights are finite and the base unchanged, which access checks.
     """
+    check_threads(num_threads)
     adapters = load_adapters(adapter)
     checkpoint = Checkpoint.open(Path(base))
     try:

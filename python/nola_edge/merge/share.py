@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nola_edge.errors import ArgumentError, printable
-from nola_edge.merge.blocks import default_threads
+from nola_edge.threads import default_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

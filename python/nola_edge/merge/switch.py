@@ -23,6 +23,7 @@ from nola_edge.merge.lazy import MergedCheckpoint
 from nola_edge.merge.overlaps import array_extent, find_overlaps
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
 from nola_edge.merge.update import make_update
+from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping, Sequence
@@ -57,6 +58,7 @@ class Switch(ABC):
     def __init__(
         self, base: str | Path, *, check_base: bool = True, num_threads: int | None = None
     ) -> None:
+        check_threads(num_threads)
         self._base = Checkpoint.open(Path(base))
         self._check_base = check_base
         self._num_threads = num_threads

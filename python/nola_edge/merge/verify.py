@@ -15,6 +15,7 @@ from nola_edge.merge.compare import VerifyReport, compare, stored_blocks
 from nola_edge.merge.compare_files import compare_files
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
 from nola_edge.merge.update import make_update
+from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,6 +59,7 @@ def verify_checkpoint(
     NolaEdgeError
         If a file is not what it claims, or adapter and base do not fit.
     """
+    check_threads(num_threads)
     adapters = load_adapters(adapter)
     with Checkpoint.open(Path(base)) as checkpoint, Checkpoint.open(Path(merged)) as candidate:
         plan = plan_merge(checkpoint, adapters, check_base=check_base)

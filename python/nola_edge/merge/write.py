@@ -15,6 +15,7 @@ from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
 from nola_edge.merge.together import Piece, write_together
 from nola_edge.output import AtomicOutput
 from nola_edge.replaceable import checkpoint_folder, safetensors_file
+from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -105,6 +106,7 @@ def merge_checkpoint(
         If an input is not what it claims, adapter and base do not fit, a merged weight is not
         finite, an input changes meanwhile, or the output cannot be written; nothing is left.
     """
+    check_threads(num_threads)
     begin = time.perf_counter()
     adapters = load_adapters(adapter)
     with Checkpoint.open(Path(base)) as checkpoint:
