@@ -28,6 +28,7 @@ void parallel_for(std::size_t pieces, int num_threads, const Body& body) {
         }
         return;
     }
+#ifdef _OPENMP
     // A thread count for this region alone: the global setting belongs to the caller.
 #pragma omp parallel num_threads(threads)
     {
@@ -37,6 +38,7 @@ void parallel_for(std::size_t pieces, int num_threads, const Body& body) {
             body(piece);
         }
     }
+#endif
 }
 
 }  // namespace nola

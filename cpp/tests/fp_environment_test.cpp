@@ -30,7 +30,7 @@ std::vector<float> compute(std::vector<float> weight, const std::vector<float>& 
     for (const nola::Basis kind : {nola::Basis::kRademacher, nola::Basis::kUniform}) {
         const nola::BasisStream stream{kind, 9, 4};
         const nola::Shape shape{40, 64};
-        std::vector<float> a(40 * 64);
+        std::vector<float> a(shape.rows * shape.cols);
         nola::expand(stream, alpha.data(), alpha.size(), shape, nola::Window::whole(shape),
                      a.data(), 2);
         CHECK(nola::merge(weight.data(), nola::ElementType::kFloat32, 64, 64,
@@ -49,8 +49,8 @@ std::vector<float> compute(std::vector<float> weight, const std::vector<float>& 
 }  // namespace
 
 TEST_CASE("floating-point environment: the caller's changes no bit, and survives") {
-    const std::vector<float> weight = nola::test::random_floats(64 * 64, 5, 1e-39F);
-    const std::vector<float> b = nola::test::random_floats(64 * 40, 6);
+    const std::vector<float> weight = nola::test::random_floats(std::size_t{64} * 64, 5, 1e-39F);
+    const std::vector<float> b = nola::test::random_floats(std::size_t{64} * 40, 6);
     const std::vector<float> expected = compute(weight, b);
     bool subnormal = false;
     for (const float value : expected) {
