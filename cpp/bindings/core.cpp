@@ -102,9 +102,18 @@ py::array_t<float> project(py::array grad, std::uint64_t seed, std::uint64_t str
     }
     py::array_t<float> out(static_cast<py::ssize_t>(num_basis));
     float* result = out.mutable_data();
+    bool finished = false;
     {
         const py::gil_scoped_release release;
-        nola::project(source, data, full, window, result, num_basis, num_threads);
+        const auto stopped = [] {
+            const py::gil_scoped_acquire acquire;
+            return PyErr_CheckSignals() != 0;
+        };
+        finished =
+            nola::project(source, data, full, window, result, num_basis, num_threads, stopped);
+    }
+    if (!finished) {
+        throw py::error_already_set();  // what a signal's handler raised
     }
     return out;
 }

@@ -50,9 +50,10 @@ std::size_t packed_lane(std::size_t lane, std::size_t pair) {
     return lane - within + (within % 2) * (pair / 2) + within / 2;
 }
 
-// A (rank x cols) as panels of `width` columns, each rank x width, zero-padded.
-std::vector<float> pack_panels(const LowRank& update, std::size_t cols, std::size_t width,
-                               std::size_t pair, int num_threads) {
+// Some columns of A (rank x stride) as panels of `width` columns, each rank x width, zero-padded.
+std::vector<float> pack_panels(const LowRank& update, std::size_t stride, std::size_t first,
+                               std::size_t cols, std::size_t width, std::size_t pair,
+                               int num_threads) {
     std::vector<std::size_t> lanes(width);
     for (std::size_t lane = 0; lane < width; ++lane) {
         lanes[lane] = packed_lane(lane, pair);
@@ -66,7 +67,7 @@ std::vector<float> pack_panels(const LowRank& update, std::size_t cols, std::siz
         const std::size_t count = std::min(width, cols - col);
         float* row = packed.data() + panel * update.rank * width;
         for (std::size_t j = 0; j < update.rank; ++j, row += width) {
-            const float* a = update.a + j * cols + col;
+            const float* a = update.a + j * stride + first + col;
             for (std::size_t lane = 0; lane < count; ++lane) {
                 row[lanes[lane]] = a[lane];
             }
@@ -85,6 +86,12 @@ std::size_t block_cols(std::size_t rank, std::size_t cols, std::size_t panel) {
     const std::size_t panels =
         std::max<std::size_t>(1, kCachedFloats / std::max<std::size_t>(1, rank * panel));
     return std::min((cols + panel - 1) / panel, panels) * panel;
+}
+
+// Columns that are packed at a time, so that the copy of A stays small: whole blocks of columns.
+std::size_t packed_cols(std::size_t rank, std::size_t block) {
+    constexpr std::size_t kPackedFloats = std::size_t{1} << 18;
+    return std::max<std::size_t>(1, kPackedFloats / std::max<std::size_t>(1, rank * block)) * block;
 }
 
 }  // namespace
@@ -119,36 +126,38 @@ bool merge(void* weight, ElementType type, std::size_t rows, std::size_t cols,
     const kernels::KernelSet& kernel_set = active_kernels();
     const auto kernel = merge_kernel(kernel_set, type);
     const std::size_t pair = type == ElementType::kBFloat16 ? kernel_set.bf16_pair : 0;
-    const std::vector<float> packed =
-        pack_panels(update, cols, kernel_set.panel, pair, num_threads);
-
     const std::size_t col_step = block_cols(update.rank, cols, kernel_set.panel);
     const std::size_t row_step = kernel_set.tile_rows * 8;
-    // No kernel set has an empty tile or panel, which the analyzer cannot see.
-    // NOLINTBEGIN(clang-analyzer-core.DivideZero)
-    const std::size_t row_blocks = (rows + row_step - 1) / row_step;
-    const std::size_t col_blocks = (cols + col_step - 1) / col_step;
-    // NOLINTEND(clang-analyzer-core.DivideZero)
     const std::size_t size = element_size(type);
-
     std::atomic<bool> finite{true};
-    // Row blocks fastest: consecutive pieces share a block of A.
-    parallel_for(row_blocks * col_blocks, num_threads, [&](std::size_t piece) {
-        const std::size_t row = piece % row_blocks * row_step;
-        const std::size_t col = piece / row_blocks * col_step;
-        MergeArgs args{};
-        args.weight = static_cast<char*>(weight) + (row * cols + col) * size;
-        args.stride = cols;
-        args.rows = std::min(row_step, rows - row);
-        args.cols = std::min(col_step, cols - col);
-        args.b = update.b + row * update.rank;
-        args.a = packed.data() + col * update.rank;
-        args.rank = update.rank;
-        args.scaling = update.scaling;
-        if (kernel(args) >= overflow_threshold(type)) {
-            finite.store(false, std::memory_order_relaxed);
-        }
-    });
+    const std::size_t group_step = packed_cols(update.rank, col_step);
+    for (std::size_t group = 0; group < cols; group += group_step) {
+        const std::size_t group_cols = std::min(group_step, cols - group);
+        const std::vector<float> packed =
+            pack_panels(update, cols, group, group_cols, kernel_set.panel, pair, num_threads);
+        // No kernel set has an empty tile or panel, which the analyzer cannot see.
+        // NOLINTBEGIN(clang-analyzer-core.DivideZero)
+        const std::size_t row_blocks = (rows + row_step - 1) / row_step;
+        const std::size_t col_blocks = (group_cols + col_step - 1) / col_step;
+        // NOLINTEND(clang-analyzer-core.DivideZero)
+        // Row blocks fastest: consecutive pieces share a block of A.
+        parallel_for(row_blocks * col_blocks, num_threads, [&](std::size_t piece) {
+            const std::size_t row = piece % row_blocks * row_step;
+            const std::size_t col = piece / row_blocks * col_step;
+            MergeArgs args{};
+            args.weight = static_cast<char*>(weight) + (row * cols + group + col) * size;
+            args.stride = cols;
+            args.rows = std::min(row_step, rows - row);
+            args.cols = std::min(col_step, group_cols - col);
+            args.b = update.b + row * update.rank;
+            args.a = packed.data() + col * update.rank;
+            args.rank = update.rank;
+            args.scaling = update.scaling;
+            if (kernel(args) >= overflow_threshold(type)) {
+                finite.store(false, std::memory_order_relaxed);
+            }
+        });
+    }
     return finite.load(std::memory_order_relaxed);
 }
 

@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <functional>
 #include <memory>
 #include <new>
+#include <thread>
 #include <vector>
 
 #include "alignment.h"
@@ -98,10 +101,36 @@ private:
     alignas(64) float padded_[Pieces::kPieceElements];
 };
 
+// Asks the caller, on its own thread and not too often, whether to give up.
+class Stop {
+public:
+    explicit Stop(const std::function<bool()>& stopped)
+        : stopped_(stopped), caller_(std::this_thread::get_id()), asked_(Clock::now()) {}
+
+    bool now() {
+        if (stopped_ != nullptr && std::this_thread::get_id() == caller_ &&
+            Clock::now() - asked_ >= std::chrono::milliseconds(100)) {
+            asked_ = Clock::now();
+            if (stopped_()) {
+                requested_.store(true, std::memory_order_relaxed);
+            }
+        }
+        return requested();
+    }
+    bool requested() const { return requested_.load(std::memory_order_relaxed); }
+
+private:
+    using Clock = std::chrono::steady_clock;
+    const std::function<bool()>& stopped_;
+    std::thread::id caller_;
+    Clock::time_point asked_;  // of the caller's thread alone
+    std::atomic<bool> requested_{false};
+};
+
 }  // namespace
 
-void project(const BasisStream& stream, const float* grad, Shape shape, Window window, float* out,
-             std::size_t num_basis, int num_threads) {
+bool project(const BasisStream& stream, const float* grad, Shape shape, Window window, float* out,
+             std::size_t num_basis, int num_threads, const std::function<bool()>& stopped) {
     check_basis_arguments(stream, num_basis, shape, window);
     check_aligned("grad", grad, alignof(float));
     check_aligned("out", out, alignof(float));
@@ -115,6 +144,7 @@ void project(const BasisStream& stream, const float* grad, Shape shape, Window w
     std::vector<double> sums(chunks.count * num_sums, 0.0);
     const kernels::KernelSet& kernel_set = active_kernels();
     std::atomic<bool> exhausted{false};
+    Stop stop(stopped);
     parallel_for(chunks.count, num_threads, [&](std::size_t chunk) {
         // No exception may leave a parallel region; this is the only one there is.
         const auto projector = PieceProjector::make(kernel_set, stream, draws);
@@ -123,6 +153,9 @@ void project(const BasisStream& stream, const float* grad, Shape shape, Window w
             return;
         }
         for (std::size_t index = chunks.begin(chunk); index < chunks.begin(chunk + 1); ++index) {
+            if (stop.now()) {
+                return;
+            }
             const Piece piece = pieces[index];
             if (piece.begin < piece.end) {
                 projector->add(piece, grad + piece.offset, sums.data() + chunk * num_sums);
@@ -133,6 +166,9 @@ void project(const BasisStream& stream, const float* grad, Shape shape, Window w
     if (exhausted.load(std::memory_order_relaxed)) {
         throw std::bad_alloc();
     }
+    if (stop.requested()) {
+        return false;
+    }
     const FpEnvironment environment;
     const auto g = static_cast<double>(gain(stream.kind, num_basis));
     for (std::size_t i = 0; i < num_basis; ++i) {
@@ -142,6 +178,7 @@ void project(const BasisStream& stream, const float* grad, Shape shape, Window w
         }
         out[i] = static_cast<float>(sum * g);
     }
+    return true;
 }
 
 }  // namespace nola

@@ -7,9 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nola_edge.errors import ChangedError, CheckpointError, printable
+from nola_edge.errors import ChangedError, CheckpointError, FormatError, printable
 from nola_edge.input_file import identity
-from nola_edge.jsonio import loads_object
+from nola_edge.json_cursor import Cursor
+from nola_edge.jsonio import MAX_CONFIG_BYTES
 from nola_edge.model_folder import SAFETENSORS, Companions, find_companions, find_weights, is_index
 from nola_edge.paths import inside
 from nola_edge.safetensors_file import SafetensorsFile
@@ -17,7 +18,11 @@ from nola_edge.safetensors_file import SafetensorsFile
 if TYPE_CHECKING:
     from nola_edge.safetensors_file import TensorInfo
 
-_MAX_INDEX_BYTES = 100_000_000
+#: Far more than any model's index has.
+_MAX_INDEX_BYTES = 16 << 20
+_MAX_NAMES = 1 << 18
+_MAX_SHARD_NAME = 4096
+_MAX_FIELDS = 64
 _SAVE_AGAIN = (
     "; save the model again with save_pretrained, which writes shards and index that agree"
 )
@@ -96,7 +101,7 @@ class Checkpoint:
     def _open_index(self, name: str) -> None:
         path = self.path / name
         self.index_bytes = self._read_index(name)
-        self.index = loads_object(self.index_bytes, file=path)
+        self.index = _parse_index(self.index_bytes, path)
         weight_map = self.index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError("must map tensor names to files", file=path, field="weight_map")
@@ -117,12 +122,15 @@ class Checkpoint:
                     field="weight_map",
                 )
             self._add_shard(inside(self.path, shard))
+            self._check_named(self.shards[-1], weight_map, path)
         self._check_index(weight_map, path)
 
     def _read_index(self, name: str) -> bytes:
         path = inside(self.path, name)
         if path.stat().st_size > _MAX_INDEX_BYTES or not path.is_file():
-            raise CheckpointError("is no index file of a credible size", file=path)
+            raise CheckpointError(
+                f"is no index file of at most {_MAX_INDEX_BYTES} bytes", file=path
+            )
         return path.read_bytes()
 
     def _check_index(self, weight_map: dict[str, str], path: Path) -> None:
@@ -133,10 +141,12 @@ class Checkpoint:
                     file=path,
                     field="weight_map",
                 )
-        for name, (file, _) in self.tensors.items():
+
+    def _check_named(self, shard: SafetensorsFile, weight_map: dict[str, str], path: Path) -> None:
+        for name in shard.tensors:
             if name not in weight_map:
                 raise CheckpointError(
-                    f"does not name tensor {printable(name)!r} of {file.path.name!r}{_SAVE_AGAIN}",
+                    f"does not name tensor {printable(name)!r} of {shard.path.name!r}{_SAVE_AGAIN}",
                     file=path,
                     field="weight_map",
                 )
@@ -221,6 +231,26 @@ def _changed(path: Path) -> ChangedError:
     return ChangedError(
         "changed while the base was read; run again when nothing writes to it", file=path
     )
+
+
+def _parse_index(data: bytes, path: Path) -> dict[str, Any]:
+    """Parse an index; tensors that are in one shard share its name in memory."""
+    cursor = Cursor(data, file=path)
+    if cursor.peek() != "{":
+        raise FormatError("is not a JSON object", file=path)
+    index: dict[str, Any] = {}
+    shards: dict[str, str] = {}
+    for key in cursor.keys(_MAX_FIELDS):
+        if key != "weight_map" or cursor.peek() != "{":
+            index[key] = cursor.value(MAX_CONFIG_BYTES)
+            continue
+        names: dict[str, Any] = {}
+        for name in cursor.keys(_MAX_NAMES):
+            value = cursor.value(_MAX_SHARD_NAME)
+            names[name] = shards.setdefault(value, value) if isinstance(value, str) else value
+        index[key] = names
+    cursor.end()
+    return index
 
 
 def _is_plain_name(name: object) -> bool:

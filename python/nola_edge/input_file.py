@@ -6,6 +6,7 @@ not a SIGBUS), and mapped only where they are handed out as they are.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import stat
@@ -72,6 +73,22 @@ class InputFile:
                 raise ChangedError("became shorter while it was read", file=self.path)
             done += count
 
+    def read_bytes(self, count: int, offset: int) -> bytes:
+        """Return bytes from an offset in the file.
+
+        Raises
+        ------
+        ChangedError, FormatError
+            As for :meth:`read_into`.
+        """
+        with contextlib.suppress(OSError):  # said below
+            data = os.pread(self.fd, count, offset)
+            if len(data) == count:
+                return data
+        buffer = bytearray(count)
+        self.read_into(memoryview(buffer), offset)
+        return bytes(buffer)
+
     def mapped(self) -> mmap.mmap:
         """Return the whole file, mapped read-only; arrays of it keep it alive."""
         if self._map is None:
@@ -79,18 +96,25 @@ class InputFile:
             self._map = mmap.mmap(self.fd, self.size, mmap.MAP_SHARED, mmap.PROT_READ)
         return self._map
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self, *, by_path: bool = True) -> None:
         """Compare size, modification time and inode with those at opening.
+
+        Parameters
+        ----------
+        by_path : bool
+            Of the path too, which may be another file's by now.
 
         Raises
         ------
         ChangedError
         """
         try:
-            now = (identity(os.fstat(self.fd)), identity(os.stat(self.path)))
+            now = {identity(os.fstat(self.fd))}
+            if by_path:
+                now.add(identity(os.stat(self.path)))
         except OSError as error:
             raise ChangedError(f"vanished meanwhile: {error.strerror}", file=self.path) from None
-        if now != (self._identity, self._identity):
+        if now != {self._identity}:
             raise ChangedError(
                 "changed while it was read; run again when nothing writes to it", file=self.path
             )

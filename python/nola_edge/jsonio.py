@@ -6,13 +6,19 @@ in what they make of them. Neither do such values come in here, nor go out.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nola_edge.errors import FormatError, printable
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: A configuration is thousands of bytes long.
+MAX_CONFIG_BYTES = 1_000_000
 #: Levels of objects and lists; real files have ten, and some readers stop at 128.
 MAX_DEPTH = 64
 #: Digits of an integer: any of so many is within a double's range.
@@ -42,28 +48,13 @@ def loads(data: bytes, *, file: object) -> Any:
         At duplicate keys, NaN, Infinity, numbers beyond a double's range, halves of surrogate
         pairs, and absurd nesting.
     """
-    numbers = _Numbers()
+    text = decode_utf8(data, file)
+    if text.startswith("\ufeff"):
+        raise FormatError("is not valid JSON: begins with a byte order mark", file=file)
     try:
-        value = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_constant=numbers.real,
-            parse_float=numbers.real,
-            parse_int=numbers.integer if _LONG in data.translate(_DIGITS) else int,
-        )
-        _check_depth(value)
-        if numbers.too_large or b"\\u" in data:
-            _check_values(value)
-    except UnicodeDecodeError as error:
-        raise FormatError(f"is not UTF-8 (byte {error.start})", file=file) from None
-    except RecursionError:
-        raise FormatError("JSON is nested too deeply", file=file) from None
+        return Decoder(data, file).decode(text)
     except ValueError as error:
         raise FormatError(f"is not valid JSON: {printable(error)}", file=file) from None
-    except FormatError as error:
-        error.file = file
-        raise
-    return value
 
 
 def loads_object(data: bytes, *, file: object) -> dict[str, Any]:
@@ -118,6 +109,91 @@ def encode(value: Any, *, file: object = None, **layout: Any) -> bytes:
         error.file = file
         raise
     return dumps(value, **layout).encode()
+
+
+def decode_utf8(data: bytes | memoryview, file: object) -> str:
+    """Decode text.
+
+    Raises
+    ------
+    FormatError
+        If it is not UTF-8.
+    """
+    try:
+        return str(data, "utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"is not UTF-8 (byte {error.start})", file=file) from None
+
+
+class Decoder:
+    """Parses the values of one JSON text, as :func:`loads` does.
+
+    Parameters
+    ----------
+    data : bytes
+        The whole text.
+    file : path
+        Named in errors.
+    """
+
+    def __init__(self, data: bytes | memoryview, file: object) -> None:
+        self._file = file
+        self._numbers = _Numbers()
+        raw = bytes(data)
+        self._has_escapes = b"\\u" in raw
+        self._json = json.JSONDecoder(
+            object_pairs_hook=_unique,
+            parse_constant=self._numbers.real,
+            parse_float=self._numbers.real,
+            parse_int=self._numbers.integer if _LONG in raw.translate(_DIGITS) else int,
+        )
+
+    def decode(self, text: str) -> Any:
+        """Parse a text that is one value.
+
+        Raises
+        ------
+        FormatError
+            Naming the file and the field.
+        ValueError
+            If it is no JSON.
+        """
+        with self._naming_file():
+            return self._checked(self._json.decode(text), "")
+
+    def raw_decode(self, text: str, field: str) -> tuple[Any, int]:
+        """Parse the value that a text begins with; return it and its length in characters.
+
+        Parameters
+        ----------
+        text : str
+        field : str
+            The value's own name, for errors.
+
+        Raises
+        ------
+        FormatError, ValueError
+            As for :meth:`decode`.
+        """
+        with self._naming_file():
+            value, length = self._json.raw_decode(text)
+            return self._checked(value, field), length
+
+    def _checked(self, value: Any, field: str) -> Any:
+        _check_depth(value)
+        if self._numbers.too_large or self._has_escapes:
+            _check_values(value, field)
+        return value
+
+    @contextlib.contextmanager
+    def _naming_file(self) -> Iterator[None]:
+        try:
+            yield
+        except FormatError as error:
+            error.file = self._file
+            raise
+        except RecursionError:
+            raise FormatError(_TOO_DEEP, file=self._file) from None
 
 
 class _Numbers:

@@ -8,6 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from nola_edge.errors import CheckpointError, printable
+from nola_edge.jsonio import MAX_CONFIG_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -56,10 +57,6 @@ def _blobs(folder: Path) -> list[Path]:
     """
     revisions = [place for place in (folder, *folder.parents) if place.parent.name == "snapshots"]
     return [(revision.parent.parent / "blobs").resolve() for revision in revisions]
-
-
-#: A configuration is thousands of bytes long.
-MAX_CONFIG_BYTES = 10_000_000
 
 
 def read_inside(folder: Path, name: str, most: int = MAX_CONFIG_BYTES) -> bytes:

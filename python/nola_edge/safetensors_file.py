@@ -16,15 +16,20 @@ import numpy as np
 from nola_edge.dtypes import BITS, numpy_dtype
 from nola_edge.errors import FormatError, printable
 from nola_edge.input_file import InputFile
-from nola_edge.jsonio import dumps, loads_object
+from nola_edge.json_cursor import Cursor
+from nola_edge.jsonio import dumps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
-#: The safetensors format's own limit on the JSON header, in bytes.
-MAX_HEADER_BYTES = 100_000_000
+#: Far more than any model's header has; the format's own limit is six times as much.
+MAX_HEADER_BYTES = 16 << 20
+#: As many as an adapter has for every expert of the largest models.
+MAX_TENSORS = 100_000
+_MAX_METADATA = 1 << 20
+_MAX_ENTRY = 8192
 _ENTRY_FIELDS = {"dtype", "shape", "data_offsets"}
 _MAX_SIZE = 2**63
 _MAX_DIMENSIONS = 64
@@ -32,7 +37,7 @@ _MAX_DIMENSIONS = 64
 METADATA = "__metadata__"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One entry of a header.
 
@@ -66,8 +71,8 @@ class SafetensorsFile(InputFile):
 
     Attributes
     ----------
-    header_bytes : bytes
-        Everything before the first tensor, as it stands in the file.
+    header_size : int
+        Bytes before the first tensor.
     metadata : dict or None
         ``__metadata__``.
     tensors : dict
@@ -77,8 +82,12 @@ class SafetensorsFile(InputFile):
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
         try:
-            self.header_bytes = self._read_header()
-            self.metadata, self.tensors = _parse_header(self.header_bytes, self.size, self.path)
+            self.header_size = self._find_header()
+            # As text only while it is parsed: it may be as large as all that is made of it.
+            cursor = Cursor(self.read_bytes(self.header_size - 8, 8), file=self.path)
+            self.metadata, self.tensors = _parse_header(
+                cursor, self.header_size, self.size, self.path
+            )
         except BaseException:
             self.close()
             raise
@@ -94,7 +103,12 @@ class SafetensorsFile(InputFile):
         """
         return cls(path)
 
-    def _read_header(self) -> bytes:
+    def read_header(self) -> bytes:
+        """Return everything before the first tensor, as it stands in the file."""
+        return self.read_bytes(self.header_size, 0)
+
+    def _find_header(self) -> int:
+        """Return the bytes of the header, with the length before it."""
         if self.size < 8:
             raise FormatError(
                 f"has {self.size} bytes, too few for a safetensors file", file=self.path
@@ -103,7 +117,15 @@ class SafetensorsFile(InputFile):
         if begin.startswith(b"GGUF"):
             raise FormatError("is a GGUF file, and a safetensors file is needed", file=self.path)
         length = int.from_bytes(begin, "little")
-        if length > MAX_HEADER_BYTES or length > self.size - 8:
+        if self.size - 8 >= length > MAX_HEADER_BYTES:
+            raise FormatError(
+                f"the header claims {length} bytes, more than the {MAX_HEADER_BYTES} that are "
+                "read; a model's tensors need far less",
+                file=self.path,
+                field="header length",
+                value=length,
+            )
+        if length > self.size - 8:
             raise FormatError(
                 f"the header claims {length} bytes, the file has {self.size}; "
                 "it is truncated or not a safetensors file",
@@ -111,9 +133,7 @@ class SafetensorsFile(InputFile):
                 field="header length",
                 value=length,
             )
-        header = bytearray(8 + length)
-        self.read_into(memoryview(header), 0)
-        return bytes(header)
+        return 8 + length
 
     def read(self, name: str) -> NDArray[Any]:
         """Return a copy of a tensor.
@@ -126,15 +146,22 @@ class SafetensorsFile(InputFile):
             If the file has become shorter, which would end a process that reads a mapping.
         """
         info = self.tensors[name]
-        values: NDArray[Any] = np.empty(info.shape, self._dtype(info))
+        values: NDArray[Any] = np.empty(info.shape, self.dtype(name))
         self.read_into(values.reshape(-1).view(np.uint8).data, info.start)
         return values
 
-    def _dtype(self, info: TensorInfo) -> np.dtype[Any]:
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Return a tensor's dtype.
+
+        Raises
+        ------
+        FormatError
+            If numpy has no such dtype.
+        """
         try:
-            return numpy_dtype(info.dtype)
+            return numpy_dtype(self.tensors[name].dtype)
         except TypeError as error:
-            raise FormatError(str(error), file=self.path, field=info.name) from None
+            raise FormatError(str(error), file=self.path, field=name) from None
 
     def array(self, name: str) -> NDArray[Any]:
         """Return a tensor as a read-only view of the mapped file.
@@ -147,7 +174,7 @@ class SafetensorsFile(InputFile):
             If numpy has no such dtype.
         """
         info = self.tensors[name]
-        dtype = self._dtype(info)
+        dtype = self.dtype(name)
         if info.nbytes == 0:
             empty: NDArray[Any] = np.empty(info.shape, dtype)
             empty.flags.writeable = False
@@ -162,21 +189,23 @@ class SafetensorsFile(InputFile):
 
 
 def _parse_header(
-    header: bytes, file_size: int, path: Path
+    cursor: Cursor, data_start: int, file_size: int, path: Path
 ) -> tuple[dict[str, str] | None, dict[str, TensorInfo]]:
-    text = header[8:].rstrip(b" ")
-    if not text.startswith(b"{"):
+    if not cursor.begins_with("{"):
         raise FormatError("the header does not begin with '{'", file=path)
-    entries = loads_object(text, file=path)
-    metadata = entries.pop(METADATA, None)
+    metadata: Any = None
+    tensors: dict[str, TensorInfo] = {}
+    for name in cursor.keys(MAX_TENSORS + 1):
+        if name == METADATA:
+            metadata = cursor.value(_MAX_METADATA)
+        else:
+            tensors[name] = _parse_entry(name, cursor.value(_MAX_ENTRY), data_start, path)
+    cursor.end()
     if metadata is not None and not (
         isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
     ):
         raise FormatError("must map strings to strings", file=path, field=METADATA)
-    tensors = {
-        name: _parse_entry(name, entry, len(header), path) for name, entry in entries.items()
-    }
-    _check_coverage(tensors.values(), len(header), file_size, path)
+    _check_coverage(tensors.values(), data_start, file_size, path)
     return metadata, tensors
 
 

@@ -112,15 +112,14 @@ def test_the_line_is_whole_for_any_name(tmp_path_factory, name, length):
     assert '.open("xb").write(d)\' ' in text
 
 
-@pytest.mark.parametrize("begin", [b"\x80", b"PK\x03\x04"])
-def test_a_safetensors_file_may_begin_like_one(tmp_path, begin):
-    """Its first bytes are a length, which may be any."""
+def test_a_safetensors_file_may_begin_like_a_pickle(tmp_path):
+    """Its first byte is part of a length; none that is read begins like a zip file."""
     write_safetensors(tmp_path / "x.pt", gpt2_tensors())
     data = (tmp_path / "x.pt").read_bytes()
     length = int.from_bytes(data[:8], "little")
-    wanted = int.from_bytes(begin, "little")
+    wanted = 0x80
     while wanted < length:
-        wanted += 1 << (8 * len(begin))
+        wanted += 1 << 8
     padding = b" " * (wanted - length)
     (tmp_path / "x.pt").write_bytes(
         wanted.to_bytes(8, "little") + data[8 : 8 + length] + padding + data[8 + length :]

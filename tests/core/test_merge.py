@@ -173,3 +173,20 @@ def test_refusals_name_the_argument_and_change_nothing(change, error, message):
     with pytest.raises(error, match=message):
         ne.merge_(arguments["weight"], arguments["b"], arguments["a"])
     assert not arguments["weight"].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_factors_too_large_to_be_packed_at_once(isa, dtype):
+    """Columns are packed in groups; each has the bits that it has alone."""
+    rng = np.random.default_rng(5)
+    rank, cols = 700, 3001
+    b = rng.standard_normal((9, rank)).astype(np.float32)
+    a = rng.standard_normal((rank, cols)).astype(np.float32)
+    weight = rng.standard_normal((9, cols)).astype(dtype)
+    whole, parts = weight.copy(), weight.copy()
+    ne.merge_(whole, b, a, 0.25, num_threads=2)
+    for start in range(0, cols, 100):
+        part = np.ascontiguousarray(parts[:, start : start + 100])
+        ne.merge_(part, b, np.ascontiguousarray(a[:, start : start + 100]), 0.25)
+        parts[:, start : start + 100] = part
+    assert whole.tobytes() == parts.tobytes()

@@ -63,7 +63,7 @@ def inputs(tmp_path_factory):
     for name, r, num_basis_a, num_basis_b in (
         ("right", 64, many, few),
         ("left", 64, few, many),
-        ("rank", 1 << 14, few, few),
+        ("rank", 1 << 12, few, few),
     ):
         fresh = Adapter.create(
             {"m": SHAPE},
@@ -116,6 +116,7 @@ def test_in_every_kind_of_work(inputs, tmp_path, number, adapter, command):
         "ne.expand(np.ones(1 << 17, 'f'), seed=1, stream=2, shape=(64, 1024), basis='uniform')",
         "ne.merge_(np.zeros((1024, 1024), 'f'), np.ones((1024, 1 << 14), 'f'), "
         "np.ones((1 << 14, 1024), 'f'))",
+        "ne.project(np.ones((4096, 4096), 'f'), seed=1, stream=2, num_basis=512, basis='uniform')",
     ],
 )
 def test_a_call_of_a_function(call):

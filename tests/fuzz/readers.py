@@ -85,7 +85,7 @@ def _rewrite_safetensors(source: Path, target: Path) -> None:
         infos = sorted(file.tensors.values(), key=lambda info: (info.start, info.stop))
         entries = [(info.name, info.dtype, info.shape, info.nbytes) for info in infos]
         begin = encode_header(entries, file.metadata)
-        data = source.read_bytes()[len(file.header_bytes) :]
+        data = source.read_bytes()[file.header_size :]
     target.write_bytes(begin + data)
 
 
@@ -112,7 +112,7 @@ def _read_packed(path: Path) -> Content:
     return (
         config,
         {name: (c.alpha.tobytes(), c.beta.tobytes()) for name, c in modules.items()},
-        {name: (v.dtype, v.shape, v.tobytes()) for name, v in whole.items()},
+        {name: (v.dtype, v.shape, v.array().tobytes()) for name, v in whole.items()},
     )
 
 

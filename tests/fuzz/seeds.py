@@ -133,7 +133,7 @@ def _configurations() -> Iterator[bytes]:
         {},
         {"use_rslora": True, "basis": "uniform", "seed": 2**63 - 1, "fan_in_fan_out": True},
         {"coefficient_bits": 4, "lora_alpha": 0.1, "bias": "nola_only", "modules_to_save": ["é"]},
-        {"unknown": None, "also": [], "r": 65536, "num_basis_a": 2**24},
+        {"unknown": None, "also": [], "r": 65536, "num_basis_a": 2**20},
         {name: {"x": [1, 2.5, None, True]} for name in sorted(BOOKKEEPING)},
     ]
     for change in changes:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from nola_edge.gguf import merge_gguf, verify_gguf
 from nola_edge.gguf.file import GgufFile
 from nola_edge.gguf.interleaved import InterleavedUpdate, interleave
+from nola_edge.gguf.quantization import quantize
+from nola_edge.merge import windows
 from nola_edge.merge.update import make_update
 from nola_edge.synthetic import trained_adapter
 from tests.conftest import snapshot
@@ -266,7 +268,7 @@ def test_any_rows_of_an_interleaved_update(heads, half, data):
     adapter = trained_adapter({module: shape}, r=3, num_basis=5, seed=1)
     from nola_edge.merge.update import Term
 
-    update = make_update((Term(adapter, module, 1.0, transposed=False),), shape)
+    update = make_update((Term(adapter, module, 1.0, transposed=False),), shape, (0, shape[1]))
     whole = interleave(update.left(0, shape[0]), 2 * half)
     start = data.draw(st.integers(0, shape[0] - 1))
     stop = data.draw(st.integers(start, shape[0]))
@@ -390,3 +392,29 @@ def test_verify_says_different_of_a_file_quantised_by_other_means(tmp_path):
     for candidate, base in ((quantised, plain), (quantised, quantised), (plain, quantised)):
         found = verify_gguf(candidate, base, adapter).differences
         assert [difference.tensor for difference in found] == [name]
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("module", ["q_proj", "v_proj"])
+def test_strips_of_columns_do_not_show(tmp_path, monkeypatch, kind, module):
+    """Where the factors are large; rows are interleaved in one of the tensors."""
+    pytest.importorskip("gguf")
+    names = {"q_proj": "blk.0.attn_q.weight", "v_proj": "blk.0.attn_v.weight"}
+    rng = np.random.default_rng(1)
+    shape = (64, 160)
+    rows = rng.standard_normal(shape).astype(F)
+    stored = rows.astype(np.float16)
+    if kind != "F16":
+        stored = (kind, shape, quantize(rows, kind).tobytes())
+    base = write(tmp_path / "base.gguf", {names[module]: stored}, llama_pairs(4, 4))
+    modules = {f"model.layers.0.self_attn.{module}": shape}
+    adapter = trained_adapter(modules, r=5, num_basis=9, seed=2)
+    merge_gguf(base, adapter, tmp_path / "whole.gguf")
+    monkeypatch.setattr(windows, "_STRIP_BYTES", 1)
+    monkeypatch.setattr(windows, "_ALIGNMENT", 24)
+    monkeypatch.setattr(windows, "_BLOCK_ALIGNMENT", 32)
+    monkeypatch.setattr(windows, "BLOCK_BYTES", 700)
+    merge_gguf(base, adapter, tmp_path / "strips.gguf", num_threads=3)
+    assert (tmp_path / "whole.gguf").read_bytes() == (tmp_path / "strips.gguf").read_bytes()
+    assert verify_gguf(tmp_path / "whole.gguf", base, adapter).identical
+    assert not verify_gguf(base, base, adapter).identical

@@ -27,7 +27,7 @@ from nola_edge.errors import (
     NotFiniteError,
     OutputError,
 )
-from nola_edge.merge import blocks, groups, together
+from nola_edge.merge import groups, together, windows
 from nola_edge.merge.names import name_outputs
 from nola_edge.safetensors_file import SafetensorsFile
 from nola_edge.synthetic import DecoderShape, trained_adapter, write_checkpoint
@@ -127,7 +127,9 @@ def test_any_base_any_adapters(tmp_path_factory, data):
         for seed, modules in enumerate(data.draw(st.lists(subsets, min_size=1, max_size=4)))
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "BLOCK_BYTES", data.draw(st.integers(1, 5000)))
+        patch.setattr(windows, "BLOCK_BYTES", data.draw(st.integers(1, 5000)))
+        patch.setattr(windows, "_STRIP_BYTES", data.draw(st.integers(1, 200)))
+        patch.setattr(windows, "_ALIGNMENT", data.draw(st.integers(1, 40)))
         patch.setattr(together, "_COPY_BYTES", data.draw(st.integers(1, 5000)))
         threads = data.draw(st.integers(1, 4))
         ne.merge_each(folder / "base", adapters, folder / "out", num_threads=threads)
@@ -141,7 +143,7 @@ def reads(monkeypatch):
     read_into = SafetensorsFile.read_into
 
     def counted(file, buffer, offset):
-        if hasattr(file, "header_bytes"):
+        if hasattr(file, "tensors"):
             found.update((file.path.name, offset + i) for i in range(len(buffer)))
         return read_into(file, buffer, offset)
 
@@ -173,7 +175,7 @@ def merged_bytes(base):
 
 
 def test_the_base_is_read_once(tiny, tmp_path, monkeypatch, reads, copies):
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 700)
+    monkeypatch.setattr(windows, "BLOCK_BYTES", 700)
     monkeypatch.setattr(together, "_COPY_BYTES", 512)
     ne.merge_each(tiny[0], seeds(5), tmp_path / "out", num_threads=1)
     assert set(reads.values()) == {1}

@@ -10,7 +10,7 @@ import pytest
 
 import nola_edge as ne
 from nola_edge import Adapter
-from nola_edge.merge import blocks
+from nola_edge.merge import windows
 from nola_edge.synthetic import trained_adapter
 from tests.conftest import (
     MODULES,
@@ -40,9 +40,9 @@ def test_several_adapters_are_rounded_once(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("block_bytes", [1, 700])
-def test_blocks_of_rows_do_not_show(tiny, tmp_path, monkeypatch, block_bytes, transposed):
-    """Each block expands its own rows of a factor: the bits are those of one piece."""
+@pytest.mark.parametrize(("block_bytes", "strip_bytes"), [(1, 1 << 20), (700, 1), (700, 200)])
+def test_windows_do_not_show(tiny, tmp_path, monkeypatch, block_bytes, strip_bytes, transposed):
+    """Each window expands its own part of the factors: the bits are those of one piece."""
     base, _ = tiny
     tensors = load_all(base)
     if transposed:
@@ -53,10 +53,13 @@ def test_blocks_of_rows_do_not_show(tiny, tmp_path, monkeypatch, block_bytes, tr
     terms = [(tiny_adapter(**options), 0.5), (tiny_adapter(**options, seed=5), 2.0)]
     outputs = [tmp_path / "whole.safetensors", tmp_path / "blocks.safetensors"]
     ne.merge_checkpoint(tmp_path / "b.safetensors", terms, outputs[0])
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(windows, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(windows, "_STRIP_BYTES", strip_bytes)
+    monkeypatch.setattr(windows, "_ALIGNMENT", 3)
     ne.merge_checkpoint(tmp_path / "b.safetensors", terms, outputs[1], num_threads=3)
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
     assert ne.verify_checkpoint(outputs[0], tmp_path / "b.safetensors", terms).identical
+    assert not ne.verify_checkpoint(tmp_path / "b.safetensors", tmp_path / "b.safetensors", terms)
     with ne.open_merged(tmp_path / "b.safetensors", terms) as lazy:
         whole = load_all(outputs[0])
         assert all(lazy[name].tobytes() == whole[name].tobytes() for name in whole)

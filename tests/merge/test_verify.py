@@ -48,7 +48,7 @@ def edit_header(path, metadata):
     with Checkpoint.open(path) as checkpoint:
         (file,) = checkpoint.shards
         entries = [(i.name, i.dtype, i.shape, i.nbytes) for i in file.tensors.values()]
-        data = path.read_bytes()[len(file.header_bytes) :]
+        data = path.read_bytes()[file.header_size :]
     path.write_bytes(encode_header(entries, metadata) + data)
 
 

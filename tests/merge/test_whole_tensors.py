@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
 
 import nola_edge as ne
 from nola_edge import Adapter, NolaEdgeError
+from nola_edge.adapter.files import WEIGHTS_NAME
 from nola_edge.errors import (
     AdapterError,
+    ChangedError,
     NotFiniteError,
 )
 from nola_edge.synthetic import trained_adapter
@@ -224,3 +227,28 @@ def test_the_same_bias_under_two_names(tiny, tmp_path):
     tensors["base_model.model.layers.0.q.bias"] = np.zeros(24, F)
     write_safetensors(path, tensors)
     refused(tiny, tmp_path, "is there as layers.0.q.bias too", tmp_path / "a", error=AdapterError)
+
+
+def test_whole_tensors_stay_in_their_file(tiny, tmp_path):
+    """They are read when they are written, from the file that was opened, whatever its path is."""
+    adapter = tiny_adapter()
+    config = dataclasses.replace(adapter.config, modules_to_save=("norm",))
+    whole = Adapter(config, adapter.modules, {"norm.weight": np.full(40, 2.5, F)})
+    whole.save(tmp_path / "whole")
+    loaded = Adapter.load(tmp_path / "whole")
+    loaded.save(tmp_path / "whole", force=True)
+    tiny_adapter(seed=5).save(tmp_path / "whole", force=True)
+    assert (merged(tiny[0], loaded, tmp_path)["norm.weight"] == 2.5).all()
+    loaded.pack(tmp_path / "packed")
+    again = Adapter.load(tmp_path / "packed")
+    (tmp_path / "packed").unlink()
+    assert (again.whole_tensors["norm.weight"] == 2.5).all()
+
+
+def test_a_whole_tensor_that_changes_meanwhile(tiny, tmp_path):
+    adapter = tiny_adapter()
+    config = dataclasses.replace(adapter.config, modules_to_save=("norm",))
+    Adapter(config, adapter.modules, {"norm.weight": np.ones(40, F)}).save(tmp_path / "whole")
+    loaded = Adapter.load(tmp_path / "whole")
+    os.utime(tmp_path / "whole" / WEIGHTS_NAME, ns=(1, 1))
+    refused(tiny, tmp_path, "changed while it was read", adapter=loaded, error=ChangedError)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 
 #include "nola/basis.h"
 
@@ -13,7 +14,11 @@ namespace nola {
 // The order of summation depends only on the arguments: the same bits on every ISA and for any
 // number of threads. Thread-safe. num_threads as for expand.
 // Throws std::invalid_argument, naming the argument, before anything is written.
-void project(const BasisStream& stream, const float* grad, Shape shape, Window window, float* out,
-             std::size_t num_basis, int num_threads = 0);
+//
+// A sum in a fixed order cannot be cut into calls. So `stopped`, if given, is asked now and then on
+// the calling thread whether to give up; then nothing is written, and the result is false.
+bool project(const BasisStream& stream, const float* grad, Shape shape, Window window, float* out,
+             std::size_t num_basis, int num_threads = 0,
+             const std::function<bool()>& stopped = nullptr);
 
 }  // namespace nola

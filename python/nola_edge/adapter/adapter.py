@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,17 +34,21 @@ from nola_edge.adapter.fingerprints import (
 from nola_edge.adapter.hub import resolve
 from nola_edge.adapter.packed import load_packed, write_packed
 from nola_edge.adapter.quantize import check_bits, rounded
-from nola_edge.adapter.start import unit_start
-from nola_edge.errors import AdapterError, ArgumentError, NotFiniteError, printable
+from nola_edge.adapter.start import check_shape, target_names, unit_start
+from nola_edge.errors import AdapterError, NotFiniteError, printable
+from nola_edge.jsonio import MAX_CONFIG_BYTES
 from nola_edge.output import AtomicOutput
 from nola_edge.paths import inside
 from nola_edge.replaceable import adapter_folder, packed_adapter
 from nola_edge.safetensors_file import SafetensorsFile
+from nola_edge.tensors import TensorMapping
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
+
+    from nola_edge.tensors import Tensor
 
 
 class Adapter:
@@ -54,8 +59,9 @@ class Adapter:
     config : AdapterConfig
     modules : dict
         Module name -> :class:`Coefficients`, in the order of the file.
-    whole_tensors : dict
-        Tensor name -> array, for ``modules_to_save`` and biases.
+    whole_tensors : TensorMapping
+        Tensor name -> array, for ``modules_to_save`` and biases; those of a file stay in it, and
+        are read when they are asked for.
     path : Path or None
         Where it was loaded from.
     """
@@ -64,13 +70,13 @@ class Adapter:
         self,
         config: AdapterConfig,
         modules: Mapping[str, Coefficients],
-        whole_tensors: Mapping[str, NDArray[Any]] | None = None,
+        whole_tensors: Mapping[str, NDArray[Any] | Tensor] | None = None,
         *,
         path: Path | None = None,
     ) -> None:
         self.config = _still_true(config, modules)
         self.modules = dict(modules)
-        self.whole_tensors = dict(whole_tensors or {})
+        self.whole_tensors = TensorMapping(whole_tensors or {})
         self.path = path
         _check_contents(self)
 
@@ -123,9 +129,12 @@ class Adapter:
                 ),
                 file=folder,
             )
-        with SafetensorsFile.open(inside(folder, WEIGHTS_NAME)) as file:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(SafetensorsFile.open(inside(folder, WEIGHTS_NAME)))
             modules, whole = load_tensors(file, config)
             file.check_unchanged()
+            if whole:
+                stack.pop_all()  # they stay in the file
         if modules:
             _check_fingerprints(config, modules, folder / CONFIG_NAME)
         try:
@@ -168,7 +177,7 @@ class Adapter:
             If `base` lacks a module, or has it in another shape.
         """
         for module, shape in modules.items():
-            _check_shape(module, shape)
+            check_shape(module, shape)
         config = AdapterConfig(
             r=r,
             num_basis_a=num_basis_a,
@@ -180,7 +189,7 @@ class Adapter:
             fan_in_fan_out=fan_in_fan_out,
             modules_fingerprint=modules_fingerprint(modules),
             shapes_fingerprint=shapes_fingerprint(modules),
-            bookkeeping={"target_modules": sorted(modules)},
+            bookkeeping={"target_modules": target_names(modules)},
         )
         fresh: dict[str, Coefficients] = {}
         for module, (_, in_features) in modules.items():
@@ -253,11 +262,15 @@ class Adapter:
         in_features: int,
         cols: ops.Range | None = None,
         num_threads: int | None = None,
+        *,
+        rows: ops.Range | None = None,
     ) -> NDArray[np.float32]:
-        """Expand A, or the columns (start, stop) of it: (r, stop - start) float32."""
+        """Expand A, or the columns, or rows, (start, stop) of it: float32."""
         shape = (self.config.r, in_features)
         alpha = self.modules[module].alpha
-        return self._expand(alpha, module, "A", shape, cols=cols, num_threads=num_threads)
+        return self._expand(
+            alpha, module, "A", shape, rows=rows, cols=cols, num_threads=num_threads
+        )
 
     def factor_b(
         self,
@@ -265,11 +278,13 @@ class Adapter:
         out_features: int,
         rows: ops.Range | None = None,
         num_threads: int | None = None,
+        *,
+        cols: ops.Range | None = None,
     ) -> NDArray[np.float32]:
-        """Expand B, or the rows (start, stop) of it: (stop - start, r) float32."""
+        """Expand B, or the rows, or columns, (start, stop) of it: float32."""
         shape = (out_features, self.config.r)
         beta = self.modules[module].beta
-        return self._expand(beta, module, "B", shape, rows=rows, num_threads=num_threads)
+        return self._expand(beta, module, "B", shape, rows=rows, cols=cols, num_threads=num_threads)
 
     def _expand(
         self,
@@ -301,7 +316,7 @@ class Adapter:
         """
         config = self._fingerprinted()
         bits = config.coefficient_bits
-        tensors: dict[str, NDArray[Any]] = {}
+        tensors: dict[str, NDArray[Any] | Tensor] = {}
         for module, coefficients in self.modules.items():
             for suffix, values in ((ALPHA, coefficients.alpha), (BETA, coefficients.beta)):
                 name = PREFIX + module + suffix
@@ -309,8 +324,8 @@ class Adapter:
                     tensors[name] = values
                 else:
                     tensors.update(quantized_tensors(name, values, bits))
-        for name, values in self.whole_tensors.items():
-            tensors[PREFIX + stored_name(name, self.modules)] = np.ascontiguousarray(values)
+        for name, tensor in self.whole_tensors.tensors.items():
+            tensors[PREFIX + stored_name(name, self.modules)] = tensor
         with AtomicOutput(
             path,
             inputs=self._inputs(path, force),
@@ -321,7 +336,7 @@ class Adapter:
             with out.file(WEIGHTS_NAME) as weights:
                 write_tensors(weights, tensors)
             with out.file(CONFIG_NAME) as file:
-                write_config(file, config.to_json())
+                write_config(file, config.to_json(), MAX_CONFIG_BYTES)
 
     def _inputs(self, path: str | Path, force: bool) -> list[Path]:
         """Return what may not be written to; with `force` the adapter may replace itself."""
@@ -353,7 +368,7 @@ class Adapter:
             ) as out,
             out.file() as file,
         ):
-            write_packed(file, self._fingerprinted(), self.modules, self.whole_tensors)
+            write_packed(file, self._fingerprinted(), self.modules, self.whole_tensors.tensors)
 
     def quantize(self, bits: int) -> Adapter:
         """Return the adapter with coefficients rounded to few bits, to be stored so.
@@ -410,18 +425,6 @@ def _check_contents(adapter: Adapter) -> None:
                     file=adapter.path,
                     field=module,
                 )
-
-
-def _check_shape(module: str, shape: object) -> None:
-    if not (
-        isinstance(shape, tuple | list)
-        and len(shape) == 2
-        and all(isinstance(n, int | np.integer) and n >= 1 for n in shape)
-    ):
-        raise ArgumentError(
-            f"{printable(repr(shape))} is not (out_features, in_features), both positive",
-            field=module,
-        )
 
 
 def _still_true(config: AdapterConfig, modules: Mapping[str, Coefficients]) -> AdapterConfig:

@@ -18,7 +18,9 @@ NOLA_VERSION = 1
 BASES = ("rademacher", "uniform")
 
 MAX_RANK = 1 << 16
-MAX_NUM_BASIS = 1 << 24
+#: Expanding one element takes a pass over all coefficients: more would make a factor of any layer a
+#: matter of hours, and its coefficients larger than the layer.
+MAX_NUM_BASIS = 1 << 20
 MAX_SEED = (1 << 63) - 1
 
 _FINGERPRINTS = (
@@ -58,7 +60,7 @@ class AdapterConfig:
     r : int
         Rank, 1 .. 65536.
     num_basis_a, num_basis_b : int
-        Coefficients per factor (k and l), 1 .. 2**24.
+        Coefficients per factor (k and l), 1 .. 2**20.
     seed : int
         0 .. 2**63 - 1.
     lora_alpha : float

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_edge.adapter.config import PEFT_TYPE, AdapterConfig
+from nola_edge.adapter.config import AdapterConfig
 from nola_edge.adapter.quantize import Quantized, check_scale, dequantize, packed_size, quantize
 from nola_edge.dtypes import MERGEABLE, safetensors_dtype
-from nola_edge.errors import AdapterError, NotFiniteError
+from nola_edge.errors import AdapterError, NotFiniteError, OutputError
 from nola_edge.jsonio import encode, loads_object
-from nola_edge.paths import inside, subfolders_hint, subfolders_with
+from nola_edge.paths import read_inside, subfolders_hint, subfolders_with
 from nola_edge.safetensors_file import METADATA, SafetensorsFile, encode_header
+from nola_edge.tensors import StoredTensor, Tensor, tensor_of
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
@@ -37,7 +38,6 @@ INPUT_EMBEDDINGS = (
 )
 OUTPUT_EMBEDDINGS = ("lm_head.weight", "embed_out.weight")
 EMBEDDINGS = INPUT_EMBEDDINGS + OUTPUT_EMBEDDINGS
-_MAX_CONFIG_BYTES = 10_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +64,11 @@ class Coefficients:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Mapping[str, NDArray[Any] | Tensor],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a safetensors file, tensors in the given order."""
+    """Write a safetensors file, tensors in the given order, block by block."""
     entries = [
         (name, safetensors_dtype(values.dtype), values.shape, values.nbytes)
         for name, values in tensors.items()
@@ -74,26 +76,39 @@ def write_tensors(
     with path.open("xb") as file:
         file.write(encode_header(entries, dict(metadata or {"format": "pt"})))
         for values in tensors.values():
-            file.write(np.ascontiguousarray(values).tobytes())
+            for block in tensor_of(values).blocks():
+                file.write(block.view(np.uint8).data)
 
 
-def write_config(path: Path, config: Mapping[str, Any]) -> None:
+def write_config(path: Path, config: Mapping[str, Any], most: int | None = None) -> None:
     """Write a configuration as PEFT does: sorted, indented.
 
     Raises
     ------
     NolaEdgeError
-        If a field cannot be written so that every reader understands it, or :func:`load_config`
-        would not read so much.
+        If a field cannot be written so that every reader understands it, or all take more than
+        `most` bytes.
     """
     data = encode(config, file=path.name, indent=2, sort_keys=True) + b"\n"
-    if config["peft_type"] == PEFT_TYPE and len(data) > _MAX_CONFIG_BYTES:
-        raise AdapterError(
-            f"would take {len(data)} bytes, more than the {_MAX_CONFIG_BYTES} that are read",
-            file=path.name,
-        )
+    check_readable(len(data), most, CONFIG_NAME)
     with path.open("xb") as file:
         file.write(data)
+
+
+def check_readable(nbytes: int, most: int | None, what: str) -> None:
+    """Refuse to write what would be too large to be read again.
+
+    Raises
+    ------
+    OutputError
+    """
+    if most is not None and nbytes > most:
+        raise OutputError(
+            f"would have {nbytes} bytes, more than the {most} that are read; name the targets by "
+            "their last parts",
+            file=what,
+            field="target_modules",
+        )
 
 
 def load_config(folder: Path) -> AdapterConfig:
@@ -109,15 +124,13 @@ def load_config(folder: Path) -> AdapterConfig:
         names = subfolders_with(folder, CONFIG_NAME.__eq__) if folder.is_dir() else []
         where = subfolders_hint(folder, names) if names else "; is this an adapter folder?"
         raise AdapterError(f"has no {CONFIG_NAME}{where}", file=folder)
-    inside(folder, CONFIG_NAME)
-    if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise AdapterError("is too large for a configuration", file=path)
-    return AdapterConfig.from_json(loads_object(path.read_bytes(), file=path), file=path)
+    data = read_inside(folder, CONFIG_NAME)
+    return AdapterConfig.from_json(loads_object(data, file=path), file=path)
 
 
 def load_tensors(
     file: SafetensorsFile, config: AdapterConfig
-) -> tuple[dict[str, Coefficients], dict[str, NDArray[Any]]]:
+) -> tuple[dict[str, Coefficients], dict[str, Tensor]]:
     """Sort a file's tensors into coefficient pairs and whole tensors.
 
     Raises
@@ -126,7 +139,7 @@ def load_tensors(
         If a name, dtype or shape is not what the configuration announces, or a value not finite.
     """
     pairs: dict[str, dict[str, NDArray[np.float32]]] = {}
-    whole: dict[str, NDArray[Any]] = {}
+    whole: dict[str, Tensor] = {}
     counts = {ALPHA: config.num_basis_a, BETA: config.num_basis_b}
     for name in _named_tensors(file, config):
         local = name[len(PREFIX) :]
@@ -230,8 +243,11 @@ def is_saved_module(local: str, config: AdapterConfig) -> bool:
     return any(f".{module}." in f".{local}" or local == module for module in config.modules_to_save)
 
 
-def load_whole(file: SafetensorsFile, name: str, local: str, config: AdapterConfig) -> NDArray[Any]:
-    """Read the tensor `name`, called `local` in the model, if the configuration announces it."""
+def load_whole(file: SafetensorsFile, name: str, local: str, config: AdapterConfig) -> Tensor:
+    """Check the tensor `name`, called `local` in the model, if the configuration announces it.
+
+    It stays in the file, which must stay open.
+    """
     bias = config.bias != "none" and local.endswith(".bias")
     where: dict[str, Any] = {"file": file.path, "field": name}
     if local == METADATA or not (is_saved_module(local, config) or bias):
@@ -248,7 +264,7 @@ def load_whole(file: SafetensorsFile, name: str, local: str, config: AdapterConf
     info = file.tensors[name]
     if info.dtype not in MERGEABLE:
         raise AdapterError(f"has dtype {info.dtype}, must be {', '.join(MERGEABLE)}", **where)
-    values = file.read(name)
-    if not np.isfinite(values.astype(np.float32)).all():
+    tensor = StoredTensor(file, name)
+    if not tensor.is_finite():
         raise NotFiniteError("holds an infinite or NaN value", **where)
-    return values
+    return tensor

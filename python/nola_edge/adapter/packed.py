@@ -8,16 +8,18 @@ compressed JSON. The container is still safetensors, read by the same strict rea
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nola_edge.adapter.config import AdapterConfig
-from nola_edge.adapter.files import Coefficients, load_whole, write_tensors
+from nola_edge.adapter.files import Coefficients, check_readable, load_whole, write_tensors
 from nola_edge.adapter.quantize import Quantized, check_scale, dequantize, packed_size, quantize
-from nola_edge.errors import AdapterError, printable
-from nola_edge.jsonio import encode, loads_object
+from nola_edge.errors import AdapterError, OutputError, printable
+from nola_edge.json_cursor import Cursor
+from nola_edge.jsonio import MAX_CONFIG_BYTES, dumps, encode
 from nola_edge.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
@@ -26,39 +28,45 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from nola_edge.tensors import Tensor
+
 FORMAT = "nola-packed-1"
 
 _ABOUT = "about"
 _COEFFICIENTS = "coefficients"
 _SCALES = "scales"
 _WHOLE = "whole."
-#: Parsed JSON takes up to thirty times its size in memory.
 _MAX_ABOUT_BYTES = 4_000_000
-_MAX_MODULES = 1 << 20
+#: As many as the linear layers of every expert of the largest models.
+_MAX_MODULES = 100_000
+_MAX_NAME = 8192
 
 
 def write_packed(
     path: Path,
     config: AdapterConfig,
     modules: Mapping[str, Coefficients],
-    whole: Mapping[str, NDArray[Any]],
+    whole: Mapping[str, Tensor],
 ) -> None:
     """Write a packed adapter to a new file.
 
     Raises
     ------
     NolaEdgeError
-        If the configuration cannot be written so that every reader understands it.
+        If the configuration cannot be written so that every reader understands it, or there are
+        more modules, or a larger configuration, than are read again.
     """
     about = {"config": config.to_json(), "modules": list(modules)}
     text = encode(about, separators=(",", ":"), sort_keys=True)
-    if len(text) > _MAX_ABOUT_BYTES:
-        raise AdapterError(
-            f"would take {len(text)} bytes of JSON, more than the {_MAX_ABOUT_BYTES} that are read",
-            field=_ABOUT,
+    check_readable(len(dumps(about["config"])), MAX_CONFIG_BYTES, "config")
+    check_readable(len(text), _MAX_ABOUT_BYTES, _ABOUT)
+    if len(modules) > _MAX_MODULES:
+        raise OutputError(
+            f"{len(modules)} modules are more than the {_MAX_MODULES} that are read; use a folder",
+            file=path.name,
         )
     factors = [values for c in modules.values() for values in (c.alpha, c.beta)]
-    tensors: dict[str, NDArray[Any]] = {}
+    tensors: dict[str, NDArray[Any] | Tensor] = {}
     bits = config.coefficient_bits
     if bits is None:
         tensors[_COEFFICIENTS] = np.concatenate(factors)
@@ -68,13 +76,13 @@ def write_packed(
         tensors[_COEFFICIENTS] = np.concatenate([q.packed for q in quantized])
     tensors[_ABOUT] = np.frombuffer(zlib.compress(text, 9), np.uint8)
     for name, values in whole.items():
-        tensors[_WHOLE + name] = np.ascontiguousarray(values)
+        tensors[_WHOLE + name] = values
     write_tensors(path, tensors, {"format": FORMAT})
 
 
 def load_packed(
     path: Path,
-) -> tuple[AdapterConfig, dict[str, Coefficients], dict[str, NDArray[Any]]]:
+) -> tuple[AdapterConfig, dict[str, Coefficients], dict[str, Tensor]]:
     """Read a packed adapter.
 
     Raises
@@ -82,27 +90,23 @@ def load_packed(
     NolaEdgeError
         If the file is not what it claims. Nothing is allocated before its size is checked.
     """
-    with SafetensorsFile.open(path) as file:
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(SafetensorsFile.open(path))
         if (file.metadata or {}).get("format") != FORMAT or _ABOUT not in file.tensors:
             raise AdapterError(
                 "is no packed adapter; give one that nola-edge pack made, or the folder that holds "
                 "adapter_config.json",
                 file=path,
             )
-        about = loads_object(_inflate(file), file=path)
-        if not isinstance(about.get("config"), dict):
-            raise AdapterError("is missing", file=path, field="config")
-        unknown = set(about) - {"config", "modules"}
-        if unknown:
-            raise AdapterError("is not understood", file=path, field=min(unknown))
-        config = AdapterConfig.from_json(about["config"], file=path)
-        names = _module_names(about.get("modules"), path)
+        config, names = _parse_about(_inflate(file), path)
         modules = _coefficients(file, config, names)
         whole = {
             name.removeprefix(_WHOLE): load_whole(file, name, name.removeprefix(_WHOLE), config)
             for name in _whole_names(file)
         }
         file.check_unchanged()
+        if whole:
+            stack.pop_all()  # they stay in the file
     return config, modules, whole
 
 
@@ -127,19 +131,44 @@ def _inflate(file: SafetensorsFile) -> bytes:
     return text
 
 
-def _module_names(names: object, path: Path) -> list[str]:
-    if not (
-        isinstance(names, list)
-        and 0 < len(names) <= _MAX_MODULES
-        and all(isinstance(name, str) and name.isprintable() for name in names)
-        and len(set(names)) == len(names)
-    ):
-        raise AdapterError(
-            f"is {printable(str(names))}, not a list of distinct printable names",
+def _parse_about(data: bytes, path: Path) -> tuple[AdapterConfig, list[str]]:
+    """Return the configuration and the modules' names."""
+    cursor = Cursor(data, file=path)
+    config: Any = None
+    names: list[str] = []
+    for key in cursor.keys(2):
+        if key == "config":
+            config = cursor.value(MAX_CONFIG_BYTES)
+        elif key == "modules":
+            names = _module_names(cursor, path)
+        else:
+            raise AdapterError("is not understood", file=path, field=key)
+    cursor.end()
+    if not isinstance(config, dict):
+        raise AdapterError("is missing", file=path, field="config")
+    if not names:
+        raise AdapterError("is missing", file=path, field="modules")
+    return AdapterConfig.from_json(config, file=path), names
+
+
+def _module_names(cursor: Cursor, path: Path) -> list[str]:
+    def refuse(found: object) -> AdapterError:
+        return AdapterError(
+            f"is {printable(str(found))}, not a list of distinct printable names",
             file=path,
             field="modules",
         )
-    return names
+
+    if cursor.peek() != "[":
+        raise refuse(cursor.value(_MAX_NAME))
+    names: dict[str, None] = {}
+    for name in cursor.items(_MAX_MODULES, _MAX_NAME):
+        if not isinstance(name, str) or not name.isprintable() or name in names:
+            raise refuse([name])
+        names[name] = None
+    if not names:
+        raise refuse([])
+    return list(names)
 
 
 def _coefficients(

@@ -1,4 +1,4 @@
-"""The coefficients that a fresh adapter begins with (design section 2, *Initial coefficients*)."""
+"""What a fresh adapter begins with (design section 2, *Initial coefficients*)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nola_edge.errors import ArgumentError, printable
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
+
+#: Modules whose names a new adapter's configuration lists.
+_MAX_TARGETS = 4096
 
 
 def unit_start(num_basis: int, in_features: int) -> NDArray[np.float32]:
@@ -30,3 +37,29 @@ def unit_start(num_basis: int, in_features: int) -> NDArray[np.float32]:
     alpha = np.zeros(num_basis, np.float32)
     alpha[0] = math.sqrt(num_basis / (3 * in_features))
     return alpha
+
+
+def target_names(modules: Iterable[str]) -> list[str]:
+    """Return names that choose modules: their own, or their last parts, where they are many."""
+    names = sorted(modules)
+    if len(names) <= _MAX_TARGETS:
+        return names
+    return sorted({name.rpartition(".")[2] for name in names})
+
+
+def check_shape(module: str, shape: object) -> None:
+    """Refuse what is no pair of positive sizes.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    if not (
+        isinstance(shape, tuple | list)
+        and len(shape) == 2
+        and all(isinstance(n, int | np.integer) and n >= 1 for n in shape)
+    ):
+        raise ArgumentError(
+            f"{printable(repr(shape))} is not (out_features, in_features), both positive",
+            field=module,
+        )

@@ -28,12 +28,9 @@ def merge_into_one(
     base: str, adapters: Adapters, output: str, as_json: bool, quiet: bool, **options: Any
 ) -> None:
     """Merge into a checkpoint."""
-    from nola_edge.checkpoint import Checkpoint
     from nola_edge.merge.write import merge_checkpoint
 
-    with Checkpoint.open(base) as checkpoint:
-        total = checkpoint.nbytes
-    with ui.ByteProgress(total, "merging", quiet) as progress:
+    with ui.ByteProgress(_nbytes(base), "merging", quiet) as progress:
         report = merge_checkpoint(base, adapters, output, progress=progress, **options)
     if as_json:
         ui.print_json(asdict(report))
@@ -46,7 +43,6 @@ def merge_into_each(
     base: str, adapters: Adapters, output: str, as_json: bool, quiet: bool, **options: Any
 ) -> None:
     """Merge every adapter into a checkpoint of its own."""
-    from nola_edge.checkpoint import Checkpoint
     from nola_edge.merge.each import merge_each
     from nola_edge.merge.share import Share
 
@@ -54,9 +50,7 @@ def merge_into_each(
     shard = options["shard"]
     share = Share.of(shard)
     count = len(share.take(adapters))
-    with Checkpoint.open(base) as checkpoint:
-        total = checkpoint.nbytes * count
-    with ui.ByteProgress(total, "merging", quiet) as progress:
+    with ui.ByteProgress(_nbytes(base) * count, "merging", quiet) as progress:
         reports = merge_each(base, adapters, output, progress=progress, **options)
     seconds = time.perf_counter() - begin
     if as_json:
@@ -78,6 +72,14 @@ def merge_into_each(
     if len(reports) > _LISTED:
         click.echo(f"  … and {len(reports) - _LISTED} more (all with --json)")
     _print_notes(reports)
+
+
+def _nbytes(base: str) -> int:
+    """Return the bytes of a checkpoint; nothing of it stays in memory."""
+    from nola_edge.checkpoint import Checkpoint
+
+    with Checkpoint.open(base) as checkpoint:
+        return checkpoint.nbytes
 
 
 def _speed(nbytes: int, seconds: float) -> str:

@@ -7,6 +7,7 @@ every product by alpha / r, with one alpha for the file and the r of each tensor
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,9 @@ from nola_edge import ops
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.errors import ArgumentError, CheckpointError, NotFiniteError
 from nola_edge.export.alpha import alpha_of
+from nola_edge.export.factors import factor_tensor
 from nola_edge.gguf.file import GgufFile, is_gguf
-from nola_edge.gguf.interleaved import interleave
+from nola_edge.gguf.interleaved import interleaved_rows
 from nola_edge.gguf.model import model_of_config, model_of_gguf
 from nola_edge.gguf.plan import check_no_double, check_no_whole_tensors, matched_tensors
 from nola_edge.jsonio import loads_object
@@ -28,12 +30,16 @@ from nola_edge.merge.update import stored_features
 from nola_edge.output import AtomicOutput
 from nola_edge.paths import read_inside
 from nola_edge.replaceable import gguf_lora
+from nola_edge.tensors import ComputedTensor, StackedTensor
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from nola_edge.adapter import Adapter
     from nola_edge.gguf.architectures import Model, Target
+    from nola_edge.tensors import Tensor
 
     Adapters = tuple[tuple[Adapter, float], ...]
 
@@ -43,11 +49,31 @@ _CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class _Share:
-    """What one adapter brings to one tensor."""
+    """What one adapter brings to one tensor of (out_features, in_features)."""
 
-    a: NDArray[np.float32]
-    b: NDArray[np.float32]
-    scaling: float
+    adapter: Adapter
+    module: str
+    features: tuple[int, int]
+    head_rows: int | None
+    weight: float
+
+    @property
+    def rank(self) -> int:
+        return self.adapter.config.r
+
+    @property
+    def scaling(self) -> float:
+        return self.weight * self.adapter.scaling
+
+    def b(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return rows of B, in the order of the base's tensor."""
+
+        def rows(first: int, last: int) -> NDArray[np.float32]:
+            return self.adapter.factor_b(self.module, self.features[0], (first, last))
+
+        if self.head_rows is None:
+            return rows(start, stop)
+        return interleaved_rows(rows, self.head_rows, start, stop)
 
 
 def export_gguf_lora(
@@ -104,18 +130,29 @@ def export_gguf_lora(
             output, inputs=inputs, force=force, directory=False, replaces=gguf_lora
         ) as out,
         out.file() as path,
+        contextlib.closing(gguf.GGUFWriter(path, model.architecture.name)) as writer,
     ):
-        writer = gguf.GGUFWriter(path, model.architecture.name)
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
-        for name, values in tensors.items():
-            writer.add_tensor(name, _rounded(values, dtype, name))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        _write_tensors(writer, tensors, dtype)
     return Path(output)
+
+
+def _write_tensors(writer: Any, tensors: dict[str, Tensor], dtype: str) -> None:
+    """Write the file, tensors block by block; the writer's own way holds them all in memory."""
+    kind = np.dtype(_DTYPES[dtype])
+    for name, tensor in tensors.items():
+        writer.add_tensor_info(name, tensor.shape, kind, tensor.size * kind.itemsize)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    (file,) = writer.fout
+    writer.write_padding(file, file.tell())
+    for name, tensor in tensors.items():
+        for block in tensor.blocks():
+            file.write(_rounded(block, dtype, name).data)
+        writer.write_padding(file, tensor.size * kind.itemsize)
 
 
 def _gguf() -> Any:
@@ -175,16 +212,12 @@ def _share(
     weight: float,
     base: Path,
 ) -> _Share:
-    a, b = adapter.factors(module, *features)
-    head_rows = target.head_rows(features[0], base)
-    if head_rows is not None:
-        b = interleave(b, head_rows)
-    return _Share(a, b, weight * adapter.scaling)
+    return _Share(adapter, module, features, target.head_rows(features[0], base), weight)
 
 
 def _with_one_alpha(
     shares: dict[str, list[_Share]],
-) -> tuple[float, dict[str, NDArray[np.float32]]]:
+) -> tuple[float, dict[str, Tensor]]:
     """Join the adapters of each tensor, and bake into B what one alpha cannot say.
 
     One adapter has one scaling s and one rank r: alpha = s r, and B stays exact. Several have
@@ -192,7 +225,7 @@ def _with_one_alpha(
     multiplied by s R / alpha.
     """
     scalings = {share.scaling for parts in shares.values() for share in parts}
-    ranks = {name: sum(len(share.a) for share in parts) for name, parts in shares.items()}
+    ranks = {name: sum(share.rank for share in parts) for name, parts in shares.items()}
     largest = max(ranks.values())
     single = len(set(ranks.values())) == len(scalings) == 1 and all(
         len(parts) == 1 for parts in shares.values()
@@ -202,15 +235,36 @@ def _with_one_alpha(
     limits = np.finfo(np.float32)
     exact = float(limits.tiny) <= abs(scaling) and abs(scaling) * largest <= float(limits.max)
     alpha = alpha_of(scaling, largest, np.float32) if exact else float(largest)
-    tensors: dict[str, NDArray[np.float32]] = {}
+    tensors: dict[str, Tensor] = {}
     for name, parts in shares.items():
-        scaled = [
-            share.b if exact else ops.scaled(share.b, share.scaling * ranks[name] / largest)
-            for share in parts
-        ]
-        tensors[f"{name}.lora_a"] = np.concatenate([share.a for share in parts])
-        tensors[f"{name}.lora_b"] = np.concatenate(scaled, axis=1)
+        factor = None if exact else ranks[name] / largest
+        tensors[f"{name}.lora_a"] = _joined_a(parts, ranks[name])
+        tensors[f"{name}.lora_b"] = _joined_b(parts, ranks[name], factor)
     return alpha, tensors
+
+
+def _joined_a(parts: Sequence[_Share], rank: int) -> Tensor:
+    """Return A of all adapters, one below the other."""
+    cols = parts[0].features[1]
+    kind = np.dtype(np.float32)
+    return StackedTensor(
+        [factor_tensor(share.adapter, share.module, "A", cols, kind) for share in parts],
+        (rank, cols),
+    )
+
+
+def _joined_b(parts: Sequence[_Share], rank: int, factor: float | None) -> Tensor:
+    """Return B of all adapters, side by side, each with its scaling times the factor if any."""
+
+    def compute(rows: tuple[int, int], cols: tuple[int, int]) -> NDArray[np.float32]:
+        found = [share.b(*rows) for share in parts]
+        if factor is not None:
+            found = [
+                ops.scaled(b, share.scaling * factor) for b, share in zip(found, parts, strict=True)
+            ]
+        return np.concatenate(found, axis=1)[:, cols[0] : cols[1]]
+
+    return ComputedTensor(np.dtype(np.float32), (parts[0].features[0], rank), compute)
 
 
 def _rounded(values: NDArray[np.float32], dtype: str, name: str) -> NDArray[Any]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from nola_edge.adapter import Adapter
 from nola_edge.adapter.files import (
     CONFIG_NAME,
@@ -21,8 +19,9 @@ from nola_edge.adapter.files import (
 )
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import MERGEABLE, numpy_dtype
-from nola_edge.errors import ArgumentError, NotFiniteError
+from nola_edge.errors import ArgumentError
 from nola_edge.export.alpha import alpha_of
+from nola_edge.export.factors import factor_tensor
 from nola_edge.merge.plan import plan_merge
 from nola_edge.merge.update import stored_features
 from nola_edge.output import AtomicOutput
@@ -31,7 +30,7 @@ from nola_edge.replaceable import adapter_folder
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from numpy.typing import NDArray
+    from nola_edge.tensors import Tensor
 
 _KEPT = ("base_model_name_or_path", "revision", "task_type", "inference_mode")
 
@@ -74,20 +73,18 @@ def export_lora(
     loaded = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
     with Checkpoint.open(base) as checkpoint:
         plan = plan_merge(checkpoint, ((loaded, 1.0),), check_base=check_base)
-        tensors: dict[str, NDArray[Any]] = {}
+        tensors: dict[str, Tensor] = {}
         for name, terms in plan.merges.items():
             shape = plan.tensor(name)[1].shape
             out_features, in_features = stored_features(shape, loaded.config.fan_in_fan_out)
             module = terms[0].module
-            a, b = loaded.factors(module, out_features, in_features)
-            for label, values in (("lora_A", a), ("lora_B", b)):
-                with np.errstate(over="ignore"):  # said below, and better
-                    rounded = values.astype(numpy_dtype(dtype))
-                if not np.isfinite(rounded.astype(np.float32)).all():
-                    raise NotFiniteError(f"{label} is not finite in {dtype}", field=module)
-                tensors[f"{PREFIX}{module}.{label}.weight"] = rounded
-        for name, values in loaded.whole_tensors.items():
-            tensors[PREFIX + stored_name(name, loaded.modules)] = values
+            kind = numpy_dtype(dtype)
+            a = factor_tensor(loaded, module, "A", in_features, kind)
+            b = factor_tensor(loaded, module, "B", out_features, kind)
+            tensors[f"{PREFIX}{module}.lora_A.weight"] = a
+            tensors[f"{PREFIX}{module}.lora_B.weight"] = b
+        for name, tensor in loaded.whole_tensors.tensors.items():
+            tensors[PREFIX + stored_name(name, loaded.modules)] = tensor
         inputs = [checkpoint.path, *([loaded.path] if loaded.path is not None else [])]
         with AtomicOutput(
             output, inputs=inputs, force=force, directory=True, replaces=adapter_folder

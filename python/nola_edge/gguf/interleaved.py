@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from nola_edge.merge.update import RowUpdate
@@ -29,26 +31,38 @@ def interleave(rows: NDArray[np.float32], head_rows: int) -> NDArray[np.float32]
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
 
 
+def interleaved_rows(
+    rows: Callable[[int, int], NDArray[np.float32]], head_rows: int, start: int, stop: int
+) -> NDArray[np.float32]:
+    """Return rows (start, stop) of an interleaved matrix, and make no others.
+
+    Parameters
+    ----------
+    rows : callable
+        Takes start and stop and returns these rows of the matrix in the Hugging Face order.
+    head_rows : int
+        Even.
+    start, stop : int
+    """
+    parts = [rows(0, 0)]
+    for head in range(start // head_rows * head_rows, stop, head_rows):
+        begin, end = max(start - head, 0), min(stop - head, head_rows)
+        first, last, half = begin // 2, -(-end // 2), head_rows // 2
+        halves = [rows(at + first, at + last) for at in (head, head + half)]
+        pairs = np.stack(halves, axis=1).reshape(-1, halves[0].shape[1])
+        parts.append(pairs[begin - 2 * first :][: end - begin])
+    return np.concatenate(parts)
+
+
 class InterleavedUpdate:
     """An update for a weight whose rows are interleaved; it has what a RowUpdate has."""
 
     def __init__(self, update: RowUpdate, head_rows: int) -> None:
         self._update = update
         self._head_rows = head_rows
-
-    @property
-    def right(self) -> NDArray[np.float32]:
-        """Return the right factor."""
-        return self._update.right
-
-    @property
-    def scaling(self) -> float:
-        """Return the factor on the product."""
-        return self._update.scaling
+        self.cols, self.right = update.cols, update.right
+        self.scaling, self.threads = update.scaling, update.threads
 
     def left(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Expand rows of the left factor, with the heads that they belong to."""
-        first = start // self._head_rows * self._head_rows
-        last = -(-stop // self._head_rows) * self._head_rows
-        heads = interleave(self._update.left(first, last), self._head_rows)
-        return heads[start - first : stop - first]
+        """Expand rows of the left factor."""
+        return interleaved_rows(self._update.left, self._head_rows, start, stop)

@@ -12,10 +12,11 @@ from nola_edge.copying import copy_range, pwrite_all, start_writeback
 from nola_edge.gguf.file import GgufFile
 from nola_edge.gguf.layout import Layout
 from nola_edge.gguf.plan import GgufPlan, plan_gguf
-from nola_edge.gguf.requantize import merge_rows, requantized_rows
+from nola_edge.gguf.requantize import merge_rows, requantized_windows
 from nola_edge.gguf.survival import Survival
-from nola_edge.merge.blocks import Buffers, Workers, block_offset, read_merged, row_blocks
+from nola_edge.merge.blocks import Buffers, Workers, read_merged, runs_of
 from nola_edge.merge.plan import load_adapters
+from nola_edge.merge.windows import windows, work_bytes
 from nola_edge.output import AtomicOutput
 from nola_edge.replaceable import gguf_model
 from nola_edge.threads import check_threads
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
 
     from nola_edge.gguf.plan import TensorMerge
     from nola_edge.merge.update import RowUpdate
+    from nola_edge.merge.windows import Runs, Window
     from nola_edge.safetensors_file import TensorInfo
 
 _COPY_BYTES = 64 << 20
+#: What is dequantised and quantised anew takes so many times its bytes, with all that is between.
+_REQUANTIZED = 8
 
 
 @dataclass(frozen=True)
@@ -153,13 +157,17 @@ def _write(
                 info = plan.base.tensors[name]
                 if not info.nbytes:
                     continue
-                update = merge.update(info.shape, num_threads)
-                if merge.keeps_float(info):
-                    for rows in row_blocks(info):
-                        workers.submit(writer.merge, info, update, rows)
-                else:
-                    for rows in requantized_rows(info):
-                        workers.submit(writer.requantize, info, merge, update, rows)
+                for update in merge.updates(info, num_threads):
+                    if merge.keeps_float(info):
+                        for window in windows(info, [update]):
+                            need = work_bytes(info, [update], window)
+                            workers.submit(writer.merge, info, update, window, nbytes=need)
+                    else:
+                        for window in requantized_windows(info, update):
+                            need = _REQUANTIZED * work_bytes(info, [update], window)
+                            workers.submit(
+                                writer.requantize, info, merge, update, window, nbytes=need
+                            )
     finally:
         os.close(fd)
     return writer.survival()
@@ -176,7 +184,7 @@ class _Writer:
         self._fd = fd
         self._progress = progress
         self._buffers = Buffers()
-        self._survived: dict[tuple[str, int], Survival] = {}
+        self._survived: dict[tuple[str, int, int], Survival] = {}
 
     def copy(self, begin: int, end: int, offset: int) -> None:
         """Copy bytes of the base within the kernel."""
@@ -184,31 +192,32 @@ class _Writer:
         start_writeback(self._fd, offset, end - begin)
         self._progress(end - begin)
 
-    def merge(self, info: TensorInfo, update: RowUpdate, rows: tuple[int, int]) -> None:
-        """Merge a block of rows that keeps its float type, and write it."""
-        begin = block_offset(info, rows[0])
-        count = block_offset(info, rows[1]) - begin
-        block = read_merged(self._base, info, update, rows, self._buffers.get(count))
-        self._put(block, self._layout.offsets[info.name] + begin)
+    def merge(self, info: TensorInfo, update: RowUpdate, window: Window) -> None:
+        """Merge a window that keeps its float type, and write it."""
+        runs = runs_of(info, window)
+        data = read_merged(self._base, info, update, window, self._buffers.get(runs.nbytes))
+        self._put(info, data, runs)
 
     def requantize(
-        self, info: TensorInfo, merge: TensorMerge, update: RowUpdate, rows: tuple[int, int]
+        self, info: TensorInfo, merge: TensorMerge, update: RowUpdate, window: Window
     ) -> None:
-        """Merge a block of rows by way of float32, and write it as another type or anew."""
-        block, survived = merge_rows(self._base, info, merge.kind, update, rows)
-        row_bytes = block.shape[1]
-        self._put(block.reshape(-1).data, self._layout.offsets[info.name] + rows[0] * row_bytes)
+        """Merge a window by way of float32, and write it as another type or anew."""
+        rows, survived = merge_rows(self._base, info, merge.kind, update, window)
+        self._put(info, rows.reshape(-1).data, window.runs(merge.row_bytes(info), info.shape[1]))
         if survived is not None:
-            self._survived[info.name, rows[0]] = survived
+            self._survived[info.name, window.rows[0], window.cols[0]] = survived
 
-    def _put(self, block: memoryview, offset: int) -> None:
-        pwrite_all(self._fd, block, offset)
-        start_writeback(self._fd, offset, len(block))
-        self._progress(len(block))
+    def _put(self, info: TensorInfo, data: memoryview, runs: Runs) -> None:
+        begin = self._layout.offsets[info.name]
+        for offset, piece in runs.pieces(data):
+            pwrite_all(self._fd, piece, begin + offset)
+        if runs.count == 1:
+            start_writeback(self._fd, begin + runs.offset, len(data))
+        self._progress(len(data))
 
     def survival(self) -> dict[str, Survival]:
-        """Return what was measured, by tensor; added up in the order of rows."""
+        """Return what was measured, by tensor; added up in the order of rows, then columns."""
         measured: dict[str, Survival] = {}
-        for (name, _), survived in sorted(self._survived.items()):
+        for (name, _, _), survived in sorted(self._survived.items()):
             measured[name] = measured.get(name, Survival()) + survived
         return {name: measured[name] for name in self._base.tensors if name in measured}

@@ -12,10 +12,10 @@ from nola_edge.gguf.model import model_of_gguf
 from nola_edge.gguf.quantization import WRITABLE_TYPES, check_codecs
 from nola_edge.gguf.types import FLOAT_TYPES, TENSOR_TYPES
 from nola_edge.merge.fit import check_factor_sizes, check_shapes, location
-from nola_edge.merge.update import Term, make_update
+from nola_edge.merge.update import Term, make_updates
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from nola_edge.adapter import Adapter
     from nola_edge.gguf.architectures import Model, Target
@@ -49,10 +49,11 @@ class TensorMerge:
         """Return the bytes of a row of the merged tensor."""
         return tensor_bytes(self.kind, info.shape[1:])
 
-    def update(self, shape: tuple[int, ...], num_threads: int | None = None) -> RowUpdate:
-        """Prepare the update of the tensor."""
-        update = make_update(self.terms, shape, num_threads)
-        return update if self.head_rows is None else InterleavedUpdate(update, self.head_rows)
+    def updates(self, info: TensorInfo, num_threads: int | None = None) -> Iterator[RowUpdate]:
+        """Yield the updates of the tensor, one for each strip of it."""
+        for update in make_updates(self.terms, info, num_threads):
+            rows = self.head_rows
+            yield update if rows is None else InterleavedUpdate(update, rows)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from nola_edge.errors import NotFiniteError
 from nola_edge.gguf.quantization import dequantize, quantize
 from nola_edge.gguf.survival import Survival
 from nola_edge.gguf.types import FLOAT_TYPES
-from nola_edge.merge.blocks import block_offset
+from nola_edge.merge.blocks import read_runs, runs_of
+from nola_edge.merge.windows import windows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,25 +21,23 @@ if TYPE_CHECKING:
 
     from nola_edge.input_file import InputFile
     from nola_edge.merge.update import RowUpdate
+    from nola_edge.merge.windows import Window
     from nola_edge.safetensors_file import TensorInfo
 
 
-#: Elements of a block that is dequantised and quantised anew.
-_BLOCK_ELEMENTS = 1 << 18
+#: Elements of a window that is dequantised and quantised anew.
+_WINDOW_ELEMENTS = 1 << 18
 
 
-def requantized_rows(info: TensorInfo) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) row ranges of a few hundred thousand elements."""
-    rows, cols = info.shape
-    step = max(1, _BLOCK_ELEMENTS // max(1, cols))
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
+def requantized_windows(info: TensorInfo, update: RowUpdate) -> Iterator[Window]:
+    """Yield windows of a strip, of a few hundred thousand elements."""
+    return windows(info, [update], _WINDOW_ELEMENTS * info.nbytes // info.size)
 
 
 def merge_rows(
-    file: InputFile, info: TensorInfo, kind: str, update: RowUpdate, rows: tuple[int, int]
+    file: InputFile, info: TensorInfo, kind: str, update: RowUpdate, window: Window
 ) -> tuple[NDArray[np.uint8], Survival | None]:
-    """Read rows of a tensor, merge them in fp32 and convert them, on the calling thread.
+    """Read a window of a tensor, merge it in fp32 and convert it, on the calling thread.
 
     Parameters
     ----------
@@ -47,12 +46,12 @@ def merge_rows(
     kind : str
         Type to convert to.
     update : RowUpdate
-        For the whole tensor.
-    rows : (start, stop)
+        For the window's columns.
+    window : Window
 
     Returns
     -------
-    rows : (stop - start, bytes of a row) uint8
+    rows : (rows of the window, bytes of each) uint8
     survival : Survival or None
         What is left of the delta, where `kind` is a quantised type.
 
@@ -61,16 +60,16 @@ def merge_rows(
     NotFiniteError
         If a merged element is infinite or NaN, as it is or in the type `kind`.
     """
-    return ops.in_specified_environment(lambda: _merge_rows(file, info, kind, update, rows))
+    return ops.in_specified_environment(lambda: _merge_rows(file, info, kind, update, window))
 
 
 def _merge_rows(
-    file: InputFile, info: TensorInfo, kind: str, update: RowUpdate, rows: tuple[int, int]
+    file: InputFile, info: TensorInfo, kind: str, update: RowUpdate, window: Window
 ) -> tuple[NDArray[np.uint8], Survival | None]:
-    start, stop = rows
-    begin = block_offset(info, start)
-    stored = np.empty((stop - start, block_offset(info, 1)), np.uint8)
-    file.read_into(stored.reshape(-1).data, info.start + begin)
+    start, stop = window.rows
+    runs = runs_of(info, window)
+    stored = np.empty((stop - start, runs.nbytes // (stop - start)), np.uint8)
+    read_runs(file, info, runs, stored.reshape(-1).data)
     before = dequantize(stored, info.dtype)
     wanted = before.copy()
     refusal = NotFiniteError(

@@ -11,11 +11,12 @@ from nola_edge.gguf.layout import Layout
 from nola_edge.gguf.model import model_of_gguf
 from nola_edge.gguf.plan import GgufPlan, matched_tensors, plan_gguf
 from nola_edge.gguf.quantization import WRITABLE_TYPES
-from nola_edge.gguf.requantize import merge_rows, requantized_rows
-from nola_edge.merge.blocks import block_offset, read_merged, row_blocks
+from nola_edge.gguf.requantize import merge_rows, requantized_windows
+from nola_edge.merge.blocks import read_merged, runs_of
 from nola_edge.merge.compare import FileDifference, VerifyReport, compare, stored_blocks
 from nola_edge.merge.compare_files import first_difference
 from nola_edge.merge.plan import load_adapters
+from nola_edge.merge.windows import windows
 from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from nola_edge.adapter import Adapter
     from nola_edge.merge.compare import Produce
     from nola_edge.merge.update import RowUpdate
+    from nola_edge.merge.windows import Runs, Window
     from nola_edge.safetensors_file import TensorInfo
 
     Adapters = tuple[tuple[Adapter, float], ...]
@@ -174,25 +176,23 @@ class _Expected:
         merge = self._plan.merges.get(name)
         return (info.dtype if merge is None else merge.kind), info.shape
 
-    def blocks(self, name: str) -> Iterator[tuple[int, int, Produce]]:
+    def blocks(self, name: str) -> Iterator[tuple[Runs, Produce]]:
         file, info = self._plan.base, self._plan.base.tensors[name]
         if info.nbytes == 0 or name not in self._plan.merges:
             yield from stored_blocks(file, info)
             return
         merge = self._plan.merges[name]
-        update = merge.update(info.shape, self._num_threads)
-        if merge.keeps_float(info):
-            for rows in row_blocks(info):
-                begin, end = block_offset(info, rows[0]), block_offset(info, rows[1])
-                yield begin, end - begin, partial(read_merged, file, info, update, rows)
-            return
-        row_bytes = merge.row_bytes(info)
-        for rows in requantized_rows(info):
-            count = (rows[1] - rows[0]) * row_bytes
-            yield rows[0] * row_bytes, count, partial(self._merged, info, merge.kind, update, rows)
+        for update in merge.updates(info, self._num_threads):
+            if merge.keeps_float(info):
+                for window in windows(info, [update]):
+                    yield runs_of(info, window), partial(read_merged, file, info, update, window)
+                continue
+            for window in requantized_windows(info, update):
+                runs = window.runs(merge.row_bytes(info), info.shape[1])
+                yield runs, partial(self._merged, info, merge.kind, update, window)
 
     def _merged(
-        self, info: TensorInfo, kind: str, update: RowUpdate, rows: tuple[int, int], _: memoryview
+        self, info: TensorInfo, kind: str, update: RowUpdate, window: Window, _: memoryview
     ) -> memoryview:
-        block, _survival = merge_rows(self._plan.base, info, kind, update, rows)
-        return block.reshape(-1).data
+        rows, _survival = merge_rows(self._plan.base, info, kind, update, window)
+        return rows.reshape(-1).data

@@ -1,7 +1,7 @@
-"""Merge a stored weight block of rows by block of rows, so that memory stays flat.
+"""Merge a stored weight window by window, so that memory stays flat.
 
-A block is read from the file into a small buffer, merged there and handed on while it is still
-in cache. Blocks are independent: any thread may take any of them and the bytes are the same.
+A window is read from the file into a small buffer, merged there and handed on while it is still
+in cache. Windows are independent: any thread may take any of them and the bytes are the same.
 """
 
 from __future__ import annotations
@@ -15,55 +15,53 @@ import numpy as np
 from nola_edge import ops
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import NotFiniteError
+from nola_edge.merge.windows import windows, work_bytes
 from nola_edge.pacing import check_stopped, stopped_by
 from nola_edge.threads import startable_threads, thread_count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from nola_edge.input_file import InputFile
     from nola_edge.merge.update import RowUpdate
+    from nola_edge.merge.windows import Runs, Window
     from nola_edge.safetensors_file import TensorInfo
 
-#: Large enough to make a thread's turn worthwhile, small enough to stay in the last-level cache.
-BLOCK_BYTES = 4 << 20
+#: What work that is outstanding may need in all.
+_WORK_BYTES = 40 << 20
 
 
-def row_blocks(info: TensorInfo) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) row ranges of at most about :data:`BLOCK_BYTES`."""
+def runs_of(info: TensorInfo, window: Window) -> Runs:
+    """Return where the bytes of a window of a stored matrix lie in it."""
     rows, cols = info.shape
-    row_bytes = max(1, cols * info.nbytes // max(1, rows * cols))
-    step = max(1, BLOCK_BYTES // row_bytes)
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
+    return window.runs(info.nbytes // rows, cols)
 
 
-def block_offset(info: TensorInfo, row: int) -> int:
-    """Return the offset of a row within the tensor, in bytes."""
-    return row * (info.nbytes // info.shape[0]) if info.shape[0] else 0
+def read_runs(file: InputFile, info: TensorInfo, runs: Runs, out: memoryview) -> memoryview:
+    """Read bytes of a tensor into the beginning of a buffer, and return that."""
+    view = out[: runs.nbytes]
+    for offset, piece in runs.pieces(view):
+        file.read_into(piece, info.start + offset)
+    return view
 
 
 def read_merged(
-    file: InputFile,
-    info: TensorInfo,
-    update: RowUpdate,
-    rows: tuple[int, int],
-    out: memoryview,
+    file: InputFile, info: TensorInfo, update: RowUpdate, window: Window, out: memoryview
 ) -> memoryview:
-    """Read rows of a weight into a buffer and merge them there, on the calling thread.
+    """Read a window of a weight into a buffer and merge it there, on the calling thread.
 
     Parameters
     ----------
     file, info
         Where the weight is stored.
     update : RowUpdate
-        For the whole weight.
-    rows : (start, stop)
+        For the window's columns.
+    window : Window
     out : writable memoryview of bytes
-        At least as large as the rows.
+        At least as large as the window.
 
     Returns
     -------
@@ -75,36 +73,34 @@ def read_merged(
     NotFiniteError
         If a merged element is infinite or NaN.
     """
-    begin = block_offset(info, rows[0])
-    view = out[: block_offset(info, rows[1]) - begin]
-    file.read_into(view, info.start + begin)
-    merge_block(view, file.path, info, update, rows)
+    view = read_runs(file, info, runs_of(info, window), out)
+    merge_window(view, file.path, info, update, window)
     return view
 
 
-def merge_block(
-    block: memoryview, path: Path, info: TensorInfo, update: RowUpdate, rows: tuple[int, int]
+def merge_window(
+    data: memoryview, path: Path, info: TensorInfo, update: RowUpdate, window: Window
 ) -> None:
-    """Merge rows of a weight that are in memory, in place, on the calling thread.
+    """Merge a window of a weight that is in memory, in place, on the calling thread.
 
     Parameters
     ----------
-    block : writable memoryview of bytes
-        The rows.
+    data : writable memoryview of bytes
+        The window.
     path, info
         Where the weight is stored, for errors.
     update : RowUpdate
-        For the whole weight.
-    rows : (start, stop)
+        For the window's columns.
+    window : Window
 
     Raises
     ------
     NotFiniteError
         If a merged element is infinite or NaN.
     """
-    start, stop = rows
-    weight: NDArray[Any] = np.frombuffer(block, dtype=numpy_dtype(info.dtype))
-    weight = weight.reshape(stop - start, info.shape[1])
+    start, stop = window.rows
+    weight: NDArray[Any] = np.frombuffer(data, dtype=numpy_dtype(info.dtype))
+    weight = weight.reshape(window.shape)
     try:
         ops.merge_(weight, update.left(start, stop), update.right, update.scaling, num_threads=1)
     except NotFiniteError:
@@ -117,7 +113,11 @@ def merge_block(
 
 
 def submit_merge(
-    workers: Workers, file: InputFile, info: TensorInfo, update: RowUpdate, out: memoryview
+    workers: Workers,
+    file: InputFile,
+    info: TensorInfo,
+    updates: Iterable[RowUpdate],
+    out: memoryview,
 ) -> None:
     """Have a whole weight read into memory and merged there, by as many as are free.
 
@@ -127,13 +127,33 @@ def submit_merge(
         What went wrong is raised by them.
     file, info
         Where the weight is stored.
-    update : RowUpdate
+    updates : iterable of RowUpdate
+        Of all strips.
     out : writable memoryview of bytes
         As large as the weight.
     """
-    for rows in row_blocks(info):
-        begin = block_offset(info, rows[0])
-        workers.submit(read_merged, file, info, update, rows, out[begin:])
+    buffers = Buffers()
+    for update in updates:
+        for window in windows(info, [update]):
+            need = work_bytes(info, [update], window)
+            workers.submit(_merge_in_memory, file, info, update, window, out, buffers, nbytes=need)
+
+
+def _merge_in_memory(
+    file: InputFile,
+    info: TensorInfo,
+    update: RowUpdate,
+    window: Window,
+    out: memoryview,
+    buffers: Buffers,
+) -> None:
+    runs = runs_of(info, window)
+    if runs.count == 1:
+        read_merged(file, info, update, window, out[runs.offset :])
+        return
+    merged = read_merged(file, info, update, window, buffers.get(runs.nbytes))
+    for offset, piece in runs.pieces(merged):
+        out[offset : offset + len(piece)] = piece
 
 
 class Buffers:
@@ -166,17 +186,26 @@ class Workers:
         self._executor = (
             ThreadPoolExecutor(self._count, thread_name_prefix="nola-edge") if self._count else None
         )
-        self._pending: set[Future[object]] = set()
+        #: What is outstanding, with the bytes that it needs.
+        self._pending: dict[Future[object], int] = {}
         self._stop = threading.Event()
 
-    def submit(self, work: Callable[..., object], *args: Any) -> None:
-        """Queue work, waiting while the queue is full; raise what earlier work raised."""
+    def submit(self, work: Callable[..., object], *args: Any, nbytes: int = 0) -> None:
+        """Queue work, waiting while the queue is full; raise what earlier work raised.
+
+        Parameters
+        ----------
+        work : callable
+        *args
+        nbytes : int
+            Memory that it needs, for which it waits too.
+        """
         check_stopped()
         if self._executor is None:
             work(*args)
             return
-        self._drain(2 * self._count)
-        self._pending.add(self._executor.submit(self._run, work, *args))
+        self._drain(2 * self._count, max(0, _WORK_BYTES - nbytes))
+        self._pending[self._executor.submit(self._run, work, *args)] = nbytes
 
     def _run(self, work: Callable[..., object], *args: Any) -> object:
         with stopped_by(self._stop):
@@ -185,7 +214,7 @@ class Workers:
 
     def finish(self) -> None:
         """Wait for all work; raise what it raised."""
-        self._drain(0)
+        self._drain(0, 0)
 
     def close(self) -> None:
         """Drop what has not begun, stop the rest and wait for that."""
@@ -193,10 +222,11 @@ class Workers:
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _drain(self, allowed: int) -> None:
-        while len(self._pending) > allowed:
-            done, self._pending = wait(self._pending, return_when=FIRST_COMPLETED)
+    def _drain(self, most: int, most_bytes: int) -> None:
+        while len(self._pending) > most or sum(self._pending.values()) > most_bytes:
+            done, _ = wait(self._pending, return_when=FIRST_COMPLETED)
             for future in done:
+                del self._pending[future]
                 future.result()
 
     def __enter__(self) -> Workers:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from nola_edge.dtypes import numpy_dtype
-from nola_edge.merge.blocks import BLOCK_BYTES, Buffers, Workers
+from nola_edge.merge.blocks import Buffers, Workers, read_runs
+from nola_edge.merge.windows import BLOCK_BYTES, Runs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -116,11 +117,11 @@ class Expected(Protocol):
     def form(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Return dtype and shape of a tensor."""
 
-    def blocks(self, name: str) -> Iterator[tuple[int, int, Produce]]:
-        """Yield offset, size and producer of each block of a tensor's bytes."""
+    def blocks(self, name: str) -> Iterator[tuple[Runs, Produce]]:
+        """Yield place and producer of each block of a tensor's bytes."""
 
 
-def stored_blocks(file: InputFile, info: TensorInfo) -> Iterator[tuple[int, int, Produce]]:
+def stored_blocks(file: InputFile, info: TensorInfo) -> Iterator[tuple[Runs, Produce]]:
     """Yield the blocks of a tensor that should be what a file holds."""
 
     def read(begin: int, out: memoryview) -> memoryview:
@@ -129,7 +130,7 @@ def stored_blocks(file: InputFile, info: TensorInfo) -> Iterator[tuple[int, int,
 
     for begin in range(0, info.nbytes, BLOCK_BYTES):
         count = min(BLOCK_BYTES, info.nbytes - begin)
-        yield begin, count, partial(read, info.start + begin)
+        yield Runs(begin, count), partial(read, info.start + begin)
 
 
 def compare(
@@ -191,14 +192,14 @@ class _Comparison:
             detail = f"{list(found.shape)} instead of {list(shape)}"
             self._form[name] = Difference(name, "shape", detail)
             return
-        for offset, nbytes, produce in self._expected.blocks(name):
-            workers.submit(self._compare, name, offset, nbytes, produce)
+        for runs, produce in self._expected.blocks(name):
+            # What is there, what there should be, and what that takes to make.
+            workers.submit(self._compare, name, runs, produce, nbytes=3 * runs.nbytes)
 
-    def _compare(self, name: str, offset: int, nbytes: int, produce: Produce) -> None:
+    def _compare(self, name: str, runs: Runs, produce: Produce) -> None:
         file, found = self._candidate[name]
-        have = self._have.get(nbytes)
-        file.read_into(have, found.start + offset)
-        want = produce(self._want.get(nbytes))
+        have = read_runs(file, found, runs, self._have.get(runs.nbytes))
+        want = produce(self._want.get(runs.nbytes))
         left, right = np.frombuffer(have, np.uint8), np.frombuffer(want, np.uint8)
         if not np.array_equal(left, right):
             count, distance = _distance(left, right, found.dtype)
@@ -207,7 +208,7 @@ class _Comparison:
                 # Where there is no distance, NaN stays: no comparison with it is true.
                 largest = largest if distance <= largest else distance
                 self._values[name] = elements + count, largest
-        self._progress(nbytes)
+        self._progress(runs.nbytes)
 
     def report(self) -> VerifyReport:
         """Return the findings, in the order of the base's tensors."""

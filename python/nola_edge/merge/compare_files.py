@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from nola_edge.errors import FormatError, printable
 from nola_edge.input_file import InputFile
-from nola_edge.jsonio import loads_object
-from nola_edge.merge.blocks import BLOCK_BYTES
+from nola_edge.jsonio import MAX_CONFIG_BYTES, loads_object
 from nola_edge.merge.compare import FileDifference
 from nola_edge.merge.layout import companion_contents, output_files
+from nola_edge.merge.windows import BLOCK_BYTES
 from nola_edge.model_folder import visible_files
-from nola_edge.paths import MAX_CONFIG_BYTES, inside
+from nola_edge.paths import inside
 
 if TYPE_CHECKING:
     from nola_edge.checkpoint import Checkpoint
@@ -49,7 +49,7 @@ def compare_files(plan: MergePlan, candidate: Checkpoint) -> list[FileDifference
     files = output_files(plan)
     if base.is_folder:
         return _compare_folder(plan, files, candidate)
-    header = candidate.shards[0].header_bytes
+    header = candidate.shards[0].read_header()
     return _compare_header(candidate.path.name, header, files[0].header)
 
 
@@ -58,7 +58,7 @@ def _compare_folder(
 ) -> list[FileDifference]:
     headers = {Path(file.name): file.header for file in files}
     contents = companion_contents(plan, plan.base.companions(), files)
-    there = {Path(shard.path.name): shard.header_bytes for shard in candidate.shards}
+    there = {Path(shard.path.name): shard for shard in candidate.shards}
     names = set(visible_files(candidate.path))
     found: list[FileDifference] = []
     for path in sorted(names.union(headers, contents)):
@@ -69,7 +69,7 @@ def _compare_folder(
         elif path in contents:
             found += _compare_content(candidate.path, path, contents[path])
         elif path in there:
-            found += _compare_header(str(path), there[path], headers[path])
+            found += _compare_header(str(path), there[path].read_header(), headers[path])
         else:
             found.append(FileDifference(str(path), "index", "holds none of the weights"))
     return found
@@ -140,7 +140,9 @@ def _whole(file: InputFile | _Bytes) -> bytes:
 
 
 def _differing_keys(have: bytes, want: bytes) -> str | None:
-    """Name the keys in which two JSON objects differ; None if they are none, as far as one sees."""
+    """Name the keys in which two JSON objects differ; None if they are none, or very large."""
+    if max(len(have), len(want)) > MAX_CONFIG_BYTES:
+        return None
     try:
         left, right = (loads_object(data.rstrip(b" "), file="") for data in (have, want))
     except FormatError:

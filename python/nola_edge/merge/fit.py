@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from nola_edge.adapter import Adapter
 
-#: An expanded factor is at most as large as the weight, or this, 64 MB.
-_MAX_FACTOR_ELEMENTS = 2**24
+#: An expanded factor is at most as large as the weight, or this, 16 MB.
+_MAX_FACTOR_ELEMENTS = 2**22
 
 
 def location(adapter: Adapter) -> Path:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import resource
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nola_edge.merge.blocks import BLOCK_BYTES
 from nola_edge.merge.plan import load_adapters, plan_merge
+from nola_edge.merge.update import total_rank
+from nola_edge.merge.windows import strip_memory
 from nola_edge.merge.write import PlannedMerge
 from nola_edge.threads import thread_count
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nola_edge.merge.plan import MergePlan
 
 #: What the adapters of a group may hold in memory: whole tensors, coefficients, factors in use.
-GROUP_BYTES = 256 << 20
+GROUP_BYTES = 48 << 20
 #: Descriptors left to what is open for a moment, and to the rest of the program.
 _SPARE_FILES = 32
 
@@ -91,16 +91,19 @@ class Groups:
         self._check_base = check_base
         self._groups: list[list[WantedMerge]] = []
         self._planned: list[PlannedMerge] = []
-        most = _outputs_at_once()
+        most = _files_at_once()
+        files = 0
         threads = thread_count(num_threads)
         room = 0
         for item in wanted:
             merge = item.plan(base, check_base)
             need = _memory(merge.plan, threads)
-            if not self._groups or need > room or len(self._groups[-1]) == most:
+            needed = _files(merge.plan)
+            if not self._groups or need > room or needed > files:
                 self._groups.append([])
-                room = GROUP_BYTES
+                room, files = GROUP_BYTES, most
             room -= need
+            files -= needed
             self._groups[-1].append(item)
             if len(self._groups) == 1:
                 self._planned.append(merge)
@@ -120,25 +123,29 @@ def _memory(plan: MergePlan, threads: int) -> int:
     """Return the bytes that a plan holds, and that its factors take while it is written."""
     adapters = [adapter for adapter, _ in plan.adapters]
     held = sum(4 * adapter.num_coefficients for adapter in adapters)
-    held += sum(v.nbytes for adapter in adapters for v in adapter.whole_tensors.values())
-    held += sum(v.nbytes for v in plan.replaced.values())
-    # As many blocks of rows wait or are worked on; each keeps the right factor of its weight.
-    outstanding = 2 * threads + 1
+    held += sum(t.held for adapter in adapters for t in adapter.whole_tensors.tensors.values())
     factors = 0
     for name, terms in plan.merges.items():
         info = plan.tensor(name)[1]
-        rank = sum(term.adapter.config.r for term in terms)
-        weights = min(outstanding, outstanding // math.ceil(info.nbytes / BLOCK_BYTES or 1) + 2)
-        factors = max(factors, 4 * rank * info.shape[1] * weights)
+        if info.size:
+            factors = max(factors, strip_memory(info, total_rank(terms), threads))
     return held + factors
 
 
-def _outputs_at_once() -> int:
-    """Return how many outputs can be open: each holds its lock and its current file."""
+def _files(plan: MergePlan) -> int:
+    """Return how many files an output keeps open: its lock, its current file, its adapters'."""
+    stored = [
+        a for a, _ in plan.adapters if any(not t.held for t in a.whole_tensors.tensors.values())
+    ]
+    return 2 + len(stored)
+
+
+def _files_at_once() -> int:
+    """Return how many more files can be open."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
         return sys.maxsize
     used = 0
     with contextlib.suppress(OSError):
         used = len(os.listdir("/dev/fd"))
-    return max(1, (limit - used - _SPARE_FILES) // 2)
+    return limit - used - _SPARE_FILES

@@ -31,9 +31,9 @@ def label_notes(plan: MergePlan) -> tuple[str, ...]:
     Loaders make a head of the configuration's size, into which the tensors do not fit.
     """
     heads = {
-        name: len(values)
+        name: values.shape[0]
         for name, values in {**plan.replaced, **plan.added}.items()
-        if name.endswith(".weight") and is_head(name) and values.ndim == 2
+        if name.endswith(".weight") and is_head(name) and len(values.shape) == 2
     }
     try:
         config = base_config(plan.base) if heads else {}

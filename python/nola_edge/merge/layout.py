@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nola_edge.copying import copy_file
 from nola_edge.dtypes import safetensors_dtype
@@ -16,11 +16,10 @@ from nola_edge.safetensors_file import encode_header
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from nola_edge.merge.plan import MergePlan
     from nola_edge.output import AtomicOutput
     from nola_edge.safetensors_file import SafetensorsFile
+    from nola_edge.tensors import Tensor
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,12 @@ class OutputFile:
         The base's file.
     header : bytes
     added : dict
-        Tensor name -> values, in the order in which they follow the base's tensors.
+        Tensor name -> tensor, in the order in which they follow the base's tensors.
     """
 
     source: SafetensorsFile
     header: bytes
-    added: dict[str, NDArray[Any]]
+    added: dict[str, Tensor]
 
     @property
     def name(self) -> str:
@@ -48,7 +47,7 @@ class OutputFile:
     @property
     def shift(self) -> int:
         """How much further back the tensors lie than in the base, in bytes."""
-        return len(self.header) - len(self.source.header_bytes)
+        return len(self.header) - self.source.header_size
 
     @property
     def nbytes(self) -> int:
@@ -58,7 +57,7 @@ class OutputFile:
 
 def output_files(plan: MergePlan) -> list[OutputFile]:
     """Keep every header as it is; added tensors go to the end of the last file."""
-    files = [OutputFile(file, bytes(file.header_bytes), {}) for file in plan.base.shards]
+    files = [OutputFile(file, file.read_header(), {}) for file in plan.base.shards]
     if plan.added:
         last = plan.base.shards[-1]
         entries = [

@@ -12,7 +12,7 @@ from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.merge.blocks import Workers, submit_merge
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
-from nola_edge.merge.update import make_update
+from nola_edge.merge.update import make_updates
 from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ class MergedCheckpoint(Mapping[str, "NDArray[Any]"]):
         if name in plan.merges:
             return self._merged(name)
         if name in plan.replaced:
-            return plan.replaced[name].copy()
+            return plan.replaced[name].array()
         if name in plan.added:
-            return plan.added[name].copy()
+            return plan.added[name].array()
         if name not in plan.base.tensors:
             raise KeyError(name)
         file, _ = plan.tensor(name)
@@ -67,10 +67,10 @@ class MergedCheckpoint(Mapping[str, "NDArray[Any]"]):
         merged: NDArray[Any] = np.empty(info.shape, dtype=numpy_dtype(info.dtype))
         if merged.size == 0:
             return merged
-        update = make_update(self.plan.merges[name], info.shape, self._num_threads)
+        updates = make_updates(self.plan.merges[name], info, self._num_threads)
         data = merged.view(np.uint8).reshape(-1)
         with Workers(self._num_threads) as workers:
-            submit_merge(workers, file, info, update, data.data)
+            submit_merge(workers, file, info, updates, data.data)
         file.check_unchanged()
         return merged
 

@@ -30,11 +30,11 @@ from nola_edge.merge.heads import is_head
 from nola_edge.merge.matching import match_modules
 from nola_edge.merge.tied import check_tied
 from nola_edge.merge.update import Term, stored_features
+from nola_edge.tensors import CastTensor
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from nola_edge.safetensors_file import SafetensorsFile, TensorInfo
+    from nola_edge.tensors import Tensor
 
 
 _MAX_SCALING = float(np.finfo(np.float32).max)
@@ -60,8 +60,8 @@ class MergePlan:
     base: Checkpoint
     adapters: tuple[tuple[Adapter, float], ...]
     merges: dict[str, tuple[Term, ...]] = field(default_factory=dict)
-    replaced: dict[str, NDArray[Any]] = field(default_factory=dict)
-    added: dict[str, NDArray[Any]] = field(default_factory=dict)
+    replaced: dict[str, Tensor] = field(default_factory=dict)
+    added: dict[str, Tensor] = field(default_factory=dict)
 
     def tensor(self, name: str) -> tuple[SafetensorsFile, TensorInfo]:
         """Return the base's file and entry of a tensor."""
@@ -160,14 +160,14 @@ def plan_merge(
         if check_base:
             _check_fingerprint(plan, adapter, names)
         prefix = _Prefix.of(names)
-        for name, values in adapter.whole_tensors.items():
+        for name, tensor in adapter.whole_tensors.tensors.items():
             if prefix.apply(name) not in base.tensors and not is_saved_module(name, adapter.config):
                 raise MismatchError(
                     f"has no such bias, which {printable(str(location(adapter)))} trained",
                     file=base.path,
                     field=prefix.apply(name),
                 )
-            _place_whole_tensor(plan, adapter, prefix.apply(name), values)
+            _place_whole_tensor(plan, adapter, prefix.apply(name), tensor)
     check_tied(plan)
     return plan
 
@@ -244,25 +244,28 @@ def _resized(name: str, shape: tuple[int, ...], stored: tuple[int, ...]) -> str:
     return ""
 
 
-def _place_whole_tensor(plan: MergePlan, adapter: Adapter, name: str, values: NDArray[Any]) -> None:
+def _place_whole_tensor(plan: MergePlan, adapter: Adapter, name: str, tensor: Tensor) -> None:
     where: dict[str, Any] = {"file": location(adapter), "field": name}
     if name in plan.merges or name in plan.replaced or name in plan.added:
         raise AdapterError("the whole tensor is already changed by an adapter here", **where)
-    if not np.isfinite(values.astype(np.float32)).all():
+    if not tensor.is_finite():
         raise NotFiniteError("holds an infinite or NaN value", **where)
     if name not in plan.base.tensors:
-        plan.added[name] = values
+        plan.added[name] = tensor
         return
     info = plan.tensor(name)[1]
-    if tuple(values.shape) != tuple(info.shape):
+    if tuple(tensor.shape) != tuple(info.shape):
         raise MismatchError(
-            f"has shape {list(values.shape)}, the base's tensor {list(info.shape)}"
-            f"{_resized(name, values.shape, info.shape)}",
+            f"has shape {list(tensor.shape)}, the base's tensor {list(info.shape)}"
+            f"{_resized(name, tensor.shape, info.shape)}",
             **where,
         )
     if info.dtype not in MERGEABLE:
         raise MismatchError(f"the base's tensor has dtype {info.dtype}", **where)
-    cast = values.astype(numpy_dtype(info.dtype))
-    if not np.isfinite(cast.astype(np.float32)).all():
+    if tensor.dtype == numpy_dtype(info.dtype):
+        plan.replaced[name] = tensor
+        return
+    cast = CastTensor(tensor, numpy_dtype(info.dtype))
+    if not cast.is_finite():
         raise MismatchError(f"is not finite in the base's dtype {info.dtype}", **where)
     plan.replaced[name] = cast

@@ -22,7 +22,7 @@ from nola_edge.merge.gate import Gate
 from nola_edge.merge.lazy import MergedCheckpoint
 from nola_edge.merge.overlaps import array_extent, find_overlaps
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
-from nola_edge.merge.update import make_update
+from nola_edge.merge.update import make_updates
 from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:
@@ -196,8 +196,8 @@ class Switch(ABC):
                 if memory is None or name in plan.replaced or not info.nbytes:
                     self._store(name, merged[name])
                 elif name in plan.merges:
-                    update = make_update(plan.merges[name], info.shape, self._num_threads)
-                    submit_merge(workers, file, info, update, memory)
+                    updates = make_updates(plan.merges[name], info, self._num_threads)
+                    submit_merge(workers, file, info, updates, memory)
                 else:
                     workers.submit(file.read_into, memory, info.start)
         self._base.check_unchanged()

@@ -2,8 +2,8 @@
 
 The base is gone through in the order of its bytes. What an output leaves alone is copied within
 the kernel, range by range and for every output before the next range, so that the disk is read
-once. A weight is read block of rows by block of rows, and each block is merged for every output
-that changes it while it is in cache.
+once. A weight is read window by window, and each window is merged for every output that changes it
+while it is in cache.
 """
 
 from __future__ import annotations
@@ -17,20 +17,22 @@ import numpy as np
 
 from nola_edge.copying import copy_range, pwrite_all, start_writeback
 from nola_edge.errors import NotFiniteError
-from nola_edge.merge.blocks import Buffers, Workers, block_offset, merge_block, row_blocks
+from nola_edge.merge.blocks import Buffers, Workers, merge_window, read_runs, runs_of
 from nola_edge.merge.fit import location
-from nola_edge.merge.update import make_update
+from nola_edge.merge.update import make_update, total_rank
+from nola_edge.merge.windows import strips, windows, work_bytes
+from nola_edge.pacing import check_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from numpy.typing import NDArray
-
     from nola_edge.merge.layout import OutputFile
     from nola_edge.merge.plan import MergePlan
     from nola_edge.merge.update import Update
+    from nola_edge.merge.windows import Runs, Window
     from nola_edge.output import AtomicOutput
     from nola_edge.safetensors_file import SafetensorsFile, TensorInfo
+    from nola_edge.tensors import Tensor
 
 _COPY_BYTES = 64 << 20
 
@@ -78,7 +80,7 @@ def write_together(
     pieces : sequence of Piece
         One for each output; each has a file descriptor open meanwhile.
     num_threads : int, optional
-        They take copies and blocks of rows in turn; the bytes do not depend on it.
+        They take copies and windows in turn; the bytes do not depend on it.
     progress : callable
         Called, from any thread, with the number of bytes written since the last call.
 
@@ -105,12 +107,11 @@ def write_together(
                     workers.submit(writer.put, writer.piece.plan.replaced[info.name], info.start)
             merging = [w for w in writers if info.nbytes and info.name in w.piece.plan.merges]
             if merging:
-                updates = [
-                    (w, make_update(w.piece.plan.merges[info.name], info.shape, num_threads))
-                    for w in merging
-                ]
-                for rows in row_blocks(info):
-                    workers.submit(blocks.merge, info, updates, rows)
+                for updates in _updates(info, merging, num_threads):
+                    made = [update for _, update in updates]
+                    for window in windows(info, made):
+                        need = work_bytes(info, made, window)
+                        workers.submit(blocks.merge, info, updates, window, nbytes=need)
         for writer in writers:
             offset = source.size
             for values in writer.piece.file.added.values():
@@ -118,11 +119,21 @@ def write_together(
                 offset += values.nbytes
 
 
+def _updates(
+    info: TensorInfo, writers: Sequence[_Writer], num_threads: int | None
+) -> Iterator[list[tuple[_Writer, Update]]]:
+    """Yield what each output changes in a weight, strip by strip."""
+    terms = [writer.piece.plan.merges[info.name] for writer in writers]
+    for cols in strips(info, max(map(total_rank, terms))):
+        made = [make_update(part, info.shape, cols, num_threads) for part in terms]
+        yield list(zip(writers, made, strict=True))
+
+
 def _ranges(
     source: SafetensorsFile, pieces: Sequence[Piece]
 ) -> Iterator[tuple[int, int, TensorInfo | None]]:
     """Yield the bytes behind the header: tensors that some output changes, and what is between."""
-    begin = end = len(source.header_bytes)
+    begin = end = source.header_size
     for info in sorted(source.tensors.values(), key=lambda info: (info.start, info.stop)):
         if any(piece.changes(info.name) for piece in pieces):
             if begin < end:
@@ -170,22 +181,25 @@ class _Writer:
         start_writeback(self._fd, offset, end - begin)
         self._progress(end - begin)
 
-    def put(self, values: NDArray[Any], begin: int) -> None:
+    def put(self, tensor: Tensor, begin: int) -> None:
         """Write a whole tensor."""
-        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        pwrite_all(self._fd, data.data, begin + self._shift)
-        self._progress(values.nbytes)
+        for block in tensor.blocks():
+            check_stopped()
+            pwrite_all(self._fd, block.view(np.uint8).data, begin + self._shift)
+            begin += block.nbytes
+            self._progress(block.nbytes)
 
-    def write(self, block: memoryview, begin: int) -> None:
-        """Write merged rows."""
-        offset = begin + self._shift
-        pwrite_all(self._fd, block, offset)
-        start_writeback(self._fd, offset, len(block))
-        self._progress(len(block))
+    def write(self, data: memoryview, runs: Runs, begin: int) -> None:
+        """Write merged bytes of a tensor that begins at an offset."""
+        for offset, piece in runs.pieces(data):
+            pwrite_all(self._fd, piece, begin + offset + self._shift)
+        if runs.count == 1:
+            start_writeback(self._fd, begin + runs.offset + self._shift, len(data))
+        self._progress(len(data))
 
 
 class _Blocks:
-    """Merges blocks of rows. Usable from several threads, each with two buffers of a block."""
+    """Merges windows. Usable from several threads, each with two buffers of a window."""
 
     def __init__(self, source: SafetensorsFile) -> None:
         self._source = source
@@ -193,22 +207,20 @@ class _Blocks:
         self._merged = Buffers()
 
     def merge(
-        self, info: TensorInfo, updates: Sequence[tuple[_Writer, Update]], rows: tuple[int, int]
+        self, info: TensorInfo, updates: Sequence[tuple[_Writer, Update]], window: Window
     ) -> None:
-        """Read a block of rows once, then merge and write it for every output that changes it."""
-        begin = block_offset(info, rows[0])
-        count = block_offset(info, rows[1]) - begin
-        block = self._read.get(count)
-        self._source.read_into(block, info.start + begin)
+        """Read a window once, then merge and write it for every output that changes it."""
+        runs = runs_of(info, window)
+        block = read_runs(self._source, info, runs, self._read.get(runs.nbytes))
         for writer, update in updates:
             merged = block
             if len(updates) > 1:
-                merged = self._merged.get(count)
+                merged = self._merged.get(runs.nbytes)
                 # Unlike the assignment of memoryviews, numpy's lets other threads run meanwhile.
                 np.copyto(np.frombuffer(merged, np.uint8), np.frombuffer(block, np.uint8))
             try:
-                merge_block(merged, self._source.path, info, update, rows)
+                merge_window(merged, self._source.path, info, update, window)
             except NotFiniteError as error:
                 error.message += f"; adapter {writer.piece.adapters}"
                 raise
-            writer.write(merged, info.start + begin)
+            writer.write(merged, runs, info.start)

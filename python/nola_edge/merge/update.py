@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from nola_edge import ops
+from nola_edge.merge.windows import strips
+from nola_edge.threads import thread_count
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from nola_edge.adapter.adapter import Adapter
+    from nola_edge.safetensors_file import TensorInfo
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,23 @@ def stored_features(shape: tuple[int, ...], fan_in_fan_out: bool) -> tuple[int, 
 
 
 class RowUpdate(Protocol):
-    """What changes a stored weight block of rows by block of rows: ``scaling * left @ right``."""
+    """What changes some columns of a stored weight, row by row: ``scaling * left @ right``."""
+
+    @property
+    def cols(self) -> tuple[int, int]:
+        """Return the columns (start, stop)."""
 
     @property
     def right(self) -> NDArray[np.float32]:
-        """Return the right factor, (r, cols)."""
+        """Return these columns of the right factor, (r, stop - start)."""
 
     @property
     def scaling(self) -> float:
         """Return the factor on the product."""
+
+    @property
+    def threads(self) -> int:
+        """Return how many threads share the work, and the memory for it."""
 
     def left(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows of the left factor, (stop - start, r)."""
@@ -71,7 +82,7 @@ class RowUpdate(Protocol):
 
 @dataclass(frozen=True)
 class Update:
-    """``stored += scaling * left @ right`` for a stored matrix of shape (rows, cols).
+    """``stored[:, cols] += scaling * left @ right`` for a stored matrix of shape (rows, cols).
 
     The right factor is expanded once and for all. Rows of the left one are expanded by whoever
     merges these rows, so that this work is spread as merging is.
@@ -80,15 +91,20 @@ class Update:
     ----------
     terms : tuple of Term
     shape : (rows, cols)
-    right : (r, cols) float32
+    cols : (start, stop)
+    right : (r, stop - start) float32
         r is the sum of the adapters' ranks.
     scaling : float
+    threads : int
+        That share the work, and the memory for it.
     """
 
     terms: tuple[Term, ...]
     shape: tuple[int, int]
+    cols: tuple[int, int]
     right: NDArray[np.float32]
     scaling: float
+    threads: int
 
     def left(self, start: int, stop: int) -> NDArray[np.float32]:
         """Expand the rows of the left factor, (stop - start, r), on the calling thread."""
@@ -101,13 +117,39 @@ class Update:
             else:
                 b = adapter.factor_b(module, out_features, (start, stop), 1)
                 parts.append(_scaled(b, term, self.terms))
-        return np.ascontiguousarray(np.concatenate(parts, axis=1))
+        return _joined(parts, 1)
+
+
+def total_rank(terms: Sequence[Term]) -> int:
+    """Return the rank of the update that terms make up."""
+    return sum(term.adapter.config.r for term in terms)
+
+
+def make_updates(
+    terms: Sequence[Term], info: TensorInfo, num_threads: int | None = None
+) -> Iterator[Update]:
+    """Yield the updates of a weight, one for each strip of it, one at a time.
+
+    Parameters
+    ----------
+    terms : sequence of Term
+        At least one.
+    info : TensorInfo
+        Of the stored weight, which is not empty.
+    num_threads : int, optional
+        As for :func:`make_update`.
+    """
+    for cols in strips(info, total_rank(terms)):
+        yield make_update(terms, info.shape, cols, num_threads)
 
 
 def make_update(
-    terms: Sequence[Term], shape: tuple[int, ...], num_threads: int | None = None
+    terms: Sequence[Term],
+    shape: tuple[int, ...],
+    cols: tuple[int, int],
+    num_threads: int | None = None,
 ) -> Update:
-    """Prepare the update of a weight (design section 2, *Merge*).
+    """Prepare the update of some columns of a weight (design section 2, *Merge*).
 
     One term keeps its scaling for the final multiply-add. Several are one update of concatenated
     rank, each B multiplied beforehand by its own scaling, so that the sum is rounded once.
@@ -118,29 +160,36 @@ def make_update(
         At least one.
     shape : (int, int)
         Of the stored weight.
+    cols : (start, stop)
     num_threads : int, optional
-        At most, to expand the right factor.
+        At most, to expand the right factor, and that will merge. Default: the processors this
+        process may use.
 
     Returns
     -------
     Update
     """
-    rows, cols = shape
+    most = thread_count(num_threads)
     parts = []
     for term in terms:
         adapter, module = term.adapter, term.module
         out_features, in_features = stored_features(shape, term.transposed)
         count = adapter.config.num_basis_b if term.transposed else adapter.config.num_basis_a
-        threads = num_threads if cols * adapter.config.r * count >= _WORTH_THREADS else 1
+        work = (cols[1] - cols[0]) * adapter.config.r * count
+        threads = num_threads if work >= _WORTH_THREADS else 1
         if term.transposed:
-            b = adapter.factor_b(module, out_features, num_threads=threads)
+            b = adapter.factor_b(module, out_features, cols, threads)
             parts.append(_scaled(b, term, terms).T)
         else:
-            parts.append(adapter.factor_a(module, in_features, num_threads=threads))
-    right = np.ascontiguousarray(np.concatenate(parts, axis=0))
+            parts.append(adapter.factor_a(module, in_features, cols, threads))
     scaling = terms[0].scaling if len(terms) == 1 else 1.0
-    return Update(tuple(terms), (rows, cols), right, scaling)
+    return Update(tuple(terms), (shape[0], shape[1]), cols, _joined(parts, 0), scaling, most)
 
 
 def _scaled(b: NDArray[np.float32], term: Term, terms: Sequence[Term]) -> NDArray[np.float32]:
     return b if len(terms) == 1 else ops.scaled(b, term.scaling)
+
+
+def _joined(parts: list[NDArray[np.float32]], axis: int) -> NDArray[np.float32]:
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
+    return np.ascontiguousarray(whole)

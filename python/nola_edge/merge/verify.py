@@ -10,17 +10,20 @@ import numpy as np
 
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import safetensors_dtype
-from nola_edge.merge.blocks import block_offset, read_merged, row_blocks
+from nola_edge.merge.blocks import read_merged, runs_of
 from nola_edge.merge.compare import VerifyReport, compare, stored_blocks
 from nola_edge.merge.compare_files import compare_files
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
-from nola_edge.merge.update import make_update
+from nola_edge.merge.update import make_updates
+from nola_edge.merge.windows import Runs, windows
+from nola_edge.tensors import BLOCK_ELEMENTS
 from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from nola_edge.merge.compare import Produce
+    from nola_edge.tensors import Tensor
 
 
 def verify_checkpoint(
@@ -88,18 +91,26 @@ class _Expected:
         info = self._plan.tensor(name)[1]
         return info.dtype, tuple(info.shape)
 
-    def blocks(self, name: str) -> Iterator[tuple[int, int, Produce]]:
+    def blocks(self, name: str) -> Iterator[tuple[Runs, Produce]]:
         plan = self._plan
         whole = plan.replaced.get(name, plan.added.get(name))
         if whole is not None:
-            data = np.ascontiguousarray(whole).reshape(-1).view(np.uint8).data
-            yield 0, len(data), lambda _: data
+            yield from _whole_blocks(whole)
             return
         file, info = plan.tensor(name)
         if info.nbytes == 0 or name not in plan.merges:
             yield from stored_blocks(file, info)
             return
-        update = make_update(plan.merges[name], info.shape, self._num_threads)
-        for rows in row_blocks(info):
-            begin, end = block_offset(info, rows[0]), block_offset(info, rows[1])
-            yield begin, end - begin, partial(read_merged, file, info, update, rows)
+        for update in make_updates(plan.merges[name], info, self._num_threads):
+            for window in windows(info, [update]):
+                yield runs_of(info, window), partial(read_merged, file, info, update, window)
+
+
+def _whole_blocks(tensor: Tensor) -> Iterator[tuple[Runs, Produce]]:
+    def read(start: int, stop: int, _: memoryview) -> memoryview:
+        return tensor.read(start, stop).view(np.uint8).data
+
+    size = tensor.dtype.itemsize
+    for start in range(0, tensor.size, BLOCK_ELEMENTS):
+        stop = min(start + BLOCK_ELEMENTS, tensor.size)
+        yield Runs(start * size, (stop - start) * size), partial(read, start, stop)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nola_edge.merge.blocks import Workers, submit_merge
-from nola_edge.merge.update import make_update
+from nola_edge.merge.update import make_updates
 from nola_edge.safetensors_file import TensorInfo
 from nola_edge.torch.memory import MappedFiles, byte_view
 from nola_edge.torch.plan import MERGEABLE
@@ -79,8 +79,8 @@ class MergesFromFiles:
         threads = torch.get_num_threads()
         with Workers(threads) as workers:
             for file, info, terms, merged in waiting:
-                update = make_update(terms, info.shape, threads)
-                submit_merge(workers, file, info, update, byte_view(merged))
+                updates = make_updates(terms, info, threads)
+                submit_merge(workers, file, info, updates, byte_view(merged))
         self._files.check_unchanged()
 
     def close(self) -> None:
