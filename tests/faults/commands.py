@@ -66,7 +66,7 @@ class Commands:
 def _serve():
     import ctypes
 
-    from nola_edge.cli import main
+    from nola_edge.cli.main import main
 
     begin_anew = ctypes.CDLL(None).nola_fault_begin_anew
     for line in sys.stdin:
