@@ -47,18 +47,25 @@ def refused(folder, message):
 
 
 def test_a_tied_output_layer(tmp_path):
+    """The tuner's refusal leads to the adapter, and that of the merge to the base it fits."""
     model = llama()
     model.config.tie_word_embeddings = True
     model.tie_weights()
     model.save_pretrained(tmp_path / "base")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    model = adapted(model, target_modules=["q_proj", "lm_head"])
+    targets = ["q_proj", "lm_head"]
+    with pytest.raises(ValueError, match="or untie the two first"):
+        adapted(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), target_modules=targets)
+    model = adapted(untied(tmp_path / "base"), target_modules=targets)
     model.save_pretrained(tmp_path / "adapter")
     refused(tmp_path, "save the base untied (lm_head.weight as a tensor of its own")
-    untied = AutoModelForCausalLM.from_pretrained(tmp_path / "base", tie_word_embeddings=False)
-    untied.lm_head.weight.data = untied.model.embed_tokens.weight.data.clone()
-    untied.save_pretrained(tmp_path / "untied")
+    untied(tmp_path / "base").save_pretrained(tmp_path / "untied")
     close(merged(tmp_path, "untied"), logits(model))
+
+
+def untied(base):
+    model = AutoModelForCausalLM.from_pretrained(base, tie_word_embeddings=False)
+    model.lm_head.weight.data = model.model.embed_tokens.weight.data.clone()
+    return model
 
 
 def test_a_resized_vocabulary(tmp_path):
