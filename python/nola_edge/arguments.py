@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+import os
+from pathlib import Path
 from typing import Any
 
 from nola_edge.errors import ArgumentError, ArgumentTypeError, printable
@@ -43,6 +45,22 @@ def number(name: str, value: Any) -> float:
         raise ArgumentError("is too large for a float", field=name, value=value) from None
     except (TypeError, ValueError):
         raise wrong_type(name, value, "a number") from None
+
+
+def path(name: str, value: Any) -> Path:
+    """Return a path that a file could have; anything else is an error that names it."""
+    try:
+        found = Path(value)
+        encoded = os.fsencode(found)
+    except TypeError:
+        raise wrong_type(name, value, "a path") from None
+    except UnicodeEncodeError:
+        raise ArgumentError(
+            f"{printable(value)} cannot be the name of a file here", field=name, value=value
+        ) from None
+    if b"\0" in encoded:
+        raise ArgumentError(f"{printable(found)} has a null character", field=name, value=value)
+    return found
 
 
 def text(name: str, value: Any) -> str:

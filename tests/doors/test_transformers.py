@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import nola_edge as ne
 import nola_edge.torch as nt
-from nola_edge.errors import AdapterError, MismatchError, NotFiniteError
+from nola_edge.errors import AdapterError, ArgumentError, MismatchError, NotFiniteError
 from nola_edge.synthetic import trained_adapter
 from nola_edge.torch.memory import MappedFiles
 from nola_edge.transformers import NolaMergeConfig
@@ -139,6 +139,24 @@ def test_what_does_not_fit_is_refused(saved, tmp_path):
         load(base, other)
     with pytest.raises(AdapterError):
         NolaMergeConfig(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("value", [5, "a\0b"])
+def test_what_is_no_path(value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = decoder()
+    doors = {
+        "base": [
+            lambda: nt.load_merged(transformers.AutoModelForCausalLM, value, "adapter"),
+            lambda: nt.AdapterSwitch(model, value),
+        ],
+        "adapter": [lambda: NolaMergeConfig(value), lambda: nt.merge_(model, value)],
+    }
+    for name, calls in doors.items():
+        for call in calls:
+            with pytest.raises(ArgumentError, match=f"^{name}: "):
+                call()
+    assert not snapshot(tmp_path)
 
 
 def test_a_weight_that_the_checkpoint_lacks(saved):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from nola_edge import ops
+from nola_edge import arguments, ops
 from nola_edge.adapter.config import AdapterConfig
 from nola_edge.adapter.files import (
     ALPHA,
@@ -200,7 +200,7 @@ class Adapter:
             from nola_edge.checkpoint import Checkpoint
             from nola_edge.merge.plan import plan_merge
 
-            with Checkpoint.open(base) as checkpoint:
+            with Checkpoint.open(arguments.path("base", base)) as checkpoint:
                 plan = plan_merge(checkpoint, ((adapter, 1.0),))
                 targets = [(t[0].module, *plan.tensor(name)) for name, t in plan.merges.items()]
                 found = base_fingerprint(targets)
@@ -314,6 +314,7 @@ class Adapter:
         ------
         OutputError
         """
+        path = arguments.path("path", path)
         config = self._fingerprinted()
         bits = config.coefficient_bits
         tensors: dict[str, NDArray[Any] | Tensor] = {}
@@ -358,6 +359,7 @@ class Adapter:
         ------
         OutputError
         """
+        path = arguments.path("path", path)
         with (
             AtomicOutput(
                 path,

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from nola_edge import arguments
 from nola_edge.errors import AdapterError, printable
 
 # Without handlers of the caller's, Python prints a warning as one line on stderr.
@@ -36,7 +37,7 @@ def resolve(location: str | Path, revision: str | None = None) -> Path:
     AdapterError
         If there is no such folder and it cannot be downloaded.
     """
-    path = Path(location)
+    path = arguments.path("path", location)
     if path.exists():
         return path
     named = _HUB_ID.fullmatch(location) if isinstance(location, str) else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nola_edge import ops
+from nola_edge import arguments, ops
 from nola_edge.adapter.config import MAX_RANK
 from nola_edge.adapter.files import CONFIG_NAME, PREFIX, WEIGHTS_NAME, write_config, write_tensors
 from nola_edge.convert.basis import regenerate
@@ -144,6 +144,8 @@ def convert_checkpoint(
         If an argument or the checkpoint cannot be used, or the output cannot be written.
     """
     check_threads(num_threads)
+    path, output = arguments.path("path", path), arguments.path("output", output)
+    check = None if check is None else arguments.path("check", check)
     given = drawn_on_of(drawn_on, gpu, multiprocessors, threads_per_multiprocessor, older_torch)
     with Source(path) as source:
         plan = ops.in_specified_environment(  # recorded numbers are compared
@@ -169,7 +171,7 @@ def convert_checkpoint(
             checked, telling = ops.in_specified_environment(
                 lambda: check_records(file, plan.factors, device)
             )
-        inputs = [Path(path), source.path, *([Path(check)] if check is not None else [])]
+        inputs = [path, source.path, *([check] if check is not None else [])]
         nbytes = sum(la.rank * (la.out_features + la.in_features) for la in plan.layers)
         with AtomicOutput(
             output,
@@ -188,7 +190,7 @@ def convert_checkpoint(
                     write_tensors(head, {"head.weight": plan.head})
             source.check_unchanged()
     return ConversionReport(
-        output=Path(output),
+        output=output,
         style=plan.style,
         drawn_on=str(device),
         modules=len(plan.layers),

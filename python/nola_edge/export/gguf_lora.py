@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_edge import ops
+from nola_edge import arguments, ops
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.errors import ArgumentError, CheckpointError, NotFiniteError
 from nola_edge.export.alpha import alpha_of
@@ -115,11 +115,11 @@ def export_gguf_lora(
     """
     if dtype not in _DTYPES:
         raise ArgumentError(f"is {dtype!r}, must be one of {', '.join(_DTYPES)}", field="dtype")
+    base, output = arguments.path("base", base), arguments.path("output", output)
     gguf = _gguf()
     adapters = load_adapters(adapter)
     for loaded, _ in adapters:
         check_no_whole_tensors(loaded)
-    base = Path(base)
     model, shares = (
         _from_gguf(base, adapters) if is_gguf(base) else _from_folder(base, adapters, check_base)
     )
@@ -136,7 +136,7 @@ def export_gguf_lora(
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
         _write_tensors(writer, tensors, dtype)
-    return Path(output)
+    return output
 
 
 def _write_tensors(writer: Any, tensors: dict[str, Tensor], dtype: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nola_edge import arguments
 from nola_edge.adapter import Adapter
 from nola_edge.adapter.files import (
     CONFIG_NAME,
@@ -70,6 +71,9 @@ def export_lora(
     """
     if dtype not in MERGEABLE:
         raise ArgumentError(f"is {dtype!r}, must be one of {', '.join(MERGEABLE)}", field="dtype")
+    base, output = arguments.path("base", base), arguments.path("output", output)
+    if not isinstance(adapter, Adapter):
+        arguments.path("adapter", adapter)
     loaded = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
     with Checkpoint.open(base) as checkpoint:
         plan = plan_merge(checkpoint, ((loaded, 1.0),), check_base=check_base)
@@ -94,7 +98,7 @@ def export_lora(
             with out.file(CONFIG_NAME) as config:
                 write_config(config, lora_config(loaded))
             checkpoint.check_unchanged()
-    return Path(output)
+    return output
 
 
 def lora_config(adapter: Adapter) -> dict[str, Any]:

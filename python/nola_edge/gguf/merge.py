@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nola_edge import arguments
 from nola_edge.copying import copy_range, pwrite_all, start_writeback
 from nola_edge.gguf.file import GgufFile
 from nola_edge.gguf.layout import Layout
@@ -108,6 +109,7 @@ def merge_gguf(
         merged weight is not finite, or the output cannot be written; nothing is left.
     """
     check_threads(num_threads)
+    base, output = arguments.path("base", base), arguments.path("output", output)
     begin = time.perf_counter()
     adapters = load_adapters(adapter)
     with GgufFile.open(base) as file:
@@ -115,7 +117,7 @@ def merge_gguf(
         layout = Layout(file, {name: merge.kind for name, merge in plan.merges.items()})
         inputs = [file.path, *(Path(a.path) for a, _ in adapters if a.path is not None)]
         with AtomicOutput(
-            Path(output),
+            output,
             inputs=inputs,
             force=force,
             directory=False,
@@ -126,7 +128,7 @@ def merge_gguf(
                 survival = _write(plan, layout, path, num_threads, progress or (lambda _: None))
             file.check_unchanged()
         return GgufReport(
-            output=Path(output),
+            output=output,
             tensors=len(file.tensors),
             merged=len(plan.merges),
             nbytes=layout.size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from nola_edge import arguments
 from nola_edge.errors import printable
 from nola_edge.gguf.file import GgufFile
 from nola_edge.gguf.layout import Layout
@@ -69,6 +70,7 @@ def verify_gguf(
         If a file is not what it claims, or adapter and base do not fit.
     """
     check_threads(num_threads)
+    merged, base = arguments.path("merged", merged), arguments.path("base", base)
     adapters = load_adapters(adapter)
     with GgufFile.open(base) as file, GgufFile.open(merged) as candidate:
         plan = plan_gguf(file, adapters, outtype=_outtype(file, candidate, adapters))

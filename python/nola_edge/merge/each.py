@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nola_edge import arguments
 from nola_edge.adapter import Adapter
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.errors import ArgumentError, NolaEdgeError, OutputError
@@ -85,15 +86,15 @@ def merge_each(
     """
     if force and skip_existing:
         raise ArgumentError("contradicts force; choose one", field="skip_existing")
+    base, folder = arguments.path("base", base), arguments.path("output", output)
     share = Share.of(shard)
     named = name_outputs(adapters)
     threads = share.threads(num_threads)
     mine = share.take(list(named.items()))
     if not mine:
         return ()
-    folder = Path(output)
     reports: list[MergeReport] = []
-    with Checkpoint.open(Path(base)) as checkpoint:
+    with Checkpoint.open(base) as checkpoint:
         suffix = "" if checkpoint.is_folder else ".safetensors"
         wanted = [WantedMerge(folder / f"{name}{suffix}", given) for name, given in mine]
         there = {item.output for item in wanted if skip_existing and _is_there(item.output)}

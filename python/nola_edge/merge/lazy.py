@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nola_edge import arguments
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.merge.blocks import Workers, submit_merge
@@ -116,8 +117,9 @@ def open_merged(
         except whether merged weights are finite and the base unchanged, which access checks.
     """
     check_threads(num_threads)
+    base = arguments.path("base", base)
     adapters = load_adapters(adapter)
-    checkpoint = Checkpoint.open(Path(base))
+    checkpoint = Checkpoint.open(base)
     try:
         return MergedCheckpoint(
             plan_merge(checkpoint, adapters, check_base=check_base), num_threads

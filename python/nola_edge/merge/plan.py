@@ -6,13 +6,14 @@ merge, or a whole tensor of an adapter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nola_edge import arguments
 from nola_edge.adapter import Adapter
 from nola_edge.adapter.files import EMBEDDINGS, is_saved_module
 from nola_edge.adapter.fingerprints import base_fingerprint
@@ -86,7 +87,7 @@ def load_adapters(adapters: Any) -> tuple[tuple[Adapter, float], ...]:
     ArgumentError
         If there is no adapter, or a weight is no finite number.
     """
-    if isinstance(adapters, str | Path | Adapter):
+    if isinstance(adapters, str | Path | Adapter) or not isinstance(adapters, Iterable):
         adapters = [adapters]
     if isinstance(adapters, Mapping):
         adapters = adapters.items()
@@ -108,6 +109,7 @@ def load_adapters(adapters: Any) -> tuple[tuple[Adapter, float], ...]:
                 f"{printable(repr(weight))} is not a number", file=adapter, field="weight"
             )
         if not isinstance(adapter, Adapter):
+            arguments.path("adapter", adapter)
             adapter = Adapter.load(adapter)
         if not abs(weight * adapter.scaling) <= _MAX_SCALING:
             raise ArgumentError(

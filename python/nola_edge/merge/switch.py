@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from nola_edge import arguments
 from nola_edge.adapter import Adapter
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import numpy_dtype
@@ -59,7 +60,7 @@ class Switch(ABC):
         self, base: str | Path, *, check_base: bool = True, num_threads: int | None = None
     ) -> None:
         check_threads(num_threads)
-        self._base = Checkpoint.open(Path(base))
+        self._base = Checkpoint.open(arguments.path("base", base))
         self._check_base = check_base
         self._num_threads = num_threads
         self._known: dict[str, Adapter | Path] = {}
@@ -96,7 +97,8 @@ class Switch(ABC):
         """
         if name in self._known:
             raise ArgumentError(f"{printable(name)} is the name of another adapter", field="name")
-        self._known[name] = adapter if isinstance(adapter, Adapter) else Path(adapter)
+        known = adapter if isinstance(adapter, Adapter) else arguments.path("adapter", adapter)
+        self._known[name] = known
 
     def remove(self, name: str) -> None:
         """Forget an adapter; the weights keep what they hold.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nola_edge import arguments
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import safetensors_dtype
 from nola_edge.merge.blocks import read_merged, runs_of
@@ -63,8 +64,9 @@ def verify_checkpoint(
         If a file is not what it claims, or adapter and base do not fit.
     """
     check_threads(num_threads)
+    merged, base = arguments.path("merged", merged), arguments.path("base", base)
     adapters = load_adapters(adapter)
-    with Checkpoint.open(Path(base)) as checkpoint, Checkpoint.open(Path(merged)) as candidate:
+    with Checkpoint.open(base) as checkpoint, Checkpoint.open(merged) as candidate:
         plan = plan_merge(checkpoint, adapters, check_base=check_base)
         expected = _Expected(plan, num_threads)
         report = compare(expected, candidate.tensors, num_threads, progress or (lambda _: None))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nola_edge import arguments
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.merge.heads import label_notes
 from nola_edge.merge.layout import OutputFile, output_files, write_companions
@@ -107,11 +108,12 @@ def merge_checkpoint(
         finite, an input changes meanwhile, or the output cannot be written; nothing is left.
     """
     check_threads(num_threads)
+    base, output = arguments.path("base", base), arguments.path("output", output)
     begin = time.perf_counter()
     adapters = load_adapters(adapter)
-    with Checkpoint.open(Path(base)) as checkpoint:
+    with Checkpoint.open(base) as checkpoint:
         plan = plan_merge(checkpoint, adapters, check_base=check_base)
-        merge = PlannedMerge.of(plan, Path(output))
+        merge = PlannedMerge.of(plan, output)
         inputs = [checkpoint.path, *merge.adapter_paths]
         write_merges(
             checkpoint, [merge], inputs, force=force, num_threads=num_threads, progress=progress

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nola_edge import arguments
 from nola_edge.errors import NotFiniteError
 from nola_edge.torch.merge import merge_factors_, merge_many_
 from nola_edge.torch.plan import check_resident, plan_merges
@@ -84,6 +85,7 @@ def load_merged(model_class: Any, base: str | Path, adapter: Any, **options: Any
     """
     from nola_edge.transformers import NolaMergeConfig
 
+    arguments.path("base", base)  # a name on the Hub is one too
     return model_class.from_pretrained(
         base, quantization_config=NolaMergeConfig(adapter), **options
     )

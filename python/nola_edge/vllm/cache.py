@@ -28,6 +28,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nola_edge import arguments
 from nola_edge.adapter import Adapter
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import MERGEABLE
@@ -87,8 +88,8 @@ class LoraCache:
             )
         if max_bytes < 1:
             raise ArgumentError(f"is {max_bytes}, must be at least 1", field="max_bytes")
-        self.adapters = Path(adapters)
-        self.directory = Path(os.path.abspath(directory))
+        self.adapters = arguments.path("adapters", adapters)
+        self.directory = Path(os.path.abspath(arguments.path("directory", directory)))
         self.max_bytes = max_bytes
         self.dtype = dtype
         self._mutex = threading.Lock()
@@ -124,6 +125,7 @@ class LoraCache:
             If the name is not a plain one, the adapter cannot be used or does not fit the base, or
             its LoRA fits neither the disk nor, with what is in use, `max_bytes`.
         """
+        base = arguments.path("base", base)
         source = self.find(name)
         if source is None:
             return None
