@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import platform
 import re
 import secrets
 import shutil
@@ -104,7 +103,7 @@ def _myself() -> _Owner:
     with contextlib.suppress(OSError):
         namespace = os.stat("/proc/self/ns/pid").st_ino
     return _Owner(
-        host=_digest(platform.node() + _text("/etc/machine-id")),
+        host=_digest(os.uname().nodename + _text("/etc/machine-id")),
         boot=_digest(_text("/proc/sys/kernel/random/boot_id")),
         namespace=namespace,
         process=process,

@@ -117,8 +117,7 @@ def merge_each(
         _check(folder, targets, inputs, groups.nbytes)
         for path in (folder, *there):
             # What a process left that was killed after it had put its output in place.
-            with contextlib.suppress(OSError):
-                AtomicOutput(path, directory=True).sweep()
+            AtomicOutput(path, directory=True).sweep()
         with _made(folder, keep=share.count > 1):
             for merges in groups:
                 begin = time.perf_counter()
