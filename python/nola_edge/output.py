@@ -12,15 +12,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nola_edge.errors import OutputError, printable
-from nola_edge.renaming import exchange, is_on_overlay, rename_new
-from nola_edge.replaceable import nothing_yet
-from nola_edge.temporary import REPLACED, remove, sweep, temporary_path
+from nola_edge.mounts import file_system
+from nola_edge.renaming import exchange, rename_new
+from nola_edge.replaceable import names_below, nothing_yet
+from nola_edge.temporary import (
+    NEW,
+    REPLACED,
+    keep,
+    note_exchange,
+    remove,
+    sweep,
+    temporary_path,
+)
 from nola_edge.written import Written, sync_folder
 
 if TYPE_CHECKING:
@@ -85,6 +93,7 @@ class AtomicOutput:
         self._if_exists = if_exists
         self._temporary: Path | None = None
         self._written = Written(Path())
+        self._replaced = False  # by this output, and looked at
         self.path = Path()
 
     def __enter__(self) -> AtomicOutput:
@@ -124,29 +133,26 @@ class AtomicOutput:
         """
         return self._written.file(name)
 
-    def adopt(self) -> None:
-        """Take note of all that stands in the folder, where others have written into it."""
-        self._written.adopt()
-
     def _make_temporary(self) -> None:
         # Known before it is made: a signal may come right after.
         self._temporary = temporary_path(self.target)
         self._temporary.mkdir(mode=0o700)
         # Something inside the temporary is renamed into place, never the private folder itself.
-        self.path = self._temporary / ("folder" if self._directory else "file")
+        self.path = self._temporary / NEW
         if self._directory:
             self.path.mkdir()
         self._written = Written(self.path)
 
     def _discard(self) -> None:
         if self._temporary is not None:
+            may_replace = (lambda _: True) if self._replaced else self._may_replace
             with contextlib.suppress(OSError):
-                remove(self._temporary, self.target)
+                remove(self._temporary, self.target, may_replace)
 
     def sweep(self) -> None:
         """Remove what dead writers of this target left, if it can be; entering does the same."""
         with contextlib.suppress(OSError):  # a folder to drop files in may not be listed
-            sweep(self.target)
+            sweep(self.target, self._may_replace)
 
     def check(self) -> None:
         """Refuse a target that cannot be written; entering does the same.
@@ -186,6 +192,8 @@ class AtomicOutput:
             raise OutputError(
                 f"is a {kind} already, and the output is not; remove it first", file=target
             )
+        if self._force and Path.cwd().is_relative_to(place):
+            raise OutputError("is or holds the current folder; choose another", file=target)
         if self._force and os.path.ismount(target):
             raise OutputError(
                 "is a mount point, which nothing can take the place of; choose a name in it",
@@ -208,21 +216,20 @@ class AtomicOutput:
         """Refuse, before the work, a folder that could not be moved out of the way after it."""
         if not (self._directory and self._force and self.target.exists()):
             return
-        if not is_on_overlay(self.target):
+        if file_system(self.target) != "overlay":
             return
         assert self._temporary is not None
-        aside = self._temporary / REPLACED
+        occupied = self._temporary / "occupied"
+        (occupied / "by this").mkdir(parents=True)
         try:
-            os.rename(self.target, aside)
+            os.rename(self.target, occupied)  # which nothing comes of, as that is not empty
         except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            raise OutputError(
-                "lies in a lower layer of an overlay file system, such as a container's image, "
-                "from which no folder can be moved; choose another name, or remove it yourself",
-                file=self.target,
-            ) from None
-        os.rename(aside, self.target)
+            if error.errno == errno.EXDEV:
+                raise OutputError(
+                    "lies in a lower layer of an overlay file system, such as a container's image, "
+                    "from which no folder can be moved; choose another name, or remove it yourself",
+                    file=self.target,
+                ) from None
 
     def _commit(self) -> None:
         self._written.sync()
@@ -232,11 +239,7 @@ class AtomicOutput:
             raise OutputError(
                 "appeared while the output was written; it was left alone", file=self.target
             )
-        try:
-            self._written.check(self.target)
-        except OutputError:
-            self._take_back()
-            raise
+        self._check_published()
         try:
             sync_folder(self.target.parent)
         except OSError as error:
@@ -245,50 +248,75 @@ class AtomicOutput:
                 "a power failure might undo it",
                 file=self.target,
             ) from None
+        self._check_published()
+
+    def _check_published(self) -> None:
+        """Look at the output in its place; what tidies up may have begun before it was moved."""
+        try:
+            self._written.check(self.target)
+        except OutputError:
+            self._take_back()
+            raise
 
     def _replace(self) -> None:
         """Put the output in another's place, and look at what that was: it may have changed.
 
         The other one is then part of the temporary, and removed with it.
         """
-        self._check_replaced(self.target)
+        assert self._temporary is not None
+        names = names_below(self.target) if self.target.is_dir() else []
+        self._check_replaced(self.target, [])
+        note_exchange(self._temporary)
         if exchange(self.path, self.target):
             try:
-                self._check_replaced(self.path)
+                self._check_replaced(self.path, names)
             except BaseException:
                 exchange(self.path, self.target)
                 raise
+            self._replaced = True
             return
         # No one step does it here; the output is absent between the two.
-        assert self._temporary is not None
         replaced = self._temporary / REPLACED
         os.rename(self.target, replaced)
         try:
-            self._check_replaced(replaced)
-        except BaseException:
-            os.rename(replaced, self.target)
+            self._check_replaced(replaced, names)
+        except OutputError:
+            if not rename_new(replaced, self.target):
+                raise self._kept(replaced) from None
             raise
         if not rename_new(self.path, self.target):
-            kept = self.target.with_name(f"{self.target.name}.replaced-{secrets.token_hex(4)}")
-            os.rename(replaced, kept)
-            raise OutputError(
-                f"appeared while another was replaced, which is {printable(kept.name)} now; both "
-                "were left alone",
-                file=self.target,
-            )
+            raise self._kept(replaced)
 
-    def _check_replaced(self, path: Path) -> None:
-        if not self._may_replace(path):
-            raise OutputError(
-                "came to hold something, while the output was written, that this does not write; "
-                "it was left as it is",
-                file=self.target,
-            )
+    def _check_replaced(self, path: Path, names: Sequence[str]) -> None:
+        """Refuse to lose what stands at a path, unless all of it was there before the work."""
+        if not os.path.lexists(path) or self._may_replace(path):
+            return
+        if path.is_dir() and names and set(names_below(path)) <= set(names):
+            return  # some of it is gone since, and nothing has come
+        raise OutputError(
+            "came to hold something, while the output was written, that this does not write; it "
+            "was left as it is",
+            file=self.target,
+        )
+
+    def _kept(self, replaced: Path) -> OutputError:
+        kept = keep(replaced, self.target)
+        return OutputError(
+            f"appeared while another was replaced, which is {printable(kept.name)} now; both were "
+            "left alone",
+            file=self.target,
+        )
 
     def _take_back(self) -> None:
         """Undo the last step; what was replaced is back then, or put back with the temporary."""
-        if not (self.path.exists() and exchange(self.path, self.target)):
-            os.rename(self.target, self.path)
+        if not self._written.holds_nothing_else(self.target):
+            return  # somebody has put something there since
+        if os.path.lexists(self.path) and exchange(self.path, self.target):
+            return
+        aside = temporary_path(self.target)  # that of the output may be gone
+        aside.mkdir(mode=0o700)
+        os.rename(self.target, aside / NEW)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _output_error(target: Path, error: OSError) -> OutputError:

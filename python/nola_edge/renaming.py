@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-_MOUNTS = Path("/proc/self/mountinfo")
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
@@ -35,7 +34,7 @@ def rename_new(source: Path, target: Path) -> bool:
     ------
     OSError
     """
-    links: list[Callable[[Path, Path], None]] = [] if source.is_dir() else [os.link]
+    links: list[Callable[[Path, Path], None]] = [] if source.is_dir() else [_rename_by_link]
     ways = [_rename_flagged, *links, _rename_after_a_look]
     for way in ways:
         try:
@@ -52,6 +51,11 @@ def rename_new(source: Path, target: Path) -> bool:
 
 def _rename_flagged(source: Path, target: Path) -> None:
     _renameat2(source, target, _RENAME_NOREPLACE)
+
+
+def _rename_by_link(source: Path, target: Path) -> None:
+    os.link(source, target)
+    os.unlink(source)
 
 
 def _rename_after_a_look(source: Path, target: Path) -> None:
@@ -95,15 +99,3 @@ def _renameat2(source: Path, target: Path, flags: int) -> None:
     if result != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), str(target))
-
-
-def is_on_overlay(path: Path) -> bool:
-    """Tell whether a path lies on overlayfs, as the root of a container does."""
-    device = os.lstat(path).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        lines = _MOUNTS.read_text(errors="replace").splitlines()
-    except OSError:
-        return False
-    fields = [line.split() for line in lines]
-    return any(row[2] == wanted and "overlay" in row[row.index("-") :] for row in fields)

@@ -6,9 +6,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nola_edge.errors import FormatError
-from nola_edge.gguf.file import GgufFile, is_gguf
+from nola_edge.errors import FormatError, NolaEdgeError
+from nola_edge.gguf.file import GgufFile
+from nola_edge.jsonio import loads_object
 from nola_edge.model_folder import is_index
+from nola_edge.paths import read_inside
+from nola_edge.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -18,15 +21,14 @@ if TYPE_CHECKING:
 
 _SUFFIX = ".safetensors"
 _ADAPTER_CONFIG = "adapter_config.json"
-_ADAPTER_FILES = {_ADAPTER_CONFIG, f"adapter_model{_SUFFIX}", f"head{_SUFFIX}", "README.md"}
-_PACKED = b"nola-packed-"
-#: More than stands before what tells packed adapters.
-_BEGINNING = 1 << 13
+_ADAPTER_FILES = {_ADAPTER_CONFIG, f"adapter_model{_SUFFIX}", f"head{_SUFFIX}"}
 
 
 def nothing_yet(path: Path) -> bool:
-    """Tell whether a path is an empty folder or an empty file."""
-    return not os.listdir(path) if path.is_dir() else path.stat().st_size == 0
+    """Tell whether a path is an empty folder or an empty regular file."""
+    if path.is_dir():
+        return not os.listdir(path)
+    return path.is_file() and path.stat().st_size == 0
 
 
 def checkpoint_folder(companions: Collection[Path]) -> Replaceable:
@@ -39,27 +41,50 @@ def checkpoint_folder(companions: Collection[Path]) -> Replaceable:
             return False
         return all(
             name in own or ("/" not in name and (is_index(name) or name.endswith(_SUFFIX)))
-            for name in _files(path)
+            for name in names_below(path)
         )
 
     return test
 
 
-def adapter_folder(path: Path) -> bool:
-    """Tell whether a folder holds an adapter, NOLA or LoRA, and nothing else."""
-    files = set(_files(path))
-    return _ADAPTER_CONFIG in files and files <= _ADAPTER_FILES
+def nola_folder(path: Path) -> bool:
+    """Tell whether a folder holds a NOLA adapter and nothing else."""
+    return _holds_adapter(path, "NOLA")
+
+
+def lora_folder(path: Path) -> bool:
+    """Tell whether a folder holds a LoRA and nothing else."""
+    return _holds_adapter(path, "LORA")
+
+
+def _holds_adapter(path: Path, peft_type: str) -> bool:
+    files = set(names_below(path))
+    if _ADAPTER_CONFIG not in files or not files <= _ADAPTER_FILES:
+        return False
+    try:
+        config = loads_object(read_inside(path, _ADAPTER_CONFIG), file=path)
+    except (NolaEdgeError, OSError):
+        return False
+    return config.get("peft_type") == peft_type
 
 
 def packed_adapter(path: Path) -> bool:
     """Tell whether a file is a packed adapter."""
-    return safetensors_file(path) and _PACKED in _begin(path)
+    return (_format_of(path) or "").startswith("nola-packed-")
 
 
 def safetensors_file(path: Path) -> bool:
-    """Tell whether a file begins as a safetensors file does."""
-    begin = _begin(path)
-    return begin[8:9] == b"{" and not is_gguf(path)
+    """Tell whether a file is one of safetensors."""
+    return _format_of(path) is not None
+
+
+def _format_of(path: Path) -> str | None:
+    """Return what a safetensors file says of itself, or nothing; None of what is no such file."""
+    try:
+        with SafetensorsFile.open(path) as file:
+            return (file.metadata or {}).get("format", "")
+    except FormatError:
+        return None
 
 
 def gguf_model(path: Path) -> bool:
@@ -81,12 +106,7 @@ def _gguf_type(path: Path) -> object:
         return None
 
 
-def _begin(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(_BEGINNING)
-
-
-def _files(folder: Path) -> list[str]:
+def names_below(folder: Path) -> list[str]:
     """Return everything below a folder that is no folder, and folders that are links or hidden."""
     found = []
     for place, folders, names in os.walk(folder):

@@ -17,14 +17,26 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-#: Within a temporary: the output that is replaced, where it cannot be exchanged in one step.
+from nola_edge.renaming import rename_new
+
+if TYPE_CHECKING:
+    from nola_edge.replaceable import Replaceable
+
+#: Within a temporary: the new output, until it is in place …
+NEW = "new"
+#: … the output that it replaces, where the two cannot be exchanged in one step …
 REPLACED = "replaced"
+#: … and a note of the new one's inode, made before they are exchanged.
+EXCHANGED = "exchanged"
 
 #: Nobody writes for so long without a single change to the files; in seconds.
 _LONG_AGE = 7 * 24 * 3600
 #: Bytes of a target's name that a temporary's name repeats; file systems allow 255 in all.
 _LONGEST_NAME = 140
+#: A machine that has no id: every one that has none is called so.
+_NOBODY = "0" * 8
 _OWNER = re.compile(
     r"(?P<host>[0-9a-f]{8})\.(?P<boot>[0-9a-f]{8})\.(?P<namespace>[0-9]+)"
     r"\.(?P<process>[0-9]+)\.(?P<started>[0-9]+)-[0-9a-f]{8}\.partial"
@@ -39,16 +51,15 @@ def temporary_path(target: Path) -> Path:
     return target.with_name(_prefix(target) + name)
 
 
-def sweep(target: Path) -> None:
-    """Remove the temporaries of a target whose owners are dead.
-
-    A former output that is found in one, while there is nothing at the target, is put back: its
-    owner died between taking it away and putting the new one there.
+def sweep(target: Path, may_replace: Replaceable) -> None:
+    """Remove the temporaries of a target whose owners are dead; see :func:`remove`.
 
     Parameters
     ----------
     target : Path
         Temporaries of other targets are left alone, whatever their names begin with.
+    may_replace : callable
+        Tells whether the target may be lost, had it come to hold what stands at a path.
     """
     prefix = _prefix(target)
     for entry in os.scandir(target.parent):
@@ -57,15 +68,54 @@ def sweep(target: Path) -> None:
             continue
         with contextlib.suppress(OSError):
             if _is_dead(_Owner.named(owner), Path(entry.path)):
-                remove(Path(entry.path), target)
+                remove(Path(entry.path), target, may_replace)
 
 
-def remove(temporary: Path, target: Path) -> None:
-    """Remove a temporary; an output that it was replacing is put back first if need be."""
-    replaced = temporary / REPLACED
-    if os.path.lexists(replaced) and not os.path.lexists(target):
-        os.rename(replaced, target)
+def remove(temporary: Path, target: Path, may_replace: Replaceable) -> None:
+    """Remove a temporary, but nothing in it that stood at the target and was not to be lost.
+
+    What was taken away there, for a new output that never came, is put back; where something else
+    has come instead, or where what came out of an exchange may not be lost, it is kept beside it.
+
+    Raises
+    ------
+    OSError
+        If that cannot be done; the temporary is then as it was.
+    """
+    new, replaced = temporary / NEW, temporary / REPLACED
+    in_vain = os.path.lexists(replaced) and not _is_in_place(new, target)
+    if in_vain and not rename_new(replaced, target):
+        keep(replaced, target)
+    if _is_exchanged(temporary) and not may_replace(new):
+        keep(new, target)
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_in_place(new: Path, target: Path) -> bool:
+    """Tell whether the new output has left its temporary, or stands at the target as well."""
+    try:
+        return os.path.samestat(os.lstat(new), os.lstat(target))
+    except OSError:
+        return not os.path.lexists(new)
+
+
+def keep(path: Path, target: Path) -> Path:
+    """Give what stood at a target a name beside it; return that."""
+    name = os.fsdecode(os.fsencode(target.name)[:_LONGEST_NAME])
+    kept = target.with_name(f"{name}.replaced-{secrets.token_hex(4)}")
+    os.rename(path, kept)
+    return kept
+
+
+def note_exchange(temporary: Path) -> None:
+    """Note which one is the new output, before it is exchanged with the one that it replaces."""
+    (temporary / EXCHANGED).write_text(str(os.lstat(temporary / NEW).st_ino))
+
+
+def _is_exchanged(temporary: Path) -> bool:
+    """Tell whether what is found for the new output is the one that it replaced."""
+    noted, new = _text(str(temporary / EXCHANGED)), temporary / NEW
+    return noted != "" and os.path.lexists(new) and str(os.lstat(new).st_ino) != noted
 
 
 @dataclass(frozen=True)
@@ -98,12 +148,12 @@ class _Owner:
 
 
 def _myself() -> _Owner:
-    process = os.getpid()
+    process, machine = os.getpid(), _text("/etc/machine-id")
     namespace = 0
     with contextlib.suppress(OSError):
         namespace = os.stat("/proc/self/ns/pid").st_ino
     return _Owner(
-        host=_digest(os.uname().nodename + _text("/etc/machine-id")),
+        host=_digest(os.uname().nodename + machine) if machine else _NOBODY,
         boot=_digest(_text("/proc/sys/kernel/random/boot_id")),
         namespace=namespace,
         process=process,
@@ -114,11 +164,10 @@ def _myself() -> _Owner:
 def _is_dead(owner: _Owner, temporary: Path) -> bool:
     """Tell whether an owner is provably dead; one that cannot be asked after is taken for alive."""
     me = _myself()
-    here = (me.host, me.boot, me.namespace)
-    if (owner.host, owner.boot, owner.namespace) == here and not _runs(owner):
-        return True
+    if (owner.host, owner.boot, owner.namespace) == (me.host, me.boot, me.namespace):
+        return not _runs(owner)
     changed = _last_change(temporary)
-    if owner.host == me.host and owner.boot != me.boot and changed < _boot_time():
+    if owner.host == me.host != _NOBODY and owner.boot != me.boot and changed < _boot_time():
         return True  # the machine has been started anew since
     return changed < time.time() - _LONG_AGE
 
@@ -131,7 +180,7 @@ def _runs(owner: _Owner) -> bool:
         return False
     except OSError:
         pass  # somebody else's
-    return _started(owner.process) in (None, owner.started)
+    return owner.started == 0 or _started(owner.process) in (None, owner.started)
 
 
 def _started(process: int) -> int | None:

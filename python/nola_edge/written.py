@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nola_edge.errors import OutputError, printable
+from nola_edge.mounts import keeps_inodes
+from nola_edge.replaceable import names_below
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +27,7 @@ class Written:
     A tidy-up job, or another machine on a shared file system, may remove a temporary under the
     hands of its writer. So nothing is published before every file that was written is found again:
     under its name, of its size, and with its inode. Where a file system makes up inodes as it
-    goes (exFAT by FUSE), the time of its last change must be the same instead.
+    goes (:mod:`nola_edge.mounts`), the time of its last change must be the same instead.
 
     Parameters
     ----------
@@ -36,6 +38,7 @@ class Written:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._files: dict[str, os.stat_result] = {}
+        self._by_inode = True
 
     @contextlib.contextmanager
     def file(self, name: str = "") -> Iterator[Path]:
@@ -46,6 +49,8 @@ class Written:
         name : str
             Relative to the root, in folders that are made; empty: the root is the file.
         """
+        if not self._files:
+            self._by_inode = keeps_inodes(self._root.parent)
         path = self._root
         for folder in Path(name).parts[:-1]:
             path = path / folder
@@ -57,13 +62,6 @@ class Written:
             self._files[name] = os.lstat(path)
         except FileNotFoundError:
             raise self._lost(name) from None
-
-    def adopt(self) -> None:
-        """Take note of everything below the root, where others have written."""
-        for path in self._root.rglob("*"):
-            if path.is_file():
-                with self.file(str(path.relative_to(self._root))):
-                    pass
 
     def sync(self) -> None:
         """Force all to disk: the files, then the folders from the leaves up.
@@ -94,8 +92,16 @@ class Written:
                 now = os.lstat(root / name)
             except OSError:
                 raise self._lost(name) from None
-            if not _same(now, status):
+            if not self._same(now, status):
                 raise self._lost(name)
+
+    def holds_nothing_else(self, root: Path) -> bool:
+        """Tell whether whatever stands at a path is of what was written."""
+        names = names_below(root) if root.is_dir() else [""]
+        return all(
+            name in self._files and self._same(os.lstat(root / name), self._files[name])
+            for name in names
+        )
 
     def _sync_file(self, name: str, status: os.stat_result) -> None:
         path = self._root / name
@@ -104,11 +110,17 @@ class Written:
         except FileNotFoundError:
             raise self._lost(name) from None
         try:
-            if not _same(os.fstat(fd), status):
+            if not self._same(os.fstat(fd), status):
                 raise self._lost(name)
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def _same(self, now: os.stat_result, then: os.stat_result) -> bool:
+        if self._by_inode:
+            return (now.st_size, now.st_ino) == (then.st_size, then.st_ino)
+        same_time = abs(now.st_mtime_ns - then.st_mtime_ns) <= _TIME_GRAIN
+        return now.st_size == then.st_size and same_time
 
     def _lost(self, name: str) -> OutputError:
         place = self._root.parent.parent
@@ -138,8 +150,3 @@ def sync_folder(path: Path) -> None:
             raise
     finally:
         os.close(fd)
-
-
-def _same(now: os.stat_result, then: os.stat_result) -> bool:
-    same_time = abs(now.st_mtime_ns - then.st_mtime_ns) <= _TIME_GRAIN
-    return now.st_size == then.st_size and (now.st_ino == then.st_ino or same_time)

@@ -315,3 +315,15 @@ def test_a_full_standard_output_is_no_failed_merge(tiny, tmp_path, json_too):
     assert run_full("inspect", adapter)[0] == 2
     assert run_full("verify", out, "--base", base, "--adapter", adapter)[0] == 2
     assert run_full("verify", base, "--base", base, "--adapter", adapter)[0] == 1
+
+
+def test_no_adapter_is_written_in_its_own_place(tiny, tmp_path):
+    """Bits that were rounded away do not come back."""
+    packed = tmp_path / "small.nola"
+    assert run("pack", tiny[1], "-o", packed).returncode == 0
+    before = snapshot(tmp_path)
+    for command, path in (("quantize", tiny[1]), ("unpack", tiny[1]), ("pack", packed)):
+        done = run(command, path, "-o", path, "--force")
+        assert done.returncode == 2
+        assert "is an input; inputs are never changed" in done.stderr
+    assert snapshot(tmp_path) == before

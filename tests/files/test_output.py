@@ -1,13 +1,16 @@
 """Outputs are absent or complete, never overwrite, and honour the umask."""
 
 import os
+import shutil
+import socket
+import stat
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import nola_edge as ne
-from nola_edge import Adapter, replaceable
+from nola_edge import Adapter, mounts, output, replaceable, written
 from nola_edge.copying import copy_range
 from nola_edge.errors import OutputError
 from nola_edge.output import AtomicOutput
@@ -114,6 +117,129 @@ def test_an_output_that_appears_meanwhile_is_left_alone(tmp_path):
     assert os.listdir(tmp_path) == ["out"]
 
 
+def tidied(monkeypatch, name, what):
+    """Let a job that tidies up be quicker than what comes after a rename."""
+    real = getattr(output, name)
+
+    def renamed(source, target):
+        done = real(source, target)
+        what(source, target)
+        return done
+
+    monkeypatch.setattr(output, name, renamed)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_loses_files_while_it_is_moved_is_taken_back(tmp_path, monkeypatch, whole):
+    """A job that had begun with the temporary goes on with what was in it."""
+
+    def tidy(source, target):
+        (target / "a.safetensors").unlink()
+        if whole:
+            shutil.rmtree(source.parent)
+
+    tidied(monkeypatch, "rename_new", tidy)
+    with pytest.raises(OutputError, match="is gone or another file now"):
+        write(tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "a.safetensors"])
+def test_what_somebody_puts_into_a_new_output_stays(tmp_path, monkeypatch, name):
+    """Even where it lacks a file."""
+
+    def put(_, target):
+        (target / "a.safetensors").unlink()
+        (target / name).write_text("precious")
+
+    tidied(monkeypatch, "rename_new", put)
+    with pytest.raises(OutputError, match="is gone or another file now"):
+        write(tmp_path / "out")
+    assert (tmp_path / "out" / name).read_text() == "precious"
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_old_output_that_loses_files_makes_no_odds(tmp_path, monkeypatch, whole):
+    """It was to be replaced, and the new one is complete."""
+    write(tmp_path / "out")
+    (tmp_path / "out" / "model.safetensors").write_text("old")
+
+    def tidy(source, _):
+        shutil.rmtree(source.parent if whole else source)
+        if not whole:
+            source.mkdir()
+            (source / "model.safetensors").mkdir()
+
+    tidied(monkeypatch, "exchange", tidy)
+    write(tmp_path / "out", force=True)
+    assert set(snapshot(tmp_path)) == {"out", "out/a.safetensors"}
+
+
+def test_another_file_of_the_same_size_is_not_published(tmp_path):
+    def swap():
+        with AtomicOutput(tmp_path / "out", directory=False) as out:
+            with out.file() as path:
+                path.write_bytes(b"content")
+            other = path.with_name("other")
+            other.write_bytes(b"tnetnoc")
+            other.rename(path)
+
+    with pytest.raises(OutputError, match="is gone or another file now"):
+        swap()
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_inodes_that_a_file_system_makes_up(tmp_path, monkeypatch, kept):
+    """FAT's, or those of FUSE, may be others once the kernel has forgotten a file."""
+    monkeypatch.setattr(written, "keeps_inodes", lambda _: kept)
+
+    def forget():
+        with AtomicOutput(tmp_path / "out", directory=False) as out:
+            with out.file() as path:
+                path.write_bytes(b"content")
+            shutil.copy2(path, path.with_name("copy"))
+            path.with_name("copy").rename(path)
+
+    if kept:
+        with pytest.raises(OutputError, match="is gone or another file now"):
+            forget()
+    else:
+        forget()
+    assert (tmp_path / "out").exists() != kept
+
+
+def test_the_type_of_a_file_system():
+    if not Path("/proc/self/mountinfo").exists():
+        pytest.skip("needs Linux")
+    assert mounts.file_system(Path("/proc/self")) == "proc"
+    assert mounts.keeps_inodes(Path("/proc/self"))
+
+
+def test_what_cannot_be_put_back_is_kept(tmp_path, monkeypatch):
+    """Without an exchange, the old output was taken away, and then there was another."""
+    target = tmp_path / "out"
+    write(target)
+    real = os.rename
+
+    def busy(source, place):
+        if Path(source) == target:
+            (target / "thesis.txt").write_text("precious")
+        real(source, place)
+        if Path(source) == target:
+            target.mkdir()
+            (target / "theirs").write_text("theirs")
+
+    monkeypatch.setattr(output, "exchange", lambda *_: False)
+    monkeypatch.setattr(os, "rename", busy)
+    with pytest.raises(OutputError, match=r"which is out\.replaced-\w+ now; both were left alone"):
+        write(target, force=True)
+    assert [path.name for path in target.iterdir()] == ["theirs"]
+    (kept,) = tmp_path.glob("out.replaced-*")
+    assert (kept / "thesis.txt").read_text() == "precious"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.mark.parametrize("place", ["in", "in/out", "in/sub/out", "."])
 def test_inputs_and_outputs_are_apart(tmp_path, place):
     (tmp_path / "x" / "in" / "sub").mkdir(parents=True)
@@ -206,33 +332,37 @@ def test_force_does_not_turn_a_file_into_a_folder(tmp_path, directory):
 
 
 CHECKPOINT = {"model.safetensors": b"x", "config.json": b"{}"}
-ADAPTER = {"adapter_model.safetensors": b"x", "adapter_config.json": b"{}"}
+ADAPTER = {"adapter_model.safetensors": b"x", "adapter_config.json": b'{"peft_type": "NOLA"}'}
+LORA = {**ADAPTER, "adapter_config.json": b'{"peft_type": "LORA"}'}
 
 
 @pytest.mark.parametrize(
-    ("files", "checkpoint", "adapter"),
+    ("files", "checkpoint", "kind"),
     [
-        (CHECKPOINT, True, False),
-        ({**CHECKPOINT, "optimizer.pt": b""}, False, False),
-        ({**CHECKPOINT, "data/thesis.txt": b""}, False, False),
-        ({**CHECKPOINT, "sub/more.safetensors": b""}, False, False),
-        ({**CHECKPOINT, ".git/HEAD": b""}, False, False),
-        ({"model-1-of-1.safetensors": b"", "model.safetensors.index.json": b""}, True, False),
-        ({"config.json": b"{}"}, False, False),
-        (ADAPTER, False, True),
-        ({**ADAPTER, "README.md": b""}, False, True),
-        ({**ADAPTER, "thesis.tex": b""}, False, False),
-        ({**ADAPTER, "sub/x": b""}, False, False),
+        (CHECKPOINT, True, None),
+        ({**CHECKPOINT, "optimizer.pt": b""}, False, None),
+        ({**CHECKPOINT, "data/thesis.txt": b""}, False, None),
+        ({**CHECKPOINT, "sub/more.safetensors": b""}, False, None),
+        ({**CHECKPOINT, ".git/HEAD": b""}, False, None),
+        ({"model-1-of-1.safetensors": b"", "model.safetensors.index.json": b""}, True, None),
+        ({"config.json": b"{}"}, False, None),
+        (ADAPTER, False, "NOLA"),
+        (LORA, False, "LORA"),
+        ({**ADAPTER, "adapter_config.json": b"mine"}, False, None),
+        ({**ADAPTER, "README.md": b""}, False, None),
+        ({**ADAPTER, "thesis.tex": b""}, False, None),
+        ({**ADAPTER, "sub/x": b""}, False, None),
     ],
 )
-def test_what_force_may_replace_in_folders(files, checkpoint, adapter, tmp_path):
+def test_what_force_may_replace_in_folders(files, checkpoint, kind, tmp_path):
     folder = tmp_path / "folder"
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     own = replaceable.checkpoint_folder([Path("config.json"), Path("tokenizer/vocabulary.txt")])
     assert own(folder) == checkpoint
-    assert replaceable.adapter_folder(folder) == adapter
+    assert replaceable.nola_folder(folder) == (kind == "NOLA")
+    assert replaceable.lora_folder(folder) == (kind == "LORA")
 
 
 def test_what_force_may_replace_in_files(tiny, tmp_path):
@@ -247,7 +377,7 @@ def test_what_force_may_replace_in_files(tiny, tmp_path):
         writer.close()
     Adapter.load(tiny[1]).pack(tmp_path / "packed")
     write_safetensors(tmp_path / "plain", {"a": np.ones(3, np.float32)})
-    (tmp_path / "text").write_text("mine, and longer than nine letters")
+    (tmp_path / "text").write_text('{"text": {"mine": "with a brace at its ninth letter"}}')
     allowed = {
         "model": [replaceable.gguf_model],
         "lora": [replaceable.gguf_lora],
@@ -285,3 +415,34 @@ def test_commands_replace_only_what_they_write(tiny, tmp_path):
     ne.merge_checkpoint(base, path, tmp_path / "merged", force=True)
     ne.export_lora(path, base, tmp_path / "lora", force=True)
     adapter.pack(tmp_path / "packed", force=True)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket"])
+def test_force_replaces_no_other_kind_of_file(tmp_path, kind):
+    path = tmp_path / "out"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            os.chdir(tmp_path)  # for a short name
+            made.bind("out")
+            os.chdir("/")
+    elif os.geteuid() == 0:
+        os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    else:
+        pytest.skip("only root makes devices")
+    before = path.lstat()
+    with pytest.raises(OutputError, match="--force does not replace it"):
+        write(path, directory=False, force=True)
+    assert os.path.samestat(path.lstat(), before)
+
+
+def test_force_does_not_replace_the_current_folder(tmp_path, monkeypatch):
+    write(tmp_path / "out")
+    (tmp_path / "out" / "sub").mkdir()
+    before = snapshot(tmp_path)
+    for place in ("out", "out/sub"):
+        monkeypatch.chdir(tmp_path / place)
+        with pytest.raises(OutputError, match="is or holds the current folder"):
+            write(tmp_path / "out", force=True)
+    assert snapshot(tmp_path) == before

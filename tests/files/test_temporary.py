@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nola_edge import temporary
-from nola_edge.temporary import REPLACED, sweep, temporary_path
+from nola_edge.replaceable import nothing_yet
+from nola_edge.temporary import EXCHANGED, NEW, REPLACED, sweep, temporary_path
 
 WEEK = 7 * 24 * 3600
+OTHER = "0" * 8
 
 
 def dead_temporary(target):
@@ -47,7 +49,7 @@ def age(path, seconds):
 
 
 def swept(path, target):
-    sweep(target)
+    sweep(target, nothing_yet)
     return not path.exists()
 
 
@@ -56,12 +58,23 @@ def test_a_dead_writers_temporary_is_removed(tmp_path):
 
 
 def test_a_living_writers_temporary_is_kept(tmp_path):
+    """However long ago it wrote last: it may be stopped, or the clock have been set."""
     mine = temporary_path(tmp_path / "out")
     mine.mkdir()
     assert not swept(mine, tmp_path / "out")
+    age(mine, 2 * WEEK)
+    assert not swept(mine, tmp_path / "out")
+    assert not swept(renamed(mine, started="0"), tmp_path / "out")
 
 
-OTHER = "0" * 8
+def test_machines_without_an_id_are_not_taken_for_one(tmp_path, monkeypatch):
+    """Containers often have none; another's is not this one before it was started anew."""
+    text = temporary._text
+    monkeypatch.setattr(temporary, "_text", lambda path: "" if "machine-id" in path else text(path))
+    path = renamed(dead_temporary(tmp_path / "out"), boot=OTHER, host=OTHER)
+    age(path, WEEK - 3600)
+    monkeypatch.setattr(temporary, "_boot_time", lambda: time.time() - 3600)
+    assert not swept(path, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -129,16 +142,58 @@ def test_a_temporary_belongs_to_one_target(one, other):
     assert bool(found) == (one == other)
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_a_replaced_output_is_put_back(tmp_path, there):
-    """Only where nothing has come in its place."""
+def beside(target):
+    return [path.read_text() for path in target.parent.glob("out.replaced-*")]
+
+
+def test_a_replaced_output_is_put_back(tmp_path):
+    """The new one did not come in its place."""
+    target = tmp_path / "out"
+    path = dead_temporary(target)
+    (path / NEW).write_text("new")
+    (path / REPLACED).write_text("old")
+    assert swept(path, target)
+    assert target.read_text() == "old"
+    assert not beside(target)
+
+
+@pytest.mark.parametrize("came", ["new", "theirs"])
+def test_a_replaced_output_where_another_stands(tmp_path, came):
+    """It goes where the new one came in its place, and is kept where somebody else's did."""
     target = tmp_path / "out"
     path = dead_temporary(target)
     (path / REPLACED).write_text("old")
-    if there:
-        target.write_text("new")
+    if came == "theirs":
+        (path / NEW).write_text("new")
+    target.write_text(came)
     assert swept(path, target)
-    assert target.read_text() == ("new" if there else "old")
+    assert target.read_text() == came
+    assert beside(target) == (["old"] if came == "theirs" else [])
+
+
+@pytest.mark.parametrize("content", ["precious", ""])
+def test_what_came_out_of_an_exchange_is_looked_at(tmp_path, content):
+    """The writer died before it had looked whether that may be lost."""
+    target = tmp_path / "out"
+    path = dead_temporary(target)
+    (path / NEW).write_text("new")
+    (path / EXCHANGED).write_text(str((path / NEW).stat().st_ino))
+    (path / NEW).rename(target)
+    (path / NEW).write_text(content)
+    assert swept(path, target)
+    assert target.read_text() == "new"
+    assert beside(target) == ([content] if content else [])
+
+
+def test_a_new_output_that_was_not_exchanged_goes(tmp_path):
+    target = tmp_path / "out"
+    target.write_text("old")
+    path = dead_temporary(target)
+    (path / NEW).write_text("new")
+    (path / EXCHANGED).write_text(str((path / NEW).stat().st_ino))
+    assert swept(path, target)
+    assert target.read_text() == "old"
+    assert not beside(target)
 
 
 def test_what_is_no_temporary_is_left_alone(tmp_path):
@@ -149,6 +204,6 @@ def test_what_is_no_temporary_is_left_alone(tmp_path):
     (tmp_path / "elsewhere").joinpath("precious").write_text("x")
     (tmp_path / name).symlink_to("elsewhere")
     (tmp_path / ".nola-edge-out-mine.partial").mkdir()
-    sweep(target)
+    sweep(target, nothing_yet)
     assert (tmp_path / "elsewhere" / "precious").exists()
     assert (tmp_path / ".nola-edge-out-mine.partial").exists()

@@ -39,7 +39,7 @@ from nola_edge.errors import AdapterError, NotFiniteError, printable
 from nola_edge.jsonio import MAX_CONFIG_BYTES
 from nola_edge.output import AtomicOutput
 from nola_edge.paths import inside
-from nola_edge.replaceable import adapter_folder, packed_adapter
+from nola_edge.replaceable import nola_folder, packed_adapter
 from nola_edge.safetensors_file import SafetensorsFile
 from nola_edge.tensors import TensorMapping
 
@@ -332,7 +332,7 @@ class Adapter:
             inputs=self._inputs(path, force),
             force=force,
             directory=True,
-            replaces=adapter_folder,
+            replaces=nola_folder,
         ) as out:
             with out.file(WEIGHTS_NAME) as weights:
                 write_tensors(weights, tensors)

@@ -28,7 +28,7 @@ def command(keep: str | None, as_json: bool) -> None:
     come with the package. The measurement makes larger weights on the spot; it takes a few
     seconds and about 700 MB of disk, in the temporary folder unless --keep is given.
     """
-    from nola_edge.demo.comparison import DISK_BYTES, run_demo
+    from nola_edge.demo.comparison import DISK_BYTES, KEPT_FILES, run_demo
     from nola_edge.demo.speech import speak
     from nola_edge.output import AtomicOutput
 
@@ -54,7 +54,9 @@ def command(keep: str | None, as_json: bool) -> None:
             _print_speeches(speeches)
         result = run_demo(folder, say)
         if output is not None:
-            output.adopt()
+            for name in KEPT_FILES:
+                with output.file(name):  # others have written it; now it is looked for
+                    pass
     if as_json:
         ui.print_json({**asdict(result), "speeches": [asdict(speech) for speech in speeches]})
         return

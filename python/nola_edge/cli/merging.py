@@ -36,7 +36,7 @@ def merge_into_one(
         ui.print_json(asdict(report))
     elif not quiet:
         _print_output(report, _speed(report.nbytes, report.seconds), "")
-        _print_notes([report])
+        _print_notes([report], options["check_base"])
 
 
 def merge_into_each(
@@ -71,7 +71,7 @@ def merge_into_each(
         _print_output(report, ui.human_bytes(report.nbytes), "  ")
     if len(reports) > _LISTED:
         click.echo(f"  … and {len(reports) - _LISTED} more (all with --json)")
-    _print_notes(reports)
+    _print_notes(reports, options["check_base"])
 
 
 def _nbytes(base: str) -> int:
@@ -98,7 +98,7 @@ def _print_output(report: MergeReport, size: str, indent: str) -> None:
         click.echo(f"{indent}  note: {printable(note, 400)}")
 
 
-def _print_notes(reports: Sequence[MergeReport]) -> None:
+def _print_notes(reports: Sequence[MergeReport], check_base: bool) -> None:
     """Say what holds for all outputs, for the base is the same."""
     for what, names in (
         ("carried over as they are", reports[0].carried_weights),
@@ -107,7 +107,9 @@ def _print_notes(reports: Sequence[MergeReport]) -> None:
         if names:
             click.echo(f"  {what}: {printable(', '.join(names), 500)}")
     unchecked = sum(not report.base_checked for report in reports)
-    if unchecked:
+    if not check_base:
+        click.echo("  the base was not checked: --any-base")
+    elif unchecked:
         whose = "the adapter records" if len(reports) == 1 else f"{unchecked} adapters record"
         click.echo(f"  the base was not checked: {whose} no fingerprint of it")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nola_edge.errors import ArgumentError
+from nola_edge.errors import ArgumentError, OutputError
 from nola_edge.jsonio import dumps
 
 if TYPE_CHECKING:
@@ -44,6 +44,17 @@ def parse_adapter(text: str) -> tuple[str, float]:
         return path, float(weight)
     except ValueError:
         raise ArgumentError(f"{weight!r} is not a weight", field=text) from None
+
+
+def check_apart(adapter: Path | None, output: str) -> None:
+    """Refuse an output in the place of the adapter that it is made of.
+
+    Raises
+    ------
+    OutputError
+    """
+    if adapter is not None and Path(output).resolve() == adapter.resolve():
+        raise OutputError("is an input; inputs are never changed", file=output)
 
 
 def human_bytes(count: float) -> str:

@@ -23,6 +23,7 @@ def command(adapter: str, output: str, force: bool) -> None:
     from nola_edge.adapter import Adapter
 
     loaded = Adapter.load(adapter)
+    ui.check_apart(loaded.path, output)
     loaded.pack(output, force=force)
     size = Path(output).stat().st_size
     each = size / loaded.num_coefficients

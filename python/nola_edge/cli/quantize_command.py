@@ -32,6 +32,7 @@ def command(adapter: str, bits: str, output: str, force: bool, as_json: bool) ->
     from nola_edge.adapter.statistics import all_values
 
     loaded = Adapter.load(adapter)
+    ui.check_apart(loaded.path, output)
     rounded = loaded.quantize(int(bits))
     rounded.save(output, force=force)
     errors = {}

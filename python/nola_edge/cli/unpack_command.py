@@ -17,6 +17,7 @@ def command(packed: str, output: str, force: bool) -> None:
     from nola_edge.adapter import Adapter
 
     loaded = Adapter.load(packed)
+    ui.check_apart(loaded.path, output)
     loaded.save(output, force=force)
     click.echo(
         f"{printable(output, 240)}: {len(loaded.modules)} modules, seed {loaded.config.seed}"

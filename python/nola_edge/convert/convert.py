@@ -21,7 +21,7 @@ from nola_edge.errors import AdapterError, ArgumentError
 from nola_edge.export.lora import lora_fields
 from nola_edge.merge.blocks import Workers
 from nola_edge.output import AtomicOutput
-from nola_edge.replaceable import adapter_folder
+from nola_edge.replaceable import lora_folder
 from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def convert_checkpoint(
             force=force,
             directory=True,
             expected_bytes=4 * nbytes,
-            replaces=adapter_folder,
+            replaces=lora_folder,
         ) as out:
             with out.file(WEIGHTS_NAME) as weights:
                 write_tensors(weights, _tensors(plan, device, num_threads, progress))

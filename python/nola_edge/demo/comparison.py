@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 DEMO_SHAPE = DecoderShape(layers=6, hidden=1024, intermediate=2816, vocabulary=16000)
 #: What a demonstration puts on the disk, about.
 DISK_BYTES = 700_000_000
+#: … and what it leaves there.
+KEPT_FILES = (
+    "base/model.safetensors", "base/config.json",
+    "adapter/adapter_model.safetensors", "adapter/adapter_config.json",
+    "merged/model.safetensors", "merged/config.json", "plain/model.safetensors",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from nola_edge.export.factors import factor_tensor
 from nola_edge.merge.plan import plan_merge
 from nola_edge.merge.update import stored_features
 from nola_edge.output import AtomicOutput
-from nola_edge.replaceable import adapter_folder
+from nola_edge.replaceable import lora_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -91,7 +91,7 @@ def export_lora(
             tensors[PREFIX + stored_name(name, loaded.modules)] = tensor
         inputs = [checkpoint.path, *([loaded.path] if loaded.path is not None else [])]
         with AtomicOutput(
-            output, inputs=inputs, force=force, directory=True, replaces=adapter_folder
+            output, inputs=inputs, force=force, directory=True, replaces=lora_folder
         ) as out:
             with out.file(WEIGHTS_NAME) as weights:
                 write_tensors(weights, tensors)
