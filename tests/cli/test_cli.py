@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -266,9 +267,28 @@ def test_a_reader_that_leaves_is_no_verdict(tiny, tmp_path):
     assert done.returncode == -signal.SIGPIPE
 
 
-def test_without_stderr(tiny, tmp_path):
-    command = f"{sys.executable} -m nola_edge merge {tiny[0]} {tiny[1]} -o {tmp_path}/out 2>&-"
-    assert subprocess.run(["sh", "-c", command], capture_output=True).returncode == 0
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_change_no_status(tiny, tmp_path, closed):
+    """Nor does what is written get the number of one, and with it what is printed."""
+    base, adapter = tiny
+    run("merge", base, adapter, "-o", tmp_path / "open")
+    out = tmp_path / "out"
+
+    def run_closed(*arguments):
+        command = shlex.join([sys.executable, "-m", "nola_edge", *map(str, arguments)])
+        done = subprocess.run(["sh", "-c", f"{command} {closed}"], capture_output=True, text=True)
+        if "2>&-" not in closed:
+            assert done.stderr.count("\n") == (done.returncode == 2)
+        return done.returncode, done.stdout
+
+    assert run_closed("merge", base, adapter, "-o", out)[0] == 0
+    assert snapshot(out) == snapshot(tmp_path / "open")
+    before = snapshot(tmp_path)
+    assert run_closed("verify", out, "--base", base, "--adapter", adapter)[0] == 0
+    assert run_closed("verify", base, "--base", base, "--adapter", adapter)[0] == 1
+    assert run_closed("merge", base, tmp_path / "none", "-o", tmp_path / "new") == (2, "")
+    assert run_closed("--version")[0] == 0
+    assert snapshot(tmp_path) == before
 
 
 @pytest.mark.kill

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from nola_edge import __version__
-from nola_edge.cli.stdout import Stdout, replace_stdout
+from nola_edge.cli.stdout import Stdout, open_closed_streams, replace_stdout
 from nola_edge.errors import NolaEdgeError, printable
 from nola_edge.pacing import end_with
 
@@ -129,6 +129,7 @@ def main(arguments: list[str] | None = None) -> Any:
     Exit status: 0 done; 1 a negative answer (``verify`` found differences); 2 a refusal, one line
     on stderr; a signal ends the process as that signal does, after cleaning up.
     """
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without these signs still gets text
             stream.reconfigure(errors="replace")

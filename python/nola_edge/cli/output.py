@@ -80,7 +80,7 @@ class ByteProgress:
     def __init__(self, total: int, label: str, quiet: bool = False) -> None:
         self._total = total
         self._label = label
-        self._quiet = quiet or sys.stderr is None or not sys.stderr.isatty()
+        self._quiet = quiet or not sys.stderr.isatty()
         self._bar: Any = None
         self._lock = threading.Lock()
 

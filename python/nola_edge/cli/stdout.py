@@ -1,8 +1,9 @@
-"""A standard output that may be full, without spoiling what was done before it was told of."""
+"""Standard streams that are closed or full, without spoiling what was done before it is told of."""
 
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 
@@ -28,6 +29,17 @@ class Stdout(io.FileIO):
         except OSError as error:
             self.error = self.error or error
             return memoryview(data).nbytes  # type: ignore[arg-type]
+
+
+def open_closed_streams() -> None:
+    """Open what of the standard streams is closed, to nowhere.
+
+    Else a file that is written would get its number, and with it what libraries print.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest free one: the stream's own
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def replace_stdout() -> Stdout | None:
