@@ -49,8 +49,6 @@ def loads(data: bytes, *, file: object) -> Any:
         pairs, and absurd nesting.
     """
     text = decode_utf8(data, file)
-    if text.startswith("\ufeff"):
-        raise FormatError("is not valid JSON: begins with a byte order mark", file=file)
     try:
         return Decoder(data, file).decode(text)
     except ValueError as error:
@@ -112,17 +110,22 @@ def encode(value: Any, *, file: object = None, **layout: Any) -> bytes:
 
 
 def decode_utf8(data: bytes | memoryview, file: object) -> str:
-    """Decode text.
+    """Decode the text of a JSON file.
 
     Raises
     ------
     FormatError
-        If it is not UTF-8.
+        If it is not UTF-8, or begins with a byte order mark, which JSON does not know.
     """
     try:
-        return str(data, "utf-8")
+        text = str(data, "utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(f"is not UTF-8 (byte {error.start})", file=file) from None
+    if text.startswith("\ufeff"):
+        raise FormatError(
+            "is not valid JSON: begins with a byte order mark; save it without one", file=file
+        )
+    return text
 
 
 class Decoder:

@@ -1,5 +1,6 @@
 """Folders, shards and indices that do not agree are refused, and nothing outside is opened."""
 
+import codecs
 import json
 import os
 from pathlib import Path
@@ -66,6 +67,12 @@ def test_an_index_that_names_a_tensor_too_few(sharded):
 def test_a_tensor_in_two_shards(sharded):
     write_safetensors(sharded / "model-00001-of-00002.safetensors", TENSORS)
     refused(sharded, "is also in 'model-00001-of-00002.safetensors'; save the model again")
+
+
+def test_an_index_with_a_byte_order_mark(sharded):
+    path = sharded / INDEX_NAME
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    refused(sharded, "is not valid JSON: begins with a byte order mark; save it without")
 
 
 def test_an_index_with_duplicate_keys(sharded):

@@ -79,6 +79,7 @@ def test_what_is_read_can_be_written_again(value):
         ('{"a": ' + "9" * 3_000_000 + "}", "f: a: Infinity is not a JSON number"),
         ('{"a": "\\ud800"}', "f: a: is '\\ud800', with half of a character"),
         ('{"a": {"\\udfff": 1}}', "f: a: a key of it is '\\udfff', with half of a character"),
+        ("\ufeff{}", "f: is not valid JSON: begins with a byte order mark; save it without"),
         ("[" * 65 + "]" * 65, "f: JSON is nested too deeply, more than 64 levels"),
         ("[" * 10**6, "f: JSON is nested too deeply"),
     ],

@@ -34,6 +34,7 @@ BAD = {
     "huge header": (encode({"a": entry()}, EIGHT, length=2**63), "truncated"),
     "not an object": (encode([]), "does not begin with"),
     "leading space": (encode(b' {"a":1}'), "does not begin with"),
+    "byte order mark": (encode(b'\xef\xbb\xbf{"a":1}'), "begins with a byte order mark"),
     "not UTF-8": (encode(b'{"\xff": 1}'), "not UTF-8"),
     "not JSON": (encode(b"{nonsense"), "not valid JSON"),
     "deep": (encode(b'{"a":' * 100_000), "nested too deeply"),
