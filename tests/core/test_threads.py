@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 import nola_edge as ne
 from nola_edge.errors import ArgumentError
+from nola_edge.merge.blocks import Workers
 from tests.conftest import MODULES, snapshot, tiny_adapter, write_safetensors
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the limits are Linux's")
@@ -75,6 +77,34 @@ def digest(readable, count, limit):
 @pytest.mark.parametrize("count", [2, 10_000])
 def test_threads_that_cannot_be_made_are_done_without(readable, limit, count):
     assert digest(readable, count, limit) == digest(readable, 1, "none")
+
+
+@pytest.fixture(params=[0, 1, 2])
+def exhausted(request, monkeypatch):
+    """A limit that is met in the middle of the work: only so many workers can be started."""
+    start, left = threading.Thread.start, [request.param]
+
+    def refuse(thread):
+        if thread.name.startswith("nola-edge"):
+            if not left[0]:
+                raise RuntimeError("can't start new thread")
+            left[0] -= 1
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+@pytest.mark.usefixtures("exhausted")
+def test_threads_that_cannot_be_made_any_more(tiny, tmp_path):
+    done = []
+    with Workers(4) as workers:
+        for number in range(100):
+            workers.submit(done.append, number)
+    assert sorted(done) == list(range(100))
+    with pytest.raises(ZeroDivisionError), Workers(4) as workers:
+        workers.submit(divmod, 1, 0)
+    ne.merge_checkpoint(*tiny, tmp_path / "out", num_threads=4)
+    assert ne.verify_checkpoint(tmp_path / "out", *tiny, num_threads=4).identical
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "2", 1 << 16])

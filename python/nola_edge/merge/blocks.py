@@ -7,7 +7,9 @@ in cache. Windows are independent: any thread may take any of them and the bytes
 from __future__ import annotations
 
 import threading
+from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -186,8 +188,10 @@ class Workers:
         self._executor = (
             ThreadPoolExecutor(self._count, thread_name_prefix="nola-edge") if self._count else None
         )
+        #: What has not begun.
+        self._queue: deque[tuple[Future[None], Callable[[], object]]] = deque()
         #: What is outstanding, with the bytes that it needs.
-        self._pending: dict[Future[object], int] = {}
+        self._pending: dict[Future[None], int] = {}
         self._stop = threading.Event()
 
     def submit(self, work: Callable[..., object], *args: Any, nbytes: int = 0) -> None:
@@ -205,12 +209,32 @@ class Workers:
             work(*args)
             return
         self._drain(2 * self._count, max(0, _WORK_BYTES - nbytes))
-        self._pending[self._executor.submit(self._run, work, *args)] = nbytes
+        future: Future[None] = Future()
+        self._pending[future] = nbytes
+        self._queue.append((future, partial(work, *args)))
+        try:
+            self._executor.submit(self._run_stoppable)
+        except (RuntimeError, MemoryError):  # no thread can be made any more
+            self._run_next()
 
-    def _run(self, work: Callable[..., object], *args: Any) -> object:
+    def _run_stoppable(self) -> None:
         with stopped_by(self._stop):
+            self._run_next()
+
+    def _run_next(self) -> None:
+        """Do the oldest work in the queue, if another thread has not."""
+        try:
+            future, work = self._queue.popleft()
+        except IndexError:
+            return
+        try:
             check_stopped()
-            return work(*args)
+            work()
+        except BaseException as error:
+            future.set_exception(error)
+            raise  # to the caller, if it is the caller's thread
+        else:
+            future.set_result(None)
 
     def finish(self) -> None:
         """Wait for all work; raise what it raised."""
