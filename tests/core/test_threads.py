@@ -37,8 +37,11 @@ def work(count):
 
 
 if limit == "threads":
-    if os.geteuid() == 0:
-        os.setuid(65534)  # no limit on processes binds root
+    if os.geteuid() == 0:  # whom no limit on processes binds
+        try:
+            os.setuid(65534)
+        except OSError as error:
+            sys.exit(f"cannot become another user: {error}")
     resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
 elif limit == "memory":
     pages = int(open("/proc/self/statm").read().split()[0])
@@ -69,6 +72,8 @@ def readable():
 def digest(readable, count, limit):
     command = [sys.executable, "-c", CHILD, str(count), limit, str(readable)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.stderr.startswith("cannot become another user"):
+        pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr
     return done.stdout
 
