@@ -4,11 +4,12 @@
 >>> ne.merge_checkpoint("base-model", "adapter", "merged-model")  # doctest: +SKIP
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
+# Nothing is imported here: that takes time, in which Ctrl-C would end the command line in a
+# traceback. Nor are signals handled here: a program that imports the package keeps its own.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from nola_edge._core import __version__
     from nola_edge.adapter import Adapter
     from nola_edge.errors import NolaEdgeError
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 # Imported at first use: a program that only expands or merges arrays should not pay for what reads
-# and writes files, and the command line wants to have its say about signals before numpy comes.
+# and writes files.
 _LAZY = {
     "Adapter": "nola_edge.adapter",
     "ArraySwitch": "nola_edge.merge.switch",
@@ -53,7 +54,7 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name in _LAZY:
         from importlib import import_module
 

@@ -1,8 +1,6 @@
 """``nola-edge`` and ``python -m nola_edge``: the command line."""
 
-from __future__ import annotations
-
-import signal
+import _signal  # type: ignore[import-not-found]  # there from the start, unlike signal
 
 
 def main() -> None:
@@ -21,8 +19,8 @@ def main() -> None:
 
 
 def _end_at_once() -> None:
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if _signal.getsignal(_signal.SIGINT) != _signal.SIG_IGN:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -105,6 +105,38 @@ def test_from_the_first_moment(inputs, tmp_path, number, delay):
     assert not any(tmp_path.iterdir())
 
 
+#: The program of the console script, that gets Ctrl-C as it imports its n-th module.
+INTERRUPTED = """
+import os, sys
+
+left, begun = int(sys.argv.pop(1)), False
+
+
+def interrupt(event, arguments):
+    global left, begun
+    if event == "exec":
+        begun = begun or arguments[0].co_filename.endswith("nola_edge/__init__.py")
+    elif event == "import" and begun and not arguments[0].startswith("nola_edge"):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), 2)
+
+
+sys.addaudithook(interrupt)
+from nola_edge.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 10, 30, 100, 200])
+def test_in_every_import(inputs, tmp_path, count):
+    """Before our first line Python reports Ctrl-C in its own way; from then on we do."""
+    base, adapter = inputs / "base.safetensors", inputs / "right"
+    process = start_slow("-c", INTERRUPTED, count, "merge", base, adapter, "-o", tmp_path / "out")
+    ended_by(process, signal.SIGINT)
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("adapter", ["right", "left", "rank"])
 @pytest.mark.parametrize("command", [["merge"], ["export", "lora"]], ids=" ".join)
