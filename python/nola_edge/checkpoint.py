@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.errors import ChangedError, CheckpointError, FormatError, printable
-from nola_edge.input_file import identity
+from nola_edge.input_file import identity, opening
 from nola_edge.json_cursor import Cursor
 from nola_edge.jsonio import MAX_CONFIG_BYTES
 from nola_edge.model_folder import SAFETENSORS, Companions, find_companions, find_weights, is_index
@@ -70,9 +70,10 @@ class Checkpoint:
         CheckpointError
             If there is nothing to open, or shards and index disagree.
         FormatError
-            If a file is not what it claims.
+            If a file is not what it claims, or cannot be read.
         """
-        return cls(Path(path))
+        with opening(path):
+            return cls(Path(path))
 
     def _open(self) -> None:
         if not self.path.exists():
@@ -127,11 +128,12 @@ class Checkpoint:
 
     def _read_index(self, name: str) -> bytes:
         path = inside(self.path, name)
-        if path.stat().st_size > _MAX_INDEX_BYTES or not path.is_file():
-            raise CheckpointError(
-                f"is no index file of at most {_MAX_INDEX_BYTES} bytes", file=path
-            )
-        return path.read_bytes()
+        with opening(path):
+            if path.stat().st_size > _MAX_INDEX_BYTES or not path.is_file():
+                raise CheckpointError(
+                    f"is no index file of at most {_MAX_INDEX_BYTES} bytes", file=path
+                )
+            return path.read_bytes()
 
     def _check_index(self, weight_map: dict[str, str], path: Path) -> None:
         for name, shard in weight_map.items():

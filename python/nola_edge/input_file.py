@@ -7,15 +7,56 @@ not a SIGBUS), and mapped only where they are handed out as they are.
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import stat
 import weakref
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nola_edge.errors import ChangedError, FormatError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 Identity = tuple[int, int, int, int]
+
+
+@contextlib.contextmanager
+def opening(path: str | Path) -> Iterator[None]:
+    """Refuse what the system does not let us open or read.
+
+    Parameters
+    ----------
+    path : path
+        Named in the error, where the system does not name another.
+
+    Raises
+    ------
+    FormatError
+        In place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        done = "read" if error.filename is None else "opened"
+        advice = "; close some, or raise the limit (ulimit -n)" * (error.errno == errno.EMFILE)
+        raise FormatError(
+            f"cannot be {done}: {error.strerror}{advice}", file=error.filename or path
+        ) from None
+
+
+def open_to_read(path: str | Path) -> int:
+    """Open a file, which may be anything; never wait for the other end of a FIFO.
+
+    Raises
+    ------
+    FormatError
+        If it cannot be opened.
+    """
+    with opening(path):
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 class InputFile:
@@ -37,11 +78,7 @@ class InputFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        # Non-blocking, so that a FIFO in a model's folder cannot hang the reader.
-        try:
-            self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise FormatError(f"cannot be opened: {error.strerror}", file=self.path) from None
+        self.fd = open_to_read(self.path)
         # Closed with the object at the latest: not everybody closes what they open lazily.
         self._close = weakref.finalize(self, os.close, self.fd)
         self._map: mmap.mmap | None = None

@@ -7,7 +7,8 @@ import re
 import stat
 from typing import TYPE_CHECKING
 
-from nola_edge.errors import CheckpointError, printable
+from nola_edge.errors import CheckpointError, FormatError, printable
+from nola_edge.input_file import open_to_read, opening
 from nola_edge.jsonio import MAX_CONFIG_BYTES
 
 if TYPE_CHECKING:
@@ -33,10 +34,14 @@ def inside(folder: Path, name: str) -> Path:
     ------
     CheckpointError
         If there is no such file, or it lies elsewhere.
+    FormatError
+        If that cannot be found out.
     """
     path = folder / name
     try:
         target = path.resolve(strict=True)
+    except PermissionError as error:
+        raise FormatError(f"cannot be opened: {error.strerror}", file=path) from None
     except (OSError, RuntimeError):
         what = "is a link to what does not exist" if path.is_symlink() else "does not exist"
         raise CheckpointError(what, file=path) from None
@@ -73,10 +78,12 @@ def read_inside(folder: Path, name: str, most: int = MAX_CONFIG_BYTES) -> bytes:
     ------
     CheckpointError
         If there is no such regular file of a credible size, or it lies elsewhere.
+    FormatError
+        If it cannot be read.
     """
     path = inside(folder, name)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with os.fdopen(fd, "rb") as file:
+    fd = open_to_read(path)
+    with opening(path), os.fdopen(fd, "rb") as file:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size > most:
             raise CheckpointError(f"is no regular file of at most {most} bytes", file=path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,8 +17,7 @@ from nola_edge.adapter.files import (
     PREFIX,
     WEIGHTS_NAME,
     Coefficients,
-    load_config,
-    load_tensors,
+    load_folder,
     quantized_tensors,
     stored_name,
     write_config,
@@ -36,11 +34,10 @@ from nola_edge.adapter.packed import load_packed, write_packed
 from nola_edge.adapter.quantize import check_bits, rounded
 from nola_edge.adapter.start import check_shape, target_names, unit_start
 from nola_edge.errors import AdapterError, NotFiniteError, printable
+from nola_edge.input_file import opening
 from nola_edge.jsonio import MAX_CONFIG_BYTES
 from nola_edge.output import AtomicOutput
-from nola_edge.paths import inside
 from nola_edge.replaceable import nola_folder, packed_adapter
-from nola_edge.safetensors_file import SafetensorsFile
 from nola_edge.tensors import TensorMapping
 
 if TYPE_CHECKING:
@@ -107,40 +104,19 @@ class Adapter:
         Raises
         ------
         NolaEdgeError
-            If a file is missing or broken, a field or a tensor is not understood, counts
-            disagree, or a coefficient is not finite.
+            If a file is missing, broken or cannot be read, a field or a tensor is not understood,
+            counts disagree, or a coefficient is not finite.
         """
         folder = resolve(path, revision)
-        if folder.is_file():
-            config, modules, whole = load_packed(folder)
-            _check_fingerprints(config, modules, folder)
-            return cls(config, modules, whole, path=folder)
-        config = load_config(folder)
-        weights = folder / WEIGHTS_NAME
-        if not weights.is_file():
-            pickled = (folder / "adapter_model.bin").exists()
-            raise AdapterError(
-                f"has no {WEIGHTS_NAME}"
-                + (
-                    "; adapter_model.bin is a pickle and is never read, save with "
-                    "safe_serialization=True"
-                    if pickled
-                    else ""
-                ),
-                file=folder,
-            )
-        with contextlib.ExitStack() as stack:
-            file = stack.enter_context(SafetensorsFile.open(inside(folder, WEIGHTS_NAME)))
-            modules, whole = load_tensors(file, config)
-            file.check_unchanged()
-            if whole:
-                stack.pop_all()  # they stay in the file
+        packed = folder.is_file()
+        with opening(folder):
+            config, modules, whole = load_packed(folder) if packed else load_folder(folder)
         if modules:
-            _check_fingerprints(config, modules, folder / CONFIG_NAME)
+            _check_fingerprints(config, modules, folder if packed else folder / CONFIG_NAME)
         try:
             return cls(config, modules, whole, path=folder)
         except AdapterError as error:
-            error.file = weights
+            error.file = folder if packed else folder / WEIGHTS_NAME
             raise
 
     @classmethod

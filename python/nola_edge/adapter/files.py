@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from nola_edge.adapter.quantize import Quantized, check_scale, dequantize, packe
 from nola_edge.dtypes import MERGEABLE, safetensors_dtype
 from nola_edge.errors import AdapterError, NotFiniteError, OutputError
 from nola_edge.jsonio import encode, loads_object
-from nola_edge.paths import read_inside, subfolders_hint, subfolders_with
+from nola_edge.paths import inside, read_inside, subfolders_hint, subfolders_with
 from nola_edge.safetensors_file import METADATA, SafetensorsFile, encode_header
 from nola_edge.tensors import StoredTensor, Tensor, tensor_of
 
@@ -126,6 +127,38 @@ def load_config(folder: Path) -> AdapterConfig:
         raise AdapterError(f"has no {CONFIG_NAME}{where}", file=folder)
     data = read_inside(folder, CONFIG_NAME)
     return AdapterConfig.from_json(loads_object(data, file=path), file=path)
+
+
+def load_folder(
+    folder: Path,
+) -> tuple[AdapterConfig, dict[str, Coefficients], dict[str, Tensor]]:
+    """Read an adapter folder.
+
+    Raises
+    ------
+    NolaEdgeError
+        If a file is missing or is not what it claims.
+    """
+    config = load_config(folder)
+    if not (folder / WEIGHTS_NAME).is_file():
+        pickled = (folder / "adapter_model.bin").exists()
+        raise AdapterError(
+            f"has no {WEIGHTS_NAME}"
+            + (
+                "; adapter_model.bin is a pickle and is never read, save with "
+                "safe_serialization=True"
+                if pickled
+                else ""
+            ),
+            file=folder,
+        )
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(SafetensorsFile.open(inside(folder, WEIGHTS_NAME)))
+        modules, whole = load_tensors(file, config)
+        file.check_unchanged()
+        if whole:
+            stack.pop_all()  # they stay in the file
+    return config, modules, whole
 
 
 def load_tensors(
