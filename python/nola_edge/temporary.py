@@ -41,6 +41,8 @@ _OWNER = re.compile(
     r"(?P<host>[0-9a-f]{8})\.(?P<boot>[0-9a-f]{8})\.(?P<namespace>[0-9]+)"
     r"\.(?P<process>[0-9]+)\.(?P<started>[0-9]+)-[0-9a-f]{8}\.partial"
 )
+#: A temporary of any target; the groups are the owner's.
+_TEMPORARY = re.compile(r"\.nola-edge-.+-" + _OWNER.pattern, re.DOTALL)
 
 
 def temporary_path(target: Path) -> Path:
@@ -71,6 +73,21 @@ def sweep(target: Path, may_replace: Replaceable) -> None:
                 remove(Path(entry.path), target, may_replace)
 
 
+def sweep_folder(folder: Path) -> None:
+    """Remove the temporaries in a folder, whatever their targets, whose owners are dead.
+
+    One that may hold a former output is left to :func:`sweep`, which knows where that belongs.
+    """
+    for entry in os.scandir(folder):
+        owner = _TEMPORARY.fullmatch(entry.name)
+        if owner is None or not entry.is_dir(follow_symlinks=False):
+            continue
+        path = Path(entry.path)
+        with contextlib.suppress(OSError):
+            if _is_dead(_Owner.named(owner), path) and not _holds_another(path):
+                shutil.rmtree(path, ignore_errors=True)
+
+
 def remove(temporary: Path, target: Path, may_replace: Replaceable) -> None:
     """Remove a temporary, but nothing in it that stood at the target and was not to be lost.
 
@@ -89,6 +106,10 @@ def remove(temporary: Path, target: Path, may_replace: Replaceable) -> None:
     if _is_exchanged(temporary) and not may_replace(new):
         keep(new, target)
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _holds_another(temporary: Path) -> bool:
+    return os.path.lexists(temporary / REPLACED) or _is_exchanged(temporary)
 
 
 def _is_in_place(new: Path, target: Path) -> bool:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nola_edge import temporary
 from nola_edge.replaceable import nothing_yet
-from nola_edge.temporary import EXCHANGED, NEW, REPLACED, sweep, temporary_path
+from nola_edge.temporary import EXCHANGED, NEW, REPLACED, sweep, sweep_folder, temporary_path
 
 WEEK = 7 * 24 * 3600
 OTHER = "0" * 8
@@ -207,3 +207,19 @@ def test_what_is_no_temporary_is_left_alone(tmp_path):
     sweep(target, nothing_yet)
     assert (tmp_path / "elsewhere" / "precious").exists()
     assert (tmp_path / ".nola-edge-out-mine.partial").exists()
+
+
+def test_a_folder_is_swept_of_what_dead_writers_left_for_any_target(tmp_path):
+    dead = [dead_temporary(tmp_path / name) for name in ("a", "two\nlines", "b" * 200)]
+    living = temporary_path(tmp_path / "a")
+    living.mkdir()
+    replacing = dead_temporary(tmp_path / "c")
+    (replacing / REPLACED).write_text("the only one")
+    (tmp_path / ".nola-edge-out-mine.partial").mkdir()
+    (tmp_path / ".nola-edge-notes").write_text("x")
+    (tmp_path / "a").mkdir()
+    kept = set(tmp_path.iterdir()) - set(dead)
+    sweep_folder(tmp_path)
+    assert set(tmp_path.iterdir()) == kept
+    assert swept(replacing, tmp_path / "c")
+    assert (tmp_path / "c").read_text() == "the only one"

@@ -20,10 +20,12 @@ from nola_edge.errors import (
     MismatchError,
     OutputError,
 )
+from nola_edge.temporary import temporary_path
 from nola_edge.vllm import cache as cache_module
 from nola_edge.vllm.cache import LoraCache
 from nola_edge.vllm.locks import try_lock
 from tests.conftest import MODULES, load_all, snapshot, tiny_adapter, write_safetensors
+from tests.files.test_temporary import dead_temporary
 from tests.vllm.checks import PLENTY, entries, refused, size
 
 
@@ -384,3 +386,18 @@ def test_an_entry_that_vanished_while_another_could_not_be_made(
     shutil.rmtree(adapters / "a")
     tiny_adapter(seed=99).save(adapters / "a")
     assert cache.get("a", tiny[0]).is_dir()
+
+
+def test_what_is_not_a_dead_process_s_is_left_alone(make_cache, tiny):
+    """A merge may be writing to the folder at the same time, and people put things anywhere."""
+    cache = make_cache()
+    writing = temporary_path(cache.directory / "merged")
+    writing.mkdir()
+    (writing / "model.safetensors").write_bytes(b"half")
+    (cache.directory / ".nola-edge-notes").write_text("mine")
+    (cache.directory / ".nola-edge-old.partial").mkdir()
+    dead = dead_temporary(cache.directory / "other")
+    kept = entries(cache) - {dead.name}
+    path = cache.get("a", tiny[0])
+    assert entries(cache) == kept | {path.name}
+    assert (writing / "model.safetensors").read_bytes() == b"half"

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import threading
 import time
@@ -35,6 +34,7 @@ from nola_edge.dtypes import MERGEABLE
 from nola_edge.errors import ArgumentError, ChangedError, OutputError, printable
 from nola_edge.export.lora import export_lora
 from nola_edge.merge.plan import plan_merge
+from nola_edge.temporary import sweep_folder, temporary_path
 from nola_edge.vllm.entries import Entry, check_servable, is_entry_name
 from nola_edge.vllm.locks import is_at, locked, try_lock
 from nola_edge.vllm.log import LOGGER
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from nola_edge.merge.plan import MergePlan
-
-_TEMPORARY = ".nola-edge-"
 
 
 class LoraCache:
@@ -176,17 +174,17 @@ class LoraCache:
         with locked(self.directory):
             if self._use(entry):  # made by another while this one waited
                 return
-            self._sweep()
+            sweep_folder(self.directory)
             self._make_room(name, entry)
             begin = time.perf_counter()
-            fresh = self._temporary(entry.name)
+            fresh = temporary_path(self.directory / entry.name)
             try:
                 export_lora(adapter, base, fresh, dtype=self.dtype)
                 if not entry.is_complete(fresh):
                     raise ChangedError("changed while it was read; ask again", file=base)
                 self._put(fresh, self.directory / entry.name)
             finally:
-                _delete(fresh)
+                shutil.rmtree(fresh, ignore_errors=True)
             if not self._use(entry):
                 raise OutputError("changed while it was written to; ask again", file=self.directory)
         seconds = time.perf_counter() - begin
@@ -203,8 +201,7 @@ class LoraCache:
             for file in sorted(fresh.iterdir()):
                 file.replace(path / file.name)
             return
-        if os.path.lexists(path):
-            self._remove(path)
+        path.unlink(missing_ok=True)
         fresh.rename(path)
 
     def _make_room(self, name: str, entry: Entry) -> None:
@@ -237,7 +234,7 @@ class LoraCache:
                     file=self.directory,
                 )
             for path in victims:
-                self._remove(path)
+                _remove(path)
 
     def _entries(self) -> Iterator[tuple[int, int, Path]]:
         """Yield (last use in ns, bytes, path) of every entry, complete or not."""
@@ -246,21 +243,6 @@ class LoraCache:
                 files = [file.stat(follow_symlinks=False) for file in os.scandir(item.path)]
                 size = sum(status.st_size for status in files)
                 yield item.stat(follow_symlinks=False).st_mtime_ns, size, Path(item.path)
-
-    def _temporary(self, name: str) -> Path:
-        return self.directory / f"{_TEMPORARY}{name}-{secrets.token_hex(4)}.partial"
-
-    def _remove(self, path: Path) -> None:
-        """Take an entry away in one step, then delete it."""
-        doomed = self._temporary(path.name)
-        path.rename(doomed)
-        _delete(doomed)
-
-    def _sweep(self) -> None:
-        """Delete what killed processes left: who writes here has the cache alone."""
-        for item in os.scandir(self.directory):
-            if item.name.startswith(_TEMPORARY):
-                _delete(Path(item.path))
 
     @contextlib.contextmanager
     def _as_output_error(self) -> Iterator[None]:
@@ -278,11 +260,11 @@ def _touch(path: Path) -> None:
         os.utime(path, ns=(now, now))
 
 
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _remove(path: Path) -> None:
+    """Take an entry away in one step, then delete it."""
+    doomed = temporary_path(path)
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _warn_of_other_names(name: str, plan: MergePlan) -> None:
