@@ -15,20 +15,23 @@ from tests.conftest import snapshot
 from tests.vllm.checks import entries
 from tests.vllm.test_cache import cut, linked_out, other_rank
 
+CHANGES = {"rename", "replace", "remove", "unlink", "rmdir", "mkdir"}
+
 
 @pytest.fixture
 def before_changes():
     """A list of functions, called before each call of Python's that changes a folder."""
     functions = []
 
-    def hook(event, _):
-        if event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir"):
+    def profile(_, event, called):
+        if event == "c_call" and called.__module__ == "posix" and called.__name__ in CHANGES:
             for function in functions:
                 function()
 
-    sys.addaudithook(hook)  # for good; without functions it does nothing
+    former = sys.getprofile()
+    sys.setprofile(profile)
     yield functions
-    functions.clear()
+    sys.setprofile(former)
 
 
 @pytest.mark.parametrize("harm", [cut, other_rank, linked_out])
