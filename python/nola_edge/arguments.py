@@ -18,6 +18,8 @@ def wrong_type(name: str, value: Any, wanted: str) -> ArgumentTypeError:
 
 def integer(name: str, value: Any, low: int, stop: int) -> int:
     """Return an integer in ``low .. stop - 1``; anything else is an error that names it."""
+    if isinstance(value, bool):
+        raise wrong_type(name, value, "an integer")
     try:
         found = operator.index(value)
     except TypeError:
@@ -38,7 +40,9 @@ def pair(name: str, value: Any) -> tuple[int, int]:
 
 
 def number(name: str, value: Any) -> float:
-    """Return a float; what is none, or too large for one, is an error that names it."""
+    """Return a float; anything else, or a number too large for one, is an error that names it."""
+    if isinstance(value, bool):
+        raise wrong_type(name, value, "a number")
     try:
         return float(value)
     except OverflowError:

@@ -86,6 +86,10 @@ class ArgumentTypeError(ArgumentError, TypeError):
     """An argument is not of a type that can be used."""
 
 
+class UnknownModuleError(ArgumentError, KeyError):
+    """An adapter has no module of the name that was asked for."""
+
+
 class NotFiniteError(NolaEdgeError):
     """A coefficient or a merged weight is infinite or NaN."""
 

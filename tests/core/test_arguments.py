@@ -7,6 +7,7 @@ import nola_edge as ne
 from nola_edge import _core, ops
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import ArgumentError, ArgumentTypeError, NotFiniteError
+from nola_edge.synthetic import trained_adapter
 
 GOOD = {"coefficients": [1.0, 2.0], "seed": 1, "stream": 2, "shape": (4, 6)}
 
@@ -36,6 +37,10 @@ def refused(name, call):
         ("seed", -1),
         ("seed", 2**63),
         ("seed", 1.5),
+        ("seed", True),
+        ("seed", np.True_),
+        ("rows", (False, True)),
+        ("num_threads", True),
         ("stream", 2**64),
         ("stream", "A"),
         ("shape", (4,)),
@@ -102,6 +107,7 @@ def test_create_wants_shapes(shape):
     ("name", "call"),
     [
         ("module", lambda: ne.stream_id(None, "A")),
+        ("module", lambda: trained_adapter({"m": (4, 4)}).factors([], 4, 4)),
         ("module", lambda: ne.stream_id("\ud800", "A")),
         ("factor", lambda: ne.stream_id("m", "C")),
         ("factor", lambda: ne.stream_id("m", b"A")),
@@ -116,7 +122,18 @@ def test_the_other_functions(name, call):
     refused(name, call)
 
 
-@pytest.mark.parametrize("value", [None, "much", 10**400, [1.0, 2.0]])
+@pytest.mark.parametrize("method", ["factors", "factor_a", "factor_b"])
+@pytest.mark.parametrize("module", ["nope", "line\nbreak", ""])
+def test_a_module_that_the_adapter_does_not_have(method, module):
+    """An error of this package's, and still what a mapping would raise."""
+    call = getattr(trained_adapter({"m": (4, 4)}), method)
+    sizes = (4, 4) if method == "factors" else (4,)
+    refused("module", lambda: call(module, *sizes))
+    with pytest.raises(KeyError, match="is none of the adapter's 1; "):
+        call(module, *sizes)
+
+
+@pytest.mark.parametrize("value", [None, "much", 10**400, [1.0, 2.0], True])
 def test_scaling(value):
     weight = np.ones((2, 3), np.float32)
     b, a = np.ones((2, 1), np.float32), np.ones((1, 3), np.float32)

@@ -33,7 +33,7 @@ from nola_edge.adapter.hub import resolve
 from nola_edge.adapter.packed import load_packed, write_packed
 from nola_edge.adapter.quantize import check_bits, rounded
 from nola_edge.adapter.start import check_shape, target_names, unit_start
-from nola_edge.errors import AdapterError, NotFiniteError, printable
+from nola_edge.errors import AdapterError, NotFiniteError, UnknownModuleError, printable
 from nola_edge.input_file import opening
 from nola_edge.jsonio import MAX_CONFIG_BYTES
 from nola_edge.output import AtomicOutput
@@ -224,8 +224,8 @@ class Adapter:
 
         Raises
         ------
-        KeyError
-            If the adapter has no such module.
+        UnknownModuleError
+            If the adapter has no such module; it is a KeyError too.
         """
         return (
             self.factor_a(module, in_features, num_threads=num_threads),
@@ -243,7 +243,7 @@ class Adapter:
     ) -> NDArray[np.float32]:
         """Expand A, or the columns, or rows, (start, stop) of it: float32."""
         shape = (self.config.r, in_features)
-        alpha = self.modules[module].alpha
+        alpha = self._coefficients(module).alpha
         return self._expand(
             alpha, module, "A", shape, rows=rows, cols=cols, num_threads=num_threads
         )
@@ -259,8 +259,19 @@ class Adapter:
     ) -> NDArray[np.float32]:
         """Expand B, or the rows, or columns, (start, stop) of it: float32."""
         shape = (out_features, self.config.r)
-        beta = self.modules[module].beta
+        beta = self._coefficients(module).beta
         return self._expand(beta, module, "B", shape, rows=rows, cols=cols, num_threads=num_threads)
+
+    def _coefficients(self, module: str) -> Coefficients:
+        found = self.modules.get(arguments.text("module", module))
+        if found is None:
+            raise UnknownModuleError(
+                f"{printable(module)} is none of the adapter's {len(self.modules)}; its `modules` "
+                "names them",
+                field="module",
+                value=module,
+            )
+        return found
 
     def _expand(
         self,
