@@ -71,20 +71,21 @@ def _words(name: str, value: Any, count: int) -> list[int]:
 
 
 def _as_float32(values: Any, name: str) -> NDArray[np.float32]:
-    """Convert exactly to a contiguous float32 array; refuse what would be rounded."""
+    """Convert exactly to a contiguous, aligned float32 array; refuse what would be rounded."""
     try:
         array = np.asarray(values)
     except (TypeError, ValueError):  # rows of different lengths, say
         raise ArgumentTypeError("is not an array of numbers", field=name) from None
     if not hasattr(values, "dtype") and array.dtype.kind in "fiu":  # Python's own numbers
-        return np.ascontiguousarray(array, dtype=np.float32)
-    if array.dtype.name not in _EXACT_IN_FLOAT32:
+        array = np.ascontiguousarray(array, dtype=np.float32)
+    elif array.dtype.name not in _EXACT_IN_FLOAT32:
         raise ArgumentTypeError(
             f"must be float32, float16 or bfloat16, got {array.dtype.name}; convert it yourself if "
             "rounding is acceptable",
             field=name,
         )
-    return np.asarray(array, dtype=np.float32, order="C")
+    array = np.asarray(array, dtype=np.float32, order="C")
+    return array if array.flags.aligned else array.copy()
 
 
 def _threads(num_threads: int | None) -> int:

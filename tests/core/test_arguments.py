@@ -156,7 +156,9 @@ def unaligned(array):
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
-def test_what_is_not_aligned_gives_the_same_bits(isa, kind):
+@pytest.mark.parametrize("at_once", [ops._AT_ONCE, 100], ids=["whole", "in pieces"])
+def test_what_is_not_aligned_gives_the_same_bits(isa, kind, at_once, monkeypatch):
+    monkeypatch.setattr(ops, "_AT_ONCE", at_once)
     rng = np.random.default_rng(4)
     dtype = numpy_dtype({"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[kind])
     values = rng.standard_normal(41).astype(dtype)
@@ -164,6 +166,9 @@ def test_what_is_not_aligned_gives_the_same_bits(isa, kind):
     expected = ne.expand(values, shape=(7, 70), **options)
     got = ne.expand(unaligned(values), shape=(7, 70), **options)
     assert got.tobytes() == expected.tobytes()
+    if kind == "float32":  # a buffer without a dtype
+        got = ne.expand(memoryview(unaligned(values)), shape=(7, 70), **options)
+        assert got.tobytes() == expected.tobytes()
     grad = expected.astype(dtype)
     expected = ne.project(grad, num_basis=5, **options)
     assert ne.project(unaligned(grad), num_basis=5, **options).tobytes() == expected.tobytes()
