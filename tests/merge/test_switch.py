@@ -265,6 +265,26 @@ def test_a_selection_is_copied_and_a_closed_switch_says_so(switch):
         switch.use("second")
 
 
+def test_columns_of_one_array(tiny):
+    """Views of a fused buffer lie among each other, and no element is another's."""
+    base, adapter = tiny
+    arrays = load_all(base)
+    names = [name for name in arrays if name.endswith(".q.weight")]
+    fused = np.concatenate([arrays[name] for name in names], axis=1)
+    views = np.split(fused, len(names), axis=1)
+    arrays.update(zip(names, views, strict=True))
+    with ne.ArraySwitch(load_all(base), base) as apart:
+        apart.add("one", adapter)
+        apart.use("one")
+    with ne.ArraySwitch(arrays, base) as switch:
+        switch.add("one", adapter)
+        switch.use("one")
+        for name in names:
+            assert np.array_equal(arrays[name], apart.arrays[name])
+        switch.use(None)
+    assert np.array_equal(fused, np.concatenate([load_all(base)[n] for n in names], axis=1))
+
+
 @pytest.mark.parametrize("other", ["layers.1.q.weight", "embed.weight", "not in the base"])
 @pytest.mark.parametrize("part", [slice(None), slice(3, 5), slice(None, None, -1)], ids=str)
 def test_two_names_of_the_same_memory(tiny, other, part):

@@ -16,6 +16,7 @@ import nola_edge.torch as nt
 from nola_edge import Adapter, NolaEdgeError
 from nola_edge.errors import MismatchError, NotFiniteError
 from nola_edge.safetensors_file import encode_header
+from nola_edge.synthetic import trained_adapter
 
 OPTIONS = {"r": 4, "num_basis_a": 20, "num_basis_b": 18, "seed": 11, "lora_alpha": 6.0}
 
@@ -356,3 +357,23 @@ def test_a_shared_weight_is_not_merged_into(tmp_path):
     with pytest.raises(MismatchError, match=r"same tensor as embed\.weight"):
         nt.merge_(model, adapter)
     assert torch.equal(model["head"].weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_columns_of_one_tensor_are_merged_into(dtype):
+    """Views of a fused buffer lie among each other, and no element is another's."""
+    torch.manual_seed(0)
+    sizes = dict.fromkeys(("q", "k", "v"), (6, 8))
+    apart = nn.ModuleDict({name: nn.Linear(8, 6, bias=False, dtype=dtype) for name in sizes})
+    fused = torch.cat([apart[name].weight.detach() for name in sizes], dim=1)
+    model = nn.ModuleDict({name: nn.Linear(8, 6, bias=False, dtype=dtype) for name in sizes})
+    for name, view in zip(sizes, fused.chunk(3, dim=1), strict=True):
+        model[name].weight = nn.Parameter(view)
+        assert model[name].weight.data_ptr() == view.data_ptr()
+    adapter = trained_adapter(sizes, r=2, num_basis=3)
+    nt.merge_(model, adapter)
+    nt.merge_(apart, adapter)
+    assert torch.equal(fused, torch.cat([apart[name].weight for name in sizes], dim=1))
+    model["k"].weight = nn.Parameter(fused[:, 7:15])  # a column of q's
+    with pytest.raises(MismatchError, match=r"same tensor as (k|q)\.weight"):
+        nt.merge_(model, adapter)

@@ -21,7 +21,7 @@ from nola_edge.errors import ArgumentError, ChangedError, MismatchError, printab
 from nola_edge.merge.blocks import Workers, submit_merge
 from nola_edge.merge.gate import Gate
 from nola_edge.merge.lazy import MergedCheckpoint
-from nola_edge.merge.overlaps import array_extent, find_overlaps
+from nola_edge.merge.overlaps import array_extent, find_overlaps, have_common_element
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
 from nola_edge.merge.update import make_updates
 from nola_edge.threads import check_threads
@@ -280,7 +280,10 @@ class ArraySwitch(Switch):
         self.arrays = arrays
 
     def _check(self, names: list[str]) -> None:
-        shared = find_overlaps({n: array_extent(a) for n, a in self.arrays.items() if a.nbytes})
+        shared = find_overlaps(
+            {name: array_extent(array) for name, array in self.arrays.items() if array.nbytes},
+            lambda one, other: have_common_element(self.arrays[one], self.arrays[other]),
+        )
         for name in names:
             if name not in self.arrays:
                 raise MismatchError("is not among the arrays", file=self._base.path, field=name)

@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.nn.parameter import is_lazy
 
 from nola_edge.input_file import InputFile
-from nola_edge.merge.overlaps import find_overlaps
+from nola_edge.merge.overlaps import array_extent, find_overlaps, have_common_element
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
 
     from nola_edge.merge.overlaps import Extent
 
@@ -56,17 +59,41 @@ def find_shared(parameters: Mapping[str, torch.Tensor]) -> dict[str, str]:
     dict
         Name of each of them -> another name that holds some of the same memory.
     """
-    return find_overlaps({name: _extent(tensor) for name, tensor in parameters.items()})
+    places = {name: _place(tensor) for name, tensor in parameters.items()}
+    extents = {name: extent for name, (extent, _) in places.items()}
+
+    def have_common(one: str, other: str) -> bool:
+        first, second = places[one][1], places[other][1]
+        return first is None or second is None or have_common_element(first, second)
+
+    return find_overlaps(extents, have_common)
 
 
-def _extent(tensor: torch.Tensor) -> Extent:
+def _place(tensor: torch.Tensor) -> tuple[Extent, NDArray[Any] | None]:
+    """Return where a tensor lies, and an array of the same addresses.
+
+    Nobody may look at the array's elements: the memory can be another device's.
+    """
     whole: Any = tensor
     local: torch.Tensor = whole.to_local() if hasattr(tensor, "device_mesh") else tensor
     if not is_resident(local) or not local.numel():
-        return "object", id(tensor), id(tensor) + 1
-    reach = [(n - 1) * stride for n, stride in zip(local.shape, local.stride(), strict=True)]
-    start = local.data_ptr()
-    return str(local.device), start, start + (sum(reach) + 1) * local.element_size()
+        return ("object", id(tensor), id(tensor) + 1), None
+    place = np.asarray(_Addresses(local))
+    return (str(local.device), *array_extent(place)[1:]), place
+
+
+class _Addresses:
+    """A tensor's addresses, in the form in which numpy takes them."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        size = tensor.element_size()
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (tensor.data_ptr(), True),
+            "shape": tuple(tensor.shape),
+            "strides": tuple(size * step for step in tensor.stride()),
+            "typestr": f"|V{size}",
+        }
 
 
 @dataclass(frozen=True)
