@@ -377,3 +377,13 @@ def test_columns_of_one_tensor_are_merged_into(dtype):
     model["k"].weight = nn.Parameter(fused[:, 7:15])  # a column of q's
     with pytest.raises(MismatchError, match=r"same tensor as (k|q)\.weight"):
         nt.merge_(model, adapter)
+
+
+def test_weights_whose_memory_was_given_back_are_not_merged_into():
+    """Sharded training frees weights between their uses; the tensors stay."""
+    model = nn.ModuleDict({name: nn.Linear(8, 6, bias=False) for name in ("q", "k")})
+    for layer in model.values():
+        layer.weight.untyped_storage().resize_(0)
+    adapter = trained_adapter(dict.fromkeys(model, (6, 8)), r=2, num_basis=3)
+    with pytest.raises(MismatchError, match="same tensor as"):
+        nt.merge_(model, adapter)

@@ -78,6 +78,8 @@ def _place(tensor: torch.Tensor) -> tuple[Extent, NDArray[Any] | None]:
     local: torch.Tensor = whole.to_local() if hasattr(tensor, "device_mesh") else tensor
     if not is_resident(local) or not local.numel():
         return ("object", id(tensor), id(tensor) + 1), None
+    if not local.data_ptr():  # its memory was given back for a while, and may be any
+        return (str(local.device), 0, 1), None
     place = np.asarray(_Addresses(local))
     return (str(local.device), *array_extent(place)[1:]), place
 
