@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nola_edge.gguf import merge_gguf, verify_gguf
 from nola_edge.gguf.file import GgufFile
-from nola_edge.gguf.interleaved import InterleavedUpdate, interleave
+from nola_edge.gguf.interleaved import InterleavedUpdate
 from nola_edge.gguf.quantization import quantize
 from nola_edge.merge import windows
 from nola_edge.merge.update import make_update
@@ -269,7 +269,7 @@ def test_any_rows_of_an_interleaved_update(heads, half, data):
     from nola_edge.merge.update import Term
 
     update = make_update((Term(adapter, module, 1.0, transposed=False),), shape, (0, shape[1]))
-    whole = interleave(update.left(0, shape[0]), 2 * half)
+    whole = InterleavedUpdate(update, 2 * half).left(0, shape[0])
     start = data.draw(st.integers(0, shape[0] - 1))
     stop = data.draw(st.integers(start, shape[0]))
     part = InterleavedUpdate(update, 2 * half).left(start, stop)

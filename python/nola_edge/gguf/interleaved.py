@@ -18,19 +18,6 @@ if TYPE_CHECKING:
     from nola_edge.merge.update import RowUpdate
 
 
-def interleave(rows: NDArray[np.float32], head_rows: int) -> NDArray[np.float32]:
-    """Bring whole heads of rows from the Hugging Face order into that of GGUF.
-
-    Parameters
-    ----------
-    rows : (heads * head_rows, n)
-    head_rows : int
-        Even.
-    """
-    pairs = rows.reshape(-1, 2, head_rows // 2, rows.shape[1])
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
-
-
 def interleaved_rows(
     rows: Callable[[int, int], NDArray[np.float32]], head_rows: int, start: int, stop: int
 ) -> NDArray[np.float32]:

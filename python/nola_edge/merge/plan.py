@@ -68,11 +68,6 @@ class MergePlan:
         """Return the base's file and entry of a tensor."""
         return self.base.tensors[name]
 
-    @property
-    def merged_bytes(self) -> int:
-        """Bytes of the tensors that are merged."""
-        return sum(self.tensor(name)[1].nbytes for name in self.merges)
-
 
 def load_adapters(adapters: Any) -> tuple[tuple[Adapter, float], ...]:
     """Turn what a caller may give for adapters into loaded adapters with weights.
