@@ -97,12 +97,19 @@ def bart():
 
 
 @pytest.mark.parametrize("make", [llama, bart])
-@pytest.mark.parametrize("form", ["keywords", "configuration"])
+@pytest.mark.parametrize("form", ["keywords", "configuration", "the model's", "both"])
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3, "num_return_sequences": 2}])
 def test_generate(make, form, options):
     model = two(make(), target_modules=["q_proj", "v_proj", "fc1", "up_proj"])
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, **options}
-    if form == "configuration":
+    if form == "the model's":
+        model.generation_config.update(**options, pad_token_id=0)
+        options = {}
+    elif form == "both":  # what the call does not say, the model's says
+        model.generation_config.num_return_sequences = options.pop("num_return_sequences", 1)
+        model.generation_config.num_beams = 4
+        options.setdefault("num_beams", 1)
+    if form in ("configuration", "both"):
         options = {"generation_config": transformers.GenerationConfig(pad_token_id=0, **options)}
     call = {"input_ids": ROWS, "attention_mask": torch.ones_like(ROWS), **options}
     expected = apart(model, lambda: by_sample(model.generate(**call)))
@@ -115,6 +122,27 @@ def test_generate(make, form, options):
 def by_sample(sequences):
     """Return (samples, sequences of each, tokens)."""
     return sequences.reshape(len(ROWS), -1, sequences.shape[1])
+
+
+@pytest.mark.parametrize("make", [llama, bart])
+def test_forward_repeats_nothing_whatever_generation_would(make):
+    model = two(make(), target_modules=["q_proj", "v_proj", "fc1", "up_proj"])
+    expected = model(input_ids=ROWS, adapter_names=NAMES).logits
+    model.generation_config.num_beams = 3
+    assert torch.equal(model(input_ids=ROWS, adapter_names=NAMES).logits, expected)
+    with pytest.raises(ValueError, match=r"samples|adapter_names"):
+        model(input_ids=ROWS[:4], adapter_names=NAMES)
+
+
+def test_the_base_model_takes_no_names():
+    """It would ignore them, even those of no adapter."""
+    model = two(llama())
+    assert torch.equal(
+        model.base_model(input_ids=ROWS, adapter_names=None).logits, model(input_ids=ROWS).logits
+    )
+    for names in (NAMES, ["nope"] * 5):
+        with pytest.raises(ValueError, match="to the PEFT model"):
+            model.base_model(input_ids=ROWS, adapter_names=names)
 
 
 def test_sampled_sequences():

@@ -32,8 +32,9 @@ def mixed_batch(model: nn.Module, names: Any, call: Mapping[str, Any]) -> Iterat
         One for each sample, in order; ``"__base__"`` for none.
     call : mapping
         Keyword arguments of the call of ``forward`` or ``generate``. Where ``generate`` repeats
-        each sample, for its beams or for several sequences, the names are repeated alike, except in
-        an encoder, which sees the samples as they are.
+        each sample, for its beams or for several sequences, which the model's own configuration of
+        generation may ask for too, the names are repeated alike, except in an encoder, which sees
+        the samples as they are.
 
     Raises
     ------
@@ -44,13 +45,13 @@ def mixed_batch(model: nn.Module, names: Any, call: Mapping[str, Any]) -> Iterat
         batch of another size, and one that meets merged weights.
     """
     _check(model, names)
-    repeated = [name for name in names for _ in range(_copies(call))]
+    repeated = [name for name in names for _ in range(_copies(model.model, call))]
     encoder = set(_encoder(model.model))
     handles = []
     try:
         for module in model.modules():
             if isinstance(module, NolaLinearLayer | AuxiliaryTrainingWrapper):
-                give = partial(_give_names, list(names) if module in encoder else repeated)
+                give = partial(_give_names, names, names if module in encoder else repeated)
                 handles.append(module.register_forward_pre_hook(give, with_kwargs=True))
         yield
     finally:
@@ -71,11 +72,14 @@ def _check(model: nn.Module, names: Any) -> None:
         raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
 
 
-def _copies(call: Mapping[str, Any]) -> int:
+def _copies(base: Any, call: Mapping[str, Any]) -> int:
     """Return how many rows ``generate`` makes of each sample."""
-    config = call.get("generation_config")
-    found = [call.get(name, getattr(config, name, 1)) for name in _REPEATING]
-    return max([1, *(n for n in found if isinstance(n, int))])
+    configs = [call.get("generation_config"), getattr(base, "generation_config", None)]
+    found = [1]
+    for name in _REPEATING:
+        asked = [call.get(name), *(getattr(config, name, None) for config in configs)]
+        found.append(next((n for n in asked if isinstance(n, int)), 1))
+    return max(found)
 
 
 def _encoder(base: Any) -> Sequence[nn.Module]:
@@ -85,6 +89,12 @@ def _encoder(base: Any) -> Sequence[nn.Module]:
 
 
 def _give_names(
-    names: Sequence[str], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    names: Sequence[str],
+    repeated: Sequence[str],
+    _: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return args, {**kwargs, "adapter_names": names}
+    # A plain forward pass repeats nothing, whatever the model's configuration of generation says.
+    given = names if args and len(args[0]) == len(names) else repeated
+    return args, {**kwargs, "adapter_names": list(given)}

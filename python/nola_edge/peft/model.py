@@ -108,6 +108,15 @@ class NolaModel(BaseTuner):
                 self._plain_name(name) if name in here else name for name in config.target_modules
             }
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model; adapters for each sample are for the PEFT model around it to give."""
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                "Pass `adapter_names` to the PEFT model, not to its `base_model`, which would run "
+                "every sample with the active adapter."
+            )
+        return super().forward(*args, **kwargs)
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *_: Any, **call: Any) -> Iterator[None]:
         """Run a forward pass or a generation of PEFT's; it may name an adapter for each sample."""
