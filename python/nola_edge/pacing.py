@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _PIECE_SECONDS = 0.2
-#: A piece is at most so many times the one before: one that was quick by chance tells little.
+#: Most by which a piece may outgrow the one before: one that was quick by chance tells little.
 _GROWTH = 4
 _here = threading.local()
 _ending: list[BaseException] = []

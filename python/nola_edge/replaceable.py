@@ -98,7 +98,7 @@ def gguf_lora(path: Path) -> bool:
 
 
 def _gguf_type(path: Path) -> object:
-    """Return what a GGUF file says it is; None of a file that is none, or is broken."""
+    """Return what a GGUF file says it is; None if it is not a GGUF file, or is broken."""
     try:
         with GgufFile.open(path) as file:
             return file.metadata.get("general.type", "model")
@@ -107,7 +107,7 @@ def _gguf_type(path: Path) -> object:
 
 
 def names_below(folder: Path) -> list[str]:
-    """Return everything below a folder that is no folder, and folders that are links or hidden."""
+    """Return every file below a folder, and the folders that are links or hidden."""
     found = []
     for place, folders, names in os.walk(folder):
         odd = [name for name in folders if Path(place, name).is_symlink() or name.startswith(".")]

@@ -33,7 +33,7 @@ _MAX_ENTRY = 8192
 _ENTRY_FIELDS = {"dtype", "shape", "data_offsets"}
 _MAX_SIZE = 2**63
 _MAX_DIMENSIONS = 64
-#: The one key of a header that is no tensor.
+#: The one key of a header that is not a tensor.
 METADATA = "__metadata__"
 
 
@@ -83,7 +83,7 @@ class SafetensorsFile(InputFile):
         super().__init__(path)
         try:
             self.header_size = self._find_header()
-            # As text only while it is parsed: it may be as large as all that is made of it.
+            # As text only while it is parsed: it may be as large as everything parsed from it.
             cursor = Cursor(self.read_bytes(self.header_size - 8, 8), file=self.path)
             self.metadata, self.tensors = _parse_header(
                 cursor, self.header_size, self.size, self.path
@@ -281,7 +281,7 @@ def encode_header(
     Raises
     ------
     FormatError
-        If a name or the metadata is no Unicode text, or the header would be too long to be read.
+        If a name or the metadata is not Unicode text, or the header would be too long to be read.
     """
     header: dict[str, Any] = {}
     if metadata is not None:

@@ -189,7 +189,7 @@ def _is_dead(owner: _Owner, temporary: Path) -> bool:
         return not _runs(owner)
     changed = _last_change(temporary)
     if owner.host == me.host != _NOBODY and owner.boot != me.boot and changed < _boot_time():
-        return True  # the machine has been started anew since
+        return True  # the machine has been restarted since
     return changed < time.time() - _LONG_AGE
 
 

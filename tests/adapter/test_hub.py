@@ -103,8 +103,8 @@ def test_a_mistyped_path_stays_here(hub, tmp_path, command, kind):
     before = snapshot(here)
     (line,) = refused(*(word.format("somebody/french") for word in command))
     assert line == (
-        "nola-edge: somebody/french: does not exist, but somebody does, so that it is no adapter "
-        "of the Hugging Face Hub; correct the path"
+        "nola-edge: somebody/french: does not exist, but somebody does, so this is not an adapter "
+        "on the Hugging Face Hub; correct the path"
     )
     assert not hub
     assert snapshot(here) == before

@@ -91,7 +91,7 @@ def test_what_was_made_already_is_named(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"PK\x03\x04")
     (tmp_path / "model.safetensors").write_bytes(b"mine")
     with pytest.raises(
-        FormatError, match=r"if model\.safetensors beside it was made of it, give th"
+        FormatError, match=r"if model\.safetensors beside it was made from it, give th"
     ):
         convert_checkpoint(tmp_path / "model.pt", tmp_path / "out")
 

@@ -129,7 +129,7 @@ def test_a_module_that_the_adapter_does_not_have(method, module):
     call = getattr(trained_adapter({"m": (4, 4)}), method)
     sizes = (4, 4) if method == "factors" else (4,)
     refused("module", lambda: call(module, *sizes))
-    with pytest.raises(KeyError, match="is none of the adapter's 1; "):
+    with pytest.raises(KeyError, match="is not one of the adapter's 1 modules; "):
         call(module, *sizes)
 
 

@@ -266,8 +266,8 @@ class Adapter:
         found = self.modules.get(arguments.text("module", module))
         if found is None:
             raise UnknownModuleError(
-                f"{printable(module)} is none of the adapter's {len(self.modules)}; its `modules` "
-                "names them",
+                f"{printable(module)} is not one of the adapter's {len(self.modules)} modules; its "
+                "`modules` lists them",
                 field="module",
                 value=module,
             )

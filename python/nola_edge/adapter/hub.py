@@ -45,8 +45,8 @@ def resolve(location: str | Path, revision: str | None = None) -> Path:
         raise AdapterError("does not exist", file=location)
     if os.path.lexists(named["owner"]):
         raise AdapterError(
-            f"does not exist, but {printable(named['owner'])} does, so that it is no adapter of "
-            "the Hugging Face Hub; correct the path",
+            f"does not exist, but {printable(named['owner'])} does, so this is not an adapter "
+            "on the Hugging Face Hub; correct the path",
             file=location,
         )
     find = _cached if _is_offline() else _download

@@ -48,7 +48,7 @@ def target_names(modules: Iterable[str]) -> list[str]:
 
 
 def check_shape(module: str, shape: object) -> None:
-    """Refuse what is no pair of positive sizes.
+    """Refuse anything but a pair of positive sizes.
 
     Raises
     ------

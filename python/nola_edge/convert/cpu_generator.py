@@ -48,7 +48,7 @@ class CpuGenerator:
         self._fused = fused
 
     def skip(self, size: int) -> None:
-        """Pass over a draw of so many elements."""
+        """Pass over a draw of this many elements."""
         for start in range(0, size, _BLOCK):
             check_stopped()
             self._words.randint(0, 1 << 32, size=min(_BLOCK, size - start), dtype=np.uint32)

@@ -45,7 +45,7 @@ _MAX_BYTES = 2**31 - 1
 
 
 def threads_of(size: int, blocks: int) -> int:
-    """Return how many threads draw a tensor of so many elements."""
+    """Return how many threads draw a tensor of this many elements."""
     return THREADS_PER_BLOCK * min(-(-size // THREADS_PER_BLOCK), blocks)
 
 
@@ -87,7 +87,7 @@ class CudaGenerator:
         self._turn = 0
 
     def skip(self, size: int) -> None:
-        """Pass over a draw of so many elements."""
+        """Pass over a draw of this many elements."""
         self._turn += -(-size // (_UNROLL * threads_of(size, self._blocks)))
 
     def uniform(self, size: int, bound: float, dtype: str = "F32") -> Iterator[NDArray[np.float32]]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Draw:
-    """One ``uniform_(-bound, bound)`` of a tensor of so many elements."""
+    """One ``uniform_(-bound, bound)`` of a tensor of this many elements."""
 
     size: int
     bound: float

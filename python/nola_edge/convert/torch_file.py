@@ -61,7 +61,7 @@ def torch_file_refused(path: Path, folder: Path | None = None) -> FormatError:
     target = path.with_suffix(".safetensors")
     if os.path.lexists(target):
         return FormatError(
-            f"{begin}if {printable(target.name)} beside it was made of it, give that", file=path
+            f"{begin}if {printable(target.name)} beside it was made from it, give that", file=path
         )
     names = [shlex.quote(str(name)) for name in (path, folder or target)]
     if not all(name.isprintable() and len(name) <= _LONGEST for name in names):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from nola_edge.safetensors_file import TensorInfo
 
 _COPY_BYTES = 64 << 20
-#: What is dequantised and quantised anew takes so many times its bytes, with all that is between.
+#: Requantising takes so many times the bytes of the data, everything in between included.
 _REQUANTIZED = 8
 
 

@@ -89,7 +89,7 @@ def verify_gguf(
 def _outtype(base: GgufFile, candidate: GgufFile, adapters: Adapters) -> str | None:
     """Return the type that merged tensors were changed to, if they were.
 
-    None, too, where they have several types: that is no merge of ours, and the comparison says so.
+    Also None if they have several types: no merge of ours gives that, and the comparison says so.
     """
     model = model_of_gguf(base)
     names = {
@@ -106,7 +106,7 @@ def _outtype(base: GgufFile, candidate: GgufFile, adapters: Adapters) -> str | N
 
 
 def _rest(plan: GgufPlan, candidate: GgufFile) -> Iterator[tuple[str, str]]:
-    """Yield problem and detail of what differs and is no tensor."""
+    """Yield problem and detail of what differs besides the tensors."""
     base = plan.base
     metadata = _metadata(base, candidate)
     if metadata is not None:

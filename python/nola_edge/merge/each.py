@@ -39,8 +39,8 @@ def merge_each(
 
     Every result has the bytes that :func:`merge_checkpoint` writes for its adapter alone. All
     adapters are checked before anything is written; then the base is read once for all of them.
-    Where they are so many that open files or memory do not suffice, it is read once for each group
-    of them.
+    Where there are too many for the open files or the memory allowed, it is read once per group of
+    them.
 
     Each result is absent (or, with `force`, what it was) until it is complete and on disk. They
     appear one after the other when all of their group are written, so a failure or a kill leaves

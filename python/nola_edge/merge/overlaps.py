@@ -1,4 +1,4 @@
-"""Tensors in memory that share some of it: whoever writes one of them changes the other."""
+"""Tensors in memory that share some of it: writing to one changes the other."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def load_adapters(adapters: Any) -> tuple[tuple[Adapter, float], ...]:
     Raises
     ------
     ArgumentError
-        If there is no adapter, or a weight is no finite number.
+        If there is no adapter, or a weight is not a finite number.
     """
     if isinstance(adapters, str | Path | Adapter) or not isinstance(adapters, Iterable):
         adapters = [adapters]

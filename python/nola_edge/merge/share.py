@@ -57,7 +57,7 @@ class Share:
         Raises
         ------
         ArgumentError
-            If it is none of these, or the environment says nothing.
+            If it is not one of these, or the environment says nothing.
         """
         if shard is None:
             return cls()

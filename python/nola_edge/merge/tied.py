@@ -63,7 +63,7 @@ def base_config(base: Checkpoint) -> dict[str, Any]:
     Raises
     ------
     NolaEdgeError
-        If it cannot be read, or is no strict JSON.
+        If it cannot be read, or is not strict JSON.
     """
     if not base.is_folder or not (base.path / CONFIG_NAME).is_file():
         return {}

@@ -80,7 +80,7 @@ def write_together(
     pieces : sequence of Piece
         One for each output; each has a file descriptor open meanwhile.
     num_threads : int, optional
-        They take copies and windows in turn; the bytes do not depend on it.
+        They share the copies and windows; the bytes do not depend on how many there are.
     progress : callable
         Called, from any thread, with the number of bytes written since the last call.
 

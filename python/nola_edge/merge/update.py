@@ -84,8 +84,8 @@ class RowUpdate(Protocol):
 class Update:
     """``stored[:, cols] += scaling * left @ right`` for a stored matrix of shape (rows, cols).
 
-    The right factor is expanded once and for all. Rows of the left one are expanded by whoever
-    merges these rows, so that this work is spread as merging is.
+    The right factor is expanded once and for all. Rows of the left one are expanded by the
+    thread that merges them, so that this work is spread as merging is.
 
     Attributes
     ----------

@@ -37,7 +37,7 @@ _ALL_LEFT = 12 << 20
 
 @dataclass(frozen=True)
 class Runs:
-    """Bytes of a tensor: so many runs of equal length, each `stride` bytes behind the last.
+    """Bytes of a tensor: `count` runs of equal length, each `stride` bytes after the last.
 
     Attributes
     ----------
@@ -153,7 +153,7 @@ def strip_memory(info: TensorInfo, rank: int, threads: int) -> int:
 
 
 def work_bytes(info: TensorInfo, updates: Iterable[RowUpdate], window: Window) -> int:
-    """Return about the bytes that whoever merges a window holds meanwhile, right factors apart."""
+    """Return roughly how many bytes merging a window takes, right factors not counted."""
     rows, cols = window.shape
     rank = max(len(update.right) for update in updates)
     block = rows * cols * info.nbytes // info.size

@@ -73,7 +73,7 @@ class NolaConfig(PeftConfig):
     start : {"unit", "unit-frozen", "random"}
         How alpha begins; see :func:`nola_edge.torch.fresh_coefficients`.
     coefficient_bits : {3, 4, 8}, optional
-        Train with, and save, coefficients of so many bits.
+        Train with, and save, coefficients of this many bits.
     module_aliases : dict, optional
         New prefix -> the prefix that the streams were made with, for a model whose modules were
         renamed since (``{"model.language_model.": "model."}``).

@@ -73,7 +73,7 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
 
     @property
     def weight(self) -> torch.Tensor:
-        """Return the base layer's weight, to whoever asks a layer for it instead of calling it."""
+        """Return the base layer's weight, for callers that read it instead of calling the layer."""
         note_read(self)
         if self.disable_adapters and self.merged:
             self.unmerge()  # as forward does, which may not be called

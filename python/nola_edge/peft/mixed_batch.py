@@ -39,7 +39,7 @@ def mixed_batch(model: nn.Module, names: Any, call: Mapping[str, Any]) -> Iterat
     Raises
     ------
     TypeError
-        If `names` is no list of str.
+        If `names` is not a list of str.
     ValueError
         If no layer has an adapter of a name, or the model is in training mode. A layer refuses a
         batch of another size, and one that meets merged weights.

@@ -1,7 +1,7 @@
 """Weights that another module uses too.
 
 Unmerged, an adapter changes what one layer computes; merged, it changes a weight, and with it
-whatever else is made of it. Both are the same only where nothing else is.
+whatever else uses it. The two agree only where nothing else does.
 """
 
 from __future__ import annotations

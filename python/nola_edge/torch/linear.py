@@ -51,7 +51,7 @@ class NolaLinear(nn.Module):
     start : {"unit", "unit-frozen", "random"}
         See :func:`nola_edge.torch.fresh_coefficients`.
     coefficient_bits : {3, 4, 8}, optional
-        Train with coefficients rounded to so many bits.
+        Train with coefficients rounded to this many bits.
 
     Attributes
     ----------

@@ -74,7 +74,7 @@ class Entry:
     config : dict
         Its ``adapter_config.json``.
     nbytes : int
-        At most so many bytes will its files take.
+        The most bytes that its files will take.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Locks on folders that threads and processes share, gone with whoever held them."""
+"""Locks on folders that threads and processes share, released when the holder ends."""
 
 from __future__ import annotations
 
