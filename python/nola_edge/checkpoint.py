@@ -131,7 +131,7 @@ class Checkpoint:
         with opening(path):
             if path.stat().st_size > _MAX_INDEX_BYTES or not path.is_file():
                 raise CheckpointError(
-                    f"is no index file of at most {_MAX_INDEX_BYTES} bytes", file=path
+                    f"is not an index file of at most {_MAX_INDEX_BYTES} bytes", file=path
                 )
             return path.read_bytes()
 

@@ -86,7 +86,7 @@ def read_inside(folder: Path, name: str, most: int = MAX_CONFIG_BYTES) -> bytes:
     with opening(path), os.fdopen(fd, "rb") as file:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size > most:
-            raise CheckpointError(f"is no regular file of at most {most} bytes", file=path)
+            raise CheckpointError(f"is not a regular file of at most {most} bytes", file=path)
         return file.read(status.st_size)
 
 

@@ -289,7 +289,7 @@ def encode_header(
     offset = 0
     for name, dtype, shape, nbytes in entries:
         if name == METADATA:
-            raise FormatError("is no name for a tensor", field=name)
+            raise FormatError("cannot be the name of a tensor", field=name)
         header[name] = {
             "dtype": dtype,
             "shape": list(shape),

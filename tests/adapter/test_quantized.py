@@ -233,7 +233,7 @@ def test_a_packed_bomb_is_refused_without_memory(tmp_path):
 
 def test_a_foreign_file_is_no_packed_adapter(tmp_path):
     write_safetensors(tmp_path / "x", {"a": np.zeros(3, np.float32)})
-    with pytest.raises(NolaEdgeError, match="no packed adapter"):
+    with pytest.raises(NolaEdgeError, match="not a packed adapter"):
         Adapter.load(tmp_path / "x")
     (tmp_path / "y").write_text(json.dumps({}))
     with pytest.raises(NolaEdgeError):

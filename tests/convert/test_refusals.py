@@ -142,11 +142,11 @@ def test_a_configuration_that_says_otherwise(tmp_path, config, message):
     [
         (lambda t: t | vit_tensors(), "holds tensors of different kinds"),
         (lambda t: t | gpt2_tensors(), "holds tensors of different kinds"),
-        (lambda t: t | {"other": np.ones(3, F)}, "other: is no part of a NOLA layer"),
+        (lambda t: t | {"other": np.ones(3, F)}, "other: is not part of a NOLA layer"),
         (lambda t: t | {f"{A}.second.seed": np.array([1])}, "holds more than one adapter"),
         (lambda t: {n: v for n, v in t.items() if "weight" in n}, "is a LoRA without NOLA"),
         (lambda t: t | pair("layers.0.q"), "layers.0.q: is there twice, with and without"),
-        (lambda _: pair("q\x1b[2J"), "is no module's name"),
+        (lambda _: pair("q\x1b[2J"), "cannot be a module's name"),
         (lambda _: {"x": np.ones(3, F)}, "is no checkpoint of the public NOLA code; it holds x"),
         (lambda _: {}, "it holds no tensors"),
         (
@@ -176,7 +176,7 @@ def test_gpt2_without_a_partner(tmp_path, change, message):
     ("extra", "message"),
     [
         (pair("h.2.other"), "holds tensors of different kinds"),
-        ({"h.0.attn.nola_query.bias": np.ones(3, F)}, "is no part of a NOLA layer"),
+        ({"h.0.attn.nola_query.bias": np.ones(3, F)}, "is not part of a NOLA layer"),
         (
             pair("h.2.attn.nola_query", 8, 9) | pair("h.2.attn.nola_value", 8, 9),
             "has 8 inputs and 9 outputs",

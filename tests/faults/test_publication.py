@@ -101,9 +101,7 @@ def test_a_temporary_is_removed_at_every_call(command, tmp_path, what):
     assert refused >= 2
 
 
-@pytest.mark.parametrize(
-    ("kind", "missing"), [("folder", ""), ("file", ""), ("file", "renameat2")]
-)
+@pytest.mark.parametrize(("kind", "missing"), [("folder", ""), ("file", ""), ("file", "renameat2")])
 def test_a_temporary_is_removed_while_another_output_is_replaced(
     commands, tiny, one_file, tmp_path, missing, kind
 ):

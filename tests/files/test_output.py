@@ -423,10 +423,9 @@ def test_force_replaces_no_other_kind_of_file(tmp_path, kind, monkeypatch):
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "socket":
-        with socket.socket(socket.AF_UNIX) as made:
-            with monkeypatch.context() as patched:
-                patched.chdir(tmp_path)  # for a short name
-                made.bind("out")
+        with socket.socket(socket.AF_UNIX) as made, monkeypatch.context() as patched:
+            patched.chdir(tmp_path)  # for a short name
+            made.bind("out")
     elif os.geteuid() == 0:
         os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
     else:

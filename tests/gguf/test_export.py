@@ -192,7 +192,7 @@ def test_refusals_of_folders(tmp_path):
     refused(tmp_path, "no number of attention heads", MismatchError, folder)
     (folder / "config.json").unlink()
     refused(tmp_path, "config.json", CheckpointError, folder)
-    refused(tmp_path, "is no folder", CheckpointError, folder / "model.safetensors")
+    refused(tmp_path, "is not a folder", CheckpointError, folder / "model.safetensors")
 
 
 def test_heads_for_each_block(tmp_path):

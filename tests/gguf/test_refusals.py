@@ -58,7 +58,7 @@ def test_modules_of_another_architecture_are_refused(tmp_path):
         "model.layers.99999999999999.self_attn.v_proj",
     ):
         adapter = trained_adapter({module: (64, 64)}, r=4, num_basis=20, seed=5)
-        refused(tmp_path, "is no module of the architecture llama", adapter=adapter)
+        refused(tmp_path, "is not a module of the architecture llama", adapter=adapter)
 
 
 def test_missing_tensors_and_other_shapes_are_refused(tmp_path):

@@ -286,8 +286,8 @@ def refused(tiny, tmp_path, adapters, message, error, output=None, **options):
         ([], "at least one adapter is needed"),
         ({}, "at least one adapter is needed"),
         ({"x": []}, "at least one adapter is needed"),
-        ([None], "None is no Adapter and no path"),
-        (3, "3 is no Adapter and no path"),
+        ([None], "None is neither an Adapter nor a path"),
+        (3, "3 is neither an Adapter nor a path"),
         ({"x": 0.5}, "a weight belongs in a pair"),
         ([("adapter", "0.5")], "is not a number"),
         ([tiny_adapter()], "made in memory has no name"),
@@ -462,6 +462,6 @@ def test_a_refused_command_is_one_line_and_changes_nothing(tiny, tmp_path, optio
 
 @pytest.mark.parametrize("given", [[("one",)], {"a": ()}, [("one", 1.0, 2.0)]])
 def test_what_is_no_pair_is_refused(given, tiny, tmp_path):
-    with pytest.raises(ArgumentError, match="is no pair"):
+    with pytest.raises(ArgumentError, match="is not a pair"):
         ne.merge_each(tiny[0], given, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -30,11 +30,11 @@ F = np.float32
 @pytest.mark.parametrize(
     ("adapters", "message"),
     [
-        (("{adapter}", 0.5), "adapter: 0.5 is no Adapter and no path"),
+        (("{adapter}", 0.5), "adapter: 0.5 is neither an Adapter nor a path"),
         ([("{adapter}", "0.5")], "weight: '0.5' is not a number"),
         ([("{adapter}", True)], "weight: True is not a number"),
         ([("{adapter}", float("nan"))], "weight: nan times"),
-        ([None], "adapter: None is no Adapter and no path"),
+        ([None], "adapter: None is neither an Adapter nor a path"),
         ([], "adapter: at least one adapter is needed"),
     ],
 )
@@ -142,7 +142,7 @@ def test_an_overflowing_merge(tiny, tmp_path):
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e39])
 def test_a_weight_that_is_not_finite(tiny, tmp_path, weight):
-    refused(tiny, tmp_path, "no finite float32", [(tiny[1], weight)], error=NolaEdgeError)
+    refused(tiny, tmp_path, "not a finite float32", [(tiny[1], weight)], error=NolaEdgeError)
 
 
 @pytest.mark.parametrize("place", ["base/out", "base", "adapter/out", "adapter", "out", "no/out"])
@@ -184,8 +184,8 @@ def test_nothing_is_written_into_or_around_an_adapter(tiny, tmp_path, force):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("base/model.safetensors.index.json", "is no index file of at most 16777216 bytes"),
-        ("adapter/adapter_config.json", "is no regular file of at most 1000000 bytes"),
+        ("base/model.safetensors.index.json", "is not an index file of at most 16777216 bytes"),
+        ("adapter/adapter_config.json", "is not a regular file of at most 1000000 bytes"),
     ],
 )
 def test_json_of_an_absurd_size(tiny, tmp_path, name, message):
@@ -244,5 +244,5 @@ def test_an_exported_lora_is_finite(tiny, tmp_path):
 
 
 def test_only_modules_that_are_there_are_replaced(tiny):
-    with pytest.raises(AdapterError, match="is no module of the adapter"):
+    with pytest.raises(AdapterError, match="is not a module of the adapter"):
         tiny_adapter().replace({"absent": (np.ones(10, F), np.ones(10, F))})

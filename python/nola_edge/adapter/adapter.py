@@ -197,7 +197,7 @@ class Adapter:
         """
         unknown = [name for name in modules if name not in self.modules]
         if unknown:
-            raise AdapterError("is no module of the adapter", file=self.path, field=unknown[0])
+            raise AdapterError("is not a module of the adapter", file=self.path, field=unknown[0])
         new = {name: Coefficients(alpha, beta) for name, (alpha, beta) in modules.items()}
         return Adapter(self.config, {**self.modules, **new}, self.whole_tensors)
 

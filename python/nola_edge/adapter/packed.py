@@ -94,8 +94,8 @@ def load_packed(
         file = stack.enter_context(SafetensorsFile.open(path))
         if (file.metadata or {}).get("format") != FORMAT or _ABOUT not in file.tensors:
             raise AdapterError(
-                "is no packed adapter; give one that nola-edge pack made, or the folder that holds "
-                "adapter_config.json",
+                "is not a packed adapter; give one that nola-edge pack made, or the folder that "
+                "holds adapter_config.json",
                 file=path,
             )
         config, names = _parse_about(_inflate(file), path)

@@ -46,7 +46,7 @@ def plan_gpt2(source: Source, lora_alpha: float | None) -> Plan:
     unknown = [name for name in others if "lora_" in name or "nola" in name]
     if unknown:
         raise AdapterError(
-            "is no part of a NOLA layer, so what it does is not known",
+            "is not part of a NOLA layer, so what it does is not known",
             file=source.path,
             field=unknown[0],
         )

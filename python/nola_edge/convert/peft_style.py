@@ -57,7 +57,7 @@ def plan_peft(source: Source, lora_alpha: float | None) -> Plan:
     modules, others = sort_names(source.tensors, source)
     if others:
         raise AdapterError(
-            "is no part of a NOLA layer, so what it does is not known",
+            "is not part of a NOLA layer, so what it does is not known",
             file=source.path,
             field=others[0],
         )

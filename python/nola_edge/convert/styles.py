@@ -62,7 +62,7 @@ def _check_modules(source: Source, plan: Plan) -> None:
     seen: set[str] = set()
     for layer in plan.layers:
         if not layer.module.isprintable() or not layer.module:
-            raise AdapterError("is no module's name", file=source.path, field=layer.module)
+            raise AdapterError("cannot be a module's name", file=source.path, field=layer.module)
         if layer.module in seen:
             raise AdapterError(
                 "is there twice, with and without a prefix", file=source.path, field=layer.module

@@ -183,8 +183,8 @@ def _from_folder(
         plan = plan_merge(checkpoint, adapters, check_base=check_base)
         if not checkpoint.is_folder:
             raise CheckpointError(
-                f"is no folder with a {_CONFIG}, which says what the model's tensors are called in "
-                "GGUF; give the folder, or the GGUF file itself",
+                f"is not a folder with a {_CONFIG}, which says what the model's tensors are called "
+                "in GGUF; give the folder, or the GGUF file itself",
                 file=base,
             )
         data = read_inside(base, _CONFIG)

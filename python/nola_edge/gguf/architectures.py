@@ -112,7 +112,7 @@ class Model:
         if found is None or part is None:
             known = ", ".join(self.architecture.modules)
             raise MismatchError(
-                f"is no module of the architecture {self.architecture.name}, whose layers have "
+                f"is not a module of the architecture {self.architecture.name}, whose layers have "
                 f"{known}",
                 file=adapter,
                 field=module,

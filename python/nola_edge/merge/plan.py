@@ -90,13 +90,13 @@ def load_adapters(adapters: Any) -> tuple[tuple[Adapter, float], ...]:
     for item in adapters:
         if isinstance(item, tuple) and len(item) != 2:
             raise ArgumentError(
-                f"{printable(repr(item))} is no pair (adapter, weight)", field="adapter"
+                f"{printable(repr(item))} is not a pair (adapter, weight)", field="adapter"
             )
         adapter, weight = item if isinstance(item, tuple) else (item, 1.0)
         if not isinstance(adapter, str | Path | Adapter):
             raise ArgumentError(
-                f"{printable(repr(adapter))} is no Adapter and no path; a weight belongs in a "
-                "pair with its adapter, [(adapter, 0.5)]",
+                f"{printable(repr(adapter))} is neither an Adapter nor a path; a weight belongs in "
+                "a pair with its adapter, [(adapter, 0.5)]",
                 field="adapter",
             )
         if isinstance(weight, bool) or not isinstance(weight, int | float | np.number):
@@ -108,7 +108,7 @@ def load_adapters(adapters: Any) -> tuple[tuple[Adapter, float], ...]:
             adapter = Adapter.load(adapter)
         if not abs(weight * adapter.scaling) <= _MAX_SCALING:
             raise ArgumentError(
-                f"{weight} times the adapter's scaling {adapter.scaling:g} is no finite float32",
+                f"{weight} times the adapter's scaling {adapter.scaling:g} is not a finite float32",
                 file=location(adapter),
                 field="weight",
             )
