@@ -214,6 +214,7 @@ def test_a_folder_is_swept_of_what_dead_writers_left_for_any_target(tmp_path):
     living = temporary_path(tmp_path / "a")
     living.mkdir()
     replacing = dead_temporary(tmp_path / "c")
+    (replacing / NEW).write_text("never put in place")
     (replacing / REPLACED).write_text("the only one")
     (tmp_path / ".nola-edge-out-mine.partial").mkdir()
     (tmp_path / ".nola-edge-notes").write_text("x")
