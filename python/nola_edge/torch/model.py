@@ -20,16 +20,20 @@ if TYPE_CHECKING:
 
     from nola_edge.torch.plan import PlannedMerge, Term
 
+#: No weight of a model is so large that an update of ordinary size could make it infinite.
+_BEYOND_MODELS = 1e38
+
 
 def merge_(model: nn.Module, adapter: Any) -> list[str]:
     """Merge adapters into the weights of a model in memory, in place.
 
     Names are matched like those of a checkpoint: exactly, or by their one common prefix
-    difference. Everything is checked before the first weight changes, also that every merged weight
-    will be finite: for that, each is read once beforehand, and where that leaves it open, merged
-    into a copy. So a refusal leaves the model as it was. What cannot be foreseen (Ctrl-C, a failing
-    device) leaves some weights merged and others not, since nothing is kept to restore them from:
-    load such a model anew.
+    difference. Everything is checked before the first weight changes, so a refusal leaves the model
+    as it was. Also that every merged weight will be finite, unless only a base could prevent that
+    which holds what no model does: infinity, NaN, or numbers near the end of bfloat16's or
+    float32's range. Looking for these would mean to read every weight twice. They, and what cannot
+    be foreseen (Ctrl-C, a failing device), leave some weights merged and others not, since nothing
+    is kept to restore them from; the error says so: load such a model anew.
 
     Parameters that are DTensors (FSDP2, tensor parallelism) are merged part by part: each process
     computes the rows and columns that it holds, and nothing is communicated. A process refuses for
@@ -50,14 +54,24 @@ def merge_(model: nn.Module, adapter: Any) -> list[str]:
     ------
     NolaEdgeError
         If adapter and model do not fit, an adapted weight is not in memory or is another
-        parameter's too, or a merged weight would not be finite; nothing was changed.
+        parameter's too, or a merged weight would not be finite; nothing was changed, unless the
+        message says otherwise.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     where = Path(f"<{type(model).__name__}>")
     planned = plan_merges(parameters, adapter, where)
     check_resident(parameters, planned, where)
     check_finite(parameters, planned, where)
-    merge_many_([(parameters[name].data, m.terms, m.transposed) for name, m in planned.items()])
+    merges = [(parameters[name].data, m.terms, m.transposed) for name, m in planned.items()]
+    try:
+        merge_many_(merges)
+    except NotFiniteError as error:
+        error.message += (
+            ": the model itself holds infinite, NaN or near-infinite weights; some are merged now "
+            "and others not, so load it anew"
+        )
+        error.file = where
+        raise
     return list(planned)
 
 
@@ -97,8 +111,9 @@ def check_finite(
 ) -> None:
     """Refuse merges whose result would not be finite, before any of them is done.
 
-    A weight whose elements, and whatever its update may add to them, stay within its dtype needs no
-    more than being read. Another is merged into a copy, one at a time.
+    A weight whose update is nowhere near the end of bfloat16's or float32's range is not looked at.
+    One whose elements, and whatever its update may add to them, stay within its dtype needs no more
+    than being read. Another is merged into a copy, one at a time.
 
     Parameters
     ----------
@@ -124,11 +139,12 @@ def check_finite(
 
 def _is_surely_finite(weight: torch.Tensor, terms: Sequence[Term]) -> bool:
     local: Any = weight.to_local() if hasattr(weight, "to_local") else weight
-    if not local.numel():
+    limit, update = torch.finfo(local.dtype).max, _largest_update(terms)
+    if not local.numel() or (limit > _BEYOND_MODELS and update < limit / 2):
         return True
     # Compared so that a NaN, which any extreme becomes that meets one, is not within the limit.
     low, high = (float(extreme) for extreme in torch.aminmax(local))
-    return max(-low, high) + _largest_update(terms) <= torch.finfo(local.dtype).max
+    return max(-low, high) + update <= limit
 
 
 def _largest_update(terms: Sequence[Term]) -> float:
