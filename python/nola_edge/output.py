@@ -192,7 +192,7 @@ class AtomicOutput:
             raise OutputError(
                 f"is a {kind} already, and the output is not; remove it first", file=target
             )
-        if self._force and Path.cwd().is_relative_to(place):
+        if self._force and _holds_current_folder(place):
             raise OutputError("is or holds the current folder; choose another", file=target)
         if self._force and os.path.ismount(target):
             raise OutputError(
@@ -317,6 +317,13 @@ class AtomicOutput:
         aside.mkdir(mode=0o700)
         os.rename(self.target, aside / NEW)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _holds_current_folder(place: Path) -> bool:
+    try:
+        return Path.cwd().is_relative_to(place)
+    except OSError:  # it was deleted, and nothing holds it
+        return False
 
 
 def _output_error(target: Path, error: OSError) -> OutputError:

@@ -436,6 +436,16 @@ def test_force_replaces_no_other_kind_of_file(tmp_path, kind, monkeypatch):
     assert os.path.samestat(path.lstat(), before)
 
 
+def test_force_from_a_folder_that_was_deleted(tmp_path, monkeypatch):
+    """There is no current folder then that could be replaced."""
+    write(tmp_path / "out")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    write(tmp_path / "out", force=True)
+    assert set(snapshot(tmp_path)) == {"out", "out/a.safetensors"}
+
+
 def test_force_does_not_replace_the_current_folder(tmp_path, monkeypatch):
     write(tmp_path / "out")
     (tmp_path / "out" / "sub").mkdir()
