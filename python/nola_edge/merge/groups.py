@@ -133,11 +133,11 @@ def _memory(plan: MergePlan, threads: int) -> int:
 
 
 def _files(plan: MergePlan) -> int:
-    """Return how many files an output keeps open: its lock, its current file, its adapters'."""
+    """Return how many files an output keeps open: its current one, and its adapters'."""
     stored = [
         a for a, _ in plan.adapters if any(not t.held for t in a.whole_tensors.tensors.values())
     ]
-    return 2 + len(stored)
+    return 1 + len(stored)
 
 
 def _files_at_once() -> int:

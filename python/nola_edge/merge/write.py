@@ -194,7 +194,7 @@ def write_merges(
     base : Checkpoint
         That of every plan.
     merges : sequence of PlannedMerge
-        Each keeps two file descriptors open.
+        Each keeps a file descriptor open.
     inputs : sequence of Path
         What no output may touch.
     force, num_threads, progress
