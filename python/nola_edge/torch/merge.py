@@ -128,7 +128,7 @@ def merge_low_rank_(
 
 def _check_merge(weight: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     if weight.is_meta:
-        raise ValueError("weight: is on the meta device, which holds no values")
+        raise ArgumentError("is on the meta device, which holds no values", field="weight")
     if weight.dtype not in MERGEABLE:
         raise ArgumentTypeError(
             f"must be float32, float16 or bfloat16, got {weight.dtype}", field="weight"

@@ -118,7 +118,9 @@ def local_window(tensor: Any) -> tuple[Range, Range]:
         return (0, tensor.shape[0]), (0, tensor.shape[1])
     if not is_one_window(tensor):
         placements = getattr(tensor, "placements", ())
-        raise ValueError(f"weight: split in a way that cannot be merged into, {placements}")
+        raise ArgumentError(
+            f"is split in a way that cannot be merged into, {placements}", field="weight"
+        )
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     size, offset = compute_local_shape_and_global_offset(
@@ -179,7 +181,9 @@ def _shard(mesh: Any, placements: tuple[Any, ...], shape: tuple[int, int], trans
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     if not _is_one_window(tuple(mesh.shape), placements, len(shape)):
-        raise ValueError(f"weight: split in a way that no linear layer computes with, {placements}")
+        raise ArgumentError(
+            f"is split in a way that no linear layer computes with, {placements}", field="weight"
+        )
     split = [dim for dim, p in enumerate(placements) if p.is_shard()]
     if len(split) > 1:
         raise ArgumentError(f"split over several mesh dimensions, {placements}", field="weight")
