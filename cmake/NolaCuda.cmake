@@ -1,10 +1,11 @@
 # The CUDA kernels: whether they are built, and for which devices.
 #
-# NOLA_CUDA=AUTO, the default with the Python modules, builds them where a CUDA compiler works and
-# goes on without them elsewhere; ON insists; OFF never looks. Nothing else depends on them: they end
-# up in a Python module, or for C++ in a library, of their own. NOLA_CUDA_ARCHITECTURES takes CMake's notation (90, 90-real) or native; by default it is machine
-# code for every device from compute capability 7.5 on that the compiler knows, and PTX of the
-# newest for those to come.
+# NOLA_CUDA=AUTO, the default with the Python modules, builds them where an NVIDIA GPU is seen and a
+# CUDA compiler works, and goes on without them elsewhere, since they take minutes to compile; ON
+# insists; OFF never looks. Nothing else depends on them: they end up in a Python module, or for C++
+# in a library, of their own. NOLA_CUDA_ARCHITECTURES takes CMake's notation (90, 90-real) or native;
+# by default it is machine code for every device from compute capability 7.5 on that the compiler
+# knows, and PTX of the newest for those to come.
 #
 # Sets NOLA_CUDA_FOUND and NOLA_CUDA_TARGETS (what the kernels are built for); defines the target nola_cuda_plan, which is plain C++, and nola_cuda.
 
@@ -16,6 +17,10 @@ else()
 endif()
 set(NOLA_CUDA ${_nola_default} CACHE STRING "Build the CUDA kernels: AUTO, ON or OFF")
 set_property(CACHE NOLA_CUDA PROPERTY STRINGS AUTO ON OFF)
+# NVIDIA's driver on Linux; the same under Windows' WSL; two generations of Jetson.
+set(NOLA_GPU_DEVICES /dev/nvidiactl /dev/dxg /dev/nvhost-gpu /dev/nvgpu
+    CACHE STRING "Files of which one is there where AUTO may expect a GPU")
+mark_as_advanced(NOLA_GPU_DEVICES)
 set(NOLA_CUDA_ARCHITECTURES "" CACHE STRING "CUDA architectures; empty: all from 7.5 on, and PTX")
 
 string(TOUPPER "${NOLA_CUDA}" _nola_cuda)
@@ -31,8 +36,18 @@ target_link_libraries(
   PUBLIC nola_edge
   PRIVATE $<BUILD_INTERFACE:nola_floating_point> $<BUILD_INTERFACE:nola_warnings>)
 
+set(_nola_gpu_seen OFF)
+foreach(_nola_device IN LISTS NOLA_GPU_DEVICES)
+  if(EXISTS ${_nola_device})
+    set(_nola_gpu_seen ON)
+  endif()
+endforeach()
+
 set(NOLA_CUDA_FOUND OFF)
-if(_nola_cuda MATCHES "^(ON|TRUE|1)$" OR (_nola_cuda STREQUAL "AUTO" AND NOT CMAKE_CROSSCOMPILING))
+if(_nola_cuda STREQUAL "AUTO" AND NOT CMAKE_CROSSCOMPILING AND NOT _nola_gpu_seen)
+  message(STATUS "nola-edge: no NVIDIA GPU is seen, building without CUDA kernels; "
+                 "NOLA_CUDA=ON builds them")
+elseif(_nola_cuda MATCHES "^(ON|TRUE|1)$" OR (_nola_cuda STREQUAL "AUTO" AND NOT CMAKE_CROSSCOMPILING))
   if(NOT CMAKE_CUDA_COMPILER)
     unset(CMAKE_CUDA_COMPILER CACHE)  # one may have been installed since
     # Where an installation of CUDA lies that did not change the PATH.

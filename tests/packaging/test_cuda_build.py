@@ -33,8 +33,17 @@ def broken(tmp_path) -> Path:
     return path
 
 
+def test_without_a_gpu_a_compiler_is_used_only_if_that_is_asked_for(tmp_path, broken):
+    absent = f"-DNOLA_GPU_DEVICES={tmp_path / 'nvidiactl'}"
+    done = configure(tmp_path / "build", "-DNOLA_CUDA=AUTO", absent, compiler=broken)
+    assert done.returncode == 0, done.stderr
+    assert "no NVIDIA GPU is seen, building without CUDA kernels; NOLA_CUDA=ON" in done.stdout
+    assert configure(tmp_path / "on", "-DNOLA_CUDA=ON", absent, compiler=broken).returncode != 0
+
+
 def test_a_broken_compiler_is_passed_over_where_cuda_is_optional(tmp_path, broken):
-    done = configure(tmp_path / "build", "-DNOLA_CUDA=AUTO", compiler=broken)
+    present = f"-DNOLA_GPU_DEVICES={tmp_path / 'nvidiactl'};{broken}"
+    done = configure(tmp_path / "build", "-DNOLA_CUDA=AUTO", present, compiler=broken)
     assert done.returncode == 0, done.stderr
     assert "no working CUDA compiler, building without CUDA kernels" in done.stdout
 
