@@ -61,6 +61,16 @@ TASKS = {
 #: Measure -> (factor for the table, decimals).
 SHOWN = {"bleu": (1, 1), "loss": (1, 3), "accuracy": (100, 1)}
 
+#: What the plot says: its one sentence, its panels' names, a colour for each kind of method.
+TITLE = "A quarter of LoRA r = 1's parameters: level or better on three tasks of four"
+PANELS = {
+    "decoder-llama": "LLaMA-style decoder",
+    "decoder-gpt2": "GPT-2-style decoder",
+    "encoder": "MiniLM encoder",
+    "vision": "Vision transformer",
+}
+COLOURS = {"full": "#555555", "LoRA": "#d55e00", "NOLA": "#0072b2"}
+
 #: Learning rates that `tune` tries for the adapters.
 ADAPTER_RATES = (3e-3, 1e-2, 3e-2)
 TUNED = ("full fine-tuning", "LoRA r = 1", "NOLA 1/4")
@@ -231,43 +241,43 @@ def draw(tables: dict[str, list[Row]], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    colours = {"full": "#555555", "LoRA": "#d55e00", "NOLA": "#0072b2"}
-    figure, axes = plt.subplots(
-        1, len(tables), figsize=(3.9 * len(tables), 3.8), squeeze=False, layout="constrained"
-    )
-    for axis, (task, rows) in zip(axes[0], tables.items(), strict=True):
+    figure, axes = plt.subplots(2, 2, figsize=(8.2, 6.6), layout="constrained")
+    figure.suptitle(TITLE, fontsize=12, fontweight="bold")
+    for axis, (task, rows) in zip(axes.flat, tables.items(), strict=True):
         measure = TASKS[task].measures[0]
         for row in rows:
-            plain = "," not in row.method
-            kind, _, size = row.method.partition(" ")
-            mean, deviation = (SHOWN[measure][0] * v for v in row.values[measure])
-            axis.errorbar(
-                row.parameters, mean, yerr=deviation if plain else None, fmt="o" if plain else "x",
-                color=colours[kind], alpha=1 if plain else 0.5, capsize=2, markersize=6,
-            )  # fmt: skip
-            if plain:
-                axis.annotate(
-                    "" if kind == "full" else size, (row.parameters, mean), xytext=(6, 4),
-                    textcoords="offset points", fontsize=8, color=colours[kind],
-                )  # fmt: skip
-        axis.set(
-            xscale="log", xlabel="trained parameters", title=task,
-            ylabel=measure + (", %" if measure == "accuracy" else ""),
-        )  # fmt: skip
-        axis.margins(x=0.15)
+            if "," not in row.method:  # variants are for the table
+                draw_row(axis, row, SHOWN[measure][0], measure)
+        unit = {"bleu": "BLEU", "accuracy": "right answers, %"}[measure]
+        axis.set(xscale="log", title=f"{PANELS[task]}: {unit}")
+        axis.margins(x=0.2, y=0.12)
         axis.grid(alpha=0.25)
-    labels = {
-        "full fine-tuning": ("o", colours["full"]),
-        "LoRA": ("o", colours["LoRA"]),
-        "NOLA, with a part of LoRA r = 1's parameters": ("o", colours["NOLA"]),
-        "variants of NOLA 1/4": ("x", colours["NOLA"]),
-    }
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[-1]:
+        axis.set_xlabel("trained parameters")
+    labels = ["NOLA, a part of LoRA r = 1's parameters", "LoRA", "full fine-tuning"]
     marks = [
-        mpl.lines.Line2D([], [], marker=marker, color=colour, linestyle="", label=label)
-        for label, (marker, colour) in labels.items()
+        mpl.lines.Line2D([], [], marker="o", color=COLOURS[kind], linestyle="", label=label)
+        for kind, label in zip(("NOLA", "LoRA", "full"), labels, strict=True)
     ]
-    figure.legend(handles=marks, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=140)
+    figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False, fontsize=11)
+    figure.savefig(path, dpi=170)
+
+
+def draw_row(axis: Any, row: Row, factor: int, measure: str) -> None:
+    """Draw one method, with its name beside the point."""
+    kind, _, size = row.method.partition(" ")
+    mean, deviation = (factor * value for value in row.values[measure])
+    axis.errorbar(
+        row.parameters, mean, yerr=deviation, fmt="o", color=COLOURS[kind], capsize=2, markersize=7
+    )
+    if kind != "full":  # NOLA's names below the bars, LoRA's above: the points lie close together
+        below = kind == "NOLA"
+        axis.annotate(
+            size, (row.parameters, mean - deviation if below else mean + deviation),
+            xytext=(0, -4 if below else 4), textcoords="offset points", fontsize=10,
+            color=COLOURS[kind], ha="center", va="top" if below else "bottom",
+        )  # fmt: skip
 
 
 if __name__ == "__main__":
