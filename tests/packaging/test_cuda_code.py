@@ -26,7 +26,7 @@ HOT = ("expand_kernel", "project_kernel", "merge_kernel")
 def module() -> Path:
     spec = find_spec("nola_edge._cuda")
     if spec is None:
-        pytest.skip("this installation was built without CUDA (no GPU is seen, no nvcc, or NOLA_CUDA=OFF)")
+        pytest.skip("this installation was built without CUDA (no GPU, no nvcc, or NOLA_CUDA=OFF)")
     return Path(spec.origin)
 
 
