@@ -1,10 +1,10 @@
 """Outputs that are absent or complete at every instant.
 
 The order of a write: check everything; remove the temporaries of dead writers; make a temporary
-folder beside the target; write; find every file again as it was written and fsync it, then the
-folders; move the result into place with one rename that never overwrites; look at it once more;
-fsync the parent. A killed process leaves at most a temporary, which the next run with the same
-target removes (:mod:`nola_edge.temporary`).
+folder beside the target, and the parent of both if it is missing; write; find every file again as
+it was written and fsync it, then the folders; move the result into place with one rename that never
+overwrites; look at it once more; fsync the parent. A killed process leaves at most a temporary,
+which the next run with the same target removes (:mod:`nola_edge.temporary`), and empty parents.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from nola_edge.errors import OutputError, printable
 from nola_edge.mounts import file_system
+from nola_edge.parents import Parents, nearest_folder
 from nola_edge.renaming import exchange, rename_new
 from nola_edge.replaceable import names_below, nothing_yet
 from nola_edge.temporary import (
@@ -42,7 +43,7 @@ class AtomicOutput:
     """Write a file or a folder under a temporary name and move it into place when complete.
 
     A context manager: leave it normally to commit, by an exception (Ctrl-C included) to remove
-    everything that was written.
+    everything that was written. Missing parents of the target are made, and removed likewise.
 
     Parameters
     ----------
@@ -91,6 +92,7 @@ class AtomicOutput:
         self._expected_bytes = expected_bytes
         self._replaces = replaces
         self._if_exists = if_exists
+        self._parents = Parents(self.target.parent)
         self._temporary: Path | None = None
         self._written = Written(Path())
         self._replaced = False  # by this output, and looked at
@@ -134,9 +136,14 @@ class AtomicOutput:
         return self._written.file(name)
 
     def _make_temporary(self) -> None:
+        self._parents.make()
         # Known before it is made: a signal may come right after.
         self._temporary = temporary_path(self.target)
-        self._temporary.mkdir(mode=0o700)
+        try:
+            self._temporary.mkdir(mode=0o700)
+        except FileNotFoundError:  # another output, which failed, had made the parent
+            self._parents.make()
+            self._temporary.mkdir(mode=0o700)
         # Something inside the temporary is renamed into place, never the private folder itself.
         self.path = self._temporary / NEW
         if self._directory:
@@ -148,6 +155,7 @@ class AtomicOutput:
             may_replace = (lambda _: True) if self._replaced else self._may_replace
             with contextlib.suppress(OSError):
                 remove(self._temporary, self.target, may_replace)
+        self._parents.undo()
 
     def sweep(self) -> None:
         """Remove what dead writers of this target left, if it can be; entering does the same."""
@@ -162,7 +170,7 @@ class AtomicOutput:
         OutputError
         """
         self._check_target()
-        free = shutil.disk_usage(self.target.parent).free
+        free = shutil.disk_usage(nearest_folder(self.target.parent)).free
         if self._expected_bytes > free:
             raise OutputError(
                 f"needs {self._expected_bytes} bytes, the disk has {free} free", file=self.target
@@ -172,8 +180,7 @@ class AtomicOutput:
         target = self.target
         if not target.name:
             raise OutputError("is not a name for an output", file=target)
-        if not target.parent.is_dir():
-            raise OutputError("its parent folder does not exist; make it first", file=target)
+        nearest_folder(target.parent)
         if not self._force and os.path.lexists(target):
             raise OutputError(f"exists already; {self._if_exists}", file=target)
         place = target.parent.resolve() / target.name
@@ -242,6 +249,7 @@ class AtomicOutput:
         self._check_published()
         try:
             sync_folder(self.target.parent)
+            self._parents.sync()
         except OSError as error:
             raise OutputError(
                 f"is complete, but its folder could not be forced to disk: {error.strerror}; "
@@ -249,6 +257,7 @@ class AtomicOutput:
                 file=self.target,
             ) from None
         self._check_published()
+        self._parents.keep()
 
     def _check_published(self) -> None:
         """Look at the output in its place; what tidies up may have begun before it was moved."""

@@ -294,11 +294,6 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_missing_parent(tmp_path):
-    with pytest.raises(OutputError, match="parent folder does not exist"):
-        write(tmp_path / "no" / "out")
-
-
 @pytest.mark.parametrize("kernel", [True, False])
 def test_copies_ranges(tmp_path, monkeypatch, kernel):
     if not kernel:

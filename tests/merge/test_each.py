@@ -389,7 +389,7 @@ def test_what_is_there_is_skipped(tiny, tmp_path):
         ("base/new", "lies inside the input"),
         ("adapter/new", "lies inside the input"),
         (".", "adapter: is an input"),
-        ("none/out", "its parent folder does not exist"),
+        ("adapter/adapter_config.json/out", "adapter_config.json is no folder"),
         ("adapter/adapter_config.json", "is a file"),
     ],
 )

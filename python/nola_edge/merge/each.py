@@ -18,6 +18,7 @@ from nola_edge.merge.names import name_outputs
 from nola_edge.merge.share import Share
 from nola_edge.merge.write import MergeReport, replaces_of, write_merges
 from nola_edge.output import AtomicOutput
+from nola_edge.parents import Parents, nearest_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -148,8 +149,7 @@ def _check(
         )
     else:
         AtomicOutput(folder, inputs=inputs, directory=True).check()
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(nearest_folder(place)).free
     if nbytes > free:
         raise OutputError(
             f"{len(targets)} outputs need {nbytes} bytes, the disk has {free} free", file=folder
@@ -162,20 +162,17 @@ def _made(folder: Path, keep: bool) -> Iterator[None]:
 
     One that other processes write to is kept: they might come between a look and a write.
     """
-    made = not folder.is_dir()
+    made = Parents(folder.absolute())
     try:
-        if made:
-            try:
-                with AtomicOutput(folder, directory=True):
-                    pass
-            except OutputError:
-                if not folder.is_dir():  # else another process was quicker
-                    raise
+        try:
+            made.make()
+            made.sync()
+        except OSError as error:
+            raise OutputError(f"cannot be made: {error.strerror}", file=folder) from None
         yield
     except BaseException:
-        if made and not keep:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        if not keep:
+            made.undo()
         raise
 
 
