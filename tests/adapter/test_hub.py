@@ -81,8 +81,8 @@ def refused(*arguments, **environment):
 
 COMMANDS = [
     ["inspect", "{}"],
-    ["pack", "{}", "-o", "out"],
-    ["merge", "base", "{}=0.5", "-o", "out"],
+    ["pack", "{}", "-o", "out.nola"],
+    ["merge", "base", "{}=0.5", "-o", "out.safetensors"],
     ["export", "lora", "{}", "--base", "base", "-o", "out"],
 ]
 

@@ -42,11 +42,10 @@ def command(request, commands, tiny, one_file, tmp_path):
     """Every kind of output, written by the command line."""
     base, adapter = tiny
     tiny_adapter().pack(tmp_path / "packed")
-    if request.param == "gguf":
-        adapter_of().save(tmp_path / "for-gguf")
-        base = write(tmp_path / "base.gguf", arrays_of("F16"))
-        return Merge(commands, (base, tmp_path / "for-gguf"), tmp_path)
-    return {
+    adapter_of().save(tmp_path / "for-gguf")
+    gguf = write(tmp_path / "base.gguf", arrays_of("F16")), tmp_path / "for-gguf"
+    command = {
+        "gguf": lambda: Merge(commands, gguf, tmp_path),
         "folder": lambda: Merge(commands, tiny, tmp_path),
         "file": lambda: Merge(commands, one_file, tmp_path),
         "each": lambda: Merge(commands, tiny, tmp_path, tmp_path / "packed", "--each"),
@@ -56,6 +55,9 @@ def command(request, commands, tiny, one_file, tmp_path):
         "unpack": lambda: Command(commands, tiny, tmp_path, "unpack", tmp_path / "packed"),
         "pack": lambda: Command(commands, tiny, tmp_path, "pack", adapter),
     }[request.param]()
+    suffix = {"gguf": ".gguf", "file": ".safetensors", "pack": ".nola"}
+    command.output = tmp_path / f"out{suffix.get(request.param, '')}"
+    return command
 
 
 def digest(path):

@@ -256,7 +256,7 @@ def test_a_large_factor_in_gguf(tmp_path, commands, kind, outtype):
     paths = [tmp_path / "base.gguf", tmp_path / "adapter"]
     options = ["--outtype", outtype] if outtype else []
     commands.done("merge", *paths, "-q", *options, "-o", tmp_path / "out.gguf")
-    arguments = ["--base", paths[0], "--adapter", paths[1]]
+    arguments = [paths[0], paths[1]]
     commands.done("verify", tmp_path / "out.gguf", *arguments)
     if kind == "Q8_0":
         arguments = [paths[1], "--base", paths[0], "-o", tmp_path / "lora.gguf"]
@@ -284,7 +284,7 @@ def test_a_large_factor(tmp_path, commands, name, threads):
     options = ["-q", "--threads", threads]
     commands.done("merge", *paths, "-o", tmp_path / "out", *options)
     if threads == 2 and shape[1] > 1:
-        compare = ["--base", paths[0], "--adapter", paths[1], "--threads", threads]
+        compare = [paths[0], paths[1], "--threads", threads]
         commands.done("verify", tmp_path / "out", *compare)
         commands.done("export", "lora", paths[1], "--base", paths[0], "-o", tmp_path / "l")
 
@@ -316,8 +316,8 @@ def test_whole_tensors(tmp_path, commands):
     sparse(weights, coefficients + whole)
     paths = [tmp_path / "base", tmp_path / "adapter"]
     commands.done("merge", *paths, "-q", "-o", tmp_path / "out")
-    compare = ["--base", paths[0], "--adapter", paths[1]]
+    compare = [paths[0], paths[1]]
     commands.done("verify", tmp_path / "out", *compare)
     commands.done("export", "lora", paths[1], "--base", paths[0], "-o", tmp_path / "lora")
-    commands.done("pack", paths[1], "-o", tmp_path / "packed")
-    commands.done("unpack", tmp_path / "packed", "-o", tmp_path / "unpacked")
+    commands.done("pack", paths[1], "-o", tmp_path / "packed.nola")
+    commands.done("unpack", tmp_path / "packed.nola", "-o", tmp_path / "unpacked")

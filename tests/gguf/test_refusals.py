@@ -96,7 +96,7 @@ def test_types_that_cannot_be_written_are_refused_with_advice(tmp_path):
     refused(tmp_path, "export gguf-lora", adapter=adapter, base=base)
     refused(tmp_path, "--outtype f16, bf16 or q8_0", adapter=adapter, base=base)
     for outtype in ("Q4_K", "I8", "nonsense\n", ""):
-        refused(tmp_path, "is not one of", ArgumentError, adapter, base, outtype=outtype)
+        refused(tmp_path, "must be one of", ArgumentError, adapter, base, outtype=outtype)
 
 
 def test_rows_that_are_no_whole_blocks_of_the_new_type_are_refused(tmp_path):

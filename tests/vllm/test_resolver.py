@@ -108,13 +108,13 @@ def test_a_server_with_a_wrong_configuration_ends_with_one_line(tmp_path):
         "EntryPoint('nola_edge', 'nola_edge.vllm:register', 'vllm.general_plugins').load()()\n"
         "print('serving')"
     )
-    environment = {**os.environ, P + "ADAPTERS": str(tmp_path), P + "DTYPE": "float32"}
+    environment = {**os.environ, P + "ADAPTERS": str(tmp_path), P + "DTYPE": "float64"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "nola-edge: NOLA_EDGE_VLLM_DTYPE: is 'float32', must be one of F32, F16, BF16\n"
+        "nola-edge: NOLA_EDGE_VLLM_DTYPE: is 'float64', must be one of F32, F16, BF16\n"
     )
 
 

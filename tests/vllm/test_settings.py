@@ -56,7 +56,7 @@ def test_all_that_can_be_said(tmp_path, monkeypatch):
         ({"CACHE": "{adapters}"}, "CACHE: .* lies in NOLA_EDGE_VLLM_ADAPTERS"),
         ({"CACHE": "{adapters}/cache"}, "CACHE: .* lies in NOLA_EDGE_VLLM_ADAPTERS"),
         ({"CACHE": "{adapters}/../link"}, "CACHE: .* lies in NOLA_EDGE_VLLM_ADAPTERS"),
-        ({"DTYPE": "float32"}, "DTYPE: is 'float32', must be one of F32, F16, BF16"),
+        ({"DTYPE": "float64"}, "DTYPE: is 'float64', must be one of F32, F16, BF16"),
         ({"CACHE_BYTES": "lots"}, "CACHE_BYTES: is 'lots', not a size such as 2GB"),
         ({"CACHE_BYTES": "-1GB"}, "CACHE_BYTES: is '-1GB'"),
         ({"CACHE_BYTES": "0"}, "CACHE_BYTES: is '0'"),

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import click
 
+from nola_edge.cli import output as ui
+from nola_edge.cli.summary import summary_options
+
 _SUITES = ("kernels", "checkpoint", "startup")
 
 
@@ -31,6 +34,7 @@ _SUITES = ("kernels", "checkpoint", "startup")
 @click.option("--folder", help="Where to put the checkpoint.  [default: the temporary folder]")
 @click.option("--save", help="Write the figures as JSON.")
 @click.option("--plot", "plot_path", help="Draw the figures (needs matplotlib).")
+@summary_options
 def command(
     suite: tuple[str, ...],
     layers: int,
@@ -38,6 +42,8 @@ def command(
     folder: str | None,
     save: str | None,
     plot_path: str | None,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Measure kernels, whole checkpoints and start-up against their peers.
 
@@ -58,7 +64,8 @@ def command(
         raise OutputError("needs matplotlib to be drawn: pip install matplotlib", file=plot_path)
     wanted = suite or _SUITES
     about = report.machine()
-    click.echo(report.heading(about))
+    say = (lambda _: None) if as_json or quiet else click.echo
+    say(report.heading(about))
     figures = []
     with tempfile.TemporaryDirectory(prefix="nola-edge-bench-", dir=folder) as scratch:
         suites = {
@@ -68,8 +75,11 @@ def command(
         }
         for figure in itertools.chain.from_iterable(suites[name]() for name in wanted):
             figures.append(figure)
-            click.echo(report.row(figure))
+            say(report.row(figure))
+    record = report.record(figures, about)
     if save is not None:
-        Path(save).write_text(dumps(report.record(figures, about), indent=2) + "\n")
+        Path(save).write_text(dumps(record, indent=2) + "\n")
     if plot_path is not None:
         report.plot(figures, about, Path(plot_path))
+    if as_json:
+        ui.print_json(record)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.cli.output_names import check_folder_name
+from nola_edge.cli.summary import as_found, bytes_at, show, summary_options
 from nola_edge.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from nola_edge.convert.convert import ConversionReport
 
 _EPILOG = """\
 \b
@@ -59,8 +62,8 @@ the file; nola-edge prints the lines with these numbers in place), and convert w
 @click.option("--check", metavar="FILE", help="Recorded numbers of the basis, see below.")
 @ui.threads_option
 @ui.force_option
-@ui.json_option
-def command(as_json: bool, threads: int | None, **options: Any) -> None:
+@summary_options
+def command(as_json: bool, quiet: bool, threads: int | None, **options: Any) -> None:
     """Turn a CHECKPOINT of the public NOLA code into an exact LoRA folder.
 
     Reads what github.com/UCDvision/NOLA saves for LLaMA (a PEFT folder), GPT-2 and vision
@@ -71,27 +74,29 @@ def command(as_json: bool, threads: int | None, **options: Any) -> None:
     from nola_edge.convert import convert_checkpoint
 
     checkpoint = options.pop("checkpoint")
-    with _progress(as_json) as progress:
+    check_folder_name(options["output"])
+    with _progress(quiet or as_json) as progress:
         report = convert_checkpoint(checkpoint, num_threads=threads, progress=progress, **options)
-    size = sum(file.stat().st_size for file in report.output.iterdir())
-    if as_json:
-        ui.print_json({**dataclasses.asdict(report), "bytes": size})
-        return
-    click.echo(
+    size = bytes_at(report.output)
+    show({**as_found(report), "bytes": size}, *_lines(report, size), as_json=as_json, quiet=quiet)
+
+
+def _lines(report: ConversionReport, size: int) -> Iterator[str]:
+    yield (
         f"{printable(report.output, 240)}: exact LoRA of {report.modules} modules, rank "
         f"{report.rank}, {ui.human_bytes(size)}, of {report.coefficients:,} coefficients "
         f"({report.style})"
     )
     if report.left_out:
-        click.echo(f"left out: {report.left_out} tensors of the base")
-    click.echo(f"basis: drawn on {report.drawn_on}; {_checked(report)}")
+        yield f"left out: {report.left_out} tensors of the base"
+    yield f"basis: drawn on {report.drawn_on}; {_checked(report)}"
     if report.head:
-        click.echo("head: its weight is in head.safetensors; the public code saves no bias")
+        yield "head: its weight is in head.safetensors; the public code saves no bias"
     if report.how_to_check is not None:
-        click.echo(f'to check it, where it was trained: python -c "{report.how_to_check}"')
+        yield f'to check it, where it was trained: python -c "{report.how_to_check}"'
 
 
-def _checked(report: Any) -> str:
+def _checked(report: ConversionReport) -> str:
     if not report.checked:
         return "not checked, as nothing records it"
     if report.tells_gpus_apart:

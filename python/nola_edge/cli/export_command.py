@@ -5,6 +5,9 @@ from __future__ import annotations
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.cli.output_names import check_file_name, check_folder_name
+from nola_edge.cli.summary import bytes_at, show, summary_options
+from nola_edge.cli.types import type_option
 from nola_edge.errors import printable
 
 
@@ -18,27 +21,44 @@ def command() -> None:
     epilog="Example: nola-edge export lora ./my-adapter --base ./Llama-3-8B -o ./my-lora",
 )
 @click.argument("adapter")
-@click.option("--base", required=True, help="The checkpoint; it says how large the modules are.")
-@click.option("-o", "--output", required=True, help="Folder to write.")
 @click.option(
-    "--dtype",
-    type=click.Choice(["F32", "F16", "BF16"]),
+    "--base", required=True, help="The checkpoint, or its Hub id; it says how large modules are."
+)
+@click.option("-o", "--output", required=True, help="Folder to write.")
+@type_option(
+    ("F32", "F16", "BF16"),
     default="F32",
-    show_default=True,
-    help="Of A and B; anything but F32 rounds them.",
+    show_default="f32",
+    help="Of A and B; anything but f32 rounds them.",
 )
 @ui.force_option
-@ui.any_base_option
-def lora(adapter: str, base: str, output: str, dtype: str, force: bool, any_base: bool) -> None:
+@ui.check_base_option
+@summary_options
+def lora(
+    adapter: str,
+    base: str,
+    output: str,
+    dtype: str,
+    force: bool,
+    check_base: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Write an exact LoRA folder for PEFT, vLLM and others.
 
     A and B are the expanded factors themselves: nothing is decomposed.
     """
     from nola_edge.export.lora import export_lora
 
-    path = export_lora(adapter, base, output, dtype=dtype, force=force, check_base=not any_base)
-    size = sum(file.stat().st_size for file in path.iterdir())
-    click.echo(f"{printable(path, 240)}: exact LoRA, {ui.human_bytes(size)}")
+    check_folder_name(output)
+    path = export_lora(adapter, base, output, dtype=dtype, force=force, check_base=check_base)
+    size = bytes_at(path)
+    show(
+        {"output": output, "dtype": dtype, "bytes": size},
+        f"{printable(path, 240)}: exact LoRA, {ui.human_bytes(size)}",
+        as_json=as_json,
+        quiet=quiet,
+    )
 
 
 @command.command(
@@ -49,20 +69,22 @@ def lora(adapter: str, base: str, output: str, dtype: str, force: bool, any_base
 @click.option(
     "--base",
     required=True,
-    help="The GGUF file it will be loaded with, or the Hugging Face folder of that.",
+    help="The GGUF file it will be loaded with, or the Hugging Face folder of that, or its Hub id.",
 )
-@click.option("-o", "--output", required=True, help="File to write.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["F32", "F16"]),
-    default="F32",
-    show_default=True,
-    help="Of A and B; F16 rounds them.",
-)
+@click.option("-o", "--output", required=True, help="File to write, with the suffix .gguf.")
+@type_option(("F32", "F16"), default="F32", show_default="f32", help="Of A and B; f16 rounds them.")
 @ui.force_option
-@ui.any_base_option
+@ui.check_base_option
+@summary_options
 def gguf_lora(
-    adapters: tuple[str, ...], base: str, output: str, dtype: str, force: bool, any_base: bool
+    adapters: tuple[str, ...],
+    base: str,
+    output: str,
+    dtype: str,
+    force: bool,
+    check_base: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Write an exact LoRA file for llama.cpp and Ollama.
 
@@ -72,13 +94,19 @@ def gguf_lora(
     """
     from nola_edge.export.gguf_lora import export_gguf_lora
 
+    check_file_name(output, ".gguf", name=adapters[0])
     path = export_gguf_lora(
         [ui.parse_adapter(text) for text in adapters],
         base,
         output,
         dtype=dtype,
         force=force,
-        check_base=not any_base,
+        check_base=check_base,
     )
-    size = ui.human_bytes(path.stat().st_size)
-    click.echo(f"{printable(path, 240)}: exact LoRA for llama.cpp, {size}")
+    size = bytes_at(path)
+    show(
+        {"output": output, "dtype": dtype, "bytes": size},
+        f"{printable(path, 240)}: exact LoRA for llama.cpp, {ui.human_bytes(size)}",
+        as_json=as_json,
+        quiet=quiet,
+    )

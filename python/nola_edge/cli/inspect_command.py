@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 @click.argument("adapter")
 @click.option("--base", help="The checkpoint; adds shapes and the compression against LoRA.")
 @click.option("--modules", "list_modules", is_flag=True, help="List every module.")
-@ui.any_base_option
+@ui.check_base_option
 @ui.json_option
 def command(
-    adapter: str, base: str | None, list_modules: bool, any_base: bool, as_json: bool
+    adapter: str, base: str | None, list_modules: bool, check_base: bool, as_json: bool
 ) -> None:
     """Show what ADAPTER holds: modules, rank, coefficients and their distribution, bytes.
 
@@ -31,7 +31,7 @@ def command(
     from nola_edge.adapter import Adapter
 
     loaded = Adapter.load(adapter)
-    shapes = _shapes(loaded, base, check_base=not any_base) if base else None
+    shapes = _shapes(loaded, base, check_base=check_base) if base else None
     summary = _summary(loaded, shapes)
     if as_json:
         ui.print_json(summary)

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from nola_edge import __version__
+from nola_edge.cli.failure import Failure, wants_json
 from nola_edge.cli.stdout import Stdout, open_closed_streams, replace_stdout
-from nola_edge.errors import NolaEdgeError, printable
+from nola_edge.errors import NolaEdgeError
+from nola_edge.jsonio import dumps
 from nola_edge.pacing import end_with
 
 if TYPE_CHECKING:
@@ -118,8 +120,15 @@ def _exit(status: int, stdout: Stdout | None) -> NoReturn:
     raise SystemExit(0 if written else status or 2)
 
 
-def _fail(message: object) -> NoReturn:
-    print(f"nola-edge: {printable(message, 1000)}", file=sys.stderr)
+def _fail(error: Exception, as_json: bool) -> NoReturn:
+    """Say in one line what is wrong; with ``--json`` standard output gets an object as well."""
+    failure = Failure.of(error)
+    print(f"nola-edge: {failure.line}", file=sys.stderr)
+    if as_json:
+        try:
+            print(dumps(failure.as_json(), indent=2), flush=True)
+        except BrokenPipeError:  # at the end nobody shall try once more
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     raise SystemExit(2)
 
 
@@ -127,8 +136,10 @@ def main(arguments: list[str] | None = None) -> Any:
     """Run the command line.
 
     Exit status: 0 done; 1 a negative answer (``verify`` found differences); 2 a refusal, one line
-    on stderr; a signal ends the process as that signal does, after cleaning up.
+    on stderr and, with ``--json``, an object ``{"error": …}`` on stdout; a signal ends the process
+    as that signal does, after cleaning up.
     """
+    as_json = wants_json(sys.argv[1:] if arguments is None else arguments)
     open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without these signs still gets text
@@ -147,18 +158,14 @@ def main(arguments: list[str] | None = None) -> Any:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         raise SystemExit(2) from None
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        hint = f" (see {context.command_path} --help)" if context is not None else ""
-        _fail(error.format_message() + hint)
-    except NolaEdgeError as error:
-        _fail(error)
     except SystemExit:
         # click turns a closed pipe into status 1, which here is a verdict. Whoever read the output
         # has left; the work is done, and that says nothing against it.
         if type(sys.stdout) is click.utils.PacifyFlushWrapper:
             _die_of(signal.SIGPIPE)
         raise
-    except (OSError, MemoryError, TypeError, ValueError) as error:
-        _fail(str(error) or type(error).__name__)
+    except (
+        click.ClickException, NolaEdgeError, OSError, MemoryError, TypeError, ValueError
+    ) as error:  # fmt: skip
+        _fail(error, as_json)
     _exit(status if isinstance(status, int) else 0, stdout)

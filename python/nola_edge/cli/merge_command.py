@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
 
 from nola_edge.cli import merging
 from nola_edge.cli import output as ui
+from nola_edge.cli.output_names import check_file_name, check_folder_name
+from nola_edge.cli.summary import summary_options
+from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
 
 
 @click.command(
@@ -33,16 +37,11 @@ from nola_edge.cli import output as ui
     is_flag=True,
     help="With --each: leave out what is there already, as after an interrupted job.",
 )
-@click.option(
-    "--outtype",
-    type=click.Choice(["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]),
-    help="Type of merged tensors in a GGUF file.  [default: as in BASE]",
-)
+@type_option(GGUF_TYPES, help="Type of merged tensors in a GGUF file.  [default: as in BASE]")
 @ui.force_option
-@ui.any_base_option
+@ui.check_base_option
 @ui.threads_option
-@ui.json_option
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar, no summary.")
+@summary_options
 def command(
     base: str,
     adapters: tuple[str, ...],
@@ -50,9 +49,9 @@ def command(
     each: bool,
     shard: str | None,
     skip_existing: bool,
-    outtype: str | None,
+    dtype: str | None,
     force: bool,
-    any_base: bool,
+    check_base: bool,
     threads: int | None,
     as_json: bool,
     quiet: bool,
@@ -81,14 +80,10 @@ def command(
                     "one process writes and puts in place by one rename"
                 )
     gguf = is_gguf(base)
-    if gguf != output.endswith(".gguf") and output.endswith((".gguf", ".safetensors")):
-        raise click.UsageError(
-            f"the output is {'a' if gguf else 'no'} GGUF file, as BASE is; choose another name"
-        )
     if gguf and each:
         raise click.UsageError("--each is for checkpoints; merge into a GGUF file one by one")
-    if outtype is not None and not gguf:
-        raise click.UsageError("--outtype is for GGUF files; a checkpoint keeps its dtypes")
+    check_type_fits(dtype, gguf)
+    _check_output_name(base, output, gguf, each)
     given = [ui.parse_adapter(text) for text in adapters]
     if gguf:
         merging.merge_gguf_file(
@@ -97,7 +92,7 @@ def command(
             output,
             as_json,
             quiet,
-            outtype=outtype and outtype.upper(),
+            outtype=dtype,
             force=force,
             num_threads=threads,
         )
@@ -105,10 +100,22 @@ def command(
     options: dict[str, Any] = {
         "force": force,
         "num_threads": threads,
-        "check_base": not any_base,
+        "check_base": check_base,
     }
     if each:
         options.update(shard=shard, skip_existing=skip_existing)
         merging.merge_into_each(base, given, output, as_json, quiet, **options)
     else:
         merging.merge_into_one(base, given, output, as_json, quiet, **options)
+
+
+def _check_output_name(base: str, output: str, gguf: bool, each: bool) -> None:
+    """Refuse a name that says another kind of output than BASE has."""
+    if each:
+        check_folder_name(output, "with --each the output is a folder, with an output per ADAPTER")
+    elif gguf:
+        check_file_name(output, ".gguf", "the output is a GGUF file, as BASE is", base)
+    elif os.path.isdir(base):
+        check_folder_name(output, "the output is a folder, as BASE is")
+    elif os.path.exists(base):
+        check_file_name(output, ".safetensors", "the output is a file, as BASE is", base)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.cli.summary import as_found
 from nola_edge.errors import printable
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def merge_into_one(
     with ui.ByteProgress(_nbytes(base), "merging", quiet) as progress:
         report = merge_checkpoint(base, adapters, output, progress=progress, **options)
     if as_json:
-        ui.print_json(asdict(report))
+        ui.print_json(as_found(report))
     elif not quiet:
         _print_output(report, _speed(report.nbytes, report.seconds), "")
         _print_notes([report], options["check_base"])
@@ -54,7 +54,7 @@ def merge_into_each(
         reports = merge_each(base, adapters, output, progress=progress, **options)
     seconds = time.perf_counter() - begin
     if as_json:
-        ui.print_json([asdict(report) for report in reports])
+        ui.print_json([as_found(report) for report in reports])
         return
     if quiet:
         return
@@ -108,7 +108,7 @@ def _print_notes(reports: Sequence[MergeReport], check_base: bool) -> None:
             click.echo(f"  {what}: {printable(', '.join(names), 500)}")
     unchecked = sum(not report.base_checked for report in reports)
     if not check_base:
-        click.echo("  the base was not checked: --any-base")
+        click.echo("  the base was not checked: --no-check-base")
     elif unchecked:
         whose = "the adapter records" if len(reports) == 1 else f"{unchecked} adapters record"
         click.echo(f"  the base was not checked: {whose} no fingerprint of it")
@@ -123,7 +123,7 @@ def merge_gguf_file(
     with ui.ByteProgress(os.path.getsize(base), "merging", quiet) as progress:
         report = merge_gguf(base, adapters, output, progress=progress, **options)
     if as_json:
-        found = asdict(report)
+        found = as_found(report)
         found["survival"] = {name: kept.share for name, kept in report.survival.items()}
         found["survival_overall"] = report.overall.share
         ui.print_json(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from pathlib import Path
@@ -15,15 +16,21 @@ from nola_edge.jsonio import dumps
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ADAPTER_HELP = "An adapter folder, packed file or Hub id, with an optional weight: ADAPTER=0.5"
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+
+#: As the library allows; the processors bound what is used.
+MAX_THREADS = (1 << 16) - 1
 
 threads_option = click.option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MAX_THREADS),
     help="Threads to use; the bits do not depend on it.  [default: all processors]",
 )
-any_base_option = click.option(
-    "--any-base", is_flag=True, help="Accept a base that the adapter was not made for."
+check_base_option = click.option(
+    "--check-base/--no-check-base",
+    default=True,
+    show_default=True,
+    help="Refuse a base that the adapter was not made for.",
 )
 force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
@@ -35,15 +42,14 @@ def parse_adapter(text: str) -> tuple[str, float]:
     Raises
     ------
     ArgumentError
-        If the weight is no number.
+        If the weight is no decimal number.
     """
     path, separator, weight = text.rpartition("=")
     if not separator or Path(text).exists():
         return text, 1.0
-    try:
-        return path, float(weight)
-    except ValueError:
-        raise ArgumentError(f"{weight!r} is not a weight", field=text) from None
+    if not _NUMBER.fullmatch(weight):
+        raise ArgumentError(f"{weight!r} is not a weight such as 0.5", field=text)
+    return path, float(weight)
 
 
 def check_apart(adapter: Path | None, output: str) -> None:

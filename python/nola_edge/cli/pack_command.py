@@ -7,27 +7,39 @@ from pathlib import Path
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.cli.output_names import check_file_name
+from nola_edge.cli.summary import show, summary_options
 from nola_edge.errors import printable
 
 
 @click.command("pack", epilog="Example: nola-edge pack ./my-adapter -o my-adapter.nola")
 @click.argument("adapter")
-@click.option("-o", "--output", required=True, help="File to write.")
+@click.option("-o", "--output", required=True, help="File to write, with the suffix .nola.")
 @ui.force_option
-def command(adapter: str, output: str, force: bool) -> None:
+@summary_options
+def command(adapter: str, output: str, force: bool, as_json: bool, quiet: bool) -> None:
     """Write ADAPTER as one small file, for shipping.
 
-    Every command takes the file where it takes an adapter folder. Quantize first for the smallest
-    one; unpack gives PEFT its folder back.
+    Every command takes the file where it takes an adapter folder. Smaller still, with coefficients
+    of fewer bits: nola-edge quantize. Unpack gives PEFT its folder back.
     """
     from nola_edge.adapter import Adapter
 
+    check_file_name(output, ".nola", name=adapter)
     loaded = Adapter.load(adapter)
     ui.check_apart(loaded.path, output)
     loaded.pack(output, force=force)
     size = Path(output).stat().st_size
     each = size / loaded.num_coefficients
-    click.echo(
+    show(
+        {
+            "output": output,
+            "modules": len(loaded.modules),
+            "coefficients": loaded.num_coefficients,
+            "bytes": size,
+        },
         f"{printable(output, 240)}: {loaded.num_coefficients:,} coefficients for "
-        f"{len(loaded.modules)} modules, {ui.human_bytes(size)}, {each:.2f} bytes each all told"
+        f"{len(loaded.modules)} modules, {ui.human_bytes(size)}, {each:.2f} bytes each all told",
+        as_json=as_json,
+        quiet=quiet,
     )

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.cli.output_names import check_folder_name
+from nola_edge.cli.summary import bytes_at, show, summary_options
 from nola_edge.errors import printable
 
+if TYPE_CHECKING:
+    from nola_edge.adapter import Adapter
 
-@click.command("quantize", epilog="Example: nola-edge quantize ./my-adapter --bits 4 -o ./small")
+_PACKED = ".nola"
+
+
+@click.command(
+    "quantize",
+    epilog="\b\nExample: nola-edge quantize ./my-adapter -o my-adapter.nola\n"
+    "Example: nola-edge quantize ./my-adapter --bits 4 -o ./small",
+)
 @click.argument("adapter")
 @click.option(
     "--bits",
@@ -19,34 +30,49 @@ from nola_edge.errors import printable
     show_default=True,
     help="Of each coefficient, with one fp32 scale for each module's A and B.",
 )
-@click.option("-o", "--output", required=True, help="Folder to write.")
+@click.option(
+    "-o", "--output", required=True, help="Folder to write or, with the suffix .nola, packed file."
+)
 @ui.force_option
-@ui.json_option
-def command(adapter: str, bits: str, output: str, force: bool, as_json: bool) -> None:
+@summary_options
+def command(adapter: str, bits: str, output: str, force: bool, as_json: bool, quiet: bool) -> None:
     """Store the coefficients of ADAPTER in fewer bits, rounded after training.
 
-    Every reader understands the result and merges the same bits from it. To train with rounded
-    coefficients instead, set coefficient_bits in NolaConfig.
+    Every reader understands the result and merges the same bits from it. For shipping, write it as
+    one file: -o my-adapter.nola. To train with rounded coefficients instead, set coefficient_bits
+    in NolaConfig.
     """
     from nola_edge.adapter import Adapter
-    from nola_edge.adapter.statistics import all_values
 
+    packed = output.endswith(_PACKED)
+    if not packed:
+        check_folder_name(output, f"the output is a folder or, with the suffix {_PACKED}, a file")
     loaded = Adapter.load(adapter)
     ui.check_apart(loaded.path, output)
     rounded = loaded.quantize(int(bits))
-    rounded.save(output, force=force)
-    errors = {}
-    for factor in ("alpha", "beta"):
-        before, after = (all_values(a, factor).astype("f8") for a in (loaded, rounded))
-        norm = float((before**2).sum())
-        errors[factor] = (float(((after - before) ** 2).sum()) / norm) ** 0.5 if norm else 0.0
-    size = sum(file.stat().st_size for file in Path(output).iterdir())
-    if as_json:
-        ui.print_json({"path": output, "bits": int(bits), "bytes": size, "error": errors})
-        return
-    click.echo(
+    (rounded.pack if packed else rounded.save)(output, force=force)
+    size = bytes_at(output)
+    errors = {factor: _relative_error(loaded, rounded, factor) for factor in ("alpha", "beta")}
+    show(
+        {
+            "output": output,
+            "bits": int(bits),
+            "coefficients": rounded.num_coefficients,
+            "bytes": size,
+            "relative_error": errors,
+        },
         f"{printable(output, 240)}: {rounded.num_coefficients:,} coefficients of {bits} bits, "
         f"{ui.human_bytes(size)}; relative error alpha {errors['alpha']:.2%}, "
-        f"beta {errors['beta']:.2%}"
+        f"beta {errors['beta']:.2%}",
+        as_json=as_json,
+        quiet=quiet,
     )
-    click.echo(f"for shipping, one file: nola-edge pack {output} -o {Path(output).name}.nola")
+
+
+def _relative_error(before: Adapter, after: Adapter, factor: str) -> float:
+    """Return the norm of what rounding changed over the norm of all coefficients."""
+    from nola_edge.adapter.statistics import all_values
+
+    old, new = (all_values(adapter, factor).astype("f8") for adapter in (before, after))
+    norm = float((old**2).sum())
+    return (float(((new - old) ** 2).sum()) / norm) ** 0.5 if norm else 0.0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.cli.output_names import check_folder_name
+from nola_edge.cli.summary import bytes_at, show, summary_options
 from nola_edge.errors import printable
 
 
@@ -12,13 +14,24 @@ from nola_edge.errors import printable
 @click.argument("packed")
 @click.option("-o", "--output", required=True, help="Folder to write.")
 @ui.force_option
-def command(packed: str, output: str, force: bool) -> None:
+@summary_options
+def command(packed: str, output: str, force: bool, as_json: bool, quiet: bool) -> None:
     """Turn a packed adapter into the folder that PEFT and other tools read."""
     from nola_edge.adapter import Adapter
 
+    check_folder_name(output)
     loaded = Adapter.load(packed)
     ui.check_apart(loaded.path, output)
     loaded.save(output, force=force)
-    click.echo(
-        f"{printable(output, 240)}: {len(loaded.modules)} modules, seed {loaded.config.seed}"
+    show(
+        {
+            "output": output,
+            "modules": len(loaded.modules),
+            "coefficients": loaded.num_coefficients,
+            "seed": loaded.config.seed,
+            "bytes": bytes_at(output),
+        },
+        f"{printable(output, 240)}: {len(loaded.modules)} modules, seed {loaded.config.seed}",
+        as_json=as_json,
+        quiet=quiet,
     )

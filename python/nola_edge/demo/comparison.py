@@ -83,7 +83,7 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> DemoResult:
     say("merging the plain way: whole model in memory, full fp32 differences")
     (folder / "plain").mkdir()
     plain = _measure("plain", base, adapter, folder / "plain" / "model.safetensors")
-    say("verifying: nola-edge verify merged --base base --adapter adapter")
+    say("verifying: nola-edge verify merged base adapter")
     report = verify_checkpoint(folder / "merged", base, adapter)
     other = verify_checkpoint(folder / "plain", base, adapter)
     return DemoResult(

@@ -31,6 +31,7 @@ from nola_edge.output import AtomicOutput
 from nola_edge.paths import read_inside
 from nola_edge.replaceable import gguf_lora
 from nola_edge.tensors import ComputedTensor, StackedTensor
+from nola_edge.type_names import check_type
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,7 +97,7 @@ def export_gguf_lora(
         that it was converted from; says what the tensors are called and how large they are.
     output : path
     dtype : {"F32", "F16"}
-        Of A and B; F16 rounds them.
+        Of A and B, in any case or by torch's name; F16 rounds them.
     force : bool
         Replace an existing output.
     check_base : bool
@@ -113,8 +114,7 @@ def export_gguf_lora(
         If an input is not what it claims, adapter and base do not fit, a number is not finite, or
         the output cannot be written; nothing is left.
     """
-    if dtype not in _DTYPES:
-        raise ArgumentError(f"is {dtype!r}, must be one of {', '.join(_DTYPES)}", field="dtype")
+    dtype = check_type(dtype, _DTYPES)
     base, output = arguments.path("base", base), arguments.path("output", output)
     gguf = _gguf()
     adapters = load_adapters(adapter)

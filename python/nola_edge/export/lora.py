@@ -20,13 +20,13 @@ from nola_edge.adapter.files import (
 )
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import MERGEABLE, numpy_dtype
-from nola_edge.errors import ArgumentError
 from nola_edge.export.alpha import alpha_of
 from nola_edge.export.factors import factor_tensor
 from nola_edge.merge.plan import plan_merge
 from nola_edge.merge.update import stored_features
 from nola_edge.output import AtomicOutput
 from nola_edge.replaceable import lora_folder
+from nola_edge.type_names import check_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -54,7 +54,7 @@ def export_lora(
         The checkpoint; it says how large the modules are.
     output : path
     dtype : {"F32", "F16", "BF16"}
-        Of A and B; anything but F32 rounds them.
+        Of A and B, in any case or by torch's name; anything but F32 rounds them.
     force : bool
         Replace an existing output.
     check_base : bool
@@ -69,8 +69,7 @@ def export_lora(
     ------
     NolaEdgeError
     """
-    if dtype not in MERGEABLE:
-        raise ArgumentError(f"is {dtype!r}, must be one of {', '.join(MERGEABLE)}", field="dtype")
+    kind = numpy_dtype(check_type(dtype, MERGEABLE))
     base, output = arguments.path("base", base), arguments.path("output", output)
     if not isinstance(adapter, Adapter):
         arguments.path("adapter", adapter)
@@ -82,7 +81,6 @@ def export_lora(
             shape = plan.tensor(name)[1].shape
             out_features, in_features = stored_features(shape, loaded.config.fan_in_fan_out)
             module = terms[0].module
-            kind = numpy_dtype(dtype)
             a = factor_tensor(loaded, module, "A", in_features, kind)
             b = factor_tensor(loaded, module, "B", out_features, kind)
             tensors[f"{PREFIX}{module}.lora_A.weight"] = a

@@ -90,7 +90,7 @@ def merge_gguf(
     output : path
         Must not exist, unless `force`; must not lie inside an input.
     outtype : str, optional
-        Type of merged tensors, such as ``"F16"``; default: the base's own.
+        Type of merged tensors, such as ``"Q8_0"`` or ``"float16"``; default: the base's own.
     force : bool
         Replace an existing output.
     num_threads : int, optional

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nola_edge.errors import AdapterError, ArgumentError, MismatchError, printable
+from nola_edge.errors import AdapterError, MismatchError, printable
 from nola_edge.gguf.file import tensor_bytes
 from nola_edge.gguf.interleaved import InterleavedUpdate
 from nola_edge.gguf.model import model_of_gguf
@@ -13,6 +13,7 @@ from nola_edge.gguf.quantization import WRITABLE_TYPES, check_codecs
 from nola_edge.gguf.types import FLOAT_TYPES, TENSOR_TYPES
 from nola_edge.merge.fit import check_factor_sizes, check_shapes, location
 from nola_edge.merge.update import Term, make_updates
+from nola_edge.type_names import check_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -96,10 +97,8 @@ def plan_gguf(
     ArgumentError
         If `outtype` is none that can be written, or the ``gguf`` package is needed and not there.
     """
-    if outtype is not None and outtype not in WRITABLE_TYPES:
-        raise ArgumentError(
-            f"{printable(outtype)} is not one of {', '.join(WRITABLE_TYPES)}", field="outtype"
-        )
+    if outtype is not None:
+        outtype = check_type(outtype, WRITABLE_TYPES, "outtype")
     model = model_of_gguf(base)
     plan = GgufPlan(base, adapters)
     for adapter, weight in adapters:

@@ -40,6 +40,7 @@ def verify_gguf(
     base: str | Path,
     adapter: Any,
     *,
+    outtype: str | None = None,
     num_threads: int | None = None,
     tensors_only: bool = False,
     progress: Callable[[int], None] | None = None,
@@ -47,13 +48,13 @@ def verify_gguf(
     """Compare a merged GGUF file with all that :func:`merge_gguf` writes.
 
     Every byte of it: metadata, the order of the tensors, the tensors, the padding between them.
-    Where merged tensors have another type than the base's, as after ``outtype``, they are compared
-    in that type.
 
     Parameters
     ----------
     merged, base : path
     adapter : as for :func:`~nola_edge.gguf.merge_gguf`
+    outtype : str, optional
+        Type that merged tensors must have; default: that which they have.
     num_threads : int, optional
     tensors_only : bool
         Compare names, types, shapes and bytes of tensors and nothing else.
@@ -73,7 +74,8 @@ def verify_gguf(
     merged, base = arguments.path("merged", merged), arguments.path("base", base)
     adapters = load_adapters(adapter)
     with GgufFile.open(base) as file, GgufFile.open(merged) as candidate:
-        plan = plan_gguf(file, adapters, outtype=_outtype(file, candidate, adapters))
+        kind = _outtype(file, candidate, adapters) if outtype is None else outtype
+        plan = plan_gguf(file, adapters, outtype=kind)
         tensors = {name: (candidate, info) for name, info in candidate.tensors.items()}
         expected = _Expected(plan, num_threads)
         report = compare(expected, tensors, num_threads, progress or (lambda _: None))

@@ -80,7 +80,7 @@ def check_fingerprint(adapter: Adapter, found: str, file: Path, override: str) -
     file : Path
         The base.
     override : str
-        How to merge all the same, for the message.
+        How to merge all the same, for the message; empty where that is not possible.
 
     Raises
     ------
@@ -88,10 +88,11 @@ def check_fingerprint(adapter: Adapter, found: str, file: Path, override: str) -
     """
     recorded = adapter.config.base_fingerprint
     if found != recorded:
+        advice = f"; to merge all the same, {override}" if override else ""
         raise MismatchError(
             f"{printable(str(location(adapter)))} was made for a base with fingerprint "
             f"{recorded}, this one has {found} (another model, another dtype, or already "
-            f"merged); to merge all the same, {override}",
+            f"merged){advice}",
             file=file,
             field="base_fingerprint",
             value=found,

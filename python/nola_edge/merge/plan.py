@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from nola_edge.tensors import Tensor
 
 
+_OVERRIDE = "pass --no-check-base (in Python check_base=False)"
 _MAX_SCALING = float(np.finfo(np.float32).max)
 
 
@@ -119,7 +120,11 @@ def load_adapters(adapters: Any) -> tuple[tuple[Adapter, float], ...]:
 
 
 def plan_merge(
-    base: Checkpoint, adapters: tuple[tuple[Adapter, float], ...], *, check_base: bool = True
+    base: Checkpoint,
+    adapters: tuple[tuple[Adapter, float], ...],
+    *,
+    check_base: bool = True,
+    override: str = _OVERRIDE,
 ) -> MergePlan:
     """Check every adapter against the base and say where each result tensor comes from.
 
@@ -129,6 +134,8 @@ def plan_merge(
     adapters : tuple of (Adapter, float)
     check_base : bool
         Refuse an adapter whose recorded base fingerprint is another's.
+    override : str
+        What to do to merge all the same, for that refusal; empty where nothing does it.
 
     Raises
     ------
@@ -155,7 +162,7 @@ def plan_merge(
             plan.merges[name] = (*plan.merges.get(name, ()), term)
         _check_shapes(plan, adapter, names)
         if check_base:
-            _check_fingerprint(plan, adapter, names)
+            _check_fingerprint(plan, adapter, names, override)
         prefix = _Prefix.of(names)
         for name, tensor in adapter.whole_tensors.tensors.items():
             if prefix.apply(name) not in base.tensors and not is_saved_module(name, adapter.config):
@@ -215,11 +222,12 @@ def _check_shapes(plan: MergePlan, adapter: Adapter, names: Mapping[str, str]) -
     check_shapes(adapter, shapes, plan.base.path)
 
 
-def _check_fingerprint(plan: MergePlan, adapter: Adapter, names: Mapping[str, str]) -> None:
+def _check_fingerprint(
+    plan: MergePlan, adapter: Adapter, names: Mapping[str, str], override: str
+) -> None:
     if adapter.config.base_fingerprint is None:
         return
     targets = [(module, *plan.tensor(name)) for module, name in names.items()]
-    override = "pass --any-base (check_base=False)"
     check_fingerprint(adapter, base_fingerprint(targets), plan.base.path, override)
 
 

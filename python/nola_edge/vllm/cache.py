@@ -35,6 +35,7 @@ from nola_edge.errors import ArgumentError, ChangedError, OutputError, printable
 from nola_edge.export.lora import export_lora
 from nola_edge.merge.plan import plan_merge
 from nola_edge.temporary import sweep_folder, temporary_path
+from nola_edge.type_names import check_type
 from nola_edge.vllm.entries import Entry, check_servable, is_entry_name
 from nola_edge.vllm.locks import is_at, locked, try_lock
 from nola_edge.vllm.log import LOGGER
@@ -80,16 +81,12 @@ class LoraCache:
         max_bytes: int,
         dtype: str = "F32",
     ) -> None:
-        if dtype not in MERGEABLE:
-            raise ArgumentError(
-                f"is {printable(dtype)!r}, must be one of {', '.join(MERGEABLE)}", field="dtype"
-            )
         if max_bytes < 1:
             raise ArgumentError(f"is {max_bytes}, must be at least 1", field="max_bytes")
         self.adapters = arguments.path("adapters", adapters)
         self.directory = Path(os.path.abspath(arguments.path("directory", directory)))
         self.max_bytes = max_bytes
-        self.dtype = dtype
+        self.dtype = check_type(dtype, MERGEABLE)
         self._mutex = threading.Lock()
         self._locks: dict[str, int] = {}  # entry -> descriptor with this process's shared lock
         with self._as_output_error():
@@ -130,7 +127,7 @@ class LoraCache:
         adapter = Adapter.load(source)
         check_servable(adapter)
         with Checkpoint.open(base) as checkpoint:
-            plan = plan_merge(checkpoint, ((adapter, 1.0),))
+            plan = plan_merge(checkpoint, ((adapter, 1.0),), override="")
             _warn_of_other_names(name, plan)
             entry = Entry.of(adapter, plan, self.dtype)
         with self._as_output_error():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from nola_edge.dtypes import MERGEABLE
 from nola_edge.errors import ArgumentError, printable
+from nola_edge.type_names import check_type
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,11 +97,7 @@ class Settings:
                     "choose a folder elsewhere",
                     field=CACHE,
                 )
-        dtype = values.get(DTYPE, "F32")
-        if dtype not in MERGEABLE:
-            raise ArgumentError(
-                f"is {printable(dtype)!r}, must be one of {', '.join(MERGEABLE)}", field=DTYPE
-            )
+        dtype = check_type(values.get(DTYPE, "F32"), MERGEABLE, DTYPE)
         max_bytes = _bytes(values.get(CACHE_BYTES, _DEFAULT_BYTES))
         return Settings(adapters, base, cache, max_bytes, dtype)
 

@@ -1,0 +1,45 @@
+"""What a command says of its result: a few lines, JSON for scripts, or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from nola_edge.cli import output as ui
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Command = TypeVar("Command", bound=Callable[..., Any])
+
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress bar, no summary.")
+
+
+def summary_options(command: Command) -> Command:
+    """Add ``--json`` and ``--quiet``, which go to :func:`show`."""
+    return ui.json_option(quiet_option(command))
+
+
+def show(found: Mapping[str, Any], *lines: str, as_json: bool, quiet: bool) -> None:
+    """Print what was done: as JSON if that is wanted, else as text unless nothing is."""
+    if as_json:
+        ui.print_json(found)
+    elif not quiet:
+        for line in lines:
+            click.echo(line)
+
+
+def as_found(report: Any) -> dict[str, Any]:
+    """Return a report for JSON, where every size is called ``bytes``."""
+    found: dict[str, Any] = asdict(report)
+    return {"bytes" if name == "nbytes" else name: value for name, value in found.items()}
+
+
+def bytes_at(path: str | Path) -> int:
+    """Return the size of a file, or of all files of a folder."""
+    place = Path(path)
+    files = place.iterdir() if place.is_dir() else [place]
+    return sum(file.stat().st_size for file in files)

@@ -1,0 +1,124 @@
+"""What scripts get: one JSON value on stdout, errors too, or with --quiet nothing but a status."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.cli.in_process import call, refused
+from tests.conftest import snapshot
+
+
+def commands(tiny, tmp_path):
+    """Every command that leaves something, with its output's place."""
+    base, adapter = tiny
+    return {
+        "merge": ["merge", base, adapter, "-o", tmp_path / "merged"],
+        "each": ["merge", base, adapter, "--each", "-o", tmp_path / "each"],
+        "quantize": ["quantize", adapter, "-o", tmp_path / "small"],
+        "pack": ["pack", adapter, "-o", tmp_path / "a.nola"],
+        "unpack": ["unpack", tmp_path / "given.nola", "-o", tmp_path / "again"],
+        "lora": ["export", "lora", adapter, "--base", base, "-o", tmp_path / "lora"],
+    }
+
+
+NAMES = list(commands(("", ""), type("Any", (), {"__truediv__": lambda *_: ""})()))
+
+
+@pytest.fixture
+def command(request, tiny, tmp_path):
+    call("pack", tiny[1], "-o", tmp_path / "given.nola")
+    return commands(tiny, tmp_path)[request.param]
+
+
+@pytest.mark.parametrize("command", NAMES, indirect=True)
+def test_json_names_the_output_and_its_bytes(command):
+    done = call(*command, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    for report in found if isinstance(found, list) else [found]:
+        assert report["output"].startswith(str(command[-1]))
+        assert report["bytes"] > 0
+        assert "nbytes" not in report
+
+
+@pytest.mark.parametrize("command", NAMES, indirect=True)
+def test_quiet_says_nothing(command):
+    for option in ("-q", "--quiet"):
+        done = call(*command, option, *["--force"] * (option == "--quiet"))
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert command[-1].exists()
+
+
+@pytest.mark.parametrize("command", NAMES, indirect=True)
+def test_a_refusal_in_json(command, tmp_path):
+    assert call(*command).returncode == 0
+    before = snapshot(tmp_path)
+    done = call(*command, "--json")
+    assert done.returncode == 2
+    error = json.loads(done.stdout)["error"]
+    assert set(error) == {"type", "message", "file", "field", "value"}
+    assert error["type"] == "OutputError"
+    assert error["message"].startswith("exists already")
+    assert error["file"].startswith(str(command[-1]))
+    assert done.stderr == f"nola-edge: {error['file']}: {error['message']}\n"
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "field", "message"),
+    [
+        (["merge", "base", "--json"], "UsageError", "ADAPTER...", "Missing argument"),
+        (["merge", "--json", "base", "a"], "UsageError", "--output", "Missing option"),
+        (["pack", "a", "-o", "b.nola", "--bits", "3", "--json"], "UsageError", "--bits", "No such"),
+        (["merge", "a", "b", "-o", "c", "--threads", "0", "--json"], "UsageError", "--threads", ""),
+        (["inspect", "absent", "--json"], "AdapterError", None, "does not exist"),
+        (["info", "--json", "extra"], "UsageError", None, "unexpected extra argument"),
+        (["nonsense", "--json"], "UsageError", None, "No such command"),
+        (["export", "--json"], "UsageError", "--json", "No such option"),
+    ],
+)
+def test_wrong_calls_in_json(arguments, kind, field, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = call(*arguments)
+    assert done.returncode == 2
+    error = json.loads(done.stdout)["error"]
+    assert (error["type"], error["field"]) == (kind, field)
+    assert message in error["message"]
+    assert done.stderr.startswith("nola-edge: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_is_not_ours_is_no_traceback_in_json_either(tmp_path, monkeypatch):
+    monkeypatch.setattr("nola_edge.build_info", (tmp_path / "none").read_bytes)
+    error = json.loads(call("info", "--json").stdout)["error"]
+    assert error["type"] == "FileNotFoundError"
+    assert error["file"] == str(tmp_path / "none")
+    assert error["message"] == "No such file or directory"
+
+
+def test_the_name_of_a_file_is_no_wish_for_json(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "--json: does not exist" in refused("inspect", "--", "--json")
+
+
+def test_an_error_in_json_that_nobody_reads():
+    """The status is that of the error, and there is no traceback."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "nola_edge", "inspect", "absent", "--json"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 2
+    assert done.stderr == "nola-edge: absent: does not exist\n"
+
+
+def test_figures_in_json_and_quietly(tmp_path):
+    saved = tmp_path / "figures.json"
+    done = call("bench", "--suite", "startup", "--rounds", "1", "--json", "--save", saved)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == json.loads(saved.read_text())
+    done = call("bench", "--suite", "startup", "--rounds", "1", "-q", "--save", saved)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

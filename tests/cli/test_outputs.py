@@ -1,0 +1,92 @@
+"""A name that says another output than there will be is refused with the name to write."""
+
+import os
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli.in_process import call, refused
+from tests.conftest import snapshot
+
+
+@pytest.fixture
+def here(tiny, tmp_path, monkeypatch):
+    """A folder with a base of each kind, an adapter, and a packed one."""
+    monkeypatch.chdir(tmp_path)
+    shard = next(tiny[0].glob("*1-of*"))
+    shutil.copy(shard, "one.safetensors")
+    call("pack", "adapter", "-o", "packed.nola")
+    (tmp_path / "there").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "instead"),
+    [
+        ("merge base adapter", "x.safetensors", "x"),
+        ("merge base adapter", "x.gguf", "x"),
+        ("merge base adapter", "a b.bin", "a b"),
+        ("merge base adapter --each", "x.safetensors", "x"),
+        ("merge one.safetensors adapter", "x", "x.safetensors"),
+        ("merge one.safetensors adapter", "x.gguf", "x.safetensors"),
+        ("merge one.safetensors adapter", "x.v1", "x.v1.safetensors"),
+        ("merge one.safetensors adapter", "there", "there/one.safetensors"),
+        ("merge one.safetensors adapter", "new/", "new/one.safetensors"),
+        ("quantize adapter", "x.safetensors", "x"),
+        ("quantize adapter", "x.gguf", "x"),
+        ("pack adapter", "x", "x.nola"),
+        ("pack adapter", "x.safetensors", "x.nola"),
+        ("pack adapter", "there", "there/adapter.nola"),
+        ("unpack packed.nola", "x.nola", "x"),
+        ("export lora adapter --base base", "x.safetensors", "x"),
+        ("export gguf-lora adapter --base base", "x", "x.gguf"),
+        ("export gguf-lora adapter --base base", "there", "there/adapter.gguf"),
+        ("convert base", "x.safetensors", "x"),
+    ],
+)
+def test_another_kind_of_output(here, command, output, instead):
+    before = snapshot(here)
+    line = refused(*command.split(), "-o", output)
+    assert line.startswith(f"nola-edge: {output}: ")
+    assert line.endswith(f"; write -o {shlex.quote(instead)}\n")
+    assert snapshot(here) == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["merge base adapter", "merge base adapter --each", "merge one.safetensors adapter",
+     "quantize adapter", "pack adapter", "unpack packed.nola", "export lora adapter --base base",
+     "export gguf-lora adapter --base base", "convert base"],
+)  # fmt: skip
+def test_standard_output_is_no_place(here, command):
+    before = snapshot(here)
+    line = refused(*command.split(), "-o", "-")
+    assert "standard output is not written to" in line
+    assert snapshot(here) == before
+
+
+@pytest.mark.parametrize("output", ["Llama-3.1-8B", "x.y", "./-"])
+def test_folders_may_have_dots(here, output):
+    assert call("merge", "base", "adapter", "-o", output).returncode == 0
+    assert Path(output, "config.json").exists()
+
+
+@pytest.mark.parametrize("command", ["merge base adapter", "unpack packed.nola"])
+def test_a_folder_that_is_there_may_be_called_so(here, command):
+    os.mkdir("x.gguf")
+    assert call(*command.split(), "-o", "x.gguf", "--force").returncode == 0
+
+
+def test_quantize_packs_in_one_go(here):
+    done = call("quantize", "adapter", "--bits", "4", "-o", "new/small.nola")
+    assert done.stdout.startswith("new/small.nola: 60 coefficients of 4 bits, ")
+    assert done.stdout.count("\n") == 1
+    call("quantize", "adapter", "--bits", "4", "-o", "small")
+    call("pack", "small", "-o", "two.nola")
+    assert Path("new/small.nola").read_bytes() == Path("two.nola").read_bytes()
+    before = snapshot(here)
+    assert "exists already" in refused("quantize", "adapter", "-o", "new/small.nola")
+    assert "is an input" in refused("quantize", "two.nola", "-o", "two.nola", "--force")
+    assert snapshot(here) == before

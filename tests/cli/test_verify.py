@@ -1,0 +1,112 @@
+"""``verify`` takes what ``merge`` takes, and options mean the same everywhere."""
+
+import numpy as np
+import pytest
+
+import nola_edge as ne
+from nola_edge.errors import ArgumentError
+from nola_edge.synthetic import trained_adapter
+from tests.cli.in_process import call, refused
+from tests.conftest import MODULES, load_all, snapshot
+
+
+def test_the_arguments_of_a_merge_are_those_of_its_check(tiny, tmp_path):
+    merge = [tiny[0], f"{tiny[1]}=0.25", f"{tiny[1]}=0.5"]
+    assert call("merge", *merge, "-o", tmp_path / "out").returncode == 0
+    assert call("verify", tmp_path / "out", *merge).returncode == 0
+    assert call("verify", tmp_path / "out", *merge[:2]).returncode == 1
+
+
+def test_quiet_verification_is_a_status(tiny, tmp_path):
+    call("merge", *tiny, "-o", tmp_path / "out")
+    for merged, status in ((tmp_path / "out", 0), (tiny[0], 1)):
+        done = call("verify", merged, *tiny, "-q")
+        assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+
+
+@pytest.mark.parametrize("rest", [["--base", "b", "--adapter", "a"], ["base"], []])
+def test_a_wrong_call_is_told_the_right_one(rest):
+    line = refused("verify", "merged", *rest)
+    assert "usage: nola-edge verify [OPTIONS] MERGED BASE ADAPTER...; see" in line
+
+
+@pytest.fixture
+def foreign(tiny, tmp_path):
+    """A base, and an adapter that records the fingerprint of another."""
+    trained_adapter(MODULES, r=4, num_basis=10, seed=11, base=tiny[0]).save(tmp_path / "bound")
+    for path in tiny[0].glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-64] + bytes(64))
+    return tiny[0], tmp_path / "bound"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["merge", "{0}", "{1}", "-o", "{2}/out"],
+        ["merge", "{0}", "{1}", "--each", "-o", "{2}/out"],
+        ["verify", "{0}", "{0}", "{1}"],
+        ["inspect", "{1}", "--base", "{0}"],
+        ["export", "lora", "{1}", "--base", "{0}", "-o", "{2}/out"],
+    ],
+)
+def test_another_base_is_refused_unless_it_is_not_checked(foreign, tmp_path, command):
+    words = [word.format(*foreign, tmp_path) for word in command]
+    before = snapshot(tmp_path)
+    for given in (words, [*words, "--check-base"]):
+        assert "pass --no-check-base (in Python check_base=False)" in refused(*given)
+    assert snapshot(tmp_path) == before
+    done = call(*words, "--no-check-base")
+    assert (done.returncode in (0, 1), done.stderr) == (True, "")
+    if command[0] == "merge":
+        assert "the base was not checked: --no-check-base" in done.stdout
+
+
+TYPES = ["f16", "F16", "float16", "Float16", "torch.float16", "half", "fp16"]
+
+
+@pytest.mark.parametrize("option", ["--dtype", "--outtype"])
+@pytest.mark.parametrize("name", TYPES)
+def test_a_type_has_many_names(tiny, tmp_path, option, name):
+    done = call("export", "lora", tiny[1], "--base", tiny[0], option, name, "-o", tmp_path / "l")
+    assert done.returncode == 0, done.stderr
+    kinds = {v.dtype for v in load_all(tmp_path / "l" / "adapter_model.safetensors").values()}
+    assert kinds == {np.dtype(np.float16)}
+
+
+@pytest.mark.parametrize("name", [*TYPES, np.dtype(np.float16)])
+def test_a_type_has_as_many_names_in_python(tiny, tmp_path, name):
+    ne.export_lora(tiny[1], tiny[0], tmp_path / "l", dtype=name)
+    kinds = {v.dtype for v in load_all(tmp_path / "l" / "adapter_model.safetensors").values()}
+    assert kinds == {np.dtype(np.float16)}
+
+
+@pytest.mark.parametrize("name", ["f64", "float64", "torch.int8", "", "q8_0"])
+def test_what_is_no_type_here(tiny, tmp_path, name):
+    before = snapshot(tmp_path)
+    line = refused(
+        "export", "lora", tiny[1], "--base", tiny[0], "--dtype", name, "-o", tmp_path / "l"
+    )
+    assert f"{name!r} is not one of f32, f16, bf16" in line
+    with pytest.raises(ArgumentError, match="must be one of F32, F16, BF16"):
+        ne.export_lora(tiny[1], tiny[0], tmp_path / "l", dtype=name)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("weight", ["1_0", "x", "nan", "inf", "", " 1", "0x1", "1e", "½", "٣"])
+def test_what_is_no_weight(tiny, tmp_path, weight):
+    before = snapshot(tmp_path)
+    line = refused("merge", tiny[0], f"{tiny[1]}={weight}", "-o", tmp_path / "out")
+    assert "is not a weight such as 0.5" in line
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("weight", ["1", "-0.5", "+.5", "2.", "1e-3", "1E2"])
+def test_weights_are_decimal_numbers(tiny, tmp_path, weight):
+    assert call("merge", tiny[0], f"{tiny[1]}={weight}", "-o", tmp_path / "out").returncode == 0
+
+
+@pytest.mark.parametrize("count", ["2147483648", "65536", "-1"])
+def test_a_number_of_threads_that_cannot_be(tiny, tmp_path, count):
+    line = refused("merge", *tiny, "-o", tmp_path / "out", "--threads", count)
+    assert f"'--threads': {count} is not in the range 1<=x<=65535" in line
+    assert not (tmp_path / "out").exists()
