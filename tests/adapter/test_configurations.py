@@ -89,7 +89,7 @@ def test_the_command_line_names_the_field(tmp_path, command):
     tiny_adapter().save(tmp_path / "a")
     with_field(tmp_path / "a", "task_type", "[1e400]")
     before = snapshot(tmp_path)
-    output = [] if command == ["inspect"] else ["-o", tmp_path / "out"]
+    output = [] if command == ["inspect"] else ["-o", tmp_path / "out.nola"]
     done = run(*command, tmp_path / "a", *output)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(

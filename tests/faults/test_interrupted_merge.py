@@ -42,7 +42,8 @@ class Merge:
     def __init__(self, commands, tiny, tmp_path, *options):
         self.base, self.adapter = tiny
         self.folder = tmp_path
-        self.output = tmp_path / "out"
+        is_folder = "--each" in options or self.base.is_dir()
+        self.output = tmp_path / f"out{'' if is_folder else self.base.suffix}"
         self.commands = commands
         self.options = options
 

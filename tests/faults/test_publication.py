@@ -24,6 +24,10 @@ Merge = single.Merge
 class Command(Merge):
     """Any other command that writes an output."""
 
+    def __init__(self, commands, tiny, tmp_path, *options, output=None):
+        super().__init__(commands, tiny, tmp_path, *options)
+        self.output = output or self.output
+
     @property
     def arguments(self):
         return [*self.options, "-o", self.output]
@@ -44,7 +48,7 @@ def command(request, commands, tiny, one_file, tmp_path):
     tiny_adapter().pack(tmp_path / "packed")
     adapter_of().save(tmp_path / "for-gguf")
     gguf = write(tmp_path / "base.gguf", arrays_of("F16")), tmp_path / "for-gguf"
-    command = {
+    return {
         "gguf": lambda: Merge(commands, gguf, tmp_path),
         "folder": lambda: Merge(commands, tiny, tmp_path),
         "file": lambda: Merge(commands, one_file, tmp_path),
@@ -53,11 +57,10 @@ def command(request, commands, tiny, one_file, tmp_path):
             commands, tiny, tmp_path, "export", "lora", adapter, "--base", base
         ),
         "unpack": lambda: Command(commands, tiny, tmp_path, "unpack", tmp_path / "packed"),
-        "pack": lambda: Command(commands, tiny, tmp_path, "pack", adapter),
+        "pack": lambda: Command(
+            commands, tiny, tmp_path, "pack", adapter, output=tmp_path / "out.nola"
+        ),
     }[request.param]()
-    suffix = {"gguf": ".gguf", "file": ".safetensors", "pack": ".nola"}
-    command.output = tmp_path / f"out{suffix.get(request.param, '')}"
-    return command
 
 
 def digest(path):

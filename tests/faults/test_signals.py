@@ -96,7 +96,7 @@ def inputs(tmp_path_factory):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("delay", [0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.5, 1])
 def test_from_the_first_moment(inputs, tmp_path, number, delay):
-    output = tmp_path / "out"
+    output = tmp_path / "out.safetensors"
     process = start(
         "-m", "nola_edge", "merge", inputs / "base.safetensors", inputs / "right", "-o", output
     )
@@ -132,7 +132,9 @@ main()
 def test_in_every_import(inputs, tmp_path, count):
     """Before our first line Python reports Ctrl-C in its own way; from then on we do."""
     base, adapter = inputs / "base.safetensors", inputs / "right"
-    process = start_slow("-c", INTERRUPTED, count, "merge", base, adapter, "-o", tmp_path / "out")
+    process = start_slow(
+        "-c", INTERRUPTED, count, "merge", base, adapter, "-o", tmp_path / "out.safetensors"
+    )
     ended_by(process, signal.SIGINT)
     assert not any(tmp_path.iterdir())
 
@@ -149,7 +151,8 @@ def test_in_every_kind_of_work(inputs, tmp_path, number, adapter, command):
     else:
         arguments = [*command, inputs / "base.safetensors", inputs / adapter]
     before = snapshot(inputs)
-    process = start("-m", "nola_edge", *arguments, "-o", tmp_path / "out")
+    output = tmp_path / ("out.safetensors" if command == ["merge"] else "out")
+    process = start("-m", "nola_edge", *arguments, "-o", output)
     time.sleep(1.5)
     ends_by(process, number)
     assert not any(tmp_path.iterdir())

@@ -145,7 +145,9 @@ def test_a_weight_that_is_not_finite(tiny, tmp_path, weight):
     refused(tiny, tmp_path, "not a finite float32", [(tiny[1], weight)], error=NolaEdgeError)
 
 
-@pytest.mark.parametrize("place", ["base/out", "base", "adapter/out", "adapter", "out", "adapter/new/out"])
+@pytest.mark.parametrize(
+    "place", ["base/out", "base", "adapter/out", "adapter", "out", "adapter/new/out"]
+)
 def test_where_an_output_cannot_be(tiny, tmp_path, place):
     (tmp_path / "out").mkdir()
     refused(tiny, tmp_path, "", error=NolaEdgeError, output=tmp_path / place)
