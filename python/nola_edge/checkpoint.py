@@ -11,15 +11,20 @@ from nola_edge.errors import ChangedError, CheckpointError, FormatError, printab
 from nola_edge.input_file import identity, opening
 from nola_edge.json_cursor import Cursor
 from nola_edge.jsonio import MAX_CONFIG_BYTES
-from nola_edge.model_folder import SAFETENSORS, Companions, find_companions, find_weights, is_index
+from nola_edge.model_folder import (
+    MAX_INDEX_BYTES,
+    SAFETENSORS,
+    Companions,
+    find_companions,
+    find_weights,
+    is_index,
+)
 from nola_edge.paths import inside
 from nola_edge.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
     from nola_edge.safetensors_file import TensorInfo
 
-#: Far more than any model's index has.
-_MAX_INDEX_BYTES = 16 << 20
 _MAX_NAMES = 1 << 18
 _MAX_SHARD_NAME = 4096
 _MAX_FIELDS = 64
@@ -129,9 +134,9 @@ class Checkpoint:
     def _read_index(self, name: str) -> bytes:
         path = inside(self.path, name)
         with opening(path):
-            if path.stat().st_size > _MAX_INDEX_BYTES or not path.is_file():
+            if path.stat().st_size > MAX_INDEX_BYTES or not path.is_file():
                 raise CheckpointError(
-                    f"is not an index file of at most {_MAX_INDEX_BYTES} bytes", file=path
+                    f"is not an index file of at most {MAX_INDEX_BYTES} bytes", file=path
                 )
             return path.read_bytes()
 

@@ -15,7 +15,7 @@ from nola_edge.paths import inside, read_inside, subfolders_hint, subfolders_wit
 from nola_edge.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 SAFETENSORS = ".safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -42,9 +42,13 @@ _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _NOT_THE_MODELS = (_ADAPTER_CONFIG, "trainer_state.json")
 #: What a Trainer goes on from.
 _TRAINER_CHECKPOINT = re.compile(r"checkpoint-\d+", re.ASCII)
+#: Where a Trainer has TensorBoard draw its curves.
+_CURVES = "runs"
 #: Where publishers put the same weights under other names.
 _ORIGINAL = "original"
 _MODULES_NAME = "modules.json"
+#: Far more than any model's index has.
+MAX_INDEX_BYTES = 16 << 20
 
 
 def is_index(name: str) -> bool:
@@ -61,6 +65,25 @@ def _is_weights(name: str) -> bool:
     return name.endswith(_WEIGHTS) or _is_index(name)
 
 
+def weights_among(names: Iterable[str]) -> str | None:
+    """Return which of a folder's files are its weights, or their index; None if that is unclear."""
+    top = [name for name in names if "/" not in name]
+    for name in _WEIGHTS_NAMES:
+        if name in top:
+            return name
+    for found in _candidates(top):
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
+
+
+def _candidates(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return what may be the index of a folder's weights, and what may be these themselves."""
+    indices = [name for name in names if is_index(name)]
+    weights = [name for name in names if name.endswith(SAFETENSORS) and name != _ADAPTER_WEIGHTS]
+    return indices, weights
+
+
 def find_weights(folder: Path) -> str:
     """Return the name of a folder's weights: a safetensors file, or the index of several.
 
@@ -69,15 +92,12 @@ def find_weights(folder: Path) -> str:
     CheckpointError
         If there are none, or it is not clear which.
     """
-    for name in _WEIGHTS_NAMES:
-        if os.path.lexists(folder / name):
-            return name
     names = sorted(entry.name for entry in os.scandir(folder) if not entry.is_dir())
-    indices = [name for name in names if is_index(name)]
-    weights = [name for name in names if name.endswith(SAFETENSORS) and name != _ADAPTER_WEIGHTS]
+    name = weights_among(names)
+    if name is not None:
+        return name
+    indices, weights = _candidates(names)
     for found, what in ((indices, "indices of safetensors files"), (weights, "safetensors files")):
-        if len(found) == 1:
-            return found[0]
         if found:
             raise CheckpointError(f"has {len(found)} {what}{_which(found)}", file=folder)
     raise CheckpointError(f"has {_nothing_to_merge_into(folder, names)}", file=folder)
@@ -197,8 +217,7 @@ def find_companions(
     def belongs(path: Path) -> bool:
         if not _is_weights(path.name):
             return str(path) not in _NOT_THE_MODELS
-        named = not modules.isdisjoint((path.parent, *path.parent.parents))
-        return named or (SAFETENSORS in path.name and path.parent in parts)
+        return _is_named(path, modules) or (SAFETENSORS in path.name and path.parent in parts)
 
     carried: list[Path] = []
     left: dict[Path, None] = {}  # in order, each once
@@ -214,9 +233,45 @@ def find_companions(
     return Companions(tuple(carried), weights, identities, tuple(left))
 
 
+def needed_files(names: Iterable[str], weights: str | None, folder: Path) -> list[str]:
+    """Return which files of a model's folder a merge may want to read, by their names alone.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Of all files, relative to the folder.
+    weights : str or None
+        What :func:`weights_among` found.
+    folder : Path
+        Holds the index, if that is what was found, and ``modules.json``, if there is one.
+    """
+    own = {weights}
+    if weights is not None and is_index(weights):
+        index = loads(read_inside(folder, weights, MAX_INDEX_BYTES), file=folder / weights)
+        named = index.get("weight_map") if isinstance(index, dict) else None
+        own |= {name for name in named.values() if isinstance(name, str)} if named else set()
+    modules = _module_folders(folder) if (folder / _MODULES_NAME).exists() else set()
+
+    def is_needed(path: Path) -> bool:
+        if any(part.startswith(".") for part in path.parts) or _is_of_trainer(path):
+            return False
+        if not _is_weights(path.name):
+            return str(path) not in _NOT_THE_MODELS
+        return _is_named(path, modules) or _may_be_of_another_part(path)
+
+    return [name for name in names if name in own or is_needed(Path(name))]
+
+
+def _is_named(path: Path, modules: Collection[Path]) -> bool:
+    """Tell whether ``modules.json`` names a folder that a file lies in."""
+    return any(place in modules for place in (path.parent, *path.parent.parents))
+
+
 def _is_of_trainer(path: Path) -> bool:
-    """Tell whether a file lies in a checkpoint of a Trainer's run."""
-    return len(path.parts) > 1 and _TRAINER_CHECKPOINT.fullmatch(path.parts[0]) is not None
+    """Tell whether a file lies in a checkpoint of a Trainer's run, or in its curves."""
+    if len(path.parts) == 1:
+        return False
+    return path.parts[0] == _CURVES or _TRAINER_CHECKPOINT.fullmatch(path.parts[0]) is not None
 
 
 def _may_be_of_another_part(path: Path) -> bool:

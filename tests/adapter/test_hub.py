@@ -1,74 +1,29 @@
 """A path that does not exist is looked up on the Hub only where it cannot be a mistyped one."""
 
-import http.server
-import json
 import shutil
-import threading
 
 import numpy as np
 import pytest
 
+from nola_edge import Adapter
+from nola_edge.errors import ArgumentError
 from tests.cli.test_cli import run
 from tests.conftest import snapshot, tiny_adapter, write_safetensors
+from tests.hub import serving
 
 pytest.importorskip("huggingface_hub")
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A Hub with one adapter, somebody/french, and a list of what it was asked."""
     tiny_adapter().save(tmp_path / "served")
-    asked = []
-
-    def entry(file):
-        size = file.stat().st_size
-        return {"type": "file", "path": file.name, "size": size, "oid": COMMIT}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            asked.append(self.path)
-            name = self.path.split("?")[0]
-            files = {f"/somebody/french/resolve/{COMMIT}/{f.name}": f for f in served}
-            if name.startswith("/api/models/somebody/french/tree/"):
-                self.answer(200, json.dumps([entry(f) for f in served]).encode())
-            elif name.startswith("/api/models/somebody/french"):
-                siblings = [{"rfilename": f.name} for f in served]
-                body = json.dumps({"id": "somebody/french", "sha": COMMIT, "siblings": siblings})
-                self.answer(200, body.encode())
-            elif name in files:
-                self.answer(200, files[name].read_bytes(), name)
-            else:
-                self.answer(404, b"{}")
-
-        def answer(self, status, body, name=""):
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{abs(hash(name))}"')
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        do_GET = do_HEAD
-
-        def log_message(self, *_):
-            pass
-
-    served = sorted((tmp_path / "served").iterdir())
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    yield asked
-    server.shutdown()
-    server.server_close()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with serving(
+        {"somebody/french": {"main": tmp_path / "served"}}, tmp_path, monkeypatch
+    ) as asked:
+        yield asked
 
 
 def refused(*arguments, **environment):
@@ -156,4 +111,28 @@ def test_what_is_here_wins_without_a_word(hub, tmp_path):
     tiny_adapter().save(tmp_path / "here" / "somebody" / "french")
     done = run("inspect", "somebody/french")
     assert (done.returncode, done.stderr) == (0, "")
+    assert not hub
+
+
+def test_a_revision_belongs_to_the_id(hub, tmp_path):
+    done = run("inspect", "somebody/french@main", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("somebody/french@main: is not here, looked up on the Hugging Fac")
+    assert any("revision/main" in path for path in hub)
+    (error,) = refused("inspect", "somebody/french@none")[1:]
+    assert error.startswith("nola-edge: somebody/french@none: does not exist here and cannot be ha")
+    done = run("merge", "base.safetensors", "somebody/french@main=0.5", "-o", "out.safetensors")
+    assert done.stderr.splitlines()[-1] == "nola-edge: base.safetensors: does not exist"
+
+
+@pytest.mark.parametrize("location", ["a/b@", "a/b@../c", "a/b@x y", "a@b", "a/b@c@d"])
+def test_what_is_no_revision_is_never_looked_up(hub, location):
+    (line,) = refused("inspect", location)
+    assert line == f"nola-edge: {location}: does not exist"
+    assert not hub
+
+
+def test_two_revisions_contradict_each_other(hub):
+    with pytest.raises(ArgumentError, match="revision: is 'v2', and somebody/french@v1 says anoth"):
+        Adapter.load("somebody/french@v1", revision="v2")
     assert not hub

@@ -29,11 +29,11 @@ from nola_edge.adapter.fingerprints import (
     modules_fingerprint,
     shapes_fingerprint,
 )
-from nola_edge.adapter.hub import resolve
 from nola_edge.adapter.packed import load_packed, write_packed
 from nola_edge.adapter.quantize import check_bits, rounded
 from nola_edge.adapter.start import check_shape, target_names, unit_start
 from nola_edge.errors import AdapterError, NotFiniteError, UnknownModuleError, printable
+from nola_edge.hub import adapter_path, base_path
 from nola_edge.input_file import opening
 from nola_edge.jsonio import MAX_CONFIG_BYTES
 from nola_edge.output import AtomicOutput
@@ -96,8 +96,8 @@ class Adapter:
         Parameters
         ----------
         path : path or str
-            ``owner/name`` is looked up on the Hub only if nothing called ``owner`` is here and
-            ``HF_HUB_OFFLINE`` is not set; a line of logging says so.
+            ``owner/name``, or ``owner/name@revision``, is looked up on the Hub only if nothing
+            called ``owner`` is here and ``HF_HUB_OFFLINE`` is not set; a line of logging says so.
         revision : str, optional
             On the Hub.
 
@@ -107,7 +107,7 @@ class Adapter:
             If a file is missing, broken or cannot be read, a field or a tensor is not understood,
             counts disagree, or a coefficient is not finite.
         """
-        folder = resolve(path, revision)
+        folder = adapter_path(path, revision)
         packed = folder.is_file()
         with opening(folder):
             config, modules, whole = load_packed(folder) if packed else load_folder(folder)
@@ -142,8 +142,8 @@ class Adapter:
             Module name -> (out_features, in_features).
         r, num_basis_a, num_basis_b, seed, lora_alpha, basis, use_rslora, fan_in_fan_out
             See :class:`AdapterConfig`.
-        base : path, optional
-            A checkpoint whose fingerprint is recorded.
+        base : path or str, optional
+            A checkpoint, or its Hub id, whose fingerprint is recorded.
 
         Raises
         ------
@@ -176,7 +176,7 @@ class Adapter:
             from nola_edge.checkpoint import Checkpoint
             from nola_edge.merge.plan import plan_merge
 
-            with Checkpoint.open(arguments.path("base", base)) as checkpoint:
+            with Checkpoint.open(base_path(base)) as checkpoint:
                 plan = plan_merge(checkpoint, ((adapter, 1.0),))
                 targets = [(t[0].module, *plan.tensor(name)) for name, t in plan.merges.items()]
                 found = base_fingerprint(targets)

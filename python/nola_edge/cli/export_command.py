@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.cli.inputs import local_adapters, local_base, revision_option
 from nola_edge.cli.output_names import check_file_name, check_folder_name
 from nola_edge.cli.summary import bytes_at, show, summary_options
 from nola_edge.cli.types import type_option
@@ -32,6 +33,7 @@ def command() -> None:
     help="Of A and B; anything but f32 rounds them.",
 )
 @ui.force_option
+@revision_option
 @ui.check_base_option
 @summary_options
 def lora(
@@ -40,6 +42,7 @@ def lora(
     output: str,
     dtype: str,
     force: bool,
+    revision: str | None,
     check_base: bool,
     as_json: bool,
     quiet: bool,
@@ -48,10 +51,13 @@ def lora(
 
     A and B are the expanded factors themselves: nothing is decomposed.
     """
+    from nola_edge.adapter import Adapter
     from nola_edge.export.lora import export_lora
 
     check_folder_name(output)
-    path = export_lora(adapter, base, output, dtype=dtype, force=force, check_base=check_base)
+    loaded = Adapter.load(adapter)  # before a download of the base
+    base = local_base(base, revision)
+    path = export_lora(loaded, base, output, dtype=dtype, force=force, check_base=check_base)
     size = bytes_at(path)
     show(
         {"output": output, "dtype": dtype, "bytes": size},
@@ -74,6 +80,7 @@ def lora(
 @click.option("-o", "--output", required=True, help="File to write, with the suffix .gguf.")
 @type_option(("F32", "F16"), default="F32", show_default="f32", help="Of A and B; f16 rounds them.")
 @ui.force_option
+@revision_option
 @ui.check_base_option
 @summary_options
 def gguf_lora(
@@ -82,6 +89,7 @@ def gguf_lora(
     output: str,
     dtype: str,
     force: bool,
+    revision: str | None,
     check_base: bool,
     as_json: bool,
     quiet: bool,
@@ -96,8 +104,8 @@ def gguf_lora(
 
     check_file_name(output, ".gguf", name=adapters[0])
     path = export_gguf_lora(
-        [ui.parse_adapter(text) for text in adapters],
-        base,
+        local_adapters(adapters),
+        local_base(base, revision),
         output,
         dtype=dtype,
         force=force,

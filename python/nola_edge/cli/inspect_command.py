@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.cli.inputs import local_base, revision_option
 from nola_edge.errors import printable
 
 if TYPE_CHECKING:
@@ -19,10 +20,16 @@ if TYPE_CHECKING:
 @click.argument("adapter")
 @click.option("--base", help="The checkpoint; adds shapes and the compression against LoRA.")
 @click.option("--modules", "list_modules", is_flag=True, help="List every module.")
+@revision_option
 @ui.check_base_option
 @ui.json_option
 def command(
-    adapter: str, base: str | None, list_modules: bool, check_base: bool, as_json: bool
+    adapter: str,
+    base: str | None,
+    list_modules: bool,
+    revision: str | None,
+    check_base: bool,
+    as_json: bool,
 ) -> None:
     """Show what ADAPTER holds: modules, rank, coefficients and their distribution, bytes.
 
@@ -31,6 +38,8 @@ def command(
     from nola_edge.adapter import Adapter
 
     loaded = Adapter.load(adapter)
+    if base:
+        base = local_base(base, revision)
     shapes = _shapes(loaded, base, check_base=check_base) if base else None
     summary = _summary(loaded, shapes)
     if as_json:

@@ -9,6 +9,7 @@ import click
 
 from nola_edge.cli import merging
 from nola_edge.cli import output as ui
+from nola_edge.cli.inputs import local_adapters, local_base, revision_option
 from nola_edge.cli.output_names import check_file_name, check_folder_name
 from nola_edge.cli.summary import summary_options
 from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
@@ -39,6 +40,7 @@ from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
 )
 @type_option(GGUF_TYPES, help="Type of merged tensors in a GGUF file.  [default: as in BASE]")
 @ui.force_option
+@revision_option
 @ui.check_base_option
 @ui.threads_option
 @summary_options
@@ -51,6 +53,7 @@ def command(
     skip_existing: bool,
     dtype: str | None,
     force: bool,
+    revision: str | None,
     check_base: bool,
     threads: int | None,
     as_json: bool,
@@ -58,8 +61,8 @@ def command(
 ) -> None:
     """Merge one ADAPTER or several into BASE and write the result.
 
-    BASE is a safetensors file, a Hugging Face folder or a GGUF file; the output has its layout. An
-    ADAPTER is a folder, a packed file or a Hub id; with several, each may have a weight:
+    BASE is a safetensors file, a Hugging Face folder or Hub id, or a GGUF file; the output has its
+    layout. An ADAPTER is a folder, a packed file or a Hub id; with several, each may have a weight:
     ADAPTER=0.5. They are summed in fp32 and rounded once. The output is absent or complete at
     every instant.
 
@@ -79,12 +82,13 @@ def command(
                     f"{option} is for the outputs of --each; without it there is one output, which "
                     "one process writes and puts in place by one rename"
                 )
+    _check_output_name(base, output, each)
+    given = local_adapters(adapters)
+    base = local_base(base, revision)
     gguf = is_gguf(base)
     if gguf and each:
         raise click.UsageError("--each is for checkpoints; merge into a GGUF file one by one")
     check_type_fits(dtype, gguf)
-    _check_output_name(base, output, gguf, each)
-    given = [ui.parse_adapter(text) for text in adapters]
     if gguf:
         merging.merge_gguf_file(
             base,
@@ -109,13 +113,16 @@ def command(
         merging.merge_into_one(base, given, output, as_json, quiet, **options)
 
 
-def _check_output_name(base: str, output: str, gguf: bool, each: bool) -> None:
+def _check_output_name(base: str, output: str, each: bool) -> None:
     """Refuse a name that says another kind of output than BASE has."""
+    from nola_edge.gguf.file import is_gguf
+    from nola_edge.hub import is_id
+
     if each:
         check_folder_name(output, "with --each the output is a folder, with an output per ADAPTER")
-    elif gguf:
+    elif is_gguf(base):
         check_file_name(output, ".gguf", "the output is a GGUF file, as BASE is", base)
-    elif os.path.isdir(base):
+    elif os.path.isdir(base) or (is_id(base) and not os.path.exists(base)):
         check_folder_name(output, "the output is a folder, as BASE is")
     elif os.path.exists(base):
         check_file_name(output, ".safetensors", "the output is a file, as BASE is", base)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.cli.inputs import local_adapters, local_base, revision_option
 from nola_edge.cli.summary import as_found, show, summary_options
 from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
 from nola_edge.errors import printable
@@ -34,6 +35,7 @@ _LISTED = 20
     help="Compare nothing but tensors, as in a checkpoint that another program wrote.",
 )
 @type_option(GGUF_TYPES, help="Type of merged tensors in a GGUF file.  [default: as in MERGED]")
+@revision_option
 @ui.check_base_option
 @ui.threads_option
 @summary_options
@@ -43,6 +45,7 @@ def command(
     adapters: tuple[str, ...],
     tensors_only: bool,
     dtype: str | None,
+    revision: str | None,
     check_base: bool,
     threads: int | None,
     as_json: bool,
@@ -58,12 +61,13 @@ def command(
     """
     from nola_edge.gguf.file import is_gguf
 
+    given = local_adapters(adapters)
+    base = local_base(base, revision)
     gguf = is_gguf(base)
     if gguf != is_gguf(merged):
         which, other = ("BASE", "MERGED") if gguf else ("MERGED", "BASE")
         raise click.UsageError(f"{which} is a GGUF file and {other} is none; give two of a kind")
     check_type_fits(dtype, gguf)
-    given = [ui.parse_adapter(text) for text in adapters]
     common: dict[str, Any] = {"num_threads": threads, "tensors_only": tensors_only}
     with ui.ByteProgress(_size(merged, gguf), "verifying", quiet) as progress:
         if gguf:

@@ -23,6 +23,7 @@ from nola_edge.gguf.file import GgufFile, is_gguf
 from nola_edge.gguf.interleaved import interleaved_rows
 from nola_edge.gguf.model import model_of_config, model_of_gguf
 from nola_edge.gguf.plan import check_no_double, check_no_whole_tensors, matched_tensors
+from nola_edge.hub import base_path
 from nola_edge.jsonio import loads_object
 from nola_edge.merge.fit import location
 from nola_edge.merge.plan import load_adapters, plan_merge
@@ -92,9 +93,10 @@ def export_gguf_lora(
     ----------
     adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
         Several become one LoRA, whose rank is the sum of theirs.
-    base : path
-        The GGUF file that it will be loaded with, of any quantisation, or the Hugging Face folder
-        that it was converted from; says what the tensors are called and how large they are.
+    base : path or str
+        The GGUF file that it will be loaded with, of any quantisation, or the Hugging Face folder,
+        or Hub id, that it was converted from; says what the tensors are called and how large they
+        are.
     output : path
     dtype : {"F32", "F16"}
         Of A and B, in any case or by torch's name; F16 rounds them.
@@ -115,11 +117,13 @@ def export_gguf_lora(
         the output cannot be written; nothing is left.
     """
     dtype = check_type(dtype, _DTYPES)
-    base, output = arguments.path("base", base), arguments.path("output", output)
+    output = arguments.path("output", output)
+    arguments.path("base", base)
     gguf = _gguf()
     adapters = load_adapters(adapter)
     for loaded, _ in adapters:
         check_no_whole_tensors(loaded)
+    base = base_path(base)
     model, shares = (
         _from_gguf(base, adapters) if is_gguf(base) else _from_folder(base, adapters, check_base)
     )

@@ -22,6 +22,7 @@ from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import MERGEABLE, numpy_dtype
 from nola_edge.export.alpha import alpha_of
 from nola_edge.export.factors import factor_tensor
+from nola_edge.hub import base_path
 from nola_edge.merge.plan import plan_merge
 from nola_edge.merge.update import stored_features
 from nola_edge.output import AtomicOutput
@@ -50,8 +51,8 @@ def export_lora(
     Parameters
     ----------
     adapter : Adapter or path
-    base : path
-        The checkpoint; it says how large the modules are.
+    base : path or str
+        The checkpoint, or its Hub id; it says how large the modules are.
     output : path
     dtype : {"F32", "F16", "BF16"}
         Of A and B, in any case or by torch's name; anything but F32 rounds them.
@@ -70,11 +71,12 @@ def export_lora(
     NolaEdgeError
     """
     kind = numpy_dtype(check_type(dtype, MERGEABLE))
-    base, output = arguments.path("base", base), arguments.path("output", output)
+    output = arguments.path("output", output)
+    arguments.path("base", base)
     if not isinstance(adapter, Adapter):
         arguments.path("adapter", adapter)
     loaded = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
-    with Checkpoint.open(base) as checkpoint:
+    with Checkpoint.open(base_path(base)) as checkpoint:
         plan = plan_merge(checkpoint, ((loaded, 1.0),), check_base=check_base)
         tensors: dict[str, Tensor] = {}
         for name, terms in plan.merges.items():

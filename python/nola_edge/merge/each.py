@@ -13,6 +13,7 @@ from nola_edge import arguments
 from nola_edge.adapter import Adapter
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.errors import ArgumentError, NolaEdgeError, OutputError
+from nola_edge.hub import base_path
 from nola_edge.merge.groups import Groups, WantedMerge
 from nola_edge.merge.names import name_outputs
 from nola_edge.merge.share import Share
@@ -49,8 +50,8 @@ def merge_each(
 
     Parameters
     ----------
-    base : path
-        A safetensors file or a Hugging Face folder; opened read-only.
+    base : path or str
+        As for :func:`merge_checkpoint`.
     adapters : sequence of Adapter, path or pair (adapter, weight), or mapping from names to these
         A result's name is that of the adapter's folder, the stem of its packed file, or the last
         part of its Hub id, and must be plain and unique; a mapping chooses others. In a mapping, a
@@ -87,7 +88,8 @@ def merge_each(
     """
     if force and skip_existing:
         raise ArgumentError("contradicts force; choose one", field="skip_existing")
-    base, folder = arguments.path("base", base), arguments.path("output", output)
+    folder = arguments.path("output", output)
+    arguments.path("base", base)
     share = Share.of(shard)
     named = name_outputs(adapters)
     threads = share.threads(num_threads)
@@ -95,7 +97,7 @@ def merge_each(
     if not mine:
         return ()
     reports: list[MergeReport] = []
-    with Checkpoint.open(base) as checkpoint:
+    with Checkpoint.open(base_path(base)) as checkpoint:
         suffix = "" if checkpoint.is_folder else ".safetensors"
         wanted = [WantedMerge(folder / f"{name}{suffix}", given) for name, given in mine]
         there = {item.output for item in wanted if skip_existing and _is_there(item.output)}

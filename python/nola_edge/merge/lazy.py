@@ -11,6 +11,7 @@ import numpy as np
 from nola_edge import arguments
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import numpy_dtype
+from nola_edge.hub import base_path
 from nola_edge.merge.blocks import Workers, submit_merge
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
 from nola_edge.merge.update import make_updates
@@ -97,8 +98,8 @@ def open_merged(
 
     Parameters
     ----------
-    base : path
-        A safetensors file or a Hugging Face folder.
+    base : path or str
+        A safetensors file, a Hugging Face folder, or a Hub id as for :func:`merge_checkpoint`.
     adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
     num_threads : int, optional
         Default: the processors this process may use.
@@ -117,9 +118,9 @@ def open_merged(
         except whether merged weights are finite and the base unchanged, which access checks.
     """
     check_threads(num_threads)
-    base = arguments.path("base", base)
+    arguments.path("base", base)
     adapters = load_adapters(adapter)
-    checkpoint = Checkpoint.open(base)
+    checkpoint = Checkpoint.open(base_path(base))
     try:
         return MergedCheckpoint(
             plan_merge(checkpoint, adapters, check_base=check_base), num_threads

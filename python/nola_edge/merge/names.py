@@ -9,6 +9,7 @@ from typing import Any
 
 from nola_edge.adapter import Adapter
 from nola_edge.errors import ArgumentError, printable
+from nola_edge.hub import repository
 from nola_edge.merge.fit import location
 from nola_edge.merge.plan import load_adapters
 
@@ -83,6 +84,8 @@ def _name(item: Any) -> str:
         adapter = adapter.path
     if not isinstance(adapter, str | Path):
         load_adapters([item])  # says what is wrong with it
+    if isinstance(adapter, str) and not os.path.exists(adapter):
+        adapter = repository(adapter)
     path = Path(os.path.abspath(adapter))
     if path.is_file():
         return path.stem

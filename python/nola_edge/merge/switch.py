@@ -18,6 +18,7 @@ from nola_edge.adapter import Adapter
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import ArgumentError, ChangedError, MismatchError, printable
+from nola_edge.hub import base_path
 from nola_edge.merge.blocks import Workers, submit_merge
 from nola_edge.merge.gate import Gate
 from nola_edge.merge.lazy import MergedCheckpoint
@@ -43,8 +44,9 @@ class Switch(ABC):
 
     Parameters
     ----------
-    base : path
-        The safetensors file or folder that the weights were loaded from; stays open, mapped.
+    base : path or str
+        The safetensors file, folder or Hub id that the weights were loaded from; stays open,
+        mapped.
     check_base : bool
         Refuse an adapter that records the fingerprint of another base.
     num_threads : int, optional
@@ -60,7 +62,7 @@ class Switch(ABC):
         self, base: str | Path, *, check_base: bool = True, num_threads: int | None = None
     ) -> None:
         check_threads(num_threads)
-        self._base = Checkpoint.open(arguments.path("base", base))
+        self._base = Checkpoint.open(base_path(base))
         self._check_base = check_base
         self._num_threads = num_threads
         self._known: dict[str, Adapter | Path] = {}

@@ -11,6 +11,7 @@ import numpy as np
 from nola_edge import arguments
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import safetensors_dtype
+from nola_edge.hub import base_path
 from nola_edge.merge.blocks import read_merged, runs_of
 from nola_edge.merge.compare import VerifyReport, compare, stored_blocks
 from nola_edge.merge.compare_files import compare_files
@@ -44,7 +45,9 @@ def verify_checkpoint(
 
     Parameters
     ----------
-    merged, base : path
+    merged : path
+    base : path or str
+        As for :func:`merge_checkpoint`.
     adapter : as for :func:`~nola_edge.open_merged`
     num_threads : int, optional
     check_base : bool
@@ -64,9 +67,10 @@ def verify_checkpoint(
         If a file is not what it claims, or adapter and base do not fit.
     """
     check_threads(num_threads)
-    merged, base = arguments.path("merged", merged), arguments.path("base", base)
+    merged = arguments.path("merged", merged)
+    arguments.path("base", base)
     adapters = load_adapters(adapter)
-    with Checkpoint.open(base) as checkpoint, Checkpoint.open(merged) as candidate:
+    with Checkpoint.open(base_path(base)) as checkpoint, Checkpoint.open(merged) as candidate:
         plan = plan_merge(checkpoint, adapters, check_base=check_base)
         expected = _Expected(plan, num_threads)
         report = compare(expected, candidate.tensors, num_threads, progress or (lambda _: None))

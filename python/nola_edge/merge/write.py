@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nola_edge import arguments
 from nola_edge.checkpoint import Checkpoint
+from nola_edge.hub import base_path
 from nola_edge.merge.heads import label_notes
 from nola_edge.merge.layout import OutputFile, output_files, write_companions
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
@@ -81,8 +82,9 @@ def merge_checkpoint(
 
     Parameters
     ----------
-    base : path
-        A safetensors file or a Hugging Face folder; opened read-only.
+    base : path or str
+        A safetensors file, a Hugging Face folder or a Hub id, ``owner/name`` or
+        ``owner/name@revision``, of which only what is needed is downloaded; opened read-only.
     adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
         Several adapters are summed in fp32 and rounded once. For an output of each, see
         :func:`nola_edge.merge_each`.
@@ -108,10 +110,11 @@ def merge_checkpoint(
         finite, an input changes meanwhile, or the output cannot be written; nothing is left.
     """
     check_threads(num_threads)
-    base, output = arguments.path("base", base), arguments.path("output", output)
+    output = arguments.path("output", output)
+    arguments.path("base", base)
     begin = time.perf_counter()
     adapters = load_adapters(adapter)
-    with Checkpoint.open(base) as checkpoint:
+    with Checkpoint.open(base_path(base)) as checkpoint:
         plan = plan_merge(checkpoint, adapters, check_base=check_base)
         merge = PlannedMerge.of(plan, output)
         inputs = [checkpoint.path, *merge.adapter_paths]

@@ -1,0 +1,51 @@
+"""Bases and adapters as commands take them: by path, or by their id on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nola_edge.cli import output as ui
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+revision_option = click.option(
+    "--revision",
+    metavar="NAME",
+    help="Branch, tag or commit, of a base that is a Hub id. An adapter's belongs to its id: "
+    "owner/name@NAME.",
+)
+
+
+def local_base(base: str, revision: str | None) -> str:
+    """Return the path of a base, which is downloaded if it is an id on the Hub.
+
+    Raises
+    ------
+    click.UsageError
+        If a base that is here is said to have a revision.
+    CheckpointError
+        If there is none.
+    """
+    from nola_edge.hub import base_path
+
+    if revision is not None and Path(base).exists():
+        raise click.UsageError(f"--revision is for a base on the Hub, and {base} is here")
+    return str(base_path(base, revision))
+
+
+def local_adapters(texts: Iterable[str]) -> list[tuple[str, float]]:
+    """Return path and weight of each adapter; one that is an id on the Hub is downloaded.
+
+    Raises
+    ------
+    NolaEdgeError
+        If there is no such adapter, or a weight is no number.
+    """
+    from nola_edge.hub import adapter_path
+
+    given = [ui.parse_adapter(text) for text in texts]
+    return [(str(adapter_path(location)), weight) for location, weight in given]
