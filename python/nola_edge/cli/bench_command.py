@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.cli.path_types import FILE, FOLDER
 from nola_edge.cli.summary import summary_options
 
 _SUITES = ("kernels", "checkpoint", "startup")
@@ -31,9 +32,11 @@ _SUITES = ("kernels", "checkpoint", "startup")
 @click.option(
     "--rounds", type=click.IntRange(min=1), default=7, show_default=True, help="Medians of so many."
 )
-@click.option("--folder", help="Where to put the checkpoint.  [default: the temporary folder]")
-@click.option("--save", help="Write the figures as JSON.")
-@click.option("--plot", "plot_path", help="Draw the figures (needs matplotlib).")
+@click.option(
+    "--folder", type=FOLDER, help="Where to put the checkpoint.  [default: the temporary folder]"
+)
+@click.option("--save", type=FILE, help="Write the figures as JSON.")
+@click.option("--plot", "plot_path", type=FILE, help="Draw the figures (needs matplotlib).")
 @summary_options
 def command(
     suite: tuple[str, ...],

@@ -9,6 +9,7 @@ import click
 
 from nola_edge.cli import output as ui
 from nola_edge.cli.output_names import check_folder_name
+from nola_edge.cli.path_types import FILE, FOLDER, PATH
 from nola_edge.cli.summary import as_found, bytes_at, show, summary_options
 from nola_edge.errors import printable
 
@@ -36,8 +37,8 @@ the file; nola-edge prints the lines with these numbers in place), and convert w
 
 
 @click.command("convert", epilog=_EPILOG)
-@click.argument("checkpoint")
-@click.option("-o", "--output", required=True, help="LoRA folder to write.")
+@click.argument("checkpoint", type=PATH)
+@click.option("-o", "--output", type=FOLDER, required=True, help="LoRA folder to write.")
 @click.option(
     "--drawn-on",
     type=click.Choice(["cpu", "cuda"]),
@@ -59,7 +60,7 @@ the file; nola-edge prints the lines with these numbers in place), and convert w
 @click.option("--lora-alpha", type=float, help="What training was given, if no file says it.")
 @click.option("--rank", type=int, help="Of a vision transformer.  [default: as recorded]")
 @click.option("--hidden", type=int, help="Width of its MLP.  [default: as timm's models have it]")
-@click.option("--check", metavar="FILE", help="Recorded numbers of the basis, see below.")
+@click.option("--check", type=FILE, help="Recorded numbers of the basis, see below.")
 @ui.threads_option
 @ui.force_option
 @summary_options

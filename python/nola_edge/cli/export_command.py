@@ -7,6 +7,7 @@ import click
 from nola_edge.cli import output as ui
 from nola_edge.cli.inputs import local_adapters, local_base, revision_option
 from nola_edge.cli.output_names import check_file_name, check_folder_name
+from nola_edge.cli.path_types import FILE, FOLDER, PATH
 from nola_edge.cli.summary import bytes_at, show, summary_options
 from nola_edge.cli.types import type_option
 from nola_edge.errors import printable
@@ -21,11 +22,14 @@ def command() -> None:
     "lora",
     epilog="Example: nola-edge export lora ./my-adapter --base ./Llama-3-8B -o ./my-lora",
 )
-@click.argument("adapter")
+@click.argument("adapter", type=PATH)
 @click.option(
-    "--base", required=True, help="The checkpoint, or its Hub id; it says how large modules are."
+    "--base",
+    type=PATH,
+    required=True,
+    help="The checkpoint, or its Hub id; it says how large modules are.",
 )
-@click.option("-o", "--output", required=True, help="Folder to write.")
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder to write.")
 @type_option(
     ("F32", "F16", "BF16"),
     default="F32",
@@ -71,13 +75,16 @@ def lora(
     "gguf-lora",
     epilog="Example: nola-edge export gguf-lora ./my-adapter --base ./q4_k_m.gguf -o lora.gguf",
 )
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
+@click.argument("adapters", type=PATH, nargs=-1, required=True, metavar="ADAPTER...")
 @click.option(
     "--base",
+    type=PATH,
     required=True,
     help="The GGUF file it will be loaded with, or the Hugging Face folder of that, or its Hub id.",
 )
-@click.option("-o", "--output", required=True, help="File to write, with the suffix .gguf.")
+@click.option(
+    "-o", "--output", type=FILE, required=True, help="File to write, with the suffix .gguf."
+)
 @type_option(("F32", "F16"), default="F32", show_default="f32", help="Of A and B; f16 rounds them.")
 @ui.force_option
 @revision_option

@@ -10,6 +10,7 @@ import click
 
 from nola_edge.cli import output as ui
 from nola_edge.cli.inputs import local_base, revision_option
+from nola_edge.cli.path_types import PATH
 from nola_edge.errors import printable
 
 if TYPE_CHECKING:
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
 
 
 @click.command("inspect", epilog="Example: nola-edge inspect ./my-adapter --base ./Llama-3-8B")
-@click.argument("adapter")
-@click.option("--base", help="The checkpoint; adds shapes and the compression against LoRA.")
+@click.argument("adapter", type=PATH)
+@click.option(
+    "--base", type=PATH, help="The checkpoint; adds shapes and the compression against LoRA."
+)
 @click.option("--modules", "list_modules", is_flag=True, help="List every module.")
 @revision_option
 @ui.check_base_option

@@ -11,6 +11,7 @@ from nola_edge.cli import merging
 from nola_edge.cli import output as ui
 from nola_edge.cli.inputs import local_adapters, local_base, revision_option
 from nola_edge.cli.output_names import check_file_name, check_folder_name
+from nola_edge.cli.path_types import PATH
 from nola_edge.cli.summary import summary_options
 from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
 
@@ -21,9 +22,9 @@ from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
     "Example: nola-edge merge ./Llama-3-8B adapters/* --each -o ./merged\n"
     "Example: srun -n 8 nola-edge merge ./base adapters/* --each --shard auto -o /shared/merged",
 )
-@click.argument("base")
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
-@click.option("-o", "--output", required=True, help="File or folder to write.")
+@click.argument("base", type=PATH)
+@click.argument("adapters", type=PATH, nargs=-1, required=True, metavar="ADAPTER...")
+@click.option("-o", "--output", type=PATH, required=True, help="File or folder to write.")
 @click.option(
     "--each", is_flag=True, help="Write one output per ADAPTER, OUTPUT/name; read BASE once."
 )

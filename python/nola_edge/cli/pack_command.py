@@ -8,13 +8,16 @@ import click
 
 from nola_edge.cli import output as ui
 from nola_edge.cli.output_names import check_file_name
+from nola_edge.cli.path_types import FILE, PATH
 from nola_edge.cli.summary import show, summary_options
 from nola_edge.errors import printable
 
 
 @click.command("pack", epilog="Example: nola-edge pack ./my-adapter -o my-adapter.nola")
-@click.argument("adapter")
-@click.option("-o", "--output", required=True, help="File to write, with the suffix .nola.")
+@click.argument("adapter", type=PATH)
+@click.option(
+    "-o", "--output", type=FILE, required=True, help="File to write, with the suffix .nola."
+)
 @ui.force_option
 @summary_options
 def command(adapter: str, output: str, force: bool, as_json: bool, quiet: bool) -> None:

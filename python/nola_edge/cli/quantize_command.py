@@ -8,6 +8,7 @@ import click
 
 from nola_edge.cli import output as ui
 from nola_edge.cli.output_names import check_folder_name
+from nola_edge.cli.path_types import PATH
 from nola_edge.cli.summary import bytes_at, show, summary_options
 from nola_edge.errors import printable
 
@@ -22,7 +23,7 @@ _PACKED = ".nola"
     epilog="\b\nExample: nola-edge quantize ./my-adapter -o my-adapter.nola\n"
     "Example: nola-edge quantize ./my-adapter --bits 4 -o ./small",
 )
-@click.argument("adapter")
+@click.argument("adapter", type=PATH)
 @click.option(
     "--bits",
     type=click.Choice(["3", "4", "8"]),
@@ -31,7 +32,11 @@ _PACKED = ".nola"
     help="Of each coefficient, with one fp32 scale for each module's A and B.",
 )
 @click.option(
-    "-o", "--output", required=True, help="Folder to write or, with the suffix .nola, packed file."
+    "-o",
+    "--output",
+    type=PATH,
+    required=True,
+    help="Folder to write or, with the suffix .nola, packed file.",
 )
 @ui.force_option
 @summary_options

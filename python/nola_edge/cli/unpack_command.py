@@ -6,13 +6,14 @@ import click
 
 from nola_edge.cli import output as ui
 from nola_edge.cli.output_names import check_folder_name
+from nola_edge.cli.path_types import FILE, FOLDER
 from nola_edge.cli.summary import bytes_at, show, summary_options
 from nola_edge.errors import printable
 
 
 @click.command("unpack", epilog="Example: nola-edge unpack my-adapter.nola -o ./my-adapter")
-@click.argument("packed")
-@click.option("-o", "--output", required=True, help="Folder to write.")
+@click.argument("packed", type=FILE)
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder to write.")
 @ui.force_option
 @summary_options
 def command(packed: str, output: str, force: bool, as_json: bool, quiet: bool) -> None:

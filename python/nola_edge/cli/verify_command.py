@@ -10,6 +10,7 @@ import click
 
 from nola_edge.cli import output as ui
 from nola_edge.cli.inputs import local_adapters, local_base, revision_option
+from nola_edge.cli.path_types import PATH
 from nola_edge.cli.summary import as_found, show, summary_options
 from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
 from nola_edge.errors import printable
@@ -26,9 +27,9 @@ _LISTED = 20
     "verify",
     epilog="Example: nola-edge verify ./merged ./Llama-3-8B ./my-adapter",
 )
-@click.argument("merged")
-@click.argument("base")
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
+@click.argument("merged", type=PATH)
+@click.argument("base", type=PATH)
+@click.argument("adapters", type=PATH, nargs=-1, required=True, metavar="ADAPTER...")
 @click.option(
     "--tensors-only",
     is_flag=True,
