@@ -1,6 +1,7 @@
 """``nola-edge`` and ``python -m nola_edge``: the command line."""
 
 import _signal  # type: ignore[import-not-found]  # there from the start, unlike signal
+import os
 
 
 def main() -> None:
@@ -8,7 +9,8 @@ def main() -> None:
     # What is imported takes a fraction of a second, changes nothing, and may be interrupted as any
     # program in C may: it ends without a word. The same goes for the way out.
     _end_at_once()
-    import numpy  # noqa: F401
+    if "_NOLA_EDGE_COMPLETE" not in os.environ:  # a shell that asks is waited for
+        import numpy  # noqa: F401
 
     from nola_edge.cli.main import main as run
 

@@ -19,20 +19,23 @@ if TYPE_CHECKING:
     from nola_edge.convert.convert import ConversionReport
 
 _EPILOG = """\
-\b
-Example: nola-edge convert ./output/checkpoint-200/adapter_model --gpu a100 -o ./my-lora
+Example: nola-edge convert ./adapter_model --gpu a100 -o ./my-lora
+
 Example: nola-edge convert model.52580.safetensors --drawn-on cuda --multiprocessors 84
-           --threads-per-multiprocessor 1536 --lora-alpha 2 -o ./my-lora
+    --threads-per-multiprocessor 1536 --lora-alpha 2 -o ./my-lora
+
 Example: nola-edge convert 20240101_120000.safetensors -o ./my-lora
 
 The basis of such a checkpoint depends on the device that training drew it on. Where nothing
-records it, record it on that machine, once (K and the shape of lora_A.weight, for the largest of
-the file; nola-edge prints the lines with these numbers in place), and convert with --check:
+records it, record it on that machine, once (K and the shape of lora_A.weight, for the largest
+layer of the file, called LAYER here; nola-edge prints the lines with all of these in place), and
+convert with --check:
 
 \b
-  torch.manual_seed(SEED)                                  # the tensor ….lora_A.seed
-  w = torch.empty(K, ROWS, COLS, device="cuda").uniform_(-1, 1)
-  save_file({"….lora_A.first": w[:, 0, 0].cpu().contiguous()}, "first.safetensors")
+torch.manual_seed(SEED)  # the tensor LAYER.lora_A.seed
+w = torch.empty(K, ROWS, COLS, device="cuda")
+w = w.uniform_(-1, 1)[:, 0, 0].cpu().contiguous()
+save_file({"LAYER.lora_A.first": w}, "f.safetensors")
 """
 
 
@@ -44,13 +47,13 @@ the file; nola-edge prints the lines with these numbers in place), and convert w
     type=click.Choice(["cpu", "cuda"]),
     help="Where training drew the basis; a GPU also needs its size.",
 )
-@click.option("--gpu", metavar="NAME", help="The GPU by name: a100, h100-sxm, v100, t4, …")
-@click.option("--multiprocessors", type=int, metavar="N", help="Or by its size, both numbers of")
+@click.option("--gpu", metavar="NAME", help="The GPU by name: a100, h100-sxm, v100, t4 and others.")
+@click.option("--multiprocessors", type=int, metavar="N", help="Or the GPU by its size, and")
 @click.option(
     "--threads-per-multiprocessor",
     type=int,
     metavar="N",
-    help="torch.cuda.get_device_properties(0).",
+    help="both numbers: get_device_properties(0) in torch.cuda has them.",
 )
 @click.option(
     "--older-torch",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.cli.help import Group
 from nola_edge.cli.inputs import local_adapters, local_base, revision_option
 from nola_edge.cli.output_names import check_file_name, check_folder_name
 from nola_edge.cli.path_types import FILE, FOLDER, PATH
@@ -13,7 +14,7 @@ from nola_edge.cli.types import type_option
 from nola_edge.errors import printable
 
 
-@click.group("export")
+@click.group("export", cls=Group)
 def command() -> None:
     """Write an adapter in the format of another program."""
 

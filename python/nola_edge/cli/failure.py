@@ -64,7 +64,7 @@ class Failure:
 
 
 def _of_usage(error: click.ClickException) -> Failure:
-    message = error.format_message()
+    message = " ".join(error.format_message().split())
     context = getattr(error, "ctx", None)
     line = message if context is None else f"{message} ({_advice(error, context)})"
     field = getattr(error, "option_name", None) or _parameter(error)

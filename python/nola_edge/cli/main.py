@@ -14,6 +14,8 @@ import click
 
 from nola_edge import __version__
 from nola_edge.cli.failure import Failure, wants_json
+from nola_edge.cli.help import Group
+from nola_edge.cli.layout import MAX_WIDTH
 from nola_edge.cli.stdout import Stdout, open_closed_streams, replace_stdout
 from nola_edge.errors import NolaEdgeError
 from nola_edge.jsonio import dumps
@@ -21,6 +23,8 @@ from nola_edge.pacing import end_with
 
 if TYPE_CHECKING:
     from types import FrameType
+
+    from click.shell_completion import CompletionItem
 
 _COMMANDS = {
     "merge": "Merge adapters into a checkpoint and write the result.",
@@ -34,14 +38,18 @@ _COMMANDS = {
     "demo": "Merge, verify and measure, on weights made on the spot.",
     "bench": "Measure the kernels against their peers.",
     "info": "Show version, instruction sets and threads.",
+    "completion": "Print a script that completes commands in your shell.",
 }
 
+
+#: In the environment when a shell asks; completion_command.py answers.
+_COMPLETE = "_NOLA_EDGE_COMPLETE"
 
 #: Commands that leave their result on disk; the others print it.
 _WRITING = ("merge", "quantize", "pack", "unpack", "export", "convert")
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(Group):
     """Imports a command's module when it is run, so that --help stays quick."""
 
     #: The command that has been run to its end.
@@ -56,20 +64,27 @@ class _LazyGroup(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        module = importlib.import_module(f"nola_edge.cli.{cmd_name}_command")
-        command: click.Command = module.command
-        return command
+        if cmd_name in _COMMANDS:
+            module = importlib.import_module(f"nola_edge.cli.{cmd_name}_command")
+            self.add_command(module.command)
+        return super().get_command(ctx, cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from nola_edge.cli.completion_command import commands
+
+        return [
+            *commands(_COMMANDS, incomplete),
+            *click.Command.shell_complete(self, ctx, incomplete),
+        ]
+
 
 @click.group(
     cls=_LazyGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": MAX_WIDTH},
     epilog="Start with: nola-edge demo",
 )
 @click.version_option(__version__, prog_name="nola-edge")
@@ -141,9 +156,11 @@ def main(arguments: list[str] | None = None) -> Any:
     """
     as_json = wants_json(sys.argv[1:] if arguments is None else arguments)
     open_closed_streams()
+    if _COMPLETE in os.environ:
+        importlib.import_module("nola_edge.cli.completion_command")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without these signs still gets text
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="nola_edge.in_ascii")
     stdout = replace_stdout()
     try:
         _handle_signals()

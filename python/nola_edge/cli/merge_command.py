@@ -18,8 +18,8 @@ from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
 
 @click.command(
     "merge",
-    epilog="\b\nExample: nola-edge merge ./Llama-3-8B ./my-adapter -o ./merged\n"
-    "Example: nola-edge merge ./Llama-3-8B adapters/* --each -o ./merged\n"
+    epilog="Example: nola-edge merge ./Llama-3-8B ./my-adapter -o ./merged\n\n"
+    "Example: nola-edge merge ./Llama-3-8B adapters/* --each -o ./merged\n\n"
     "Example: srun -n 8 nola-edge merge ./base adapters/* --each --shard auto -o /shared/merged",
 )
 @click.argument("base", type=PATH)
