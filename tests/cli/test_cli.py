@@ -176,17 +176,6 @@ def test_weights_of_adapters(tiny, tmp_path):
     assert "weight" in run("merge", base, f"{adapter}=x", "-o", tmp_path / "no").stderr
 
 
-def test_inspect(tiny):
-    base, adapter = tiny
-    done = run("inspect", adapter, "--base", base, "--modules")
-    assert "layers.*.q (2), layers.*.v (1)" in done.stdout
-    assert "x fewer numbers than LoRA r = 1" in done.stdout
-    data = json.loads(run("inspect", adapter, "--base", base, "--json").stdout)
-    assert data["coefficients"] == 60
-    assert data["compression"] == {"coefficients": 60, "lora_r1": 192, "full": 2880}
-    assert sum(data["alpha"]["histogram"]) == 30
-
-
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -1,20 +1,27 @@
-"""What an adapter's coefficients look like, and what it saves against LoRA."""
+"""What an adapter's coefficients look like, which modules it has, what it saves against LoRA."""
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
     from nola_edge.adapter.adapter import Adapter
 
-_BARS = " ▁▂▃▄▅▆▇█"
+#: Levels of a histogram, from nothing to the most; and for terminals without such blocks.
+BLOCKS = " ▁▂▃▄▅▆▇█"
+ASCII_LEVELS = " .:-=+*#@"
+
+#: A whole part of a module's name that is a number.
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 @dataclass(frozen=True)
@@ -52,11 +59,29 @@ class Distribution:
             histogram=tuple(int(c) for c in counts),
         )
 
-    def picture(self) -> str:
+    def picture(self, levels: str = BLOCKS) -> str:
         """Draw the histogram in one line; a bin that is not empty is never drawn empty."""
         most = max(self.histogram)
-        levels = [-(-c * (len(_BARS) - 1) // most) for c in self.histogram]
-        return "".join(_BARS[level] for level in levels)
+        return "".join(levels[-(-c * (len(levels) - 1) // most)] for c in self.histogram)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Modules whose names differ in numbers only.
+
+    Attributes
+    ----------
+    name : str
+        With a star for each number.
+    count : int
+        How many there are.
+    shapes : dict
+        Shape of a weight -> how many have it; empty where shapes are not known.
+    """
+
+    name: str
+    count: int
+    shapes: dict[tuple[int, ...], int]
 
 
 @dataclass(frozen=True)
@@ -67,15 +92,32 @@ class Compression:
     ----------
     coefficients : int
         Numbers in this adapter.
-    lora_r1 : int
-        Numbers in a LoRA of rank 1 on the same modules.
+    lora_r1, lora_r16 : int
+        Numbers in a LoRA of rank 1, and of rank 16, on the same modules.
     full : int
         Numbers in the full weight differences.
     """
 
     coefficients: int
     lora_r1: int
+    lora_r16: int
     full: int
+
+
+def patterns(
+    names: Iterable[str], shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> list[Pattern]:
+    """Group names that differ in numbers, such as a layer's, in the order of their first."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_NUMBER.sub("*", name), []).append(name)
+    found = []
+    for pattern, members in groups.items():
+        counts: dict[tuple[int, ...], int] = {}
+        for shape in [shapes[name] for name in members] if shapes else ():
+            counts[shape] = counts.get(shape, 0) + 1
+        found.append(Pattern(pattern if len(members) > 1 else members[0], len(members), counts))
+    return found
 
 
 def all_values(adapter: Adapter, factor: str) -> NDArray[np.float32]:
@@ -85,8 +127,10 @@ def all_values(adapter: Adapter, factor: str) -> NDArray[np.float32]:
 
 def compression(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> Compression:
     """Compare with LoRA and full differences; `shapes` maps modules to weight shapes."""
+    lora_r1 = sum(sum(shapes[module]) for module in adapter.modules)
     return Compression(
         coefficients=adapter.num_coefficients,
-        lora_r1=sum(sum(shapes[module]) for module in adapter.modules),
-        full=sum(int(np.prod(shapes[module], dtype=object)) for module in adapter.modules),
+        lora_r1=lora_r1,
+        lora_r16=16 * lora_r1,
+        full=sum(math.prod(shapes[module]) for module in adapter.modules),
     )

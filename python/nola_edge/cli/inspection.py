@@ -1,0 +1,163 @@
+"""What ``nola-edge inspect`` prints, of the summary that ``--json`` prints whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nola_edge.adapter.statistics import ASCII_LEVELS, BLOCKS, Distribution
+from nola_edge.cli import layout
+from nola_edge.cli.layout import GLUE
+from nola_edge.cli.output import human_bytes
+from nola_edge.errors import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    Row = tuple[str, str]
+
+_LABEL = 14
+_LISTED = 20
+
+
+def show(given: str, summary: dict[str, Any], *, list_modules: bool) -> None:
+    """Print a summary, in the terminal's width and signs.
+
+    Parameters
+    ----------
+    given : str
+        The adapter, as the user names it.
+    """
+    columns = layout.width()
+    levels = BLOCKS if layout.has(BLOCKS) else ASCII_LEVELS
+    lines = [
+        *_rows(_identity(given, summary), columns),
+        *_table(_patterns(summary["patterns"]), columns),
+        *_rows(_contents(summary, levels), columns),
+        *_table(_patterns(summary["whole_patterns"]), columns),
+        *_rows([("compression", _compression(summary))], columns),
+    ]
+    if list_modules:
+        lines += ["", *_table(_modules(summary), columns, most=None)]
+    click.echo("\n".join(lines))
+
+
+def _rows(rows: Iterable[Row], columns: int) -> Iterator[str]:
+    for label, value in rows:
+        for number, line in enumerate(_wrapped(value, columns - _LABEL)):
+            yield f"{label * (number == 0):{_LABEL}}{line}"
+
+
+def _wrapped(value: str, columns: int) -> list[str]:
+    return [line for text in value.split("\n") for line in layout.wrap(text, columns)]
+
+
+def _table(rows: list[Row], columns: int, most: int | None = _LISTED) -> Iterator[str]:
+    """Lay out names and what is said of each; a name that leaves no room has a line of its own."""
+    shown = rows[:most]
+    said = max((len(text) for _, text in shown), default=0)
+    room = columns - 4 - said
+    column = max((len(name) for name, _ in shown if len(name) <= room), default=0)
+    for name, text in shown:
+        if len(name) <= column:
+            yield f"  {name:{column}}  {text}"
+        else:
+            yield from (f"  {line}" for line in layout.wrap(name, columns - 2))
+            yield from (f"      {line}" for line in layout.wrap(text, columns - 6))
+    if len(rows) > len(shown):
+        yield f"  and {len(rows) - len(shown)} more: --json has all"
+
+
+def _identity(given: str, summary: dict[str, Any]) -> Iterator[Row]:
+    packed = ", packed" * summary["packed"]
+    yield "adapter", f"{printable(given, 400)} ({human_bytes(summary['bytes'])}{packed})"
+    for label, field in (("base", "base_model_name_or_path"), ("task", "task_type")):
+        yield label, printable(summary[field] or "not recorded", 400)
+    yield "fingerprints", _fingerprints(summary["fingerprints"])
+    count, kinds = len(summary["modules"]), len(summary["patterns"])
+    yield "modules", f"{count}" + f" in {kinds} patterns" * (1 < kinds < count)
+
+
+def _fingerprints(states: dict[str, str]) -> str:
+    groups: dict[str, list[str]] = {}
+    for name, state in states.items():
+        groups.setdefault(state, []).append(name)
+    said = {
+        "checked": "checked",
+        "unchecked": "not checked without --base",
+        "missing": "not recorded",
+    }
+    return "; ".join(
+        f"{said[state]}: {', '.join(names)}".replace(" ", GLUE) for state, names in groups.items()
+    )
+
+
+def _patterns(patterns: list[dict[str, Any]]) -> list[Row]:
+    rows = []
+    for pattern in patterns:
+        shapes = [
+            f"{entry['count']} x ({' x '.join(map(str, entry['shape']))})"
+            for entry in pattern["shapes"]
+        ]
+        rows.append((printable(pattern["name"], 240), ", ".join(shapes) or str(pattern["count"])))
+    return rows
+
+
+def _contents(summary: dict[str, Any], levels: str) -> Iterator[Row]:
+    a, b = summary["num_basis_a"], summary["num_basis_b"]
+    yield (
+        "factors",
+        f"rank {summary['r']}, {a} + {b} coefficients each, {summary['basis']} basis, "
+        f"seed{GLUE}{summary['seed']}",
+    )
+    rule = "lora_alpha / sqrt(r)" if summary["use_rslora"] else "lora_alpha / r"
+    yield "scaling", f"{summary['scaling']:g} = {rule}"
+    if summary["fan_in_fan_out"]:
+        yield "weights", "stored as (in, out): fan_in_fan_out"
+    yield "coefficients", f"{summary['coefficients']:,} ({_stored_size(summary)})"
+    for factor in ("alpha", "beta"):
+        yield factor, _distribution(Distribution(**summary[factor]), levels)
+    if summary["whole_tensors"]:
+        yield "whole tensors", f"{len(summary['whole_tensors'])}"
+
+
+def _stored_size(summary: dict[str, Any]) -> str:
+    bits = summary["coefficient_bits"]
+    if bits is None:
+        return f"{human_bytes(4 * summary['coefficients'])} as F32"
+    return f"{human_bytes(summary['coefficients'] * bits / 8)} in {bits} bits"
+
+
+def _distribution(d: Distribution, levels: str) -> str:
+    zeros = {0: "no zeros", 1: "1 zero"}.get(d.zeros, f"{d.zeros:,} zeros")
+    picture = f"{d.low:+.3g} {d.picture(levels)} {d.high:+.3g}"
+    numbers = f"mean {d.mean:.2g}, std {d.std:.2g}, {zeros}"
+    return f"{picture.replace(' ', GLUE)}  {numbers.replace(' ', GLUE)}"
+
+
+def _compression(summary: dict[str, Any]) -> str:
+    if "compression" not in summary:
+        return "give --base to compare with LoRA and full fine-tuning"
+    numbers = summary["compression"]
+    others = {"LoRA r = 1": "lora_r1", "LoRA r = 16": "lora_r16", "the full difference": "full"}
+    ratios = [_ratio(numbers[field] / numbers["coefficients"]) for field in others.values()]
+    column = max(map(len, ratios))
+    return "\n".join(
+        f"{ratio:>{column}} against {what} ({numbers[field]:,})".replace(" ", GLUE)
+        for ratio, (what, field) in zip(ratios, others.items(), strict=True)
+    )
+
+
+def _ratio(value: float) -> str:
+    return f"{value:,.1f}x" if value < 100 else f"{value:,.0f}x"
+
+
+def _modules(summary: dict[str, Any]) -> list[Row]:
+    rows = []
+    for module, largest in summary["largest"].items():
+        shape = summary.get("shapes", {}).get(module)
+        size = f"{' x '.join(map(str, shape))}, " if shape else ""
+        said = f"{size}|alpha| {largest['alpha']:.3g}, |beta| {largest['beta']:.3g} at most"
+        rows.append((printable(module, 240), said))
+    return rows
