@@ -20,7 +20,7 @@ from nola_edge.errors import OutputError, printable
 from nola_edge.mounts import file_system
 from nola_edge.parents import Parents, nearest_folder
 from nola_edge.renaming import exchange, rename_new
-from nola_edge.replaceable import names_below, nothing_yet
+from nola_edge.replaceable import anything, names_below, nothing_yet
 from nola_edge.temporary import (
     NEW,
     REPLACED,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from nola_edge.replaceable import Replaceable
+    from nola_edge.replaceable import Obstacle
 
 
 class AtomicOutput:
@@ -57,8 +57,8 @@ class AtomicOutput:
     expected_bytes : int, optional
         Refuse at once if the disk has less space.
     replaces : callable
-        Tells whether what is there is of the kind that is written (:mod:`nola_edge.replaceable`);
-        by default only what is empty is.
+        Says what of a path is not of the kind that is written (:mod:`nola_edge.replaceable`); by
+        default anything is.
     if_exists : str
         What to do about an existing target, for the message.
 
@@ -82,7 +82,7 @@ class AtomicOutput:
         force: bool = False,
         directory: bool,
         expected_bytes: int = 0,
-        replaces: Replaceable = nothing_yet,
+        replaces: Obstacle = anything,
         if_exists: str = "choose another name or pass --force",
     ) -> None:
         self.target = Path(os.path.abspath(target))
@@ -206,18 +206,22 @@ class AtomicOutput:
                 "is a mount point, which nothing can take the place of; choose a name in it",
                 file=target,
             )
-        if self._force and target.exists() and not self._may_replace(target):
+        in_the_way = self._in_the_way(target) if self._force and target.exists() else None
+        if in_the_way is not None:
             raise OutputError(
-                "holds something that this does not write, so --force does not replace it; choose "
-                "another name, or remove it yourself",
+                f"{in_the_way}, so --force does not replace it; choose another name, or remove it "
+                "yourself",
                 file=target,
             )
 
-    def _may_replace(self, path: Path) -> bool:
-        """Tell whether what stands at a path is what this writes, or nothing yet."""
+    def _in_the_way(self, path: Path) -> str | None:
+        """Say what of a path is neither what this writes nor nothing yet."""
         if path.is_symlink() or path.is_dir() != self._directory:
-            return False
-        return nothing_yet(path) or self._replaces(path)
+            return "is something else"
+        return None if nothing_yet(path) else self._replaces(path)
+
+    def _may_replace(self, path: Path) -> bool:
+        return self._in_the_way(path) is None
 
     def _check_movable(self) -> None:
         """Refuse, before the work, a folder that could not be moved out of the way after it."""
@@ -298,13 +302,13 @@ class AtomicOutput:
 
     def _check_replaced(self, path: Path, names: Sequence[str]) -> None:
         """Refuse to lose what stands at a path, unless all of it was there before the work."""
-        if not os.path.lexists(path) or self._may_replace(path):
+        in_the_way = self._in_the_way(path) if os.path.lexists(path) else None
+        if in_the_way is None:
             return
         if path.is_dir() and names and set(names_below(path)) <= set(names):
             return  # some of it is gone since, and nothing has come
         raise OutputError(
-            "came to hold something, while the output was written, that this does not write; it "
-            "was left as it is",
+            f"changed while the output was written: it {in_the_way}; it was left as it is",
             file=self.target,
         )
 

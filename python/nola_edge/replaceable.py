@@ -1,4 +1,8 @@
-"""What ``--force`` may replace: something of the kind that the command itself writes."""
+"""What ``--force`` may replace: something of the kind that the command itself writes.
+
+The tests return what is in the way, for a message that begins with the path: "holds notes.txt,
+which this does not write". They return None of what may be replaced.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nola_edge.errors import FormatError, NolaEdgeError
+from nola_edge.errors import FormatError, NolaEdgeError, printable
 from nola_edge.gguf.file import GgufFile
 from nola_edge.jsonio import loads_object
 from nola_edge.model_folder import is_index
@@ -16,8 +20,8 @@ from nola_edge.safetensors_file import SafetensorsFile
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    #: Tells whether what stands at a path may be replaced.
-    Replaceable = Callable[[Path], bool]
+    #: Says what of a path keeps it from being replaced; None of one that may be.
+    Obstacle = Callable[[Path], str | None]
 
 _SUFFIX = ".safetensors"
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -31,51 +35,73 @@ def nothing_yet(path: Path) -> bool:
     return path.is_file() and path.stat().st_size == 0
 
 
-def checkpoint_folder(companions: Collection[Path]) -> Replaceable:
+def anything(path: Path) -> str | None:
+    """Say that a path holds something, whatever it is."""
+    if nothing_yet(path):
+        return None
+    return _foreign(names_below(path)) if path.is_dir() else "is not empty"
+
+
+def checkpoint_folder(companions: Collection[Path]) -> Obstacle:
     """Make a test for a folder with weights and nothing but these and files of given names."""
     own = {str(path) for path in companions}
 
-    def test(path: Path) -> bool:
+    def is_own(name: str) -> bool:
+        return name in own or ("/" not in name and (is_index(name) or name.endswith(_SUFFIX)))
+
+    def test(path: Path) -> str | None:
         names = os.listdir(path)
-        if _ADAPTER_CONFIG in names or not any(name.endswith(_SUFFIX) for name in names):
-            return False
-        return all(
-            name in own or ("/" not in name and (is_index(name) or name.endswith(_SUFFIX)))
-            for name in names_below(path)
-        )
+        if _ADAPTER_CONFIG in names:
+            return _foreign([_ADAPTER_CONFIG])
+        foreign = [name for name in names_below(path) if not is_own(name)]
+        if not foreign and not any(name.endswith(_SUFFIX) for name in names):
+            return f"holds {printable(min(names))} but no weights"
+        return _foreign(foreign)
 
     return test
 
 
-def nola_folder(path: Path) -> bool:
-    """Tell whether a folder holds a NOLA adapter and nothing else."""
-    return _holds_adapter(path, "NOLA")
+def nola_folder(path: Path) -> str | None:
+    """Say what keeps a folder from being a NOLA adapter and nothing else."""
+    return _no_adapter(path, "NOLA")
 
 
-def lora_folder(path: Path) -> bool:
-    """Tell whether a folder holds a LoRA and nothing else."""
-    return _holds_adapter(path, "LORA")
+def lora_folder(path: Path) -> str | None:
+    """Say what keeps a folder from being a LoRA and nothing else."""
+    return _no_adapter(path, "LORA")
 
 
-def _holds_adapter(path: Path, peft_type: str) -> bool:
+def _no_adapter(path: Path, peft_type: str) -> str | None:
     files = set(names_below(path))
-    if _ADAPTER_CONFIG not in files or not files <= _ADAPTER_FILES:
-        return False
+    if files - _ADAPTER_FILES:
+        return _foreign(files - _ADAPTER_FILES)
+    if _ADAPTER_CONFIG not in files:
+        return f"holds no {_ADAPTER_CONFIG}"
     try:
         config = loads_object(read_inside(path, _ADAPTER_CONFIG), file=path)
     except (NolaEdgeError, OSError):
-        return False
-    return config.get("peft_type") == peft_type
+        return f"holds an {_ADAPTER_CONFIG} that cannot be read"
+    if config.get("peft_type") == peft_type:
+        return None
+    return f"holds an {_ADAPTER_CONFIG} whose peft_type is not {peft_type}"
 
 
-def packed_adapter(path: Path) -> bool:
-    """Tell whether a file is a packed adapter."""
-    return (_format_of(path) or "").startswith("nola-packed-")
+def _foreign(names: Collection[str]) -> str | None:
+    if not names:
+        return None
+    more = " and more" * (len(names) > 1)
+    return f"holds {printable(min(names))}{more}, which this does not write"
 
 
-def safetensors_file(path: Path) -> bool:
-    """Tell whether a file is one of safetensors."""
-    return _format_of(path) is not None
+def packed_adapter(path: Path) -> str | None:
+    """Say that a file is not a packed adapter."""
+    packed = (_format_of(path) or "").startswith("nola-packed-")
+    return None if packed else "is not a packed adapter"
+
+
+def safetensors_file(path: Path) -> str | None:
+    """Say that a file is not one of safetensors."""
+    return "is not a safetensors file" if _format_of(path) is None else None
 
 
 def _format_of(path: Path) -> str | None:
@@ -87,14 +113,14 @@ def _format_of(path: Path) -> str | None:
         return None
 
 
-def gguf_model(path: Path) -> bool:
-    """Tell whether a file is a model in GGUF."""
-    return _gguf_type(path) == "model"
+def gguf_model(path: Path) -> str | None:
+    """Say that a file is not a model in GGUF."""
+    return None if _gguf_type(path) == "model" else "is not a GGUF model"
 
 
-def gguf_lora(path: Path) -> bool:
-    """Tell whether a file is an adapter in GGUF."""
-    return _gguf_type(path) == "adapter"
+def gguf_lora(path: Path) -> str | None:
+    """Say that a file is not an adapter in GGUF."""
+    return None if _gguf_type(path) == "adapter" else "is not a GGUF adapter"
 
 
 def _gguf_type(path: Path) -> object:

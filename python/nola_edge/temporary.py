@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from nola_edge.renaming import rename_new
 
 if TYPE_CHECKING:
-    from nola_edge.replaceable import Replaceable
+    from collections.abc import Callable
 
 #: Within a temporary: the new output, until it is in place …
 NEW = "new"
@@ -53,7 +53,7 @@ def temporary_path(target: Path) -> Path:
     return target.with_name(_prefix(target) + name)
 
 
-def sweep(target: Path, may_replace: Replaceable) -> None:
+def sweep(target: Path, may_replace: Callable[[Path], bool]) -> None:
     """Remove the temporaries of a target whose owners are dead; see :func:`remove`.
 
     Parameters
@@ -88,7 +88,7 @@ def sweep_folder(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def remove(temporary: Path, target: Path, may_replace: Replaceable) -> None:
+def remove(temporary: Path, target: Path, may_replace: Callable[[Path], bool]) -> None:
     """Remove a temporary, but nothing in it that stood at the target and was not to be lost.
 
     What was taken away there, for a new output that never came, is put back; where something else

@@ -355,9 +355,9 @@ def test_what_force_may_replace_in_folders(files, checkpoint, kind, tmp_path):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     own = replaceable.checkpoint_folder([Path("config.json"), Path("tokenizer/vocabulary.txt")])
-    assert own(folder) == checkpoint
-    assert replaceable.nola_folder(folder) == (kind == "NOLA")
-    assert replaceable.lora_folder(folder) == (kind == "LORA")
+    assert (own(folder) is None) == checkpoint
+    assert (replaceable.nola_folder(folder) is None) == (kind == "NOLA")
+    assert (replaceable.lora_folder(folder) is None) == (kind == "LORA")
 
 
 def test_what_force_may_replace_in_files(tiny, tmp_path):
@@ -385,7 +385,7 @@ def test_what_force_may_replace_in_files(tiny, tmp_path):
             replaceable.gguf_model, replaceable.gguf_lora, replaceable.packed_adapter,
             replaceable.safetensors_file,
         ):  # fmt: skip
-            assert test(tmp_path / name) == (test in tests), (name, test.__name__)
+            assert (test(tmp_path / name) is None) == (test in tests), (name, test.__name__)
 
 
 def test_commands_replace_only_what_they_write(tiny, tmp_path):

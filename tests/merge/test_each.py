@@ -363,7 +363,7 @@ def test_existing_outputs(tiny, tmp_path, monkeypatch):
 def test_force_spares_what_is_no_output(tiny, tmp_path):
     (tmp_path / "out" / "a1").mkdir(parents=True)
     (tmp_path / "out" / "a1" / "notes.txt").write_text("precious")
-    message = "a1: holds something that this does not write"
+    message = "a1: holds notes.txt, which this does not write, so --force does not replace it"
     refused(tiny, tmp_path, seeds(2), message, OutputError, force=True)
     message = "a1: is there but is no checkpoint"
     refused(tiny, tmp_path, seeds(2), message, OutputError, skip_existing=True)

@@ -22,7 +22,7 @@ from nola_edge.threads import check_threads
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nola_edge.replaceable import Replaceable
+    from nola_edge.replaceable import Obstacle
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ def merge_checkpoint(
         return merge.report(time.perf_counter() - begin, check_base)
 
 
-def replaces_of(base: Checkpoint) -> Replaceable:
-    """Tell what a merge into a base may replace: an earlier one into the same or a like base."""
+def replaces_of(base: Checkpoint) -> Obstacle:
+    """Return what tests whether a merge may replace a path: it must be one into a like base."""
     return checkpoint_folder(base.companions()) if base.is_folder else safetensors_file
 
 
