@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nola_edge.errors import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -204,6 +206,9 @@ class TensorMapping(MutableMapping[str, "NDArray[Any]"]):
         self.tensors: dict[str, Tensor] = {
             name: tensor_of(values) for name, values in given.items()
         }
+
+    def __repr__(self) -> str:
+        return f"<TensorMapping of {len(self)}: {printable(', '.join(self))}>"
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         tensor = self.tensors[name]

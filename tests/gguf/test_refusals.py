@@ -147,7 +147,7 @@ def test_outputs_are_kept_and_inputs_too(tmp_path):
     base = write(tmp_path / "base.gguf", arrays_of())
     (tmp_path / "out.gguf").write_text("mine")
     refused(tmp_path, "exists already", OutputError, base=base)
-    refused(tmp_path, "does not write", OutputError, base=base, force=True)
+    refused(tmp_path, "is not a GGUF model, so --force", OutputError, base=base, force=True)
     (tmp_path / "out.gguf").write_bytes(base.read_bytes())
     merge_gguf(base, adapter_of(), tmp_path / "out.gguf", force=True)
     assert (tmp_path / "out.gguf").read_bytes() != base.read_bytes()

@@ -77,6 +77,20 @@ class Adapter:
         self.path = path
         _check_contents(self)
 
+    def __repr__(self) -> str:
+        config = self.config
+        where = "in memory" if self.path is None else printable(self.path)
+        bits = "" if config.coefficient_bits is None else f" of {config.coefficient_bits} bits"
+        whole = len(self.whole_tensors)
+        parts = [
+            f"NOLA rank {config.r}",
+            f"{config.num_basis_a} + {config.num_basis_b} coefficients{bits}",
+            f"{len(self.modules)} module{'s' * (len(self.modules) != 1)}",
+            *[f"{whole} whole tensor{'s' * (whole != 1)}"] * (whole > 0),
+            f"seed {config.seed}",
+        ]
+        return f"<Adapter {where}: {', '.join(parts)}>"
+
     @property
     def scaling(self) -> float:
         """Return s, in double."""

@@ -41,7 +41,7 @@ OUTPUT_EMBEDDINGS = ("lm_head.weight", "embed_out.weight")
 EMBEDDINGS = INPUT_EMBEDDINGS + OUTPUT_EMBEDDINGS
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Coefficients:
     """The trained numbers of one module.
 
@@ -55,6 +55,9 @@ class Coefficients:
 
     alpha: NDArray[np.float32]
     beta: NDArray[np.float32]
+
+    def __repr__(self) -> str:
+        return f"<Coefficients: alpha {self.alpha.size}, beta {self.beta.size}>"
 
     def __post_init__(self) -> None:
         """Freeze the arrays."""

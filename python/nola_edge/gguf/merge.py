@@ -56,7 +56,7 @@ class GgufReport:
     merged: int
     nbytes: int
     seconds: float
-    survival: dict[str, Survival] = field(default_factory=dict)
+    survival: dict[str, Survival] = field(default_factory=dict, repr=False)
 
     @property
     def overall(self) -> Survival:

@@ -70,7 +70,7 @@ class FileDifference:
     detail: str
 
 
-@dataclass
+@dataclass(repr=False)
 class VerifyReport:
     """What a comparison found.
 
@@ -101,6 +101,11 @@ class VerifyReport:
 
     def __bool__(self) -> bool:
         return self.identical
+
+    def __repr__(self) -> str:
+        differ = f"{len(self.differences)} tensor(s) and {len(self.files)} other file(s) differ"
+        found = "identical" if self.identical else differ
+        return f"<VerifyReport: {found}, {self.tensors} tensors compared, {self.merged} merged>"
 
 
 class Expected(Protocol):

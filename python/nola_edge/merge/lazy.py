@@ -11,6 +11,7 @@ import numpy as np
 from nola_edge import arguments
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import numpy_dtype
+from nola_edge.errors import printable
 from nola_edge.hub import base_path
 from nola_edge.merge.blocks import Workers, submit_merge
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
@@ -39,6 +40,10 @@ class MergedCheckpoint(Mapping[str, "NDArray[Any]"]):
     def __init__(self, plan: MergePlan, num_threads: int | None = None) -> None:
         self.plan = plan
         self._num_threads = num_threads
+
+    def __repr__(self) -> str:
+        base, merged = self.plan.base.path, len(self.plan.merges)
+        return f"<MergedCheckpoint {printable(base)}: {len(self)} tensors, {merged} merged>"
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         plan = self.plan

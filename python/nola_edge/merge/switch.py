@@ -72,6 +72,15 @@ class Switch(ABC):
         self._lost = False
         self._gate = Gate()
 
+    def __repr__(self) -> str:
+        holds = "the base" if self._active is None else printable(repr(self._active))
+        if self._lost:
+            holds = "neither base nor adapter"
+        return (
+            f"<{type(self).__name__} {printable(self._base.path)}: holds {holds}, knows "
+            f"{printable(', '.join(self._known) or 'no adapter')}>"
+        )
+
     @property
     def names(self) -> list[str]:
         """Return the adapters that are known, in the order in which they were added."""
