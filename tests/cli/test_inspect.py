@@ -84,7 +84,7 @@ def test_fingerprints_that_are_not_there_or_not_checked(tiny):
 
 def test_json_carries_everything(named):
     base, adapter = named
-    data = json.loads(run("inspect", adapter, "--base", base, "--json").stdout)
+    data = json.loads(run("inspect", adapter, "--base", base, "--json", "--modules").stdout)
     assert data["base_model_name_or_path"] == "meta-llama/Llama-3-8B"
     assert data["task_type"] == "CAUSAL_LM"
     assert data["coefficients"] == 60

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,14 +66,14 @@ class Distribution:
         return "".join(levels[-(-c * (len(levels) - 1) // most)] for c in self.histogram)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pattern:
     """Modules whose names differ in numbers only.
 
     Attributes
     ----------
     name : str
-        With a star for each number.
+        With a star for each number, unless there is one module only.
     count : int
         How many there are.
     shapes : dict
@@ -81,7 +82,7 @@ class Pattern:
 
     name: str
     count: int
-    shapes: dict[tuple[int, ...], int]
+    shapes: Mapping[tuple[int, ...], int]
 
 
 @dataclass(frozen=True)
@@ -108,16 +109,20 @@ def patterns(
     names: Iterable[str], shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> list[Pattern]:
     """Group names that differ in numbers, such as a layer's, in the order of their first."""
-    groups: dict[str, list[str]] = {}
+    first: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    found: dict[str, Counter[tuple[int, ...]]] = {}
     for name in names:
-        groups.setdefault(_NUMBER.sub("*", name), []).append(name)
-    found = []
-    for pattern, members in groups.items():
-        counts: dict[tuple[int, ...], int] = {}
-        for shape in [shapes[name] for name in members] if shapes else ():
-            counts[shape] = counts.get(shape, 0) + 1
-        found.append(Pattern(pattern if len(members) > 1 else members[0], len(members), counts))
-    return found
+        pattern = _NUMBER.sub("*", name)
+        first.setdefault(pattern, name)
+        counts[pattern] += 1
+        if shapes is not None:
+            found.setdefault(pattern, Counter())[shapes[name]] += 1
+    unknown: Mapping[tuple[int, ...], int] = {}
+    return [
+        Pattern(pattern if count > 1 else first[pattern], count, found.get(pattern, unknown))
+        for pattern, count in counts.items()
+    ]
 
 
 def all_values(adapter: Adapter, factor: str) -> NDArray[np.float32]:

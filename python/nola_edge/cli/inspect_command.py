@@ -13,6 +13,8 @@ from nola_edge.cli.path_types import PATH
 
 if TYPE_CHECKING:
     from nola_edge.adapter import Adapter
+    from nola_edge.adapter.files import Coefficients
+    from nola_edge.adapter.statistics import Pattern
 
     Shapes = dict[str, tuple[int, ...]]
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 @click.option(
     "--base", type=PATH, help="The checkpoint; adds shapes and the compression against LoRA."
 )
-@click.option("--modules", "list_modules", is_flag=True, help="List every module.")
+@click.option("--modules", "list_modules", is_flag=True, help="List every module, in JSON too.")
 @revision_option
 @ui.check_base_option
 @ui.json_option
@@ -47,10 +49,12 @@ def command(
     shapes = _shapes(loaded, base, check_base=check_base) if base else None
     checked = set() if shapes is None else {"shapes", "base"} if check_base else {"shapes"}
     summary = _summary(loaded, shapes, {"basis", "modules", *checked})
+    if list_modules:
+        summary["largest"] = {name: _largest(c) for name, c in loaded.modules.items()}
     if as_json:
-        ui.print_json(summary)
+        ui.print_json(_as_json(summary))
     else:
-        show(adapter, summary, list_modules=list_modules)
+        show(adapter, summary)
 
 
 def _shapes(adapter: Adapter, base: str, *, check_base: bool) -> Shapes:
@@ -80,10 +84,10 @@ def _summary(adapter: Adapter, shapes: Shapes | None, checked: set[str]) -> dict
             for name in ("basis", "modules", "shapes", "base")
         },
         "modules": list(adapter.modules),
-        "patterns": [_as_json(pattern) for pattern in statistics.patterns(adapter.modules, shapes)],
+        "patterns": statistics.patterns(adapter.modules, shapes),
         "coefficients": adapter.num_coefficients,
         "whole_tensors": list(whole),
-        "whole_patterns": [_as_json(pattern) for pattern in statistics.patterns(whole, whole)],
+        "whole_patterns": statistics.patterns(whole, whole),
         "scaling": adapter.scaling,
         **{
             name: getattr(config, name)
@@ -94,10 +98,6 @@ def _summary(adapter: Adapter, shapes: Shapes | None, checked: set[str]) -> dict
         "fan_in_fan_out": config.fan_in_fan_out,
         "base_fingerprint": config.base_fingerprint,
         "config": config.to_json(),
-        "largest": {
-            module: {"alpha": float(abs(c.alpha).max()), "beta": float(abs(c.beta).max())}
-            for module, c in adapter.modules.items()
-        },
         **{
             factor: asdict(statistics.Distribution.of(statistics.all_values(adapter, factor)))
             for factor in ("alpha", "beta")
@@ -121,6 +121,20 @@ def _state(fingerprint: str | None, checked: bool) -> str:
     return "missing" if fingerprint is None else "checked" if checked else "unchecked"
 
 
-def _as_json(pattern: Any) -> dict[str, Any]:
-    shapes = [{"shape": shape, "count": count} for shape, count in pattern.shapes.items()]
-    return {"name": pattern.name, "count": pattern.count, "shapes": shapes}
+def _largest(coefficients: Coefficients) -> dict[str, float]:
+    return {
+        "alpha": float(abs(coefficients.alpha).max()),
+        "beta": float(abs(coefficients.beta).max()),
+    }
+
+
+def _as_json(summary: dict[str, Any]) -> dict[str, Any]:
+    def plain(pattern: Pattern) -> dict[str, Any]:
+        shapes = [{"shape": shape, "count": count} for shape, count in pattern.shapes.items()]
+        return {"name": pattern.name, "count": pattern.count, "shapes": shapes}
+
+    fields = ("patterns", "whole_patterns")
+    return {
+        **summary,
+        **{field: [plain(pattern) for pattern in summary[field]] for field in fields},
+    }

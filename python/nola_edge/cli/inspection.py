@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,19 +16,23 @@ from nola_edge.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from nola_edge.adapter.statistics import Pattern
+
     Row = tuple[str, str]
 
 _LABEL = 14
 _LISTED = 20
 
 
-def show(given: str, summary: dict[str, Any], *, list_modules: bool) -> None:
+def show(given: str, summary: dict[str, Any]) -> None:
     """Print a summary, in the terminal's width and signs.
 
     Parameters
     ----------
     given : str
         The adapter, as the user names it.
+    summary : dict
+        With every module where it has ``"largest"``.
     """
     columns = layout.width()
     levels = BLOCKS if layout.has(BLOCKS) else ASCII_LEVELS
@@ -38,7 +43,7 @@ def show(given: str, summary: dict[str, Any], *, list_modules: bool) -> None:
         *_table(_patterns(summary["whole_patterns"]), columns),
         *_rows([("compression", _compression(summary))], columns),
     ]
-    if list_modules:
+    if "largest" in summary:
         lines += ["", *_table(_modules(summary), columns, most=None)]
     click.echo("\n".join(lines))
 
@@ -53,9 +58,10 @@ def _wrapped(value: str, columns: int) -> list[str]:
     return [line for text in value.split("\n") for line in layout.wrap(text, columns)]
 
 
-def _table(rows: list[Row], columns: int, most: int | None = _LISTED) -> Iterator[str]:
+def _table(rows: Iterable[Row], columns: int, most: int | None = _LISTED) -> Iterator[str]:
     """Lay out names and what is said of each; a name that leaves no room has a line of its own."""
-    shown = rows[:most]
+    rows = iter(rows)
+    shown = list(islice(rows, most))
     said = max((len(text) for _, text in shown), default=0)
     room = columns - 4 - said
     column = max((len(name) for name, _ in shown if len(name) <= room), default=0)
@@ -65,8 +71,9 @@ def _table(rows: list[Row], columns: int, most: int | None = _LISTED) -> Iterato
         else:
             yield from (f"  {line}" for line in layout.wrap(name, columns - 2))
             yield from (f"      {line}" for line in layout.wrap(text, columns - 6))
-    if len(rows) > len(shown):
-        yield f"  and {len(rows) - len(shown)} more: --json has all"
+    more = sum(1 for _ in rows)
+    if more:
+        yield f"  and {more} more: --json has all"
 
 
 def _identity(given: str, summary: dict[str, Any]) -> Iterator[Row]:
@@ -93,15 +100,12 @@ def _fingerprints(states: dict[str, str]) -> str:
     )
 
 
-def _patterns(patterns: list[dict[str, Any]]) -> list[Row]:
-    rows = []
+def _patterns(patterns: list[Pattern]) -> Iterator[Row]:
     for pattern in patterns:
         shapes = [
-            f"{entry['count']} x ({' x '.join(map(str, entry['shape']))})"
-            for entry in pattern["shapes"]
+            f"{count} x ({' x '.join(map(str, shape))})" for shape, count in pattern.shapes.items()
         ]
-        rows.append((printable(pattern["name"], 240), ", ".join(shapes) or str(pattern["count"])))
-    return rows
+        yield printable(pattern.name, 240), ", ".join(shapes) or str(pattern.count)
 
 
 def _contents(summary: dict[str, Any], levels: str) -> Iterator[Row]:
@@ -153,11 +157,9 @@ def _ratio(value: float) -> str:
     return f"{value:,.1f}x" if value < 100 else f"{value:,.0f}x"
 
 
-def _modules(summary: dict[str, Any]) -> list[Row]:
-    rows = []
+def _modules(summary: dict[str, Any]) -> Iterator[Row]:
     for module, largest in summary["largest"].items():
         shape = summary.get("shapes", {}).get(module)
         size = f"{' x '.join(map(str, shape))}, " if shape else ""
         said = f"{size}|alpha| {largest['alpha']:.3g}, |beta| {largest['beta']:.3g} at most"
-        rows.append((printable(module, 240), said))
-    return rows
+        yield printable(module, 240), said
