@@ -2,6 +2,7 @@
 
 import _signal  # type: ignore[import-not-found]  # there from the start, unlike signal
 import os
+import sys
 
 
 def main() -> None:
@@ -9,7 +10,7 @@ def main() -> None:
     # What is imported takes a fraction of a second, changes nothing, and may be interrupted as any
     # program in C may: it ends without a word. The same goes for the way out.
     _end_at_once()
-    if "_NOLA_EDGE_COMPLETE" not in os.environ:  # a shell that asks is waited for
+    if not _only_tells():
         import numpy  # noqa: F401
 
     from nola_edge.cli.main import main as run
@@ -18,6 +19,12 @@ def main() -> None:
         run()
     finally:
         _end_at_once()
+
+
+def _only_tells() -> bool:
+    """Tell whether nothing is computed: somebody waits for help, or a shell for completions."""
+    asked = {"--help", "-h", "--version"} & set(sys.argv)
+    return bool(asked) or len(sys.argv) < 2 or "_NOLA_EDGE_COMPLETE" in os.environ
 
 
 def _end_at_once() -> None:

@@ -95,7 +95,7 @@ class Checkpoint:
             self._add_shard(inside(self.path, name))
 
     def _refuse_gguf(self) -> None:
-        from nola_edge.gguf.file import is_gguf
+        from nola_edge.gguf.signature import is_gguf
 
         if is_gguf(self.path):
             raise CheckpointError(

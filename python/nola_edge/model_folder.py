@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nola_edge.errors import CheckpointError, printable
 from nola_edge.input_file import Identity, identity
 from nola_edge.jsonio import loads
-from nola_edge.paths import inside, read_inside, subfolders_hint, subfolders_with
+from nola_edge.paths import cache_hint, inside, read_inside, subfolders_hint, subfolders_with
 from nola_edge.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
@@ -42,8 +42,6 @@ _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _NOT_THE_MODELS = (_ADAPTER_CONFIG, "trainer_state.json")
 #: What a Trainer goes on from.
 _TRAINER_CHECKPOINT = re.compile(r"checkpoint-\d+", re.ASCII)
-#: Where a Trainer has TensorBoard draw its curves.
-_CURVES = "runs"
 #: Where publishers put the same weights under other names.
 _ORIGINAL = "original"
 _MODULES_NAME = "modules.json"
@@ -100,6 +98,9 @@ def find_weights(folder: Path) -> str:
     for found, what in ((indices, "indices of safetensors files"), (weights, "safetensors files")):
         if found:
             raise CheckpointError(f"has {len(found)} {what}{_which(found)}", file=folder)
+    cached = cache_hint(folder)
+    if cached:
+        raise CheckpointError(f"is {cached}", file=folder)
     raise CheckpointError(f"has {_nothing_to_merge_into(folder, names)}", file=folder)
 
 
@@ -268,10 +269,11 @@ def _is_named(path: Path, modules: Collection[Path]) -> bool:
 
 
 def _is_of_trainer(path: Path) -> bool:
-    """Tell whether a file lies in a checkpoint of a Trainer's run, or in its curves."""
+    """Tell whether a file lies in a checkpoint of a Trainer's run, or is of its curves."""
     if len(path.parts) == 1:
         return False
-    return path.parts[0] == _CURVES or _TRAINER_CHECKPOINT.fullmatch(path.parts[0]) is not None
+    curve = path.parts[0] == "runs" and path.name.startswith("events.out.tfevents.")
+    return curve or _TRAINER_CHECKPOINT.fullmatch(path.parts[0]) is not None
 
 
 def _may_be_of_another_part(path: Path) -> bool:

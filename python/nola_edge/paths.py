@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -90,6 +91,21 @@ def read_inside(folder: Path, name: str, most: int = MAX_CONFIG_BYTES) -> bytes:
         return file.read(status.st_size)
 
 
+def cache_hint(folder: Path) -> str:
+    """Say which folder holds a model, if this one is a repository in the Hugging Face cache."""
+    snapshots = folder / "snapshots"
+    if not snapshots.is_dir():
+        return ""
+    names = _names(str(snapshots))
+    with contextlib.suppress(OSError, ValueError):
+        main = (folder / "refs" / "main").read_text("ascii")[:40]
+        names = [main] if main in names else names
+    if not names:
+        return ""
+    newest = printable(snapshots / max(names), 400)
+    return f"a repository of the Hugging Face cache; give one of its snapshots, such as {newest}"
+
+
 def subfolders_with(folder: Path, wanted: Callable[[str], bool]) -> list[str]:
     """Return the names of the subfolders with a file of a wanted name, checkpoint-200 before -1000.
 
@@ -119,5 +135,5 @@ def _by_number(name: str) -> list[tuple[int, str]]:
 def subfolders_hint(folder: Path, names: Sequence[str]) -> str:
     """Say, in the middle of a message, that subfolders have what a folder lacks."""
     shown = ", ".join((["…"] if len(names) > _LISTED else []) + list(names[-_LISTED:]))
-    last = printable(folder / names[-1])
+    last = printable(folder / names[-1], 400)
     return f", but its subfolders do ({printable(shown)}); give one of them, such as {last}"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nola_edge.errors import FormatError, NolaEdgeError, printable
-from nola_edge.gguf.file import GgufFile
 from nola_edge.jsonio import loads_object
 from nola_edge.model_folder import is_index
 from nola_edge.paths import read_inside
@@ -125,6 +124,8 @@ def gguf_lora(path: Path) -> str | None:
 
 def _gguf_type(path: Path) -> object:
     """Return what a GGUF file says it is; None if it is not a GGUF file, or is broken."""
+    from nola_edge.gguf.file import GgufFile
+
     try:
         with GgufFile.open(path) as file:
             return file.metadata.get("general.type", "model")

@@ -18,6 +18,7 @@ from nola_edge.errors import FormatError, printable
 from nola_edge.input_file import InputFile
 from nola_edge.json_cursor import Cursor
 from nola_edge.jsonio import dumps
+from nola_edge.torch_file import begins_as_torch, torch_file_refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -113,10 +114,12 @@ class SafetensorsFile(InputFile):
             raise FormatError(
                 f"has {self.size} bytes, too few for a safetensors file", file=self.path
             )
-        begin = os.pread(self.fd, 8, 0)
+        begin = os.pread(self.fd, 9, 0)
         if begin.startswith(b"GGUF"):
             raise FormatError("is a GGUF file, and a safetensors file is needed", file=self.path)
-        length = int.from_bytes(begin, "little")
+        if begins_as_torch(begin):
+            raise torch_file_refused(self.path)
+        length = int.from_bytes(begin[:8], "little")
         if self.size - 8 >= length > MAX_HEADER_BYTES:
             raise FormatError(
                 f"the header claims {length} bytes, more than the {MAX_HEADER_BYTES} that are "

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import os
 import re
-import secrets
 import shutil
 import time
 from dataclasses import dataclass
@@ -49,7 +48,7 @@ def temporary_path(target: Path) -> Path:
     """Return a new name beside a target, which says that this process is its owner."""
     owner = _myself()
     words = (owner.host, owner.boot, owner.namespace, owner.process, owner.started)
-    name = ".".join(map(str, words)) + f"-{secrets.token_hex(4)}.partial"
+    name = ".".join(map(str, words)) + f"-{os.urandom(4).hex()}.partial"
     return target.with_name(_prefix(target) + name)
 
 
@@ -123,7 +122,7 @@ def _is_in_place(new: Path, target: Path) -> bool:
 def keep(path: Path, target: Path) -> Path:
     """Give what stood at a target a name beside it; return that."""
     name = os.fsdecode(os.fsencode(target.name)[:_LONGEST_NAME])
-    kept = target.with_name(f"{name}.replaced-{secrets.token_hex(4)}")
+    kept = target.with_name(f"{name}.replaced-{os.urandom(4).hex()}")
     os.rename(path, kept)
     return kept
 

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 
 import click
 import pytest
@@ -57,12 +59,39 @@ def test_every_example_is_understood(command):
         current.make_context(name, words, parent=context)  # raises what a user would be told
 
 
+@pytest.mark.parametrize("asked", [["--help"], ["merge", "-h"], ["--version"]])
+def test_help_waits_for_nothing_heavy(asked):
+    code = f"""
+import atexit, sys
+from nola_edge.__main__ import main
+atexit.register(lambda: print(*sys.modules))
+sys.argv = ["nola-edge", *{asked!r}]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = done.stdout.splitlines()[-1].split()
+    assert "nola_edge.cli.main" in modules
+    assert not {"numpy", "tqdm", "nola_edge.adapter", "tempfile"} & set(modules)
+
+
 def test_a_long_command_goes_on_as_in_a_shell():
     formatter = HelpFormatter(width=40)
     formatter.write_text("Example: nola-edge do a-long-name --first x-y --second z -o out")
     assert formatter.getvalue().splitlines() == [
         "Example: nola-edge do a-long-name \\",
         "           --first x-y --second z -o out",
+    ]
+    formatter = HelpFormatter(width=40)
+    formatter.write_text('To ship it, write it as one file: -o my.nola, or say "pack A -o B".')
+    assert formatter.getvalue().splitlines() == [
+        "To ship it, write it as one file:",
+        '-o my.nola, or say "pack A -o B".',
+    ]
+    formatter = HelpFormatter(width=40)
+    formatter.write_text("Example: nola-edge verify ./merged ./Llama-3-8B adapter")
+    assert formatter.getvalue().splitlines() == [
+        "Example: nola-edge verify ./merged \\",
+        "           ./Llama-3-8B adapter",
     ]
 
 

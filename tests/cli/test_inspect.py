@@ -76,7 +76,7 @@ def test_fingerprints_that_are_not_there_or_not_checked(tiny):
         "inspect", adapter, COLUMNS="100"
     ).stdout  # fmt: skip
     configure(adapter, basis_fingerprint=None, base_fingerprint="0123456789abcdef")
-    done = run("inspect", adapter, "--base", base, "--any-base", "--json")
+    done = run("inspect", adapter, "--base", base, "--no-check-base", "--json")
     assert json.loads(done.stdout)["fingerprints"] == {
         "basis": "missing", "modules": "checked", "shapes": "checked", "base": "unchecked",
     }  # fmt: skip

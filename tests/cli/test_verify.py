@@ -1,5 +1,8 @@
 """``verify`` takes what ``merge`` takes, and options mean the same everywhere."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
@@ -7,7 +10,7 @@ import nola_edge as ne
 from nola_edge.errors import ArgumentError
 from nola_edge.synthetic import trained_adapter
 from tests.cli.in_process import call, refused
-from tests.conftest import MODULES, load_all, snapshot
+from tests.conftest import MODULES, load_all, snapshot, tiny_adapter
 
 
 def test_the_arguments_of_a_merge_are_those_of_its_check(tiny, tmp_path):
@@ -22,6 +25,24 @@ def test_quiet_verification_is_a_status(tiny, tmp_path):
     for merged, status in ((tmp_path / "out", 0), (tiny[0], 1)):
         done = call("verify", merged, *tiny, "-q")
         assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+
+
+def test_outputs_of_each_are_checked_together(tiny, tmp_path):
+    tiny_adapter(seed=5).save(tmp_path / "other")
+    given = [*tiny, f"{tmp_path / 'other'}=0.5", "--each"]
+    assert call("merge", *given, "-o", tmp_path / "out").returncode == 0
+    done = call("verify", tmp_path / "out", *given)
+    assert done.returncode == 0
+    for line, name in zip(done.stdout.splitlines(), ("adapter", "other"), strict=True):
+        assert line.startswith(f"{tmp_path}/out/{name}: identical: 8 tensors (3 merged)")
+    (tmp_path / "out" / "other" / "config.json").write_text("{}")
+    done = call("verify", tmp_path / "out", *given, "--json")
+    assert done.returncode == 1
+    assert [(one["output"], one["identical"]) for one in json.loads(done.stdout)] == [
+        (f"{tmp_path}/out/adapter", True), (f"{tmp_path}/out/other", False),
+    ]  # fmt: skip
+    shutil.rmtree(tmp_path / "out" / "other")
+    assert f"{tmp_path}/out/other: does not exist" in refused("verify", tmp_path / "out", *given)
 
 
 @pytest.mark.parametrize("rest", [["--base", "b", "--adapter", "a"], ["base"], []])

@@ -246,7 +246,7 @@ def test_a_record_of_another_seed(tmp_path):
     refused(write(tmp_path, tensors), tmp_path, message, MismatchError)
 
 
-@pytest.mark.parametrize("place", ["in/out", "in", "no/out", "there"])
+@pytest.mark.parametrize("place", ["in/out", "in", "in/new/out", "there"])
 @pytest.mark.parametrize("force", [False, True])
 def test_where_an_output_cannot_be(tmp_path, place, force):
     source = write_folder(tmp_path / "in")

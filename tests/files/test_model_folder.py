@@ -99,13 +99,18 @@ def test_an_adapter_and_a_training_run_are_left_behind(sharded):
         )
     for name in ("optimizer.pt", "rng_state.pth", "trainer_state.json", "training_args.bin"):
         (sharded / name).write_text("x")
+    curves = sharded / "runs" / "Nov24_host"
+    curves.mkdir(parents=True)
+    for name in ("events.out.tfevents.17.host.1.0", "notes.txt"):
+        (curves / name).write_text("x")
     os.mkfifo(sharded / "pipe")
     weights, others, left = carried_and_left(sharded)
     assert weights == {"french/adapter_model.safetensors"}
-    assert others == {"french/adapter_config.json"}
+    assert others == {"french/adapter_config.json", "runs/Nov24_host/notes.txt"}
     assert left == {
         "adapter_config.json", "adapter_model.safetensors", "checkpoint-500", "optimizer.pt",
         "rng_state.pth", "trainer_state.json", "training_args.bin", "pipe",
+        "runs",
     }  # fmt: skip
 
 

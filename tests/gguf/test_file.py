@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nola_edge.errors import ChangedError, FormatError, NolaEdgeError
-from nola_edge.gguf.file import GgufFile, LongValue, is_gguf
+from nola_edge.gguf.file import GgufFile, LongValue
+from nola_edge.gguf.signature import is_gguf
 from nola_edge.gguf.types import TENSOR_TYPES
 from tests.conftest import snapshot
 from tests.gguf.encode import (

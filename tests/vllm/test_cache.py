@@ -320,7 +320,7 @@ def test_a_base_of_another_kind(make_cache, tiny, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"dtype": "float16"}, "dtype: is 'float16'"), ({"max_bytes": 0}, "max_bytes: is 0")],
+    [({"dtype": "float64"}, "dtype: is 'float64'"), ({"max_bytes": 0}, "max_bytes: is 0")],
 )
 def test_arguments(tmp_path, options, message):
     refused(

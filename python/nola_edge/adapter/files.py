@@ -13,9 +13,10 @@ from nola_edge.adapter.quantize import Quantized, check_scale, dequantize, packe
 from nola_edge.dtypes import MERGEABLE, safetensors_dtype
 from nola_edge.errors import AdapterError, NotFiniteError, OutputError
 from nola_edge.jsonio import encode, loads_object
-from nola_edge.paths import inside, read_inside, subfolders_hint, subfolders_with
+from nola_edge.paths import cache_hint, inside, read_inside, subfolders_hint, subfolders_with
 from nola_edge.safetensors_file import METADATA, SafetensorsFile, encode_header
 from nola_edge.tensors import StoredTensor, Tensor, tensor_of
+from nola_edge.torch_file import torch_file_refused
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+_PICKLED_NAME = "adapter_model.bin"
 PREFIX = "base_model.model."
 ALPHA = ".nola_alpha"
 BETA = ".nola_beta"
@@ -125,6 +127,9 @@ def load_config(folder: Path) -> AdapterConfig:
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
+        cached = cache_hint(folder)
+        if cached:
+            raise AdapterError(f"is {cached}", file=folder)
         names = subfolders_with(folder, CONFIG_NAME.__eq__) if folder.is_dir() else []
         where = subfolders_hint(folder, names) if names else "; is this an adapter folder?"
         raise AdapterError(f"has no {CONFIG_NAME}{where}", file=folder)
@@ -144,17 +149,9 @@ def load_folder(
     """
     config = load_config(folder)
     if not (folder / WEIGHTS_NAME).is_file():
-        pickled = (folder / "adapter_model.bin").exists()
-        raise AdapterError(
-            f"has no {WEIGHTS_NAME}"
-            + (
-                "; adapter_model.bin is a pickle and is never read, save with "
-                "safe_serialization=True"
-                if pickled
-                else ""
-            ),
-            file=folder,
-        )
+        if (folder / _PICKLED_NAME).exists():
+            raise torch_file_refused(folder / _PICKLED_NAME, folder)
+        raise AdapterError(f"has no {WEIGHTS_NAME}", file=folder)
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(SafetensorsFile.open(inside(folder, WEIGHTS_NAME)))
         modules, whole = load_tensors(file, config)

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.cli.layout import say
 from nola_edge.cli.path_types import FILE, FOLDER
 from nola_edge.cli.summary import summary_options
 
@@ -67,8 +68,8 @@ def command(
         raise OutputError("needs matplotlib to be drawn: pip install matplotlib", file=plot_path)
     wanted = suite or _SUITES
     about = report.machine()
-    say = (lambda _: None) if as_json or quiet else click.echo
-    say(report.heading(about))
+    tell = (lambda _: None) if as_json or quiet else say
+    tell(report.heading(about))
     figures = []
     with tempfile.TemporaryDirectory(prefix="nola-edge-bench-", dir=folder) as scratch:
         suites = {
@@ -78,7 +79,7 @@ def command(
         }
         for figure in itertools.chain.from_iterable(suites[name]() for name in wanted):
             figures.append(figure)
-            say(report.row(figure))
+            tell(report.row(figure))
     record = report.record(figures, about)
     if save is not None:
         Path(save).write_text(dumps(record, indent=2) + "\n")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.cli.layout import whole
 from nola_edge.cli.output_names import check_folder_name
 from nola_edge.cli.path_types import FILE, FOLDER, PATH
 from nola_edge.cli.summary import as_found, bytes_at, show, summary_options
@@ -97,7 +98,8 @@ def _lines(report: ConversionReport, size: int) -> Iterator[str]:
     if report.head:
         yield "head: its weight is in head.safetensors; the public code saves no bias"
     if report.how_to_check is not None:
-        yield f'to check it, where it was trained: python -c "{report.how_to_check}"'
+        program = whole(f'python -c "{report.how_to_check}"')
+        yield f"to check it, where it was trained: {program}"
 
 
 def _checked(report: ConversionReport) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 from typing import TYPE_CHECKING
 
 import click
 
-from nola_edge.cli.layout import wrap
+from nola_edge.cli.layout import whole, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _EXAMPLE = "Example: "
 _VERBATIM = "\b"
+#: What of a sentence is typed, and so is not broken.
+_COMMAND = re.compile(r'"[^"]*"|-o \S+')
 _WHOLE = 1000
 
 
@@ -54,25 +56,31 @@ class HelpFormatter(click.HelpFormatter):
 def _laid_out(paragraph: str, columns: int) -> list[str]:
     first, *rest = paragraph.split("\n")
     if first == _VERBATIM:
-        return rest
+        return [shown for line in rest for shown in _example(line, columns)]
     text = " ".join([first, *map(str.strip, rest)])
-    return _example(text, columns) if text.startswith(_EXAMPLE) else wrap(text, columns)
+    if text.startswith(_EXAMPLE):
+        return _example(text, columns)
+    return wrap(_COMMAND.sub(lambda found: whole(found[0]), text), columns)
 
 
 def _example(line: str, columns: int) -> list[str]:
-    """Break a command before its options, as a shell lets one."""
-    if len(line) <= columns:
+    """Break a command as a shell lets one: before its options, or before any word if need be."""
+    if len(line) <= columns or not line.startswith(_EXAMPLE):
         return [line]
-    head, *options = line.split(" -")
-    lines = []
-    for number, option in enumerate(options, 1):
-        more = " \\" * (number < len(options))
-        if len(f"{head} -{option}{more}") > columns:
-            lines.append(f"{head} \\")
-            head = f"{'':{len(_EXAMPLE) + 2}}-{option}"
+    parts = [
+        part
+        for text in re.split(" (?=-)", line)
+        for part in ([text] if len(text) <= columns - 2 else re.split("(?<!:) ", text))
+    ]
+    lines = [parts[0]]
+    for number, part in enumerate(parts[1:], 2):
+        more = " \\" * (number < len(parts))
+        if len(f"{lines[-1]} {part}{more}") > columns:
+            lines[-1] += " \\"
+            lines.append(f"{'':{len(_EXAMPLE) + 2}}{part}")
         else:
-            head += f" -{option}"
-    return [*lines, head]
+            lines[-1] += f" {part}"
+    return lines
 
 
 class HelpContext(click.Context):
@@ -99,6 +107,8 @@ class Group(click.Group):
         """Find the command that the arguments begin with."""
         names = self.list_commands(ctx)
         if args[0] not in names and not args[0].startswith("-") and not ctx.resilient_parsing:
+            import difflib
+
             close = difflib.get_close_matches(args[0], names, 1)
             ctx.fail(
                 f"No such command {args[0]!r}." + "".join(f" Did you mean {n!r}?" for n in close)

@@ -7,6 +7,7 @@ import platform
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.cli.layout import say, whole
 
 
 @click.command("info", epilog="Example: NOLA_EDGE_ISA=avx2 nola-edge info --json")
@@ -31,4 +32,5 @@ def command(as_json: bool) -> None:
         return
     for name, value in info.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        click.echo(f"{name.replace('_', ' '):20} {'none' if shown in (None, '') else shown}")
+        label = whole(f"{name.replace('_', ' '):20}")
+        say(f"{label} {'none' if shown in (None, '') else shown}")

@@ -9,7 +9,7 @@ import click
 
 from nola_edge.adapter.statistics import ASCII_LEVELS, BLOCKS, Distribution
 from nola_edge.cli import layout
-from nola_edge.cli.layout import GLUE
+from nola_edge.cli.layout import whole
 from nola_edge.cli.output import human_bytes
 from nola_edge.errors import printable
 
@@ -95,9 +95,7 @@ def _fingerprints(states: dict[str, str]) -> str:
         "unchecked": "not checked without --base",
         "missing": "not recorded",
     }
-    return "; ".join(
-        f"{said[state]}: {', '.join(names)}".replace(" ", GLUE) for state, names in groups.items()
-    )
+    return "; ".join(whole(f"{said[state]}: {', '.join(names)}") for state, names in groups.items())
 
 
 def _patterns(patterns: list[Pattern]) -> Iterator[Row]:
@@ -113,7 +111,7 @@ def _contents(summary: dict[str, Any], levels: str) -> Iterator[Row]:
     yield (
         "factors",
         f"rank {summary['r']}, {a} + {b} coefficients each, {summary['basis']} basis, "
-        f"seed{GLUE}{summary['seed']}",
+        + whole(f"seed {summary['seed']}"),
     )
     rule = "lora_alpha / sqrt(r)" if summary["use_rslora"] else "lora_alpha / r"
     yield "scaling", f"{summary['scaling']:g} = {rule}"
@@ -137,7 +135,7 @@ def _distribution(d: Distribution, levels: str) -> str:
     zeros = {0: "no zeros", 1: "1 zero"}.get(d.zeros, f"{d.zeros:,} zeros")
     picture = f"{d.low:+.3g} {d.picture(levels)} {d.high:+.3g}"
     numbers = f"mean {d.mean:.2g}, std {d.std:.2g}, {zeros}"
-    return f"{picture.replace(' ', GLUE)}  {numbers.replace(' ', GLUE)}"
+    return f"{whole(picture)}  {whole(numbers)}"
 
 
 def _compression(summary: dict[str, Any]) -> str:
@@ -148,7 +146,7 @@ def _compression(summary: dict[str, Any]) -> str:
     ratios = [_ratio(numbers[field] / numbers["coefficients"]) for field in others.values()]
     column = max(map(len, ratios))
     return "\n".join(
-        f"{ratio:>{column}} against {what} ({numbers[field]:,})".replace(" ", GLUE)
+        whole(f"{ratio:>{column}} against {what} ({numbers[field]:,})")
         for ratio, (what, field) in zip(ratios, others.items(), strict=True)
     )
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import codecs
-import os
 import re
-import shutil
 import sys
 import textwrap
 from typing import TYPE_CHECKING
@@ -25,13 +23,20 @@ _IN_ASCII = {"…": "...", "×": "x", "–": "-", "−": "-", "“": '"', "”":
 
 def width() -> int:
     """Return how many columns a line may have: those of the terminal, 80 where there is none."""
+    import shutil
+
     return min(shutil.get_terminal_size().columns, MAX_WIDTH)
+
+
+def whole(text: str) -> str:
+    """Return text that :func:`wrap` does not break, such as a command to be copied."""
+    return text.replace(" ", GLUE)
 
 
 def wrap(text: str, columns: int) -> list[str]:
     """Break text between words, and a word longer than a line after a slash, dot or underscore.
 
-    No hyphen ends a line, as it may stand in a command; nor does :data:`GLUE`, which becomes a
+    No line ends at a hyphen, which may stand in a command, nor at :data:`GLUE`, which becomes a
     space.
     """
     words = " ".join(_divided(text, columns))
@@ -42,7 +47,7 @@ def wrap(text: str, columns: int) -> list[str]:
 def _divided(text: str, columns: int) -> Iterator[str]:
     for word in text.split(" "):
         part = ""
-        for piece in re.split(r"(?<=[/._])", word) if len(word) > columns else [word]:
+        for piece in _pieces(word, columns):
             if part and len(part) + len(piece) > columns:
                 yield part
                 part = ""
@@ -50,17 +55,21 @@ def _divided(text: str, columns: int) -> Iterator[str]:
         yield part
 
 
-def say(text: str) -> None:
+def _pieces(word: str, columns: int) -> list[str]:
+    return [word] if len(word) <= columns or GLUE in word else re.split(r"(?<=[/._])", word)
+
+
+def say(text: str, *, err: bool = False) -> None:
     """Print a line, wrapped where it meets a terminal; what follows is indented under it.
 
     Programs that read it get one line.
     """
-    if not (sys.stdout.isatty() or "COLUMNS" in os.environ):
-        click.echo(text.replace(GLUE, " "))
+    if not (sys.stderr if err else sys.stdout).isatty():
+        click.echo(text.replace(GLUE, " "), err=err)
         return
-    indent = " " * (len(text) - len(text.lstrip(" ")))
-    first, *rest = wrap(text.lstrip(" "), width() - len(indent) - 2)
-    click.echo("\n".join([indent + first, *(f"{indent}  {line}" for line in rest)]))
+    indent = " " * (len(text) - len(text.lstrip(" ")) + 2)
+    first, *rest = wrap(text.strip(" "), width() - len(indent))
+    click.echo("\n".join([indent[2:] + first, *(indent + line for line in rest)]), err=err)
 
 
 def has(signs: str) -> bool:

@@ -74,22 +74,14 @@ def command(
     In a GGUF file, quantised tensors are dequantised, merged and quantised anew, and the summary
     says how much of the adapter is left then; --outtype gives merged tensors another type.
     """
-    from nola_edge.gguf.file import is_gguf
+    from nola_edge.gguf.signature import is_gguf
 
-    if not each:
-        for option, value in (("--shard", shard), ("--skip-existing", skip_existing or None)):
-            if value is not None:
-                raise click.UsageError(
-                    f"{option} is for the outputs of --each; without it there is one output, which "
-                    "one process writes and puts in place by one rename"
-                )
-    _check_output_name(base, output, each)
-    given = local_adapters(adapters)
-    base = local_base(base, revision)
     gguf = is_gguf(base)
-    if gguf and each:
-        raise click.UsageError("--each is for checkpoints; merge into a GGUF file one by one")
+    _check_each(each, shard, skip_existing, gguf)
     check_type_fits(dtype, gguf)
+    _check_output_name(base, output, gguf, each)
+    given = local_adapters(adapters)  # before a download of the base
+    base = local_base(base, revision)
     if gguf:
         merging.merge_gguf_file(
             base,
@@ -114,14 +106,25 @@ def command(
         merging.merge_into_one(base, given, output, as_json, quiet, **options)
 
 
-def _check_output_name(base: str, output: str, each: bool) -> None:
+def _check_each(each: bool, shard: str | None, skip_existing: bool, gguf: bool) -> None:
+    """Refuse options that mean nothing with --each, or without it."""
+    if each and gguf:
+        raise click.UsageError("--each is for checkpoints; merge into a GGUF file one by one")
+    for option, given in (("--shard", shard is not None), ("--skip-existing", skip_existing)):
+        if given and not each:
+            raise click.UsageError(
+                f"{option} is for the outputs of --each; without it there is one output, which one "
+                "process writes and puts in place by one rename"
+            )
+
+
+def _check_output_name(base: str, output: str, gguf: bool, each: bool) -> None:
     """Refuse a name that says another kind of output than BASE has."""
-    from nola_edge.gguf.file import is_gguf
     from nola_edge.hub import is_id
 
     if each:
         check_folder_name(output, "with --each the output is a folder, with an output per ADAPTER")
-    elif is_gguf(base):
+    elif gguf:
         check_file_name(output, ".gguf", "the output is a GGUF file, as BASE is", base)
     elif os.path.isdir(base) or (is_id(base) and not os.path.exists(base)):
         check_folder_name(output, "the output is a folder, as BASE is")

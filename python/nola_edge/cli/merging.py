@@ -6,9 +6,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from nola_edge.cli import output as ui
+from nola_edge.cli.layout import say, whole
 from nola_edge.cli.summary import as_found
 from nola_edge.errors import printable
 
@@ -62,15 +61,15 @@ def merge_into_each(
     skipped = f", {count - len(reports)} there already" if len(reports) < count else ""
     if not reports:
         why = skipped or f", {len(adapters)} adapters for {share.count} processes"
-        click.echo(f"{label}: nothing to do{why}")
+        say(f"{label}: nothing to do{why}")
         return
     nbytes = sum(report.nbytes for report in reports)
     outputs = f"{len(reports)} output{'s' * (len(reports) > 1)}{skipped}"
-    click.echo(f"{label}: {outputs}, {_speed(nbytes, seconds)}")
+    say(f"{label}: {outputs}, {_speed(nbytes, seconds)}")
     for report in reports[:_LISTED]:
         _print_output(report, ui.human_bytes(report.nbytes), "  ")
     if len(reports) > _LISTED:
-        click.echo(f"  … and {len(reports) - _LISTED} more (all with --json)")
+        say(f"  … and {len(reports) - _LISTED} more (all with --json)")
     _print_notes(reports, options["check_base"])
 
 
@@ -84,18 +83,18 @@ def _nbytes(base: str) -> int:
 
 def _speed(nbytes: int, seconds: float) -> str:
     rate = ui.human_bytes(nbytes / seconds)
-    return f"{ui.human_bytes(nbytes)} in {seconds:.2f} s ({rate}/s)"
+    return f"{ui.human_bytes(nbytes)} in {seconds:.2f} s {whole(f'({rate}/s)')}"
 
 
 def _print_output(report: MergeReport, size: str, indent: str) -> None:
-    click.echo(
+    say(
         f"{indent}{printable(report.output, 240)}: {report.merged} of {report.tensors} tensors "
         f"merged, {size}"
     )
     if report.replaced or report.added:
-        click.echo(f"{indent}  whole tensors: {report.replaced} replaced, {report.added} added")
+        say(f"{indent}  whole tensors: {report.replaced} replaced, {report.added} added")
     for note in report.notes:
-        click.echo(f"{indent}  note: {printable(note, 400)}")
+        say(f"{indent}  note: {printable(note, 400)}")
 
 
 def _print_notes(reports: Sequence[MergeReport], check_base: bool) -> None:
@@ -105,13 +104,13 @@ def _print_notes(reports: Sequence[MergeReport], check_base: bool) -> None:
         ("not carried over", reports[0].left_behind),
     ):
         if names:
-            click.echo(f"  {what}: {printable(', '.join(names), 500)}")
+            say(f"  {what}: {printable(', '.join(names), 500)}")
     unchecked = sum(not report.base_checked for report in reports)
     if not check_base:
-        click.echo("  the base was not checked: --no-check-base")
+        say("  the base was not checked: --no-check-base")
     elif unchecked:
         whose = "the adapter records" if len(reports) == 1 else f"{unchecked} adapters record"
-        click.echo(f"  the base was not checked: {whose} no fingerprint of it")
+        say(f"  the base was not checked: {whose} no fingerprint of it")
 
 
 def merge_gguf_file(
@@ -128,7 +127,7 @@ def merge_gguf_file(
         found["survival_overall"] = report.overall.share
         ui.print_json(found)
     elif not quiet:
-        click.echo(
+        say(
             f"{printable(report.output, 240)}: {report.merged} of {report.tensors} tensors "
             f"merged, {_speed(report.nbytes, report.seconds)}"
         )
@@ -143,10 +142,10 @@ def _print_survival(report: GgufReport) -> None:
     )
     overall = report.overall.share
     if overall is None:
-        click.echo("  the adapter changes nothing, so there is nothing for quantisation to take")
+        say("  the adapter changes nothing, so there is nothing for quantisation to take")
         return
     worst = ", ".join(f"{printable(name)} {share:.0%}" for share, name in shares[:_WORST])
-    click.echo(
+    say(
         f"  {overall:.0%} of the adapter survives quantisation in {len(shares)} "
         f"tensors; least in {worst}"
     )
@@ -159,7 +158,7 @@ def _warn_of_loss(report: GgufReport) -> None:
     shares = [kept.share for kept in report.survival.values() if kept.share is not None]
     little = sum(share < LITTLE for share in shares)
     if little:
-        click.echo(
+        say(
             f"warning: quantisation takes more than it leaves in {little} of {len(shares)} "
             "tensors. Load the adapter beside the base instead (nola-edge export gguf-lora), or "
             "give merged tensors a finer type: --outtype q8_0 or f16",

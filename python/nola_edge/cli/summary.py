@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.cli.layout import say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -23,13 +24,13 @@ def summary_options(command: Command) -> Command:
     return ui.json_option(quiet_option(command))
 
 
-def show(found: Mapping[str, Any], *lines: str, as_json: bool, quiet: bool) -> None:
+def show(found: Any, *lines: str, as_json: bool, quiet: bool) -> None:
     """Print what was done: as JSON if that is wanted, else as text unless nothing is."""
     if as_json:
         ui.print_json(found)
     elif not quiet:
         for line in lines:
-            click.echo(line)
+            say(line)
 
 
 def as_found(report: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
 from nola_edge.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from nola_edge.merge.compare import VerifyReport
 
@@ -25,11 +25,15 @@ _LISTED = 20
 
 @click.command(
     "verify",
-    epilog="Example: nola-edge verify ./merged ./Llama-3-8B ./my-adapter",
+    epilog="\b\nExample: nola-edge verify ./merged ./Llama-3-8B ./my-adapter\n"
+    "Example: nola-edge verify ./merged ./Llama-3-8B adapters/* --each",
 )
 @click.argument("merged", type=PATH)
 @click.argument("base", type=PATH)
 @click.argument("adapters", type=PATH, nargs=-1, required=True, metavar="ADAPTER...")
+@click.option(
+    "--each", is_flag=True, help="MERGED is what merge --each wrote, with an output per ADAPTER."
+)
 @click.option(
     "--tensors-only",
     is_flag=True,
@@ -44,13 +48,12 @@ def command(
     merged: str,
     base: str,
     adapters: tuple[str, ...],
-    tensors_only: bool,
+    each: bool,
     dtype: str | None,
     revision: str | None,
-    check_base: bool,
-    threads: int | None,
     as_json: bool,
     quiet: bool,
+    **options: Any,
 ) -> int:
     """Say whether MERGED, checkpoint or GGUF file, is bit for bit what merge writes.
 
@@ -60,30 +63,84 @@ def command(
     are not looked at. With --tensors-only, files may be sharded differently. Exit status 0: the
     same, 1: different, with a list of what differs.
     """
-    from nola_edge.gguf.file import is_gguf
+    from nola_edge.gguf.signature import is_gguf
 
     given = local_adapters(adapters)
     base = local_base(base, revision)
     gguf = is_gguf(base)
-    if gguf != is_gguf(merged):
-        which, other = ("BASE", "MERGED") if gguf else ("MERGED", "BASE")
-        raise click.UsageError(f"{which} is a GGUF file and {other} is none; give two of a kind")
     check_type_fits(dtype, gguf)
-    common: dict[str, Any] = {"num_threads": threads, "tensors_only": tensors_only}
-    with ui.ByteProgress(_size(merged, gguf), "verifying", quiet) as progress:
+    outputs = _outputs(merged, base, given) if each else {merged: given}
+    found, lines = [], []
+    for output, terms in outputs.items():
         if gguf:
-            from nola_edge.gguf import verify_gguf
-
-            report = verify_gguf(merged, base, given, outtype=dtype, progress=progress, **common)
+            report = _verify_gguf(output, base, terms, dtype, quiet, **options)
         else:
-            from nola_edge.merge.verify import verify_checkpoint
+            report = _verify_checkpoint(output, base, terms, quiet, **options)
+        found.append({"output": output, **_as_found(report)})
+        label = f"{printable(output, 240)}: " if each else ""
+        lines += [label + line for line in _lines(report, options["tensors_only"])]
+    show(found if each else found[0], *lines, as_json=as_json, quiet=quiet)
+    return 0 if all(one["identical"] for one in found) else 1
 
-            report = verify_checkpoint(
-                merged, base, given, check_base=check_base, progress=progress, **common
-            )
-    lines = [_sameness(report, tensors_only)] if report.identical else _differences(report)
-    show(_as_found(report), *lines, as_json=as_json, quiet=quiet)
-    return 0 if report.identical else 1
+
+def _outputs(
+    merged: str, base: str, adapters: Sequence[tuple[str, float]]
+) -> dict[str, list[tuple[str, float]]]:
+    """Return the path of each adapter's output, as merge --each names it."""
+    from nola_edge.merge.names import name_outputs
+
+    suffix = "" if os.path.isdir(base) else ".safetensors"
+    named = name_outputs(adapters).items()
+    return {os.path.join(merged, name + suffix): given for name, given in named}
+
+
+def _verify_checkpoint(
+    merged: str, base: str, adapters: Any, quiet: bool, *, threads: int | None, **options: Any
+) -> VerifyReport:
+    from nola_edge.checkpoint import Checkpoint
+    from nola_edge.gguf.signature import is_gguf
+    from nola_edge.merge.verify import verify_checkpoint
+
+    if is_gguf(merged):
+        raise click.UsageError("MERGED is a GGUF file and BASE is none; give two of a kind")
+    with Checkpoint.open(merged) as checkpoint:
+        nbytes = checkpoint.nbytes
+    with ui.ByteProgress(nbytes, "verifying", quiet) as progress:
+        return verify_checkpoint(
+            merged, base, adapters, num_threads=threads, progress=progress, **options
+        )
+
+
+def _verify_gguf(
+    merged: str,
+    base: str,
+    adapters: Any,
+    dtype: str | None,
+    quiet: bool,
+    *,
+    threads: int | None,
+    tensors_only: bool,
+    check_base: bool,
+) -> VerifyReport:
+    from nola_edge.gguf import verify_gguf
+    from nola_edge.gguf.signature import is_gguf
+
+    if not is_gguf(merged):
+        raise click.UsageError("BASE is a GGUF file and MERGED is none; give two of a kind")
+    with ui.ByteProgress(os.path.getsize(merged), "verifying", quiet) as progress:
+        return verify_gguf(
+            merged,
+            base,
+            adapters,
+            outtype=dtype,
+            num_threads=threads,
+            tensors_only=tensors_only,
+            progress=progress,
+        )
+
+
+def _lines(report: VerifyReport, tensors_only: bool) -> Iterable[str]:
+    return [_sameness(report, tensors_only)] if report.identical else _differences(report)
 
 
 def _sameness(report: VerifyReport, tensors_only: bool) -> str:
@@ -117,12 +174,3 @@ def _differences(report: VerifyReport) -> Iterator[str]:
     more = sum(max(0, len(found) - _LISTED) for found in (tensors, files))
     if more:
         yield f"  … and {more} more (all with --json)"
-
-
-def _size(path: str, gguf: bool) -> int:
-    from nola_edge.checkpoint import Checkpoint
-
-    if gguf:
-        return os.path.getsize(path)
-    with Checkpoint.open(path) as checkpoint:
-        return checkpoint.nbytes

@@ -3,7 +3,7 @@
 ``llama/peft/tuners/lora.py`` and ``llama/qlora.py``: a PEFT folder whose ``adapter_config.json``
 says ``peft_type: LORA``, ``use_nola``, ``nola_num_basis``, ``r`` and ``lora_alpha``; its tensors
 are those of :mod:`~nola_edge.convert.seeded`, ``base_model.model.<module>.lora_A.seed`` and so on,
-in ``adapter_model.bin``, which :mod:`~nola_edge.convert.torch_file` refuses, and says what to do.
+in ``adapter_model.bin``, which :mod:`~nola_edge.torch_file` refuses, and says what to do.
 ``lora_B.weight`` is zero at first and stays so. With ``--bf16`` the layers are bfloat16, and so are
 the basis and every step of the matrix.
 """

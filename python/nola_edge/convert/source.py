@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_edge.adapter.files import CONFIG_NAME, WEIGHTS_NAME
-from nola_edge.convert.torch_file import is_torch_file, torch_file_refused
 from nola_edge.dtypes import MERGEABLE
 from nola_edge.errors import AdapterError, FormatError, NotFiniteError
 from nola_edge.jsonio import loads_object
 from nola_edge.paths import inside, read_inside
 from nola_edge.safetensors_file import SafetensorsFile
+from nola_edge.torch_file import is_torch_file, torch_file_refused
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_THEN = "nola-edge convert {}, with the options as they were"
 _PICKLED_NAME = "adapter_model.bin"
 
 
@@ -95,7 +96,7 @@ def _checked(path: Path) -> Path:
     if not os.path.lexists(path):
         raise FormatError("does not exist", file=path)
     if is_torch_file(path):
-        raise torch_file_refused(path)
+        raise torch_file_refused(path, then=_THEN)
     return path
 
 
@@ -103,7 +104,7 @@ def _weights_of(folder: Path) -> Path:
     if (folder / WEIGHTS_NAME).is_file():
         return inside(folder, WEIGHTS_NAME)
     if (folder / _PICKLED_NAME).is_file():
-        raise torch_file_refused(folder / _PICKLED_NAME, folder)
+        raise torch_file_refused(folder / _PICKLED_NAME, folder, _THEN)
     raise AdapterError(
         f"has neither {WEIGHTS_NAME} nor {_PICKLED_NAME}; give the file itself", file=folder
     )

@@ -19,10 +19,11 @@ from nola_edge.checkpoint import Checkpoint
 from nola_edge.errors import ArgumentError, CheckpointError, NotFiniteError
 from nola_edge.export.alpha import alpha_of
 from nola_edge.export.factors import factor_tensor
-from nola_edge.gguf.file import GgufFile, is_gguf
+from nola_edge.gguf.file import GgufFile
 from nola_edge.gguf.interleaved import interleaved_rows
 from nola_edge.gguf.model import model_of_config, model_of_gguf
 from nola_edge.gguf.plan import check_no_double, check_no_whole_tensors, matched_tensors
+from nola_edge.gguf.signature import is_gguf
 from nola_edge.hub import base_path
 from nola_edge.jsonio import loads_object
 from nola_edge.merge.fit import location

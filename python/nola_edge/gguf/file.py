@@ -9,12 +9,12 @@ count is compared with the bytes that are left before it is believed.
 from __future__ import annotations
 
 import math
-import os
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.errors import FormatError, printable
+from nola_edge.gguf.signature import MAGIC
 from nola_edge.gguf.types import (
     ARRAY,
     BOOL,
@@ -29,7 +29,6 @@ from nola_edge.safetensors_file import TensorInfo
 if TYPE_CHECKING:
     from pathlib import Path
 
-MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _ALIGNMENT = "general.alignment"
 _DEFAULT_ALIGNMENT = 32
@@ -200,21 +199,6 @@ class GgufFile(InputFile):
 def tensor_bytes(kind: str, shape: tuple[int, ...]) -> int:
     """Return the bytes of a tensor of a ggml type; its rows are whole blocks."""
     return math.prod(shape) // TENSOR_TYPES[kind].block * TENSOR_TYPES[kind].nbytes
-
-
-def is_gguf(path: str | Path) -> bool:
-    """Tell whether a path is a file that begins as a GGUF file does."""
-    try:
-        # Non-blocking: whether it is a pipe, the readers say.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        return os.pread(fd, len(MAGIC), 0) == MAGIC
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
 
 
 def padded(position: int, alignment: int) -> int:

@@ -18,6 +18,7 @@ from nola_edge.merge.groups import Groups, WantedMerge
 from nola_edge.merge.names import name_outputs
 from nola_edge.merge.share import Share
 from nola_edge.merge.write import MergeReport, replaces_of, write_merges
+from nola_edge.model_folder import INDEX_NAME
 from nola_edge.output import AtomicOutput
 from nola_edge.parents import Parents, nearest_folder
 
@@ -145,6 +146,7 @@ def _check(
     if place.is_dir():
         for target in targets:
             target.check()
+        _check_holds_no_model(folder)
     elif place.exists():
         raise OutputError(
             "is a file; give a folder, in which each output gets its own", file=folder
@@ -156,6 +158,17 @@ def _check(
         raise OutputError(
             f"{len(targets)} outputs need {nbytes} bytes, the disk has {free} free", file=folder
         )
+
+
+def _check_holds_no_model(folder: Path) -> None:
+    """Refuse a folder that is a model, or an adapter, itself."""
+    for name in ("config.json", "adapter_config.json", INDEX_NAME):
+        if os.path.lexists(folder / name):
+            raise OutputError(
+                f"holds a {name}, so it is a model or an adapter itself; give a folder in which "
+                "each output gets its own",
+                file=folder,
+            )
 
 
 @contextlib.contextmanager

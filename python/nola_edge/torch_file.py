@@ -43,19 +43,28 @@ def is_torch_file(path: Path) -> bool:
         return False  # a folder or a pipe, which the readers refuse by name
     finally:
         os.close(fd)
+    return begins_as_torch(begin)
+
+
+def begins_as_torch(begin: bytes) -> bool:
+    """Tell whether the first nine bytes are those of a torch file."""
     # A safetensors file may begin with any length, but then its header begins.
-    return begin.startswith((_ZIP, _PICKLE)) and begin[8:] != b"{"
+    return begin.startswith((_ZIP, _PICKLE)) and begin[8:9] != b"{"
 
 
-def torch_file_refused(path: Path, folder: Path | None = None) -> FormatError:
-    """Return the refusal of a torch file, with the two commands that convert it nevertheless.
+def torch_file_refused(
+    path: Path, folder: Path | None = None, then: str = "give {}"
+) -> FormatError:
+    """Return the refusal of a torch file, with the command that converts it nevertheless.
 
     Parameters
     ----------
     path : Path
         The file.
     folder : Path, optional
-        The PEFT folder that it was found in, to be converted once it holds a safetensors file.
+        The folder that it was found in, which is given once it holds a safetensors file.
+    then : str
+        What to do after that, with ``{}`` for what was made.
     """
     begin = "is a file of torch.save, which can run code and is never read; "
     target = path.with_suffix(".safetensors")
@@ -68,6 +77,6 @@ def torch_file_refused(path: Path, folder: Path | None = None) -> FormatError:
         names = ["FILE", "FILE.safetensors" if folder is None else "FOLDER"]
     return FormatError(
         f"{begin}where you have torch and trust the file, run: python -c {shlex.quote(_SCRIPT)} "
-        f"{names[0]}; then: nola-edge convert {names[1]}, with the options as they were",
+        f"{names[0]}; then: {then.format(names[1])}",
         file=path,
     )

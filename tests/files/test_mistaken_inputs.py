@@ -1,0 +1,80 @@
+"""What is given by mistake for a base or an adapter is refused with what to give instead."""
+
+import pickle
+import shlex
+import shutil
+
+import pytest
+
+import nola_edge as ne
+from nola_edge.errors import NolaEdgeError, OutputError
+from tests.cli.in_process import refused
+from tests.conftest import snapshot
+
+
+@pytest.fixture
+def here(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("data", [b"PK\x03\x04" + bytes(40), pickle.dumps({"a": [1.5] * 9})])
+@pytest.mark.parametrize("name", ["pytorch model.bin", "model.pt"])
+def test_a_torch_file_comes_with_the_command_that_converts_it(here, data, name):
+    (here / name).write_bytes(data)
+    before = snapshot(here)
+    for command in (
+        ["merge", name, "adapter", "-o", "out.safetensors"],
+        ["merge", "base", name, "-o", "out"],
+        ["verify", name, "base", "adapter"],
+        ["inspect", name],
+    ):
+        line = refused(*command)
+        assert f"nola-edge: {name}: is a file of torch.save, which can run code and is " in line
+        assert "run: python -c 'import sys, torch; " in line
+        made = shlex.quote(name.rpartition(".")[0] + ".safetensors")
+        assert line.endswith(f"' {shlex.quote(name)}; then: give {made}\n")
+    assert snapshot(here) == before
+
+
+def test_an_adapter_of_torch(here):
+    (here / "adapter" / "adapter_model.safetensors").unlink()
+    (here / "adapter" / "adapter_model.bin").write_bytes(b"PK\x03\x04" + bytes(40))
+    line = refused("merge", "base", "adapter", "-o", "out")
+    assert "adapter/adapter_model.bin: is a file of torch.save" in line
+    assert line.endswith("adapter/adapter_model.bin; then: give adapter\n")
+
+
+@pytest.mark.parametrize("given", ["base", "adapter"])
+@pytest.mark.parametrize("refs", [True, False])
+def test_a_repository_of_the_cache(here, given, refs):
+    root = here / "hub" / "models--org--name"
+    for commit in ("0" * 40, "f" * 40):
+        shutil.copytree(here / given, root / "snapshots" / commit)
+    if refs:
+        (root / "refs").mkdir()
+        (root / "refs" / "main").write_text("0" * 40)
+    names = {"base": "base", "adapter": "adapter", given: str(root)}
+    before = snapshot(here)
+    line = refused("merge", names["base"], names["adapter"], "-o", "out")
+    assert line == (
+        f"nola-edge: {root}: is a repository of the Hugging Face cache; give one of its snapshots, "
+        f"such as {root}/snapshots/{('0' if refs else 'f') * 40}\n"
+    )
+    assert snapshot(here) == before
+
+
+@pytest.mark.parametrize("place", ["model", "adapter2"])
+@pytest.mark.parametrize("options", [{}, {"force": True}, {"skip_existing": True}])
+def test_outputs_of_each_do_not_go_into_a_model(here, place, options):
+    shutil.copytree(here / ("base" if place == "model" else "adapter"), here / place)
+    before = snapshot(here)
+    with pytest.raises(OutputError, match="is a model or an adapter itself; give a folder"):
+        ne.merge_each("base", ["adapter"], place, **options)
+    assert snapshot(here) == before
+
+
+def test_errors_are_of_one_kind(here):
+    (here / "x.bin").write_bytes(b"PK\x03\x04" + bytes(40))
+    with pytest.raises(NolaEdgeError, match=r"torch\.save"):
+        ne.open_merged("x.bin", "adapter")
