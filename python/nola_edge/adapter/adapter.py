@@ -17,6 +17,7 @@ from nola_edge.adapter.files import (
     PREFIX,
     WEIGHTS_NAME,
     Coefficients,
+    check_saved_modules,
     load_folder,
     quantized_tensors,
     stored_name,
@@ -125,6 +126,7 @@ class Adapter:
         packed = folder.is_file()
         with opening(folder):
             config, modules, whole = load_packed(folder) if packed else load_folder(folder)
+        check_saved_modules(whole, config, folder if packed else folder / CONFIG_NAME)
         if modules:
             _check_fingerprints(config, modules, folder if packed else folder / CONFIG_NAME)
         try:

@@ -11,7 +11,7 @@ import numpy as np
 from nola_edge.adapter.config import AdapterConfig
 from nola_edge.adapter.quantize import Quantized, check_scale, dequantize, packed_size, quantize
 from nola_edge.dtypes import MERGEABLE, safetensors_dtype
-from nola_edge.errors import AdapterError, NotFiniteError, OutputError
+from nola_edge.errors import AdapterError, NotFiniteError, OutputError, printable
 from nola_edge.jsonio import encode, loads_object
 from nola_edge.paths import cache_hint, inside, read_inside, subfolders_hint, subfolders_with
 from nola_edge.safetensors_file import METADATA, SafetensorsFile, encode_header
@@ -19,7 +19,7 @@ from nola_edge.tensors import StoredTensor, Tensor, tensor_of
 from nola_edge.torch_file import torch_file_refused
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -40,6 +40,8 @@ INPUT_EMBEDDINGS = (
     "embed_in.weight",
 )
 OUTPUT_EMBEDDINGS = ("lm_head.weight", "embed_out.weight")
+#: What PEFT adds to ``modules_to_save`` for a classifier, whatever the model calls it.
+HEADS = ("classifier", "score")
 EMBEDDINGS = INPUT_EMBEDDINGS + OUTPUT_EMBEDDINGS
 
 
@@ -273,7 +275,34 @@ def stored_name(local: str, modules: Container[str]) -> str:
 
 def is_saved_module(local: str, config: AdapterConfig) -> bool:
     """Tell whether a tensor belongs to a module that ``modules_to_save`` names."""
-    return any(f".{module}." in f".{local}" or local == module for module in config.modules_to_save)
+    return any(_is_of(module, local) for module in config.modules_to_save)
+
+
+def check_saved_modules(whole: Iterable[str], config: AdapterConfig, file: Path) -> None:
+    """Refuse an adapter that lacks a module that ``modules_to_save`` announces.
+
+    PEFT announces every name that it knows for a classifier's head; a model has one of them.
+
+    Raises
+    ------
+    AdapterError
+    """
+    names, announced = list(whole), config.modules_to_save
+    missing = [m for m in announced if not any(_is_of(m, name) for name in names)]
+    if not set(HEADS) & set(announced) <= set(missing):  # there is a head
+        missing = [module for module in missing if module not in HEADS]
+    if missing:
+        raise AdapterError(
+            f"announces {printable(missing[0])!r}, and the adapter holds no tensor of it; save the "
+            "adapter again, or remove the name if the model has no such module",
+            file=file,
+            field="modules_to_save",
+            value=missing[0],
+        )
+
+
+def _is_of(module: str, tensor: str) -> bool:
+    return f".{module}." in f".{tensor}" or tensor == module
 
 
 def load_whole(file: SafetensorsFile, name: str, local: str, config: AdapterConfig) -> Tensor:
