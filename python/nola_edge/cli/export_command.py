@@ -33,8 +33,8 @@ def command() -> None:
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder to write.")
 @type_option(
     ("F32", "F16", "BF16"),
-    default="F32",
-    show_default="f32",
+    default="f32",
+    show_default=True,
     help="Of A and B; anything but f32 rounds them.",
 )
 @ui.force_option
@@ -86,7 +86,7 @@ def lora(
 @click.option(
     "-o", "--output", type=FILE, required=True, help="File to write, with the suffix .gguf."
 )
-@type_option(("F32", "F16"), default="F32", show_default="f32", help="Of A and B; f16 rounds them.")
+@type_option(("F32", "F16"), default="f32", show_default=True, help="Of A and B; f16 rounds them.")
 @ui.force_option
 @revision_option
 @ui.check_base_option

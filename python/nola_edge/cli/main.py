@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from nola_edge import __version__
-from nola_edge.cli.failure import Failure, wants_json
 from nola_edge.cli.help import Group
 from nola_edge.cli.layout import MAX_WIDTH
 from nola_edge.cli.stdout import Stdout, open_closed_streams, replace_stdout
 from nola_edge.errors import NolaEdgeError
-from nola_edge.jsonio import dumps
 from nola_edge.pacing import end_with
 
 if TYPE_CHECKING:
@@ -135,11 +133,14 @@ def _exit(status: int, stdout: Stdout | None) -> NoReturn:
     raise SystemExit(0 if written else status or 2)
 
 
-def _fail(error: Exception, as_json: bool) -> NoReturn:
+def _fail(error: Exception, arguments: list[str]) -> NoReturn:
     """Say in one line what is wrong; with ``--json`` standard output gets an object as well."""
+    from nola_edge.cli.failure import Failure, wants_json
+    from nola_edge.jsonio import dumps
+
     failure = Failure.of(error)
     print(f"nola-edge: {failure.line}", file=sys.stderr)
-    if as_json:
+    if wants_json(arguments):
         try:
             print(dumps(failure.as_json(), indent=2), flush=True)
         except BrokenPipeError:  # at the end nobody shall try once more
@@ -154,7 +155,6 @@ def main(arguments: list[str] | None = None) -> Any:
     on stderr and, with ``--json``, an object ``{"error": …}`` on stdout; a signal ends the process
     as that signal does, after cleaning up.
     """
-    as_json = wants_json(sys.argv[1:] if arguments is None else arguments)
     open_closed_streams()
     if _COMPLETE in os.environ:
         importlib.import_module("nola_edge.cli.completion_command")
@@ -184,5 +184,5 @@ def main(arguments: list[str] | None = None) -> Any:
     except (
         click.ClickException, NolaEdgeError, OSError, MemoryError, TypeError, ValueError
     ) as error:  # fmt: skip
-        _fail(error, as_json)
+        _fail(error, sys.argv[1:] if arguments is None else arguments)
     _exit(status if isinstance(status, int) else 0, stdout)
