@@ -7,10 +7,15 @@ The import registers the method with PEFT. A program that only loads adapters ne
 it PEFT knows no method called NOLA (``KeyError: 'NOLA'``).
 """
 
-from nola_edge.peft.config import NolaConfig
-from nola_edge.peft.layer import NolaLinearLayer
-from nola_edge.peft.model import NolaModel
-from nola_edge.peft.register import register
+from nola_edge.extras import explained
+
+try:
+    from nola_edge.peft.config import NolaConfig
+    from nola_edge.peft.layer import NolaLinearLayer
+    from nola_edge.peft.model import NolaModel
+    from nola_edge.peft.register import register
+except ModuleNotFoundError as error:
+    raise explained(error, "nola_edge.peft", "peft") from None
 
 register()
 

@@ -8,14 +8,19 @@ processes; ``merge.py`` merges into weights, ``plan.py`` and ``model.py`` into m
 ``switch.py`` switches them.
 """
 
-from nola_edge.torch.factors import Factors, fresh_coefficients
-from nola_edge.torch.functional import expand, nola_delta, nola_linear, project
-from nola_edge.torch.linear import NolaLinear, to_adapter
-from nola_edge.torch.merge import merge_factors_, merge_low_rank_
-from nola_edge.torch.model import load_merged, merge_
-from nola_edge.torch.quantize import fake_quantize
-from nola_edge.torch.switch import AdapterSwitch
-from nola_edge.torch.together import expand_together
+from nola_edge.extras import explained
+
+try:
+    from nola_edge.torch.factors import Factors, fresh_coefficients
+    from nola_edge.torch.functional import expand, nola_delta, nola_linear, project
+    from nola_edge.torch.linear import NolaLinear, to_adapter
+    from nola_edge.torch.merge import merge_factors_, merge_low_rank_
+    from nola_edge.torch.model import load_merged, merge_
+    from nola_edge.torch.quantize import fake_quantize
+    from nola_edge.torch.switch import AdapterSwitch
+    from nola_edge.torch.together import expand_together
+except ModuleNotFoundError as error:
+    raise explained(error, "nola_edge.torch", "torch") from None
 
 __all__ = [
     "AdapterSwitch",

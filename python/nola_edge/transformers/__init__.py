@@ -10,7 +10,12 @@ The model is a plain one: its weights are merged, and nothing of the adapter is 
 ``config.py`` is what a caller gives, ``quantizer.py`` what transformers calls.
 """
 
-from nola_edge.transformers.config import NolaMergeConfig
-from nola_edge.transformers.quantizer import NolaMergeQuantizer
+from nola_edge.extras import explained
+
+try:
+    from nola_edge.transformers.config import NolaMergeConfig
+    from nola_edge.transformers.quantizer import NolaMergeQuantizer
+except ModuleNotFoundError as error:
+    raise explained(error, "nola_edge.transformers", "peft") from None
 
 __all__ = ["NolaMergeConfig", "NolaMergeQuantizer"]
