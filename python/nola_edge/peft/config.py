@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from peft.config import PeftConfig
 
-from nola_edge.adapter.config import NOLA_VERSION, AdapterConfig
+from nola_edge.adapter.config import NOLA_VERSION, PEFT_TYPE, AdapterConfig
 from nola_edge.adapter.fingerprints import (
     basis_fingerprint,
     checkpoint_fingerprint,
@@ -21,6 +21,7 @@ from nola_edge.adapter.fingerprints import (
 from nola_edge.errors import NolaEdgeError
 from nola_edge.jsonio import encode
 from nola_edge.peft.register import peft_type
+from nola_edge.peft.spellings import is_off, take_over
 from nola_edge.torch.factors import STARTS
 
 #: Fields that change merged weights; ``modules_to_save`` may be any sequence here.
@@ -44,7 +45,12 @@ class NolaConfig(PeftConfig):
     """Configuration of a NOLA adapter (ICLR 2024, arXiv 2310.02556).
 
     ``W' = W + s B A`` with A and B linear combinations of random matrices that the seed
-    regenerates; only the coefficients are trained and saved.
+    regenerates; only the coefficients are trained and saved. They want a larger learning rate than
+    LoRA's matrices.
+
+    LoRA's spellings are taken over: ``lora_dropout``, ``init_lora_weights=True`` (or False) and
+    ``bias="lora_only"`` set `nola_dropout`, `init_weights` and ``bias="nola_only"``, under which
+    they are saved. An option that NOLA lacks is refused unless it is off.
 
     Parameters
     ----------
@@ -83,7 +89,7 @@ class NolaConfig(PeftConfig):
     Raises
     ------
     ValueError
-        If a value is out of range; the message names the field.
+        If a value is out of range, or of an option that NOLA lacks; the message names the field.
     """
 
     r: int = field(default=16, metadata={"help": "Rank of A and B."})
@@ -254,8 +260,8 @@ def _check_aliases(aliases: object) -> None:
         )
 
 
-def _refuse_unknown_fields(config_cls: type[NolaConfig]) -> None:
-    """Make the constructor refuse fields it does not know, unless their value means "off".
+def _check_names(config_cls: type[NolaConfig]) -> None:
+    """Have the constructor take over LoRA's spellings, and refuse fields that it does not know.
 
     PEFT drops unknown fields of a file with a warning. They may change the weights.
     """
@@ -264,17 +270,24 @@ def _refuse_unknown_fields(config_cls: type[NolaConfig]) -> None:
 
     @functools.wraps(generated)
     def checked(self: NolaConfig, *args: Any, **fields: Any) -> None:
-        for name in [name for name in fields if name not in known]:
-            value = fields.pop(name)
-            if not (value is None or value is False or value in ("", [], {})):
-                raise ValueError(
-                    f"`{name}` is {value!r}: not a field of NolaConfig that this version "
-                    "understands, and it may change the weights. Upgrade nola-edge, or remove "
-                    "the field if you know that it does not matter."
-                )
-        generated(self, *args, **fields)
+        # PEFT hands over all fields of a file, this one too; a script has no reason to.
+        is_file = fields.get("peft_type") == PEFT_TYPE
+        given = _known_fields(fields, known) if is_file else take_over(fields, known)
+        generated(self, *args, **given)
 
     config_cls.__init__ = checked  # type: ignore[method-assign]
 
 
-_refuse_unknown_fields(NolaConfig)
+def _known_fields(fields: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Return a file's fields, without unknown ones whose value means "off"."""
+    for name, value in fields.items():
+        if name not in known and not is_off(value):
+            raise ValueError(
+                f"`{name}` is {value!r}: not a field of NolaConfig that this version "
+                "understands, and it may change the weights. Upgrade nola-edge, or remove "
+                "the field if you know that it does not matter."
+            )
+    return {name: value for name, value in fields.items() if name in known}
+
+
+_check_names(NolaConfig)
