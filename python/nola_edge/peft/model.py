@@ -21,6 +21,7 @@ from nola_edge.peft.config import NolaConfig
 from nola_edge.peft.layer import NolaLinearLayer
 from nola_edge.peft.mixed_batch import mixed_batch
 from nola_edge.peft.names import PlainNames, plain_name
+from nola_edge.peft.rate import watch_rate
 from nola_edge.peft.shared import refuse_shared_weights
 from nola_edge.peft.state import from_stored, select_coefficients, to_stored
 from nola_edge.torch.linear import is_conv1d
@@ -99,6 +100,7 @@ class NolaModel(BaseTuner):
                 parameter.requires_grad_(is_trained)
             raise
         warn_of_attention(model, adapter_name)
+        watch_rate(_layers(model, adapter_name).values())
 
     def _forget_wrappers(self, model: nn.Module, config: Any) -> None:
         """Name the modules that "all-linear" stands for as a model without wrappers has them."""

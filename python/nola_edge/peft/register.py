@@ -2,13 +2,15 @@
 
 PEFT looks methods up by a member of an enumeration and has no hook for others. A ``str``
 enumeration cannot be subclassed, but it can be given a member. Nor does it ask a method before it
-loads coefficients into an adapter that is there.
+loads coefficients into an adapter that is there, or what to say in the card of a model.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import os
+from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
@@ -43,6 +45,9 @@ def register() -> None:
     if peft_type() not in PEFT_TYPE_TO_CONFIG_MAPPING:
         register_peft_method(name="nola", config_cls=NolaConfig, model_cls=NolaModel)
         PeftModel.load_adapter = _checked(PeftModel.load_adapter)  # type: ignore[method-assign]
+        PeftModel.save_pretrained = _with_cards(  # type: ignore[method-assign]
+            PeftModel.save_pretrained
+        )
 
 
 def _checked(load_adapter: Any) -> Any:
@@ -63,3 +68,35 @@ def _checked(load_adapter: Any) -> Any:
         return load_adapter(self, model_id, adapter_name, *args, **kw)
 
     return checked
+
+
+def _with_cards(save_pretrained: Any) -> Any:
+    """Make ``PeftModel.save_pretrained`` write a card for each NOLA adapter."""
+    from nola_edge.peft import card
+    from nola_edge.peft.config import NolaConfig
+
+    signature = inspect.signature(save_pretrained)
+
+    @functools.wraps(save_pretrained)
+    def saved(self: PeftModel, *args: Any, **kw: Any) -> None:
+        given = signature.bind(self, *args, **kw)
+        given.apply_defaults()
+        folder = Path(given.arguments["save_directory"])
+        names = given.arguments["selected_adapters"]
+        names = list(self.peft_config) if names is None else names
+        nola = all(isinstance(config, NolaConfig) for config in self.peft_config.values())
+        if not (nola and given.arguments["is_main_process"]) or folder.is_file():
+            return save_pretrained(self, *args, **kw)
+        others = [name for name in names if name != "default"]
+        text = (
+            card.adapter_card(self, "default") if "default" in names else card.contents_card(others)
+        )
+        card.write_missing_card(folder, text)
+        save_pretrained(self, *args, **kw)
+        card.complete_metadata(self, folder)
+        for name in others:
+            card.write_missing_card(folder / name, card.adapter_card(self, name))
+            self.create_or_update_model_card(str(folder / name))
+            card.complete_metadata(self, folder / name)
+
+    return saved
