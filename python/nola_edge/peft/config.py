@@ -7,7 +7,7 @@ import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from peft.config import PeftConfig
 
@@ -138,6 +138,9 @@ class NolaConfig(PeftConfig):
     )
     modules_fingerprint: str | None = field(default=None, metadata={"help": "Written on saving."})
     shapes_fingerprint: str | None = field(default=None, metadata={"help": "Written on saving."})
+
+    #: Adapters and weights that a combined adapter is the sum of; never saved.
+    combination: ClassVar[tuple[tuple[str, float], ...]] = ()
 
     def __post_init__(self) -> None:
         """Check every field; the fields that change weights as every other reader does."""

@@ -18,6 +18,7 @@ from torch import nn
 
 from nola_edge.errors import NotFiniteError
 from nola_edge.peft.bypassed import keep_from_fast_path, note_call, note_read
+from nola_edge.peft.combined import Part
 from nola_edge.peft.config import NolaConfig
 from nola_edge.torch.factors import FactorCache, Factors, fresh_coefficients, trained_alpha
 from nola_edge.torch.functional import nola_delta
@@ -44,7 +45,13 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("nola_alpha", "nola_beta")
-    other_param_names = ("nola_configs", "nola_scaling", "nola_factors", "nola_dropout")
+    other_param_names = (
+        "nola_configs",
+        "nola_scaling",
+        "nola_factors",
+        "nola_dropout",
+        "nola_parts",
+    )
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
         super().__init__()
@@ -58,7 +65,8 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
         self.nola_configs: dict[str, NolaConfig] = {}
         self.nola_scaling: dict[str, float] = {}
         self.nola_factors: dict[str, Factors] = {}
-        self._caches: dict[str, FactorCache] = {}
+        self.nola_parts: dict[str, list[Part]] = {}  # of combined adapters
+        self._caches: dict[str, list[FactorCache]] = {}  # one for each term
         # What the base layer held before a merge: a weight, or a quantised parameter itself.
         self._unmerged: Any = None
         self._disable_adapters = False
@@ -106,7 +114,7 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
             config.basis,  # type: ignore[arg-type]
         )
         self.nola_scaling[adapter_name] = config.scaling
-        self._caches[adapter_name] = FactorCache()
+        self._caches[adapter_name] = [FactorCache()]
         self.nola_dropout[adapter_name] = (
             nn.Dropout(config.nola_dropout) if config.nola_dropout > 0 else nn.Identity()
         )
@@ -118,6 +126,51 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
         self.nola_beta[adapter_name] = nn.Parameter(beta)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def combine(
+        self, adapter_name: str, shares: Sequence[tuple[str, float]], config: NolaConfig
+    ) -> None:
+        """Add an adapter that is the weighted sum of those, among some, that are on this layer.
+
+        It keeps copies of their coefficients, one after the other, as the forward pass uses them.
+        """
+        terms = [
+            (factors, alpha.detach(), beta.detach(), weight * scaling)
+            for name, weight in shares
+            if name in self.nola_factors
+            for factors, alpha, beta, scaling in self.terms(name)
+        ]
+        if not terms:
+            return
+        self.nola_parts[adapter_name] = [Part(f, len(a), len(b), s) for f, a, b, s in terms]
+        self.nola_configs[adapter_name] = config
+        self.nola_factors[adapter_name] = terms[0][0]
+        self.nola_scaling[adapter_name] = 1.0
+        self.nola_dropout[adapter_name] = nn.Identity()
+        self.nola_alpha[adapter_name] = nn.Parameter(torch.cat([a for _, a, _, _ in terms]))
+        self.nola_beta[adapter_name] = nn.Parameter(torch.cat([b for _, _, b, _ in terms]))
+        self._caches[adapter_name] = [FactorCache() for _ in terms]
+        self.set_adapter(self.active_adapters)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate adapters; a combined one is never trained."""
+        super().set_adapter(adapter_names, inference_mode)
+        for name in self.nola_parts:
+            self.nola_alpha[name].requires_grad_(False)
+            self.nola_beta[name].requires_grad_(False)
+
+    def terms(self, adapter: str) -> list[Term]:
+        """Return what an adapter adds to the weight; a combined one adds a term for each part."""
+        parts = self.nola_parts.get(adapter)
+        if parts is None:
+            scaling = self.nola_scaling[adapter]
+            return [(self.nola_factors[adapter], *self.coefficients(adapter), scaling)]
+        alphas = self.nola_alpha[adapter].split([part.num_basis_a for part in parts])
+        betas = self.nola_beta[adapter].split([part.num_basis_b for part in parts])
+        return [
+            (part.factors, alpha, beta, part.scaling)
+            for part, alpha, beta in zip(parts, alphas, betas, strict=True)
+        ]
 
     def coefficients(self, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return alpha and beta as the forward pass uses them, rounded if they are quantised."""
@@ -193,9 +246,12 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
         dtype = self.nola_alpha[adapter].dtype
         x = self._cast_input_dtype(x, dtype)
         x = self.nola_dropout[adapter](shard.share_input(x))
-        factors = self.nola_factors[adapter].on(shard)
-        a, b = self._caches[adapter].get(factors, *self.coefficients(adapter), dtype)
-        return nola_delta(x, a, b, self.nola_scaling[adapter], shard)
+        deltas = []
+        for cache, term in zip(self._caches[adapter], self.terms(adapter), strict=True):
+            factors, alpha, beta, scaling = term
+            a, b = cache.get(factors.on(shard), alpha, beta, dtype)
+            deltas.append(nola_delta(x, a, b, scaling, shard))
+        return sum(deltas[1:], start=deltas[0])
 
     def factor_requests(self) -> list[Any]:
         """Say which factors the next forward pass wants; see ``expand_together``."""
@@ -204,7 +260,7 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
             return []
         return [
             (
-                self._caches[name],
+                self._caches[name][0],
                 self.nola_factors[name],
                 self.nola_alpha[name],
                 self.nola_beta[name],
@@ -216,6 +272,8 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
     def _uses_parameters(self, adapter: str) -> bool:
         """Tell whether the layer uses the parameters themselves, not what is made of them."""
         config = self.nola_configs[adapter]
+        if adapter in self.nola_parts:
+            return False
         return config.coefficient_bits is None and config.start != "unit-frozen"
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
@@ -223,10 +281,9 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
 
         Materialised for those who ask; neither forward nor merge does it.
         """
-        factors = self.nola_factors[adapter]
         with torch.no_grad():
-            alpha, beta = self.coefficients(adapter)
-            delta = factors.b(beta) @ factors.a(alpha) * self.nola_scaling[adapter]
+            deltas = [f.b(beta) @ f.a(alpha) * s for f, alpha, beta, s in self.terms(adapter)]
+            delta = sum(deltas[1:], start=deltas[0])
         return (delta.T if self.transposed else delta).to(self.nola_alpha[adapter].dtype)
 
     @torch.no_grad()
@@ -266,7 +323,7 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
     def _merge_into(self, before: Any, names: list[str]) -> None:
         """Put the kept weight back and merge adapters into it."""
         self._put_back(before)
-        terms = [self._term(name) for name in names]
+        terms = [term for name in names for term in self.terms(name)]
         if not terms:
             return
         if self.quantization_backend is None:
@@ -286,13 +343,6 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
         self._put_back(self._unmerged)
         self._unmerged = None
         self.merged_adapters = []
-
-    def _term(self, adapter: str) -> Term:
-        return (
-            self.nola_factors[adapter],
-            *self.coefficients(adapter),
-            self.nola_scaling[adapter],
-        )
 
     def _keep_weight(self) -> Any:
         base: Any = self.get_base_layer()

@@ -17,6 +17,7 @@ from torch import nn
 from nola_edge.adapter.files import ALPHA, BETA, PREFIX, SCALE
 from nola_edge.adapter.fingerprints import modules_fingerprint, shapes_fingerprint
 from nola_edge.peft.bypassed import refuse_fused, warn_of_attention, warn_of_bypassed
+from nola_edge.peft.combined import check_combination, combined_config, refuse_saving
 from nola_edge.peft.config import NolaConfig
 from nola_edge.peft.layer import NolaLinearLayer
 from nola_edge.peft.mixed_batch import mixed_batch
@@ -126,6 +127,41 @@ class NolaModel(BaseTuner):
         with warn_of_bypassed(), nullcontext() if names is None else mixed_batch(self, names, call):
             yield
 
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "cat",
+    ) -> None:
+        """Add an adapter that is the weighted sum of others, exactly: ranks are concatenated.
+
+        It has copies of their coefficients, stays when they are deleted, and is merged with one
+        rounding, to the bits of ``nola-edge merge BASE a=0.7 b=0.3``. It is not trained and not
+        saved.
+
+        Parameters
+        ----------
+        adapters : list of str
+        weights : list of float
+            On the scalings of the adapters, of any sign.
+        adapter_name : str
+            Of the new one, which :meth:`set_adapter` activates.
+        combination_type : {"cat"}
+
+        Raises
+        ------
+        ValueError
+            If an adapter is not there, or one trains whole modules or biases; or for the
+            approximations that PEFT's LoRA knows.
+        """
+        check_combination(self.peft_config, adapters, weights, adapter_name, combination_type)
+        config = combined_config(self.peft_config, adapters, weights)
+        for layer in self.modules():
+            if isinstance(layer, NolaLinearLayer):
+                layer.combine(adapter_name, config.combination, config)
+        self.peft_config[adapter_name] = config
+
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
     ) -> None:
@@ -213,6 +249,7 @@ class NolaModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
         """Select an adapter's tensors, under the names and in the form that its file has."""
+        refuse_saving(config, adapter_name)
         if _is_gathered_elsewhere(state_dict):
             return {}
         plain = PlainNames(model)

@@ -73,6 +73,7 @@ def _checked(load_adapter: Any) -> Any:
 def _with_cards(save_pretrained: Any) -> Any:
     """Make ``PeftModel.save_pretrained`` write a card for each NOLA adapter."""
     from nola_edge.peft import card
+    from nola_edge.peft.combined import refuse_saving
     from nola_edge.peft.config import NolaConfig
 
     signature = inspect.signature(save_pretrained)
@@ -87,6 +88,8 @@ def _with_cards(save_pretrained: Any) -> Any:
         nola = all(isinstance(config, NolaConfig) for config in self.peft_config.values())
         if not (nola and given.arguments["is_main_process"]) or folder.is_file():
             return save_pretrained(self, *args, **kw)
+        for name in names:
+            refuse_saving(self.peft_config.get(name), name)
         others = [name for name in names if name != "default"]
         text = (
             card.adapter_card(self, "default") if "default" in names else card.contents_card(others)

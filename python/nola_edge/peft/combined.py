@@ -1,0 +1,108 @@
+"""Several adapters as one: ``model.add_weighted_adapter(["a", "b"], [0.7, 0.3], "mixed")``.
+
+A weighted sum of products B A is exactly the product of concatenated ranks, and nothing else is:
+coefficients that go with different random matrices cannot be added. So a combined adapter keeps
+the coefficients of its parts, and is for use in memory; it cannot be trained, nor saved as the
+coefficients of one seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nola_edge.peft.config import NolaConfig
+from nola_edge.torch.factors import Factors
+
+
+@dataclass(frozen=True)
+class Part:
+    """One adapter's share in a combined one, on one layer.
+
+    Attributes
+    ----------
+    factors : Factors
+    num_basis_a, num_basis_b : int
+        How many of the combined adapter's coefficients are its own.
+    scaling : float
+        Of the adapter, times its weight.
+    """
+
+    factors: Factors
+    num_basis_a: int
+    num_basis_b: int
+    scaling: float
+
+
+def check_combination(
+    configs: Mapping[str, Any],
+    adapters: Sequence[str],
+    weights: Sequence[float],
+    adapter_name: str,
+    combination_type: str,
+) -> None:
+    """Refuse a combination that is not exact, or of what cannot be added.
+
+    Raises
+    ------
+    ValueError
+    """
+    if combination_type != "cat":
+        raise ValueError(
+            f"`combination_type` is {combination_type!r}: NOLA adapters are added exactly, by "
+            "concatenating their ranks, which is 'cat'."
+        )
+    if adapter_name in configs:
+        raise ValueError(f"An adapter {adapter_name!r} is there already: delete_adapter first.")
+    if not adapters or len(adapters) != len(weights):
+        raise ValueError(f"{len(adapters)} adapters were given, and {len(weights)} weights.")
+    for name, weight in zip(adapters, weights, strict=True):
+        if name not in configs:
+            raise ValueError(f"Adapter {name!r} does not exist; there are {', '.join(configs)}.")
+        if not math.isfinite(weight):
+            raise ValueError(f"The weight of adapter {name!r} is {weight}, must be finite.")
+        if configs[name].modules_to_save or configs[name].bias != "none":
+            raise ValueError(
+                f"Adapter {name!r} trains whole modules or biases, which have no weighted sum: "
+                "combine adapters without `modules_to_save` and `bias`."
+            )
+
+
+def combined_config(
+    configs: Mapping[str, Any], adapters: Sequence[str], weights: Sequence[float]
+) -> NolaConfig:
+    """Return a configuration that says what PEFT asks of one, and of which adapters it is."""
+    first = configs[adapters[0]]
+    config = dataclasses.replace(
+        first,
+        r=sum(configs[name].r for name in adapters),
+        inference_mode=True,
+        coefficient_bits=None,
+        base_fingerprint=None,
+        modules_fingerprint=None,
+        shapes_fingerprint=None,
+    )
+    config.combination = tuple(zip(adapters, weights, strict=True))
+    return config
+
+
+def refuse_saving(config: Any, adapter_name: str) -> None:
+    """Refuse to save a combined adapter.
+
+    Raises
+    ------
+    ValueError
+        Saying what to do instead.
+    """
+    combination = getattr(config, "combination", None)
+    if combination:
+        terms = " ".join(f"{name}={weight:g}" for name, weight in combination)
+        names = list(dict(combination))
+        raise ValueError(
+            f"The adapter {adapter_name!r} is a weighted sum, which one seed and its coefficients "
+            f"cannot express. Save its parts (`selected_adapters={names}`) and combine their "
+            f"folders: `nola-edge merge BASE {terms} -o merged`, or `nola-edge export gguf-lora`."
+        )
