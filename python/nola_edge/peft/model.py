@@ -10,7 +10,10 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils import (
+    INCLUDE_LINEAR_LAYERS_SHORTHAND,
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+)
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import nn
 
@@ -24,6 +27,7 @@ from nola_edge.peft.mixed_batch import mixed_batch
 from nola_edge.peft.names import PlainNames, plain_name
 from nola_edge.peft.rate import watch_rate
 from nola_edge.peft.shared import refuse_shared_weights
+from nola_edge.peft.stacked import warn_of_stacked
 from nola_edge.peft.state import from_stored, select_coefficients, to_stored
 from nola_edge.torch.linear import is_conv1d
 
@@ -91,6 +95,7 @@ class NolaModel(BaseTuner):
         """
         self._plain_name = PlainNames(model)
         trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        targets = cast(NolaConfig, self.peft_config[adapter_name]).target_modules
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             self._forget_wrappers(model, self.peft_config[adapter_name])
@@ -101,6 +106,8 @@ class NolaModel(BaseTuner):
                 parameter.requires_grad_(is_trained)
             raise
         warn_of_attention(model, adapter_name)
+        if isinstance(targets, str) and targets.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+            warn_of_stacked(model)
         watch_rate(_layers(model, adapter_name).values())
 
     def _forget_wrappers(self, model: nn.Module, config: Any) -> None:

@@ -1,0 +1,36 @@
+"""Matrices that several experts stack in one parameter, which "all-linear" does not reach."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import nn
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d)
+
+
+def warn_of_stacked(model: nn.Module) -> None:
+    """Warn of the parameters of a model that hold several matrices, and so are not adapted.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Into which an adapter for "all-linear" was put.
+    """
+    found = {
+        f"{name}.{own}".lstrip("."): tuple(parameter.shape)
+        for name, module in model.named_modules()
+        if not isinstance(module, _CONVOLUTIONS)
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3 and min(parameter.shape) > 1
+    }
+    if not found:
+        return
+    first, shape = next(iter(found.items()))
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    warnings.warn(
+        f"'all-linear' leaves out {first!r} ({' x '.join(map(str, shape))}){more}: parameters that "
+        "hold several matrices, as those of a mixture of experts do, are no linear layers. What "
+        "they compute stays as it is.",
+        stacklevel=4,
+    )
