@@ -17,8 +17,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-#: Below this Adam gets nowhere in the steps that people train for (docs/training.md).
-SMALLEST_RATE = 2e-4
+#: Below this Adam is far behind LoRA in the steps that people train for (docs/training.md).
+SMALLEST_RATE = 5e-4
 ADVISED_RATE = 2e-3
 
 _waiting: WeakSet[Any] = WeakSet()  # layers whose optimiser has not been seen
