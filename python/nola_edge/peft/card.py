@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from nola_edge.peft.layer import NolaLinearLayer
+from nola_edge.peft.adapted import adapted_layers
 
 CARD = "README.md"
 _TAGS = ("nola", "peft")
@@ -94,10 +94,7 @@ def adapter_card(model: PeftModel, adapter: str) -> str:
 
 def _description(model: PeftModel, adapter: str, base: str) -> str:
     config: Any = model.peft_config[adapter]
-    layers = sum(
-        isinstance(module, NolaLinearLayer) and adapter in module.nola_factors
-        for module in model.modules()
-    )
+    layers = len(adapted_layers(model, adapter))
     count = layers * (config.num_basis_a + config.num_basis_b)
     return (
         "A [NOLA](https://arxiv.org/abs/2310.02556) adapter"

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import (
-    BaseTunerLayer,
     _get_in_out_features,
-    check_adapters_to_merge,
 )
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import nn
 
-from nola_edge.errors import NotFiniteError
 from nola_edge.peft.bypassed import keep_from_fast_path, note_call, note_read
 from nola_edge.peft.combined import Part
 from nola_edge.peft.config import NolaConfig
+from nola_edge.peft.merging import MergingLayer
 from nola_edge.torch.factors import FactorCache, Factors, fresh_coefficients, trained_alpha
 from nola_edge.torch.functional import nola_delta
 from nola_edge.torch.linear import is_conv1d
-from nola_edge.torch.merge import merge_factors_
 from nola_edge.torch.plan import Term
 from nola_edge.torch.quantize import fake_quantize
 from nola_edge.torch.sharding import Shard, check_layout, computed_shard, whole_tensor
 
 
-class NolaLinearLayer(nn.Module, BaseTunerLayer):
+class NolaLinearLayer(MergingLayer):
     """A base layer and the coefficients of each adapter on it.
 
     PEFT's "all-linear" finds an adapted layer again by "Linear" in the name of its class.
@@ -67,10 +62,7 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
         self.nola_factors: dict[str, Factors] = {}
         self.nola_parts: dict[str, list[Part]] = {}  # of combined adapters
         self._caches: dict[str, list[FactorCache]] = {}  # one for each term
-        # What the base layer held before a merge: a weight, or a quantised parameter itself.
-        self._unmerged: Any = None
         self._disable_adapters = False
-        self.merged_adapters: list[str] = []
         #: Inside torch's encoder layer, which in evaluation uses weights without calling layers.
         self.is_in_encoder_layer = False
         self.is_known_bypassed = False  # warned of
@@ -285,81 +277,6 @@ class NolaLinearLayer(nn.Module, BaseTunerLayer):
             deltas = [f.b(beta) @ f.a(alpha) * s for f, alpha, beta, s in self.terms(adapter)]
             delta = sum(deltas[1:], start=deltas[0])
         return (delta.T if self.transposed else delta).to(self.nola_alpha[adapter].dtype)
-
-    @torch.no_grad()
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Merge adapters into the base weight, all of them together, rounded once.
-
-        The weight before the first merge is kept until :meth:`unmerge`, which restores it exactly.
-
-        Parameters
-        ----------
-        safe_merge : bool
-            Of no effect: a merge is always checked, and undone if it fails.
-        adapter_names : list of str, optional
-            Default: the active ones.
-
-        Raises
-        ------
-        ValueError
-            If a merged weight would be infinite or NaN; it is then as before.
-        """
-        names = [
-            name for name in check_adapters_to_merge(self, adapter_names) if name in self.nola_alpha
-        ]
-        if not names:
-            return
-        before = self._unmerged if self.merged else self._keep_weight()
-        try:
-            self._merge_into(before, [*self.merged_adapters, *names])
-        except NotFiniteError:
-            self._merge_into(before, self.merged_adapters)
-            raise ValueError(
-                "NaNs detected in the merged weights. "
-                f"The adapter {', '.join(names)} seems to be broken"
-            ) from None
-        self._unmerged, self.merged_adapters = before, [*self.merged_adapters, *names]
-
-    def _merge_into(self, before: Any, names: list[str]) -> None:
-        """Put the kept weight back and merge adapters into it."""
-        self._put_back(before)
-        terms = [term for name in names for term in self.terms(name)]
-        if not terms:
-            return
-        if self.quantization_backend is None:
-            weight = cast(torch.Tensor, self.get_base_layer().weight).data
-            merge_factors_(weight, terms, transposed=self.transposed)
-        else:
-            weight = self.get_base_weight().clone()
-            merge_factors_(weight, terms, transposed=self.transposed)
-            self.set_base_weight(weight)
-
-    @torch.no_grad()
-    def unmerge(self) -> None:
-        """Put the base weight back, exactly: it was kept, not computed back."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-            return
-        self._put_back(self._unmerged)
-        self._unmerged = None
-        self.merged_adapters = []
-
-    def _keep_weight(self) -> Any:
-        base: Any = self.get_base_layer()
-        if self.quantization_backend is None:
-            return base.weight.data.clone()
-        # A merge replaces a quantised parameter, so keeping it is enough; bitsandbytes moves the
-        # scales of an 8-bit one into the layer's state.
-        return base.weight, copy.copy(getattr(base, "state", None))
-
-    def _put_back(self, before: Any) -> None:
-        base: Any = self.get_base_layer()
-        if self.quantization_backend is None:
-            base.weight.data.copy_(before)
-            return
-        base.weight, state = before
-        if state is not None:
-            base.state = copy.copy(state)  # the next merge resets what it finds in the layer
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter."""

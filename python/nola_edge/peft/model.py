@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
@@ -18,7 +17,7 @@ from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quant
 from torch import nn
 
 from nola_edge.adapter.files import ALPHA, BETA, PREFIX, SCALE
-from nola_edge.adapter.fingerprints import modules_fingerprint, shapes_fingerprint
+from nola_edge.peft.adapted import adapted_layers, check_injected, stream_shapes, take_out
 from nola_edge.peft.bypassed import refuse_fused, warn_of_attention, warn_of_bypassed
 from nola_edge.peft.combined import check_combination, combined_config, refuse_saving
 from nola_edge.peft.config import NolaConfig
@@ -26,7 +25,6 @@ from nola_edge.peft.layer import NolaLinearLayer
 from nola_edge.peft.mixed_batch import mixed_batch
 from nola_edge.peft.names import PlainNames, plain_name
 from nola_edge.peft.rate import watch_rate
-from nola_edge.peft.shared import refuse_shared_weights
 from nola_edge.peft.stacked import warn_of_stacked
 from nola_edge.peft.state import from_stored, select_coefficients, to_stored
 from nola_edge.torch.linear import is_conv1d
@@ -99,16 +97,16 @@ class NolaModel(BaseTuner):
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             self._forget_wrappers(model, self.peft_config[adapter_name])
-            self._check_injected(model, adapter_name)
+            check_injected(model, adapter_name, cast(NolaConfig, self.peft_config[adapter_name]))
         except Exception:
-            _take_out(model, adapter_name)
+            take_out(model, adapter_name)
             for parameter, is_trained in trained:
                 parameter.requires_grad_(is_trained)
             raise
         warn_of_attention(model, adapter_name)
         if isinstance(targets, str) and targets.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND:
             warn_of_stacked(model)
-        watch_rate(_layers(model, adapter_name).values())
+        watch_rate(adapted_layers(model, adapter_name).values())
 
     def _forget_wrappers(self, model: nn.Module, config: Any) -> None:
         """Name the modules that "all-linear" stands for as a model without wrappers has them."""
@@ -208,44 +206,6 @@ class NolaModel(BaseTuner):
                         f"{layer.nola_factors[name].module!r} are not finite."
                     )
 
-    def _check_injected(self, model: nn.Module, adapter_name: str) -> None:
-        config = cast(NolaConfig, self.peft_config[adapter_name])
-        layers = _layers(model, adapter_name)
-        if not layers:
-            return
-        if len({layer.transposed for layer in layers.values()}) > 1:
-            raise ValueError(
-                "One NOLA adapter cannot adapt both Linear and Conv1D layers: it records a single "
-                "`fan_in_fan_out`. Use two adapters."
-            )
-        refuse_shared_weights(model, layers)
-        transposed = next(iter(layers.values())).transposed
-        if config.fan_in_fan_out and not transposed:
-            warnings.warn(
-                "fan_in_fan_out is set to True but the target modules are `torch.nn.Linear`. "
-                "Setting fan_in_fan_out to False.",
-                stacklevel=4,
-            )
-        config.fan_in_fan_out = transposed
-        shapes = _stream_shapes(layers, adapter_name)
-        found = modules_fingerprint(shapes)
-        if config.modules_fingerprint not in (None, found):
-            raise ValueError(
-                f"The adapter was made for other module names than this model has "
-                f"(`modules_fingerprint` is {config.modules_fingerprint}, this model gives "
-                f"{found}; the first of {len(layers)} modules here is "
-                f"{min(shapes)!r}). Its random matrices follow from "
-                "the names, so it would change the weights at random. If modules were renamed, "
-                "set `module_aliases` in the config to {new prefix: old prefix}."
-            )
-        if config.shapes_fingerprint not in (None, shapes_fingerprint(shapes)):
-            first = min(shapes)
-            raise ValueError(
-                "The adapter was made for modules of other shapes (`shapes_fingerprint`; here "
-                f"{first!r} is {shapes[first][0]} x {shapes[first][1]}). Which random number an "
-                "element gets follows from its place, so it would change the weights at random."
-            )
-
     @classmethod
     def _get_adapter_state_dict(
         cls,
@@ -261,7 +221,7 @@ class NolaModel(BaseTuner):
             return {}
         plain = PlainNames(model)
         state = {plain(name): values for name, values in state_dict.items()}
-        layers = _layers(model, adapter_name)
+        layers = adapted_layers(model, adapter_name)
         names = [plain(name) for name in layers]
         selected = select_coefficients(names, state, config, adapter_name)
         selected |= cls._get_learnable_bias_state_dict(model, state, config)
@@ -270,7 +230,7 @@ class NolaModel(BaseTuner):
         for name, _ in model.named_parameters(remove_duplicate=False):
             if plain(name) in state:
                 state_dict.setdefault(name, state[plain(name)])
-        config.remember_modules(_stream_shapes(layers, adapter_name), _loaded_from(model))
+        config.remember_modules(stream_shapes(layers, adapter_name), _loaded_from(model))
         return to_stored(selected, config, adapter_name)
 
     @classmethod
@@ -339,31 +299,3 @@ def _is_supported(base: nn.Module, kwargs: dict[str, Any]) -> bool:
         return True
     backend = resolve_quantization_backend(base, **kwargs)
     return backend is not None and backend.layer_type == "linear"
-
-
-def _layers(model: nn.Module, adapter_name: str) -> dict[str, NolaLinearLayer]:
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, NolaLinearLayer) and adapter_name in module.nola_factors
-    }
-
-
-def _take_out(model: nn.Module, adapter_name: str) -> None:
-    """Remove an adapter, and the layers that it alone is on."""
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if not isinstance(layer, NolaLinearLayer) or adapter_name not in layer.nola_factors:
-                continue
-            if len(layer.nola_factors) == 1:
-                setattr(parent, name, layer.base_layer)
-            else:
-                layer.delete_adapter(adapter_name)
-
-
-def _stream_shapes(
-    layers: dict[str, NolaLinearLayer], adapter_name: str
-) -> dict[str, tuple[int, int]]:
-    """Return the names that the streams were made of, with (out_features, in_features)."""
-    factors = [layer.nola_factors[adapter_name] for layer in layers.values()]
-    return {f.module: (f.out_features, f.in_features) for f in factors}
