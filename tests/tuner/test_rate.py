@@ -73,6 +73,19 @@ def test_a_rate_that_is_low_while_it_warms_up():
     assert steps(model, optimizer) == []
 
 
+class AdamOfItsOwnRate(torch.optim.Optimizer):
+    def __init__(self, parameters):
+        super().__init__(parameters, {})
+
+    def step(self):
+        pass
+
+
+def test_an_optimiser_without_a_rate():
+    model = adapted()
+    assert steps(model, AdamOfItsOwnRate(trained_numbers(model))) == []
+
+
 def test_another_models_optimiser_first():
     model, other = adapted(), nn.Linear(2, 2)
     unrelated = torch.optim.AdamW(other.parameters(), 1e-6)

@@ -8,6 +8,7 @@ It looks at each optimiser once, before its first step.
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -79,4 +80,4 @@ def _full_rate(group: dict[str, Any], defaults: dict[str, Any]) -> float:
     if "initial_lr" in group:  # put there by a scheduler of torch's
         return float(group["initial_lr"])
     # Warm-up by hand begins low too; the optimiser was made with the rate it leads to.
-    return max(float(group["lr"]), float(defaults.get("lr", 0.0)))
+    return max(float(group.get("lr", math.inf)), float(defaults.get("lr", 0.0)))
