@@ -34,7 +34,7 @@ model = get_peft_model(model, config)
 arguments = TrainingArguments(
     output_dir=folder,
     learning_rate=1e-3,
-    per_device_train_batch_size=8,
+    per_device_train_batch_size=4,
     max_steps=60,
     weight_decay=0.01,
     seed=seed,
@@ -71,7 +71,7 @@ def pretrained():
     model = small()
     ids = tokens(KNOWN)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    for _ in range(60):
+    for _ in range(40):
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -110,4 +110,4 @@ def test_it_learns_at_least_half_of_what_lora_learns(tmp_path, seed):
     lora = fall(SCRIPT, tmp_path / "lora", seed)
     nola = fall(CHANGED, tmp_path / "nola", seed)
     assert lora > 2
-    assert nola > lora / 2  # 0.65 of it
+    assert nola > lora / 2  # 0.66 of it
