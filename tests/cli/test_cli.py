@@ -189,7 +189,7 @@ def test_weights_of_adapters(tiny, tmp_path):
         ["inspect", "{base}"],
         ["quantize", "{adapter}", "--bits", "5", "-o", "{tmp}/out"],
         ["quantize", "{adapter}", "-o", "{adapter}"],
-        ["pack", "{base}", "-o", "{tmp}/out"],
+        ["pack", "{base}", "-o", "{tmp}/out.nola"],
         ["pack", "{adapter}", "-o", "{adapter}/one.nola"],
         ["unpack", "{base}/model.safetensors", "-o", "{tmp}/out"],
         ["export", "lora", "{adapter}", "--base", "{adapter}", "-o", "{tmp}/out"],

@@ -222,10 +222,10 @@ def test_pipes_are_refused(files, tiny, tmp_path):
     (folder / "model.safetensors").write_bytes(next(tiny[0].glob("*1-of*")).read_bytes())
     os.mkfifo(folder / "config.json")
     for command in (
-        ["merge", tmp_path / "pipe", adapter, "-o", tmp_path / "out"],
+        ["merge", tmp_path / "pipe", adapter, "-o", tmp_path / "out.safetensors"],
         ["verify", tmp_path / "pipe", tmp_path / "pipe", adapter],
-        ["export", "gguf-lora", adapter, "--base", tmp_path / "pipe", "-o", tmp_path / "out"],
-        ["export", "gguf-lora", tiny[1], "--base", folder, "-o", tmp_path / "out"],
+        ["export", "gguf-lora", adapter, "--base", tmp_path / "pipe", "-o", tmp_path / "o.gguf"],
+        ["export", "gguf-lora", tiny[1], "--base", folder, "-o", tmp_path / "o.gguf"],
     ):
         done = run(*command)
         assert done.returncode == 2
