@@ -122,7 +122,7 @@ def test_python_and_the_command_line_make_them(tiny, tmp_path):
     ne.merge_each(base, {"one": adapter}, tmp_path / "e" / "q")
     assert (tmp_path / "e" / "q" / "one" / "config.json").exists()
     tiny_adapter().pack(tmp_path / "n" / "a.nola")
-    assert packed_adapter(tmp_path / "n" / "a.nola")
+    assert packed_adapter(tmp_path / "n" / "a.nola") is None
 
 
 def test_a_merge_that_fails_late_leaves_no_parents(tiny, tmp_path):
