@@ -3,107 +3,168 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
+import math
+import shlex
 import textwrap
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nola_edge.cli import output as ui
 
 if TYPE_CHECKING:
-    from nola_edge.demo.comparison import DemoResult
-    from nola_edge.demo.speech import Speech
+    from collections.abc import Sequence
+
+    from nola_edge.demo.comparison import Comparison
+    from nola_edge.demo.scoring import TaskResult
+    from nola_edge.demo.sizes import Size
+
+_COLUMNS = 80
+_LABEL_COLUMNS = 10
+_SHOWN = 3
+_NEXT = (
+    "nola-edge merge base read -o merged",
+    "nola-edge inspect read --base base",
+    "nola-edge merge base.gguf read -o merged.gguf",
+)
 
 
 @click.command("demo", epilog="Example: nola-edge demo --keep ./nola-demo")
-@click.option("--keep", help="Keep base, adapter and results in this new folder.")
+@click.option("--keep", help="Keep the model, its adapters and examples in this new folder.")
 @ui.json_option
 def command(keep: str | None, as_json: bool) -> None:
-    """Let a small decoder speak with and without its adapters, then merge, verify and measure.
+    """Let a small model answer with and without adapters, then merge larger weights and measure.
 
-    Nothing is downloaded and torch is not needed: a decoder of 0.9M parameters and two adapters
+    Nothing is downloaded and torch is not needed: a language model of 1.3 MB and two adapters
     come with the package. The measurement makes larger weights on the spot; it takes a few
-    seconds and about 700 MB of disk, in the temporary folder unless --keep is given.
+    seconds and about 700 MB in the temporary folder, which are freed at the end.
     """
-    from nola_edge.demo.comparison import DISK_BYTES, KEPT_FILES, run_demo
-    from nola_edge.demo.speech import speak
-    from nola_edge.output import AtomicOutput
-
-    def say(text: str) -> None:
-        if not as_json:
-            click.echo(f"… {text}")
+    say = _say_nothing if as_json else click.echo
+    say("A small language model and two adapters; nothing is downloaded.")
+    from nola_edge.demo.comparison import compare
+    from nola_edge.demo.examples import TASKS
+    from nola_edge.demo.scoring import Shipped, judged
+    from nola_edge.demo.sizes import sizes
 
     with contextlib.ExitStack() as stack:
-        output = None
         if keep is not None:
-            output = AtomicOutput(
-                keep,
-                directory=True,
-                expected_bytes=DISK_BYTES,
-                if_exists="choose another name, or remove it",
-            )
-            folder = stack.enter_context(output).path
-        else:
-            made = tempfile.TemporaryDirectory(prefix="nola-edge-demo-")
-            folder = Path(stack.enter_context(made))
-        speeches = speak()
-        if not as_json:
-            _print_speeches(speeches)
-        result = run_demo(folder, say)
-        if output is not None:
-            for name in KEPT_FILES:
-                with output.file(name):  # others have written it; now it is looked for
-                    pass
+            _keep(keep, stack)
+        shipped = Shipped()
+        table = sizes(shipped.weights, shipped.adapter("read"))
+        say(_introduction(shipped.weights.stat().st_size, table[0].numbers))
+        results = []
+        for task in TASKS:
+            results.append(judged(task))
+            say(_task_text(results[-1]))
+        say(_sizes_text(table, results[-1].adapter_bytes))
+        compared = compare(lambda text: say(f"... {text}"))
+        say(_comparison_text(compared))
     if as_json:
-        ui.print_json({**asdict(result), "speeches": [asdict(speech) for speech in speeches]})
-        return
-    _print_result(result)
-    if keep is not None:
-        click.echo(f"\nkept in {keep}: base, adapter, merged, plain")
+        tasks = [_task_json(result) for result in results]
+        about = {"tasks": tasks, "sizes": [asdict(size) for size in table], "kept": keep}
+        ui.print_json({**asdict(compared), **about})
+    say(_next_steps(keep))
 
 
-def _print_speeches(speeches: list[Speech]) -> None:
-    from nola_edge.demo.speech import BASE
-
-    size = ui.human_bytes((BASE / "model.safetensors").stat().st_size)
-    click.echo(f"A decoder of {size} learned sentences about restaurants; two adapters teach it.")
-    shown = ""
-    for speech in speeches:
-        if speech.adapter != shown:
-            shown = speech.adapter
-            click.echo(
-                f"\n{shown} ({ui.human_bytes(speech.adapter_bytes)}), merged at load in "
-                f"{speech.milliseconds:.0f} ms"
-            )
-        for label, text in (
-            ("prompt", speech.prompt),
-            ("before", speech.before),
-            ("after", speech.after),
-        ):
-            indent = f"  {label:8}"
-            lines = textwrap.wrap(text, 88) or ["(nothing)"]
-            click.echo(indent + f"\n{'':10}".join(lines))
-        click.echo()
+def _say_nothing(_: str) -> None:
+    pass
 
 
-def _print_result(result: DemoResult) -> None:
-    click.echo()
-    click.echo(
-        f"base     {ui.human_bytes(result.base_bytes)} of bf16 weights\n"
-        f"adapter  {ui.human_bytes(result.adapter_bytes)}: {result.coefficients:,} coefficients "
-        f"for {result.modules} modules, and a seed"
+def _keep(folder: str, stack: contextlib.ExitStack) -> None:
+    """Write what is kept; it appears when the stack is left normally."""
+    from nola_edge.demo.kept import KEPT_BYTES, keep
+    from nola_edge.output import AtomicOutput
+
+    output = AtomicOutput(
+        folder,
+        directory=True,
+        expected_bytes=KEPT_BYTES,
+        if_exists="choose another name, or remove it",
     )
-    click.echo(f"\n{'':16} {'time':>9} {'peak memory':>14}   result")
+    keep(stack.enter_context(output))
+
+
+def _introduction(nbytes: int, numbers: int) -> str:
+    text = (
+        f"The model ({numbers:,} numbers, {ui.human_bytes(nbytes)}) was trained on English texts "
+        "about places to eat, and on nothing else. Each adapter teaches it a task. The prompts "
+        "are about facts that neither has seen together in training."
+    )
+    return "\n" + textwrap.fill(text, _COLUMNS)
+
+
+def _task_text(result: TaskResult) -> str:
+    from nola_edge.demo.examples import TASKS
+
+    lines = [
+        f"\n{result.task}: {TASKS[result.task]} "
+        f"(adapter of {ui.human_bytes(result.adapter_bytes)}, merged in "
+        f"{result.merge_milliseconds:.0f} ms)"
+    ]
+    for answer in result.answers[:_SHOWN]:
+        lines += [""] + [_labelled(label, text) for label, text in asdict(answer).items()]
+    before, after = (_percent(score.percent) for score in (result.before, result.after))
+    lines.append(f"\n  slots right in {len(result.answers)} prompts: {before} -> {after}")
+    return "\n".join(lines)
+
+
+def _labelled(label: str, text: str) -> str:
+    """Return a text beside its label, one line of the text below the other."""
+    lines = [
+        line
+        for part in text.splitlines()
+        for line in textwrap.wrap(part, _COLUMNS - _LABEL_COLUMNS)
+    ]
+    indent = "\n" + " " * _LABEL_COLUMNS
+    return f"  {label:8}" + indent.join(lines or ["(nothing)"])
+
+
+def _percent(value: float) -> str:
+    """Round down: only what is all right is 100 %."""
+    return f"{math.floor(10 * value) / 10:.1f} %"
+
+
+def _sizes_text(table: Sequence[Size], packed_bytes: int) -> str:
+    lines = [f"\n{'what a task takes':20} {'numbers':>10} {'in BF16':>10}"]
+    for size in table:
+        lines.append(f"{size.way:20} {size.numbers:>10,} {ui.human_bytes(size.bf16_bytes):>10}")
+    lines[-1] += f"   {ui.human_bytes(packed_bytes)} as shipped, in 8 bits"
+    return "\n".join(lines)
+
+
+def _task_json(result: TaskResult) -> dict[str, Any]:
+    scores = {"before": result.before, "after": result.after}
+    percents = {f"{when}_percent": score.percent for when, score in scores.items()}
+    return {**asdict(result), **percents}
+
+
+def _comparison_text(result: Comparison) -> str:
+    lines = [
+        f"\nbase     {ui.human_bytes(result.base_bytes)} of bf16 weights",
+        f"adapter  {ui.human_bytes(result.adapter_bytes)}: {result.coefficients:,} coefficients "
+        f"for {result.modules} modules, and a seed",
+        f"\n{'':13} {'time':>8} {'peak memory':>12}   result",
+    ]
     verdict = "bit for bit what verify expects" if result.identical else "NOT AS EXPECTED"
     plain = f"other bits in {result.differing} tensors (rounds twice)"
     for label, numbers, text in (
         ("nola-edge", result.ours, verdict),
         ("the plain way", result.plain, plain),
     ):
-        click.echo(
-            f"{label:16} {numbers['seconds']:7.2f} s "
-            f"{ui.human_bytes(numbers['peak_bytes']):>14}   {text}"
-        )
+        peak = ui.human_bytes(numbers["peak_bytes"])
+        lines.append(f"{label:13} {numbers['seconds']:6.2f} s {peak:>12}   {text}")
+    return "\n".join(lines)
+
+
+def _next_steps(kept: str | None) -> str:
+    if kept is None:
+        return "\nTo try it yourself:\n  nola-edge demo --keep ./nola-demo"
+    return "\n".join(
+        [
+            f"\nkept in {kept}: the model (base, base.gguf), the adapters",
+            "(say, read, read.nola), examples (train.jsonl, test.jsonl). To go on:",
+            f"  cd {shlex.quote(kept)}",
+            *(f"  {line}" for line in _NEXT),
+        ]
+    )

@@ -1,4 +1,4 @@
-"""The demonstration: make a base and an adapter, merge, verify, and compare with the plain way.
+"""Larger weights: make a base and an adapter, merge, verify, and compare with the plain way.
 
 The plain way is what merging in a training framework does: load the whole model, compute the full
 difference of every weight in fp32, round it, add it, save. It is written here in numpy, so that
@@ -8,15 +8,16 @@ what the operating system reports.
 
 from __future__ import annotations
 
-import json
-import subprocess
+import shutil
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.bench.memory import peak_bytes
+from nola_edge.demo.child import result_of
 from nola_edge.errors import OutputError
 from nola_edge.jsonio import dumps
 from nola_edge.synthetic import DecoderShape, trained_adapter, write_checkpoint
@@ -25,19 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DEMO_SHAPE = DecoderShape(layers=6, hidden=1024, intermediate=2816, vocabulary=16000)
-#: What a demonstration puts on the disk, about.
+#: What the comparison puts on the disk, about.
 DISK_BYTES = 700_000_000
-#: … and what it leaves there.
-KEPT_FILES = (
-    "base/model.safetensors", "base/config.json",
-    "adapter/adapter_model.safetensors", "adapter/adapter_config.json",
-    "merged/model.safetensors", "merged/config.json", "plain/model.safetensors",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class DemoResult:
-    """Measurements of one demonstration.
+class Comparison:
+    """Measurements of one merge, and of the same the plain way.
 
     Attributes
     ----------
@@ -61,32 +56,48 @@ class DemoResult:
     differing: int
 
 
-def run_demo(folder: Path, say: Callable[[str], None]) -> DemoResult:
-    """Run the demonstration in an existing, empty folder.
+def compare(say: Callable[[str], None]) -> Comparison:
+    """Merge larger weights both ways, in a temporary folder.
 
     Parameters
     ----------
-    folder : Path
-        Gets ``base``, ``adapter``, ``merged`` and ``plain``.
     say : callable
         Told what is being done.
+
+    Raises
+    ------
+    OutputError
+        If the temporary folder's disk has no room.
     """
+    with tempfile.TemporaryDirectory(prefix="nola-edge-demo-") as made:
+        folder = Path(made)
+        free = shutil.disk_usage(folder).free
+        if free < DISK_BYTES:
+            raise OutputError(
+                f"the demonstration needs {DISK_BYTES} bytes there, the disk has {free} free; set "
+                "TMPDIR to a folder on another",
+                file=folder.parent,
+            )
+        return _compare_in(folder, say)
+
+
+def _compare_in(folder: Path, say: Callable[[str], None]) -> Comparison:
     from nola_edge.merge.verify import verify_checkpoint
 
     base, adapter = folder / "base", folder / "adapter"
-    say("making a small decoder of random bf16 weights and an adapter for all its linears")
+    say("making weights of a decoder of 77M parameters, and an adapter for them")
     base_bytes = write_checkpoint(base, DEMO_SHAPE)
     made = trained_adapter(DEMO_SHAPE.linears(), base=base)
     made.save(adapter)
     say("merging: nola-edge merge base adapter -o merged")
     ours = _measure("ours", base, adapter, folder / "merged")
-    say("merging the plain way: whole model in memory, full fp32 differences")
+    say("merging the plain way: whole model in memory, differences in fp32")
     (folder / "plain").mkdir()
     plain = _measure("plain", base, adapter, folder / "plain" / "model.safetensors")
     say("verifying: nola-edge verify merged base adapter")
     report = verify_checkpoint(folder / "merged", base, adapter)
     other = verify_checkpoint(folder / "plain", base, adapter)
-    return DemoResult(
+    return Comparison(
         base_bytes=base_bytes,
         adapter_bytes=sum(file.stat().st_size for file in adapter.iterdir()),
         modules=len(made.modules),
@@ -99,13 +110,7 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> DemoResult:
 
 
 def _measure(way: str, base: Path, adapter: Path, output: Path) -> dict[str, float]:
-    program = [sys.executable, "-m", "nola_edge.demo.comparison"]
-    command = [*program, way, str(base), str(adapter), str(output)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["killed"])[-1]
-        raise OutputError(f"the measurement failed: {last}", file=output)
-    result: dict[str, float] = json.loads(done.stdout)
+    result: dict[str, float] = result_of("nola_edge.demo.comparison", way, base, adapter, output)
     return result
 
 
