@@ -162,9 +162,7 @@ def run_block(block: Block, shell: Shell, complaints: list[str]) -> list[str]:
 
 
 def _run_console(block: Block, shell: Shell, complaints: list[str]) -> Iterator[str]:
-    for number, command in enumerate(commands(block)):
-        if number:
-            yield ""
+    for command in commands(block):
         yield f"$ {command.text}"
         status, printed = shell.run(command.text)
         if status:

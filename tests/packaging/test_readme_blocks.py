@@ -14,7 +14,6 @@ SCRIPT = ROOT / "scripts" / "readme_blocks.py"
 GOOD = """\
 ```console
 $ mkdir demo && cd demo
-
 $ printf 'one\\ntwo\\n1.5 s\\n'
 one
 …

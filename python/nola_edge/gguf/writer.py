@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_edge.dtypes import safetensors_dtype
-from nola_edge.gguf.file import MAGIC, padded
+from nola_edge.gguf.file import padded
+from nola_edge.gguf.signature import MAGIC
 from nola_edge.gguf.types import ARRAY, BOOL, STRING, TENSOR_TYPES, VALUE_FORMATS
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
-"""Render a result of `nola-edge bench --save` as the README's table.
+"""Render a result of `nola-edge bench --save` as the table of benchmarks/README.md.
 
-Usage: python benchmarks/readme_table.py benchmarks/results/FILE.json
+Usage: python benchmarks/table.py benchmarks/results/FILE.json
 """
 
 from __future__ import annotations
