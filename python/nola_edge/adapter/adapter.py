@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from nola_edge.adapter.files import (
     WEIGHTS_NAME,
     Coefficients,
     check_saved_modules,
+    is_saved_module,
     load_folder,
     quantized_tensors,
     stored_name,
@@ -30,6 +31,7 @@ from nola_edge.adapter.fingerprints import (
     modules_fingerprint,
     shapes_fingerprint,
 )
+from nola_edge.adapter.low_rank import LowRankAdapter
 from nola_edge.adapter.packed import load_packed, write_packed
 from nola_edge.adapter.quantize import check_bits, rounded
 from nola_edge.adapter.start import check_shape, target_names, unit_start
@@ -46,10 +48,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from nola_edge.adapter.low_rank import Factor
     from nola_edge.tensors import Tensor
 
 
-class Adapter:
+class Adapter(LowRankAdapter):
     """A NOLA adapter: configuration, coefficients per module, and whole tensors.
 
     Attributes
@@ -63,6 +66,8 @@ class Adapter:
     path : Path or None
         Where it was loaded from.
     """
+
+    modules: dict[str, Coefficients]
 
     def __init__(
         self,
@@ -96,6 +101,42 @@ class Adapter:
     def scaling(self) -> float:
         """Return s, in double."""
         return self.config.scaling
+
+    def rank(self, module: str) -> int:
+        """Return r, the same for every module."""
+        return self.config.r
+
+    def scaling_of(self, module: str) -> float:
+        """Return s, the same for every module, in double."""
+        return self.config.scaling
+
+    @property
+    def fan_in_fan_out(self) -> bool:
+        """Whether target weights are stored as (in, out), as GPT-2's Conv1D does."""
+        return self.config.fan_in_fan_out
+
+    @property
+    def base_fingerprint(self) -> str | None:
+        """Return the fingerprint of the base that it was made for, if it records one."""
+        return self.config.base_fingerprint
+
+    @property
+    def shapes_fingerprint(self) -> str | None:
+        """Return the fingerprint of its modules' shapes, if it records one."""
+        return self.config.shapes_fingerprint
+
+    def may_add(self, name: str) -> bool:
+        """Tell whether a whole tensor may be one that the base does not have."""
+        return is_saved_module(name, self.config)
+
+    def work(self, factor: Factor) -> int:
+        """Return the coefficients of a factor: each is a multiply-add for every element."""
+        return self.config.num_basis_a if factor == "A" else self.config.num_basis_b
+
+    @property
+    def held_bytes(self) -> int:
+        """Return the bytes that it holds in memory."""
+        return 4 * self.num_coefficients + super().held_bytes
 
     @property
     def num_coefficients(self) -> int:
@@ -293,7 +334,7 @@ class Adapter:
         self,
         coefficients: NDArray[np.float32],
         module: str,
-        factor: Literal["A", "B"],
+        factor: Factor,
         shape: tuple[int, int],
         **options: Any,
     ) -> NDArray[np.float32]:

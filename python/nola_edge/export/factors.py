@@ -13,13 +13,13 @@ from nola_edge.tensors import ComputedTensor
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from nola_edge.adapter import Adapter
+    from nola_edge.adapter.low_rank import LowRankAdapter
     from nola_edge.ops import Range
     from nola_edge.tensors import Tensor
 
 
 def factor_tensor(
-    adapter: Adapter,
+    adapter: LowRankAdapter,
     module: str,
     factor: Literal["A", "B"],
     features: int,
@@ -29,7 +29,7 @@ def factor_tensor(
 
     Parameters
     ----------
-    adapter : Adapter
+    adapter : LowRankAdapter
     module : str
     factor : {"A", "B"}
     features : int
@@ -42,7 +42,7 @@ def factor_tensor(
         (r, in_features) or (out_features, r); reading it raises NotFiniteError where an element is
         too large for the dtype.
     """
-    rank = adapter.config.r
+    rank = adapter.rank(module)
 
     def expand(rows: Range, cols: Range) -> NDArray[Any]:
         if factor == "A":

@@ -40,11 +40,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nola_edge.adapter import Adapter
+    from nola_edge.adapter.low_rank import LowRankAdapter
     from nola_edge.gguf.architectures import Model, Target
     from nola_edge.tensors import Tensor
 
-    Adapters = tuple[tuple[Adapter, float], ...]
+    Adapters = tuple[tuple[LowRankAdapter, float], ...]
 
 _DTYPES = {"F32": np.float32, "F16": np.float16}
 _CONFIG = "config.json"
@@ -54,7 +54,7 @@ _CONFIG = "config.json"
 class _Share:
     """What one adapter brings to one tensor of (out_features, in_features)."""
 
-    adapter: Adapter
+    adapter: LowRankAdapter
     module: str
     features: tuple[int, int]
     head_rows: int | None
@@ -62,11 +62,11 @@ class _Share:
 
     @property
     def rank(self) -> int:
-        return self.adapter.config.r
+        return self.adapter.rank(self.module)
 
     @property
     def scaling(self) -> float:
-        return self.weight * self.adapter.scaling
+        return self.weight * self.adapter.scaling_of(self.module)
 
     def b(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows of B, in the order of the base's tensor."""
@@ -210,7 +210,7 @@ def _from_folder(
 
 
 def _share(
-    adapter: Adapter,
+    adapter: LowRankAdapter,
     module: str,
     target: Target,
     features: tuple[int, int],

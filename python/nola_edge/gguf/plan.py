@@ -18,7 +18,7 @@ from nola_edge.type_names import check_type
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from nola_edge.adapter import Adapter
+    from nola_edge.adapter.low_rank import LowRankAdapter
     from nola_edge.gguf.architectures import Model, Target
     from nola_edge.gguf.file import GgufFile
     from nola_edge.merge.update import RowUpdate
@@ -64,26 +64,29 @@ class GgufPlan:
     Attributes
     ----------
     base : GgufFile
-    adapters : tuple of (Adapter, float)
+    adapters : tuple of (LowRankAdapter, float)
         With the weight of each.
     merges : dict
         Tensor name -> :class:`TensorMerge`.
     """
 
     base: GgufFile
-    adapters: tuple[tuple[Adapter, float], ...]
+    adapters: tuple[tuple[LowRankAdapter, float], ...]
     merges: dict[str, TensorMerge] = field(default_factory=dict)
 
 
 def plan_gguf(
-    base: GgufFile, adapters: tuple[tuple[Adapter, float], ...], *, outtype: str | None = None
+    base: GgufFile,
+    adapters: tuple[tuple[LowRankAdapter, float], ...],
+    *,
+    outtype: str | None = None,
 ) -> GgufPlan:
     """Check every adapter against a GGUF file and say what is merged into which tensor.
 
     Parameters
     ----------
     base : GgufFile
-    adapters : tuple of (Adapter, float)
+    adapters : tuple of (LowRankAdapter, float)
     outtype : str, optional
         Type of merged tensors; default: the base's own.
 
@@ -115,7 +118,7 @@ def plan_gguf(
     return plan
 
 
-def check_no_whole_tensors(adapter: Adapter) -> None:
+def check_no_whole_tensors(adapter: LowRankAdapter) -> None:
     """Refuse an adapter with ``modules_to_save`` or biases, for which GGUF has no place here.
 
     Raises
@@ -131,7 +134,7 @@ def check_no_whole_tensors(adapter: Adapter) -> None:
         )
 
 
-def check_no_double(adapter: Adapter, targets: Mapping[str, Target]) -> None:
+def check_no_double(adapter: LowRankAdapter, targets: Mapping[str, Target]) -> None:
     """Refuse an adapter two of whose modules would be merged into one tensor.
 
     Raises
@@ -149,7 +152,7 @@ def check_no_double(adapter: Adapter, targets: Mapping[str, Target]) -> None:
             )
 
 
-def matched_tensors(base: GgufFile, model: Model, adapter: Adapter) -> dict[str, Target]:
+def matched_tensors(base: GgufFile, model: Model, adapter: LowRankAdapter) -> dict[str, Target]:
     """Find the tensor of every module of an adapter, and check its shape.
 
     Raises
@@ -172,7 +175,7 @@ def matched_tensors(base: GgufFile, model: Model, adapter: Adapter) -> dict[str,
         shape = base.tensors[target.tensor].shape
         if len(shape) != 2 or 0 in shape:
             raise MismatchError(f"has shape {list(shape)}, a matrix is needed", **where)
-        check_factor_sizes(adapter, shape, base.path, target.tensor)
+        check_factor_sizes(adapter, module, shape, base.path, target.tensor)
         targets[module], shapes[module] = target, (shape[0], shape[1])
     check_no_double(adapter, targets)
     check_shapes(adapter, shapes, base.path)

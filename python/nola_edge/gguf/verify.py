@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from nola_edge.adapter import Adapter
+    from nola_edge.adapter.low_rank import LowRankAdapter
     from nola_edge.merge.compare import Produce
     from nola_edge.merge.update import RowUpdate
     from nola_edge.merge.windows import Runs, Window
     from nola_edge.safetensors_file import TensorInfo
 
-    Adapters = tuple[tuple[Adapter, float], ...]
+    Adapters = tuple[tuple[LowRankAdapter, float], ...]
 
 _LISTED = 4
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_edge import arguments
-from nola_edge.adapter import Adapter
+from nola_edge.adapter.low_rank import LowRankAdapter
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.errors import ArgumentError, NolaEdgeError, OutputError
 from nola_edge.hub import base_path
@@ -210,7 +210,7 @@ def _paths(named: dict[str, Any]) -> Iterable[Path]:
     for given in named.values():
         for item in given:
             adapter = item[0] if isinstance(item, tuple) and item else item
-            path = adapter.path if isinstance(adapter, Adapter) else adapter
+            path = adapter.path if isinstance(adapter, LowRankAdapter) else adapter
             if isinstance(path, str | Path) and os.path.exists(path):
                 yield Path(path)
 

@@ -12,25 +12,27 @@ from nola_edge.errors import MismatchError, printable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from nola_edge.adapter import Adapter
+    from nola_edge.adapter.low_rank import LowRankAdapter
 
 #: An expanded factor is at most as large as the weight, or this, 16 MB.
 _MAX_FACTOR_ELEMENTS = 2**22
 
 
-def location(adapter: Adapter) -> Path:
+def location(adapter: LowRankAdapter) -> Path:
     """Return where an adapter came from, to be named in errors."""
     return Path(adapter.path) if adapter.path is not None else Path("<adapter in memory>")
 
 
-def check_factor_sizes(adapter: Adapter, shape: tuple[int, ...], file: Path, name: str) -> None:
+def check_factor_sizes(
+    adapter: LowRankAdapter, module: str, shape: tuple[int, ...], file: Path, name: str
+) -> None:
     """Refuse a rank that would make the factors of a weight larger than the weight.
 
     Raises
     ------
     MismatchError
     """
-    rank = adapter.config.r
+    rank = adapter.rank(module)
     if rank * max(shape) > max(math.prod(shape), _MAX_FACTOR_ELEMENTS):
         raise MismatchError(
             f"has shape {list(shape)}, with which the rank r = {rank} of "
@@ -40,12 +42,14 @@ def check_factor_sizes(adapter: Adapter, shape: tuple[int, ...], file: Path, nam
         )
 
 
-def check_shapes(adapter: Adapter, shapes: Mapping[str, tuple[int, int]], file: Path) -> None:
+def check_shapes(
+    adapter: LowRankAdapter, shapes: Mapping[str, tuple[int, int]], file: Path
+) -> None:
     """Refuse a base whose modules have other shapes than those the adapter was made for.
 
     Parameters
     ----------
-    adapter : Adapter
+    adapter : LowRankAdapter
     shapes : mapping
         Module name -> (out_features, in_features) in the base.
     file : Path
@@ -55,7 +59,9 @@ def check_shapes(adapter: Adapter, shapes: Mapping[str, tuple[int, int]], file: 
     ------
     MismatchError
     """
-    recorded = adapter.config.shapes_fingerprint
+    for module, shape in shapes.items():
+        _check_shape(adapter, module, shape, file)
+    recorded = adapter.shapes_fingerprint
     if recorded not in (None, shapes_fingerprint(shapes)):
         found = sorted({f"{out} x {into}" for out, into in shapes.values()})
         raise MismatchError(
@@ -68,12 +74,30 @@ def check_shapes(adapter: Adapter, shapes: Mapping[str, tuple[int, int]], file: 
         )
 
 
-def check_fingerprint(adapter: Adapter, found: str, file: Path, override: str) -> None:
+def _check_shape(adapter: LowRankAdapter, module: str, found: tuple[int, int], file: Path) -> None:
+    wanted = adapter.shape(module)
+    if wanted in (None, found):
+        return
+    flip = ""
+    if wanted == found[::-1] and not adapter.is_embedding(module):
+        flag = "false" if adapter.fan_in_fan_out else "true"
+        flip = f", or say how the base stores it: fan_in_fan_out: {flag} in its configuration"
+    raise MismatchError(
+        f"is {found[0]} x {found[1]} here (out x in), and the factors that "
+        f"{printable(str(location(adapter)))} has for it make {wanted[0]} x {wanted[1]}; merge "
+        f"into the base that it was trained on{flip}",
+        file=file,
+        field=module,
+        value=found,
+    )
+
+
+def check_fingerprint(adapter: LowRankAdapter, found: str, file: Path, override: str) -> None:
     """Refuse a base that is another than the one an adapter recorded.
 
     Parameters
     ----------
-    adapter : Adapter
+    adapter : LowRankAdapter
         With a recorded fingerprint.
     found : str
         The base's.
@@ -86,7 +110,7 @@ def check_fingerprint(adapter: Adapter, found: str, file: Path, override: str) -
     ------
     MismatchError
     """
-    recorded = adapter.config.base_fingerprint
+    recorded = adapter.base_fingerprint
     if found != recorded:
         advice = f"; to merge all the same, {override}" if override else ""
         raise MismatchError(

@@ -121,9 +121,7 @@ class Groups:
 
 def _memory(plan: MergePlan, threads: int) -> int:
     """Return the bytes that a plan holds, and that its factors take while it is written."""
-    adapters = [adapter for adapter, _ in plan.adapters]
-    held = sum(4 * adapter.num_coefficients for adapter in adapters)
-    held += sum(t.held for adapter in adapters for t in adapter.whole_tensors.tensors.values())
+    held = sum(adapter.held_bytes for adapter, _ in plan.adapters)
     factors = 0
     for name, terms in plan.merges.items():
         info = plan.tensor(name)[1]
@@ -134,10 +132,7 @@ def _memory(plan: MergePlan, threads: int) -> int:
 
 def _files(plan: MergePlan) -> int:
     """Return how many files an output keeps open: its current one, and its adapters'."""
-    stored = [
-        a for a, _ in plan.adapters if any(not t.held for t in a.whole_tensors.tensors.values())
-    ]
-    return 1 + len(stored)
+    return 1 + sum(adapter.open_files for adapter, _ in plan.adapters)
 
 
 def _files_at_once() -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nola_edge.adapter import Adapter
+from nola_edge.adapter.low_rank import LowRankAdapter
 from nola_edge.errors import ArgumentError, printable
 from nola_edge.hub import repository
 from nola_edge.merge.fit import location
@@ -39,7 +39,9 @@ def name_outputs(adapters: Any) -> dict[str, Any]:
     if isinstance(adapters, Mapping):
         items = list(adapters.items())
     else:
-        alone = isinstance(adapters, str | Path | Adapter) or not isinstance(adapters, Iterable)
+        alone = isinstance(adapters, str | Path | LowRankAdapter) or not isinstance(
+            adapters, Iterable
+        )
         items = [(_name(item), item) for item in ([adapters] if alone else adapters)]
     named: dict[str, Any] = {}
     for name, item in items:
@@ -69,13 +71,13 @@ def _adapter(item: Any) -> Any:
 
 def _label(item: Any) -> str:
     adapter = _adapter(item)
-    return str(location(adapter) if isinstance(adapter, Adapter) else adapter)
+    return str(location(adapter) if isinstance(adapter, LowRankAdapter) else adapter)
 
 
 def _name(item: Any) -> str:
     """Return the name of an adapter's folder, the stem of its file, or the end of its Hub id."""
     adapter = _adapter(item)
-    if isinstance(adapter, Adapter):
+    if isinstance(adapter, LowRankAdapter):
         if adapter.path is None:
             raise ArgumentError(
                 "an adapter made in memory has no name; give a mapping {name: adapter}",

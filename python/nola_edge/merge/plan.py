@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_edge import arguments
-from nola_edge.adapter import Adapter
-from nola_edge.adapter.files import EMBEDDINGS, is_saved_module
+from nola_edge.adapter.files import EMBEDDINGS
 from nola_edge.adapter.fingerprints import base_fingerprint
+from nola_edge.adapter.load import load_adapter
+from nola_edge.adapter.low_rank import LowRankAdapter
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import MERGEABLE, numpy_dtype
 from nola_edge.errors import (
@@ -49,7 +50,7 @@ class MergePlan:
     Attributes
     ----------
     base : Checkpoint
-    adapters : tuple of (Adapter, float)
+    adapters : tuple of (LowRankAdapter, float)
         With the weight of each.
     merges : dict
         Tensor name -> the terms merged into it.
@@ -60,7 +61,7 @@ class MergePlan:
     """
 
     base: Checkpoint
-    adapters: tuple[tuple[Adapter, float], ...]
+    adapters: tuple[tuple[LowRankAdapter, float], ...]
     merges: dict[str, tuple[Term, ...]] = field(default_factory=dict)
     replaced: dict[str, Tensor] = field(default_factory=dict)
     added: dict[str, Tensor] = field(default_factory=dict)
@@ -70,7 +71,7 @@ class MergePlan:
         return self.base.tensors[name]
 
 
-def load_adapters(adapters: Any) -> tuple[tuple[Adapter, float], ...]:
+def load_adapters(adapters: Any) -> tuple[tuple[LowRankAdapter, float], ...]:
     """Turn what a caller may give for adapters into loaded adapters with weights.
 
     Parameters
@@ -83,18 +84,18 @@ def load_adapters(adapters: Any) -> tuple[tuple[Adapter, float], ...]:
     ArgumentError
         If there is no adapter, or a weight is not a finite number.
     """
-    if isinstance(adapters, str | Path | Adapter) or not isinstance(adapters, Iterable):
+    if isinstance(adapters, str | Path | LowRankAdapter) or not isinstance(adapters, Iterable):
         adapters = [adapters]
     if isinstance(adapters, Mapping):
         adapters = adapters.items()
-    loaded: list[tuple[Adapter, float]] = []
+    loaded: list[tuple[LowRankAdapter, float]] = []
     for item in adapters:
         if isinstance(item, tuple) and len(item) != 2:
             raise ArgumentError(
                 f"{printable(repr(item))} is not a pair (adapter, weight)", field="adapter"
             )
         adapter, weight = item if isinstance(item, tuple) else (item, 1.0)
-        if not isinstance(adapter, str | Path | Adapter):
+        if not isinstance(adapter, str | Path | LowRankAdapter):
             raise ArgumentError(
                 f"{printable(repr(adapter))} is neither an Adapter nor a path; a weight belongs in "
                 "a pair with its adapter, [(adapter, 0.5)]",
@@ -104,12 +105,13 @@ def load_adapters(adapters: Any) -> tuple[tuple[Adapter, float], ...]:
             raise ArgumentError(
                 f"{printable(repr(weight))} is not a number", file=adapter, field="weight"
             )
-        if not isinstance(adapter, Adapter):
+        if not isinstance(adapter, LowRankAdapter):
             arguments.path("adapter", adapter)
-            adapter = Adapter.load(adapter)
-        if not abs(weight * adapter.scaling) <= _MAX_SCALING:
+            adapter = load_adapter(adapter)
+        scaling = max(map(adapter.scaling_of, adapter.modules), key=abs)
+        if not abs(weight * scaling) <= _MAX_SCALING:
             raise ArgumentError(
-                f"{weight} times the adapter's scaling {adapter.scaling:g} is not a finite float32",
+                f"{weight} times the adapter's scaling {scaling:g} is not a finite float32",
                 file=location(adapter),
                 field="weight",
             )
@@ -121,7 +123,7 @@ def load_adapters(adapters: Any) -> tuple[tuple[Adapter, float], ...]:
 
 def plan_merge(
     base: Checkpoint,
-    adapters: tuple[tuple[Adapter, float], ...],
+    adapters: tuple[tuple[LowRankAdapter, float], ...],
     *,
     check_base: bool = True,
     override: str = _OVERRIDE,
@@ -131,7 +133,7 @@ def plan_merge(
     Parameters
     ----------
     base : Checkpoint
-    adapters : tuple of (Adapter, float)
+    adapters : tuple of (LowRankAdapter, float)
     check_base : bool
         Refuse an adapter whose recorded base fingerprint is another's.
     override : str
@@ -158,14 +160,14 @@ def plan_merge(
                     file=location(adapter),
                     field=name,
                 )
-            term = Term(adapter, module, weight, adapter.config.fan_in_fan_out)
+            term = Term(adapter, module, weight, adapter.transposed(module))
             plan.merges[name] = (*plan.merges.get(name, ()), term)
         _check_shapes(plan, adapter, names)
         if check_base:
             _check_fingerprint(plan, adapter, names, override)
         prefix = _Prefix.of(names)
         for name, tensor in adapter.whole_tensors.tensors.items():
-            if prefix.apply(name) not in base.tensors and not is_saved_module(name, adapter.config):
+            if prefix.apply(name) not in base.tensors and not adapter.may_add(name):
                 raise MismatchError(
                     f"has no such bias, which {printable(str(location(adapter)))} trained",
                     file=base.path,
@@ -195,7 +197,7 @@ class _Prefix:
         return self.added + name.removeprefix(self.removed)
 
 
-def _check_weight(plan: MergePlan, adapter: Adapter, module: str, name: str) -> None:
+def _check_weight(plan: MergePlan, adapter: LowRankAdapter, module: str, name: str) -> None:
     file, info = plan.tensor(name)
     where: dict[str, Any] = {"file": file.path, "field": name}
     if len(info.shape) != 2:
@@ -210,22 +212,21 @@ def _check_weight(plan: MergePlan, adapter: Adapter, module: str, name: str) -> 
             f"{', '.join(MERGEABLE)} checkpoint that it was made from",
             **where,
         )
-    check_factor_sizes(adapter, info.shape, file.path, name)
+    check_factor_sizes(adapter, module, info.shape, file.path, name)
 
 
-def _check_shapes(plan: MergePlan, adapter: Adapter, names: Mapping[str, str]) -> None:
-    transposed = adapter.config.fan_in_fan_out
+def _check_shapes(plan: MergePlan, adapter: LowRankAdapter, names: Mapping[str, str]) -> None:
     shapes = {
-        module: stored_features(plan.tensor(name)[1].shape, transposed)
+        module: stored_features(plan.tensor(name)[1].shape, adapter.transposed(module))
         for module, name in names.items()
     }
     check_shapes(adapter, shapes, plan.base.path)
 
 
 def _check_fingerprint(
-    plan: MergePlan, adapter: Adapter, names: Mapping[str, str], override: str
+    plan: MergePlan, adapter: LowRankAdapter, names: Mapping[str, str], override: str
 ) -> None:
-    if adapter.config.base_fingerprint is None:
+    if adapter.base_fingerprint is None:
         return
     targets = [(module, *plan.tensor(name)) for module, name in names.items()]
     check_fingerprint(adapter, base_fingerprint(targets), plan.base.path, override)
@@ -249,7 +250,9 @@ def _resized(name: str, shape: tuple[int, ...], stored: tuple[int, ...]) -> str:
     return ""
 
 
-def _place_whole_tensor(plan: MergePlan, adapter: Adapter, name: str, tensor: Tensor) -> None:
+def _place_whole_tensor(
+    plan: MergePlan, adapter: LowRankAdapter, name: str, tensor: Tensor
+) -> None:
     where: dict[str, Any] = {"file": location(adapter), "field": name}
     if name in plan.merges or name in plan.replaced or name in plan.added:
         raise AdapterError("the whole tensor is already changed by an adapter here", **where)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from nola_edge import arguments
-from nola_edge.adapter import Adapter
+from nola_edge.adapter.low_rank import LowRankAdapter
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import ArgumentError, ChangedError, MismatchError, printable
@@ -65,7 +65,7 @@ class Switch(ABC):
         self._base = Checkpoint.open(base_path(base))
         self._check_base = check_base
         self._num_threads = num_threads
-        self._known: dict[str, Adapter | Path] = {}
+        self._known: dict[str, LowRankAdapter | Path] = {}
         self._plan = MergePlan(self._base, ())
         self._active: Selection = None
         self._seen: set[str] = set()
@@ -98,7 +98,7 @@ class Switch(ABC):
         self._check_not_lost()
         return self._active
 
-    def add(self, name: str, adapter: Adapter | str | Path) -> None:
+    def add(self, name: str, adapter: LowRankAdapter | str | Path) -> None:
         """Make an adapter known under a name; a path is read when it is switched to.
 
         Raises
@@ -108,8 +108,9 @@ class Switch(ABC):
         """
         if name in self._known:
             raise ArgumentError(f"{printable(name)} is the name of another adapter", field="name")
-        known = adapter if isinstance(adapter, Adapter) else arguments.path("adapter", adapter)
-        self._known[name] = known
+        if not isinstance(adapter, LowRankAdapter):
+            adapter = arguments.path("adapter", adapter)
+        self._known[name] = adapter
 
     def remove(self, name: str) -> None:
         """Forget an adapter; the weights keep what they hold.
@@ -192,7 +193,7 @@ class Switch(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _adapter(self, name: str) -> Adapter | Path:
+    def _adapter(self, name: str) -> LowRankAdapter | Path:
         if name not in self._known:
             raise ArgumentError(
                 f"{printable(repr(name))} is not known; add it first", field="adapter"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nola_edge.adapter.adapter import Adapter
+    from nola_edge.adapter.low_rank import LowRankAdapter
     from nola_edge.safetensors_file import TensorInfo
 
 
@@ -26,7 +26,7 @@ class Term:
 
     Attributes
     ----------
-    adapter : Adapter
+    adapter : LowRankAdapter
     module : str
         The adapter's own module name; it determines the streams.
     weight : float
@@ -35,7 +35,7 @@ class Term:
         The weight is stored as (in, out).
     """
 
-    adapter: Adapter
+    adapter: LowRankAdapter
     module: str
     weight: float
     transposed: bool
@@ -43,7 +43,12 @@ class Term:
     @property
     def scaling(self) -> float:
         """Return weight * s in double; the core rounds it to float32."""
-        return self.weight * self.adapter.scaling
+        return self.weight * self.adapter.scaling_of(self.module)
+
+    @property
+    def rank(self) -> int:
+        """Return the rank that it adds to the update."""
+        return self.adapter.rank(self.module)
 
 
 #: Basis elements from which on more threads pay. Below, threads of OpenMP that wait for more work
@@ -122,7 +127,7 @@ class Update:
 
 def total_rank(terms: Sequence[Term]) -> int:
     """Return the rank of the update that terms make up."""
-    return sum(term.adapter.config.r for term in terms)
+    return sum(term.rank for term in terms)
 
 
 def make_updates(
@@ -174,8 +179,7 @@ def make_update(
     for term in terms:
         adapter, module = term.adapter, term.module
         out_features, in_features = stored_features(shape, term.transposed)
-        count = adapter.config.num_basis_b if term.transposed else adapter.config.num_basis_a
-        work = (cols[1] - cols[0]) * adapter.config.r * count
+        work = (cols[1] - cols[0]) * term.rank * adapter.work("B" if term.transposed else "A")
         threads = num_threads if work >= _WORTH_THREADS else 1
         if term.transposed:
             b = adapter.factor_b(module, out_features, cols, threads)

@@ -177,7 +177,7 @@ class PlannedMerge:
             carried_weights=tuple(str(path) for path in plan.base.companion_weights()),
             left_behind=tuple(str(path) for path in plan.base.left_behind()),
             notes=self.notes,
-            base_checked=check_base and all(a.config.base_fingerprint for a, _ in plan.adapters),
+            base_checked=check_base and all(a.base_fingerprint for a, _ in plan.adapters),
         )
 
 

@@ -19,7 +19,7 @@ from nola_edge.peft.merging import MergingLayer
 from nola_edge.torch.factors import FactorCache, Factors, fresh_coefficients, trained_alpha
 from nola_edge.torch.functional import nola_delta
 from nola_edge.torch.linear import is_conv1d
-from nola_edge.torch.plan import Term
+from nola_edge.torch.plan import NolaTerm
 from nola_edge.torch.quantize import fake_quantize
 from nola_edge.torch.sharding import Shard, check_layout, computed_shard, whole_tensor
 
@@ -151,7 +151,7 @@ class NolaLinearLayer(MergingLayer):
             self.nola_alpha[name].requires_grad_(False)
             self.nola_beta[name].requires_grad_(False)
 
-    def terms(self, adapter: str) -> list[Term]:
+    def terms(self, adapter: str) -> list[NolaTerm]:
         """Return what an adapter adds to the weight; a combined one adds a term for each part."""
         parts = self.nola_parts.get(adapter)
         if parts is None:

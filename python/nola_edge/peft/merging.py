@@ -12,7 +12,7 @@ from torch import nn
 
 from nola_edge.errors import NotFiniteError
 from nola_edge.torch.merge import merge_factors_
-from nola_edge.torch.plan import Term
+from nola_edge.torch.plan import NolaTerm
 
 
 class MergingLayer(nn.Module, BaseTunerLayer):
@@ -28,7 +28,7 @@ class MergingLayer(nn.Module, BaseTunerLayer):
         self._unmerged: Any = None
         self.merged_adapters: list[str] = []
 
-    def terms(self, adapter: str) -> list[Term]:
+    def terms(self, adapter: str) -> list[NolaTerm]:
         """Return what an adapter adds to the weight."""
         raise NotImplementedError
 

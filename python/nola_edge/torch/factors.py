@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from threading import get_ident
 from typing import TYPE_CHECKING
@@ -93,6 +94,15 @@ class Factors:
     def b(self, beta: torch.Tensor) -> torch.Tensor:
         """Return this process's rows of B, (out, r) float32."""
         return library.expand(self.shard.share_beta(beta), self.b_source)
+
+    def largest_product(self, alpha: torch.Tensor, beta: torch.Tensor) -> float:
+        """Bound the elements of B A by the coefficients alone.
+
+        An element of A is at most sqrt(3 / k) times the sum of |alpha|: sqrt(3) is the largest
+        value of the uniform basis, scaled to unit variance.
+        """
+        sums = float(alpha.double().abs().sum()) * float(beta.double().abs().sum())
+        return self.r * 3 / math.sqrt(max(1, len(alpha)) * max(1, len(beta))) * sums
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import torch
 from nola_edge import _core
 from nola_edge.errors import ArgumentError, ArgumentTypeError, NotFiniteError
 from nola_edge.torch import cpu, cuda
-from nola_edge.torch.factors import concatenated
+from nola_edge.torch.factors import Factors, concatenated
 from nola_edge.torch.plan import MERGEABLE, Term
 from nola_edge.torch.sharding import Shard, local_window, whole_tensor
 from nola_edge.torch.together import expand_group
@@ -197,7 +197,8 @@ def merge_many_(updates: Sequence[tuple[torch.Tensor, Sequence[Term], bool]]) ->
     others = []
     for weight, terms, transposed in updates:
         local, parts = _prepared(weight, terms, transposed)
-        if local.device.type == "cuda" and cuda.is_built():
+        generated = all(isinstance(factors, Factors) for factors, *_ in parts)
+        if generated and local.device.type == "cuda" and cuda.is_built():
             on_device.setdefault(local.device, []).append((local, parts, transposed))
         else:
             others.append((local, parts, transposed))

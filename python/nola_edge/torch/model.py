@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,14 +147,5 @@ def _is_surely_finite(weight: torch.Tensor, terms: Sequence[Term]) -> bool:
 
 
 def _largest_update(terms: Sequence[Term]) -> float:
-    """Bound the elements of an update by its coefficients alone.
-
-    An element of A is at most sqrt(3 / k) times the sum of |alpha|: sqrt(3) is the largest value of
-    the uniform basis, scaled to unit variance. Doubled in the end, for what roundings may add.
-    """
-    bound = 0.0
-    for factors, alpha, beta, scaling in terms:
-        sums = float(alpha.double().abs().sum()) * float(beta.double().abs().sum())
-        root = math.sqrt(max(1, len(alpha)) * max(1, len(beta)))
-        bound += abs(scaling) * factors.r * 3 / root * sums
-    return 2 * bound
+    """Bound the elements of an update; doubled, for what roundings may add."""
+    return 2 * sum(abs(s) * factors.largest_product(*given) for factors, *given, s in terms)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parameter import is_lazy
 
+from nola_edge.adapter import Adapter
 from nola_edge.errors import AdapterError, MismatchError, printable
 from nola_edge.merge.fit import check_shapes, location
 from nola_edge.merge.matching import match_modules
@@ -18,14 +19,17 @@ from nola_edge.merge.update import stored_features
 from nola_edge.torch.factors import Factors
 from nola_edge.torch.memory import find_shared, is_resident
 from nola_edge.torch.sharding import is_one_window
+from nola_edge.torch.stored_factors import StoredFactors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from nola_edge.adapter import Adapter
+    from nola_edge.adapter.low_rank import LowRankAdapter
 
 #: Factors, alpha, beta, scaling: one adapter's share in one weight.
-Term = tuple[Factors, torch.Tensor, torch.Tensor, float]
+Term = tuple[Factors | StoredFactors, torch.Tensor, torch.Tensor, float]
+#: … of an adapter whose factors are expanded from coefficients.
+NolaTerm = tuple[Factors, torch.Tensor, torch.Tensor, float]
 
 #: Dtypes that can be merged, with their names in files.
 MERGEABLE = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -79,30 +83,40 @@ def plan_merges(
     shared = find_shared(parameters)
     planned: dict[str, PlannedMerge] = {}
     for adapter, share in load_adapters(adapters):
-        config = adapter.config
         where = location(adapter)
-        if adapter.whole_tensors:
-            raise AdapterError(
-                "carries whole tensors (modules_to_save or bias), which a model in memory takes "
-                "through load_state_dict; merge into a checkpoint instead",
-                file=where,
-            )
+        _check_no_other_tensors(adapter, where)
         names = match_modules(list(adapter.modules), parameters, adapter=where, base=model)
         shapes: dict[str, tuple[int, int]] = {}
         for module, name in names.items():
             weight = parameters[name]
             _check_target(name, weight, shared.get(name), model)
             rows, cols = weight.shape
-            merge = planned.setdefault(name, PlannedMerge((rows, cols), config.fan_in_fan_out))
-            if merge.transposed != config.fan_in_fan_out:
+            transposed = adapter.transposed(module)
+            merge = planned.setdefault(name, PlannedMerge((rows, cols), transposed))
+            if merge.transposed != transposed:
                 raise MismatchError(
                     "adapters disagree about fan_in_fan_out", file=model, field=name
                 )
-            shapes[module] = stored_features(merge.shape, config.fan_in_fan_out)
-            merge.terms.append(_term(adapter, module, shapes[module], share * config.scaling))
-            merge.stored.append(StoredTerm(adapter, module, share, config.fan_in_fan_out))
+            shapes[module] = stored_features(merge.shape, transposed)
+            stored = StoredTerm(adapter, module, share, transposed)
+            merge.terms.append(_term(adapter, module, shapes[module], stored.scaling))
+            merge.stored.append(stored)
         check_shapes(adapter, shapes, model)
     return planned
+
+
+def _check_no_other_tensors(adapter: LowRankAdapter, where: Path) -> None:
+    for found, what in (
+        (adapter.whole_tensors, "whole tensors (modules_to_save or bias)"),
+        (adapter.added_biases, "changes of biases (lora_bias)"),
+    ):
+        if found:
+            raise AdapterError(
+                f"carries {what}, which a model in memory takes through load_state_dict; merge "
+                "into a checkpoint instead",
+                file=where,
+                field=next(iter(found)),
+            )
 
 
 def _check_target(name: str, weight: torch.Tensor, other: str | None, model: Path) -> None:
@@ -161,9 +175,13 @@ def check_resident(
             )
 
 
-def _term(adapter: Adapter, module: str, shape: tuple[int, int], scaling: float) -> Term:
-    config = adapter.config
+def _term(adapter: LowRankAdapter, module: str, shape: tuple[int, int], scaling: float) -> Term:
     out_features, in_features = shape
+    if not isinstance(adapter, Adapter):
+        nothing = torch.empty(0, device="cpu")
+        found = StoredFactors(adapter, module, in_features, out_features)
+        return found, nothing, nothing, scaling
+    config = adapter.config
     basis: Any = config.basis
     factors = Factors(module, config.r, in_features, out_features, config.seed, basis)
     held = adapter.modules[module]

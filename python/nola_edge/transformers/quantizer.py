@@ -136,7 +136,7 @@ class NolaMergeQuantizer(HfQuantizer):
         path = Path(files[0])
         base = path if len(files) == 1 else path.parent
         for adapter, _ in self.quantization_config.adapters:
-            if adapter.config.base_fingerprint is not None:
+            if adapter.base_fingerprint is not None:
                 try:
                     found = checkpoint_fingerprint(base, adapter.modules)
                 except NolaEdgeError as error:
