@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nola_edge._core import __version__
-    from nola_edge.adapter import Adapter
+    from nola_edge.adapter import Adapter, load_adapter
     from nola_edge.errors import NolaEdgeError
     from nola_edge.export.lora import export_lora
     from nola_edge.merge.each import merge_each
@@ -29,6 +29,7 @@ __all__ = [
     "build_info",
     "expand",
     "export_lora",
+    "load_adapter",
     "merge_",
     "merge_checkpoint",
     "merge_each",
@@ -46,6 +47,7 @@ _LAZY = {
     "NolaEdgeError": "nola_edge.errors",
     "__version__": "nola_edge._core",
     "export_lora": "nola_edge.export.lora",
+    "load_adapter": "nola_edge.adapter",
     "merge_checkpoint": "nola_edge.merge.write",
     "merge_each": "nola_edge.merge.each",
     "open_merged": "nola_edge.merge.lazy",

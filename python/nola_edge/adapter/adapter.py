@@ -35,7 +35,7 @@ from nola_edge.adapter.low_rank import LowRankAdapter
 from nola_edge.adapter.packed import load_packed, write_packed
 from nola_edge.adapter.quantize import check_bits, rounded
 from nola_edge.adapter.start import check_shape, target_names, unit_start
-from nola_edge.errors import AdapterError, NotFiniteError, UnknownModuleError, printable
+from nola_edge.errors import AdapterError, NotFiniteError, printable
 from nola_edge.hub import adapter_path, base_path
 from nola_edge.input_file import opening
 from nola_edge.jsonio import MAX_CONFIG_BYTES
@@ -300,7 +300,7 @@ class Adapter(LowRankAdapter):
     ) -> NDArray[np.float32]:
         """Expand A, or the columns, or rows, (start, stop) of it: float32."""
         shape = (self.config.r, in_features)
-        alpha = self._coefficients(module).alpha
+        alpha = self.find(module).alpha
         return self._expand(
             alpha, module, "A", shape, rows=rows, cols=cols, num_threads=num_threads
         )
@@ -316,19 +316,8 @@ class Adapter(LowRankAdapter):
     ) -> NDArray[np.float32]:
         """Expand B, or the rows, or columns, (start, stop) of it: float32."""
         shape = (out_features, self.config.r)
-        beta = self._coefficients(module).beta
+        beta = self.find(module).beta
         return self._expand(beta, module, "B", shape, rows=rows, cols=cols, num_threads=num_threads)
-
-    def _coefficients(self, module: str) -> Coefficients:
-        found = self.modules.get(arguments.text("module", module))
-        if found is None:
-            raise UnknownModuleError(
-                f"{printable(module)} is not one of the adapter's {len(self.modules)} modules; its "
-                "`modules` lists them",
-                field="module",
-                value=module,
-            )
-        return found
 
     def _expand(
         self,

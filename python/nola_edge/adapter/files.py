@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -69,6 +69,18 @@ class Coefficients:
             values = np.array(getattr(self, name), dtype=np.float32)
             values.flags.writeable = False
             object.__setattr__(self, name, values)
+
+
+class Announcing(Protocol):
+    """A configuration, of which two fields announce whole tensors."""
+
+    @property
+    def bias(self) -> str:
+        """Return ``"none"``, or which biases are in the file."""
+
+    @property
+    def modules_to_save(self) -> tuple[str, ...]:
+        """Return the modules whose tensors are in the file whole."""
 
 
 def write_tensors(
@@ -150,17 +162,28 @@ def load_folder(
         If a file is missing or is not what it claims.
     """
     config = load_config(folder)
-    if not (folder / WEIGHTS_NAME).is_file():
-        if (folder / _PICKLED_NAME).exists():
-            raise torch_file_refused(folder / _PICKLED_NAME, folder)
-        raise AdapterError(f"has no {WEIGHTS_NAME}", file=folder)
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(SafetensorsFile.open(inside(folder, WEIGHTS_NAME)))
+        file = stack.enter_context(open_weights(folder))
         modules, whole = load_tensors(file, config)
         file.check_unchanged()
         if whole:
             stack.pop_all()  # they stay in the file
     return config, modules, whole
+
+
+def open_weights(folder: Path) -> SafetensorsFile:
+    """Open ``adapter_model.safetensors``.
+
+    Raises
+    ------
+    NolaEdgeError
+        If it is missing, or its header breaks a rule of the format.
+    """
+    if not (folder / WEIGHTS_NAME).is_file():
+        if (folder / _PICKLED_NAME).exists():
+            raise torch_file_refused(folder / _PICKLED_NAME, folder)
+        raise AdapterError(f"has no {WEIGHTS_NAME}", file=folder)
+    return SafetensorsFile.open(inside(folder, WEIGHTS_NAME))
 
 
 def load_tensors(
@@ -183,9 +206,7 @@ def load_tensors(
             pair = pairs.setdefault(module, {})
             pair[dot + last] = _load_coefficients(file, name, counts[dot + last], config)
         else:
-            # PEFT names the bias of an adapted layer by the layer that it wrapped.
-            if local.endswith(_WRAPPED_BIAS):
-                local = local.removesuffix(_WRAPPED_BIAS) + ".bias"
+            local = local_name(local)
             if local in whole:
                 raise AdapterError(f"is there as {local} too", file=file.path, field=name)
             whole[local] = load_whole(file, name, local, config)
@@ -199,11 +220,27 @@ def load_tensors(
     return modules, whole
 
 
-def _named_tensors(file: SafetensorsFile, config: AdapterConfig) -> Iterator[str]:
-    """Yield the names of an adapter's tensors, scales apart, which go with their coefficients."""
+def prefixed_names(file: SafetensorsFile) -> Iterator[tuple[str, str]]:
+    """Yield the name of each tensor, as it is and without PEFT's prefix.
+
+    Raises
+    ------
+    AdapterError
+        If one has no such prefix, or cannot be printed.
+    """
     for name in file.tensors:
         if not name.startswith(PREFIX) or not name.isprintable():
-            raise AdapterError(f"does not begin with {PREFIX!r}", file=file.path, field=name)
+            raise AdapterError(
+                f"does not begin with {PREFIX!r}, as PEFT's save_pretrained names it",
+                file=file.path,
+                field=name,
+            )
+        yield name, name[len(PREFIX) :]
+
+
+def _named_tensors(file: SafetensorsFile, config: AdapterConfig) -> Iterator[str]:
+    """Yield the names of an adapter's tensors, scales apart, which go with their coefficients."""
+    for name, _ in prefixed_names(file):
         if config.coefficient_bits is not None and name.endswith((ALPHA + SCALE, BETA + SCALE)):
             if name.removesuffix(SCALE) not in file.tensors:
                 raise AdapterError("is a scale without coefficients", file=file.path, field=name)
@@ -273,12 +310,19 @@ def stored_name(local: str, modules: Container[str]) -> str:
     return module + _WRAPPED_BIAS if module != local and module in modules else local
 
 
-def is_saved_module(local: str, config: AdapterConfig) -> bool:
+def local_name(stored: str) -> str:
+    """Return the name in the model: PEFT names the bias of an adapted layer by what it wrapped."""
+    if not stored.endswith(_WRAPPED_BIAS):
+        return stored
+    return stored.removesuffix(_WRAPPED_BIAS) + ".bias"
+
+
+def is_saved_module(local: str, config: Announcing) -> bool:
     """Tell whether a tensor belongs to a module that ``modules_to_save`` names."""
     return any(_is_of(module, local) for module in config.modules_to_save)
 
 
-def check_saved_modules(whole: Iterable[str], config: AdapterConfig, file: Path) -> None:
+def check_saved_modules(whole: Iterable[str], config: Announcing, file: Path) -> None:
     """Refuse an adapter that lacks a module that ``modules_to_save`` announces.
 
     PEFT announces every name that it knows for a classifier's head; a model has one of them.
@@ -305,10 +349,13 @@ def _is_of(module: str, tensor: str) -> bool:
     return f".{module}." in f".{tensor}" or tensor == module
 
 
-def load_whole(file: SafetensorsFile, name: str, local: str, config: AdapterConfig) -> Tensor:
+def load_whole(
+    file: SafetensorsFile, name: str, local: str, config: Announcing, *, own: str = "coefficients"
+) -> Tensor:
     """Check the tensor `name`, called `local` in the model, if the configuration announces it.
 
-    It stays in the file, which must stay open.
+    It stays in the file, which must stay open. What the adapter's `own` tensors are called is for
+    the message.
     """
     bias = config.bias != "none" and local.endswith(".bias")
     where: dict[str, Any] = {"file": file.path, "field": name}
@@ -320,7 +367,7 @@ def load_whole(file: SafetensorsFile, name: str, local: str, config: AdapterConf
                 "it in modules_to_save if it was trained or resized"
             )
         raise AdapterError(
-            f"is neither coefficients nor a tensor that modules_to_save or bias announce{advice}",
+            f"is neither {own} nor a tensor that modules_to_save or bias announce{advice}",
             **where,
         )
     info = file.tensors[name]

@@ -9,6 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Literal
 
+from nola_edge import arguments
+from nola_edge.errors import UnknownModuleError, printable
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -38,6 +41,24 @@ class LowRankAdapter(ABC):
     path: Path | None
     modules: Mapping[str, Any]
     whole_tensors: TensorMapping
+
+    def find(self, module: str) -> Any:
+        """Return what is held for a module.
+
+        Raises
+        ------
+        UnknownModuleError
+            If the adapter has no such module; it is a KeyError too.
+        """
+        found = self.modules.get(arguments.text("module", module))
+        if found is None:
+            raise UnknownModuleError(
+                f"{printable(module)} is not one of the adapter's {len(self.modules)} modules; its "
+                "`modules` lists them",
+                field="module",
+                value=module,
+            )
+        return found
 
     @abstractmethod
     def rank(self, module: str) -> int:

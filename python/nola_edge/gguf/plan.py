@@ -119,19 +119,23 @@ def plan_gguf(
 
 
 def check_no_whole_tensors(adapter: LowRankAdapter) -> None:
-    """Refuse an adapter with ``modules_to_save`` or biases, for which GGUF has no place here.
+    """Refuse an adapter that changes more than matrices, for which GGUF has no place here.
 
     Raises
     ------
     AdapterError
     """
-    if adapter.whole_tensors:
-        raise AdapterError(
-            "carries whole tensors (modules_to_save or bias), which cannot go into GGUF; "
-            "merge into the Hugging Face checkpoint and convert that",
-            file=location(adapter),
-            field=next(iter(adapter.whole_tensors)),
-        )
+    for found, what in (
+        (adapter.whole_tensors, "whole tensors (modules_to_save or bias)"),
+        (adapter.added_biases, "changes of biases (lora_bias)"),
+    ):
+        if found:
+            raise AdapterError(
+                f"carries {what}, which cannot go into GGUF; merge into the Hugging Face "
+                "checkpoint and convert that",
+                file=location(adapter),
+                field=next(iter(found)),
+            )
 
 
 def check_no_double(adapter: LowRankAdapter, targets: Mapping[str, Target]) -> None:

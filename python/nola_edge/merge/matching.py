@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from pathlib import Path
 
-_WEIGHT = ".weight"
+WEIGHT = ".weight"
 _LISTED = 4
 
 
@@ -47,14 +47,14 @@ def match_modules(
     MismatchError
         If a module has no weight in the base, or several prefixes would do.
     """
-    if all(module + _WEIGHT in tensors for module in modules):
-        return {module: module + _WEIGHT for module in modules}
+    if all(module + WEIGHT in tensors for module in modules):
+        return {module: module + WEIGHT for module in modules}
     added = _prefixes_to_add(modules, tensors)
     removed = _prefixes_to_remove(modules, tensors)
     if len(added) + len(removed) == 1:
         if added:
-            return {module: added[0] + module + _WEIGHT for module in modules}
-        return {module: module[len(removed[0]) :] + _WEIGHT for module in modules}
+            return {module: added[0] + module + WEIGHT for module in modules}
+        return {module: module[len(removed[0]) :] + WEIGHT for module in modules}
     if added or removed:
         choices = [f"adding {printable(p)!r}" for p in added]
         choices += [f"removing {printable(p)!r}" for p in removed]
@@ -67,9 +67,9 @@ def match_modules(
 
 
 def _prefixes_to_add(modules: Sequence[str], tensors: Collection[str]) -> list[str]:
-    ending = "." + modules[0] + _WEIGHT
+    ending = "." + modules[0] + WEIGHT
     found = [name[: 1 - len(ending)] for name in tensors if name.endswith(ending)]
-    return [p for p in found if all(p + module + _WEIGHT in tensors for module in modules)]
+    return [p for p in found if all(p + module + WEIGHT in tensors for module in modules)]
 
 
 def _prefixes_to_remove(modules: Sequence[str], tensors: Collection[str]) -> list[str]:
@@ -78,7 +78,7 @@ def _prefixes_to_remove(modules: Sequence[str], tensors: Collection[str]) -> lis
     return [
         p
         for p in prefixes
-        if all(module.startswith(p) and module[len(p) :] + _WEIGHT in tensors for module in modules)
+        if all(module.startswith(p) and module[len(p) :] + WEIGHT in tensors for module in modules)
     ]
 
 
@@ -87,22 +87,22 @@ def _unmatched(
 ) -> MismatchError:
     import difflib
 
-    missing = [module for module in modules if module + _WEIGHT not in tensors]
-    tied = [module for module in missing if (module + _WEIGHT).endswith(OUTPUT_EMBEDDINGS)]
+    missing = [module for module in modules if module + WEIGHT not in tensors]
+    tied = [module for module in missing if (module + WEIGHT).endswith(OUTPUT_EMBEDDINGS)]
     embeddings = [name for name in tensors if name.endswith(INPUT_EMBEDDINGS)]
     if tied and embeddings and not any(name.endswith(OUTPUT_EMBEDDINGS) for name in tensors):
         return MismatchError(
             f"has no weight of its own here, but shares {printable(embeddings[0])!r} "
             f"(tie_word_embeddings), and {printable(str(adapter))} changes the output alone; save "
-            f"the base untied ({printable(tied[0])}{_WEIGHT} as a tensor of its own, "
+            f"the base untied ({printable(tied[0])}{WEIGHT} as a tensor of its own, "
             "tie_word_embeddings=False) and merge into that",
             file=base,
             field=tied[0],
         )
     first = missing[0]
-    weights = [name for name in tensors if name.endswith(_WEIGHT)]
-    last = first.rsplit(".", 1)[-1] + _WEIGHT
-    near = difflib.get_close_matches(first + _WEIGHT, weights, n=_LISTED, cutoff=0.5)
+    weights = [name for name in tensors if name.endswith(WEIGHT)]
+    last = first.rsplit(".", 1)[-1] + WEIGHT
+    near = difflib.get_close_matches(first + WEIGHT, weights, n=_LISTED, cutoff=0.5)
     near = near or [name for name in weights if name.endswith(last)][:_LISTED]
     hint = (
         "nearest tensors: " + ", ".join(printable(name) for name in near)

@@ -27,9 +27,10 @@ from nola_edge.errors import (
     NotFiniteError,
     printable,
 )
+from nola_edge.merge.bias import AddedBias, add_bias
 from nola_edge.merge.fit import check_factor_sizes, check_fingerprint, check_shapes, location
 from nola_edge.merge.heads import is_head
-from nola_edge.merge.matching import match_modules
+from nola_edge.merge.matching import WEIGHT, match_modules
 from nola_edge.merge.tied import check_tied
 from nola_edge.merge.update import Term, stored_features
 from nola_edge.tensors import CastTensor
@@ -174,6 +175,10 @@ def plan_merge(
                     field=prefix.apply(name),
                 )
             _place_whole_tensor(plan, adapter, prefix.apply(name), tensor)
+        for module, values in adapter.added_biases.items():
+            bias = names[module].removesuffix(WEIGHT) + ".bias"
+            added = AddedBias(values, weight * adapter.scaling_of(module))
+            add_bias(plan, adapter, bias, added)
     check_tied(plan)
     return plan
 
