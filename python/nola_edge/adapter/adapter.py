@@ -18,7 +18,6 @@ from nola_edge.adapter.files import (
     WEIGHTS_NAME,
     Coefficients,
     check_saved_modules,
-    is_saved_module,
     load_folder,
     quantized_tensors,
     stored_name,
@@ -125,9 +124,15 @@ class Adapter(LowRankAdapter):
         """Return the fingerprint of its modules' shapes, if it records one."""
         return self.config.shapes_fingerprint
 
-    def may_add(self, name: str) -> bool:
-        """Tell whether a whole tensor may be one that the base does not have."""
-        return is_saved_module(name, self.config)
+    @property
+    def modules_to_save(self) -> tuple[str, ...]:
+        """Return the modules whose tensors it has whole."""
+        return self.config.modules_to_save
+
+    @property
+    def bookkeeping(self) -> dict[str, Any]:
+        """Return fields that say how it was trained or found."""
+        return self.config.bookkeeping
 
     def work(self, factor: Factor) -> int:
         """Return the coefficients of a factor: each is a multiply-add for every element."""

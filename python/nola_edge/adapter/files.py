@@ -317,9 +317,9 @@ def local_name(stored: str) -> str:
     return stored.removesuffix(_WRAPPED_BIAS) + ".bias"
 
 
-def is_saved_module(local: str, config: Announcing) -> bool:
-    """Tell whether a tensor belongs to a module that ``modules_to_save`` names."""
-    return any(_is_of(module, local) for module in config.modules_to_save)
+def is_saved(local: str, modules: Iterable[str]) -> bool:
+    """Tell whether a tensor belongs to one of the modules that are saved whole."""
+    return any(f".{module}." in f".{local}" or local == module for module in modules)
 
 
 def check_saved_modules(whole: Iterable[str], config: Announcing, file: Path) -> None:
@@ -332,7 +332,7 @@ def check_saved_modules(whole: Iterable[str], config: Announcing, file: Path) ->
     AdapterError
     """
     names, announced = list(whole), config.modules_to_save
-    missing = [m for m in announced if not any(_is_of(m, name) for name in names)]
+    missing = [m for m in announced if not any(is_saved(name, [m]) for name in names)]
     if not set(HEADS) & set(announced) <= set(missing):  # there is a head
         missing = [module for module in missing if module not in HEADS]
     if missing:
@@ -345,10 +345,6 @@ def check_saved_modules(whole: Iterable[str], config: Announcing, file: Path) ->
         )
 
 
-def _is_of(module: str, tensor: str) -> bool:
-    return f".{module}." in f".{tensor}" or tensor == module
-
-
 def load_whole(
     file: SafetensorsFile, name: str, local: str, config: Announcing, *, own: str = "coefficients"
 ) -> Tensor:
@@ -359,7 +355,7 @@ def load_whole(
     """
     bias = config.bias != "none" and local.endswith(".bias")
     where: dict[str, Any] = {"file": file.path, "field": name}
-    if local == METADATA or not (is_saved_module(local, config) or bias):
+    if local == METADATA or not (is_saved(local, config.modules_to_save) or bias):
         advice = ""
         if local.endswith(EMBEDDINGS):
             advice = (

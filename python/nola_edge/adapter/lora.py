@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from nola_edge.adapter.files import CONFIG_NAME, is_saved_module, open_weights
+from nola_edge.adapter.files import CONFIG_NAME, open_weights
 from nola_edge.adapter.lora_config import LoraConfig
 from nola_edge.adapter.lora_files import read_lora
 from nola_edge.adapter.low_rank import LowRankAdapter
@@ -119,9 +119,15 @@ class LoraAdapter(LowRankAdapter):
         """Return module -> (out_features,) that is added to the bias, times s as B A is."""
         return {name: m.bias for name, m in self.modules.items() if m.bias is not None}
 
-    def may_add(self, name: str) -> bool:
-        """Tell whether a whole tensor may be one that the base does not have."""
-        return is_saved_module(name, self.config)
+    @property
+    def modules_to_save(self) -> tuple[str, ...]:
+        """Return the modules whose tensors it has whole."""
+        return self.config.modules_to_save
+
+    @property
+    def bookkeeping(self) -> dict[str, Any]:
+        """Return fields that say how it was trained or found."""
+        return self.config.bookkeeping
 
     @property
     def open_files(self) -> int:

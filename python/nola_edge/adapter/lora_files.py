@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from nola_edge.adapter.files import (
     CONFIG_NAME,
-    is_saved_module,
+    is_saved,
     load_whole,
     local_name,
     prefixed_names,
@@ -204,7 +204,7 @@ class _Reader:
         time.
         """
         if _ORIGINAL in local:
-            return is_saved_module(local.partition(_ORIGINAL)[0], self._config)
+            return is_saved(local.partition(_ORIGINAL)[0], self._config.modules_to_save)
         twin = name.replace(_SAVED, ".")
         if twin == name or twin not in self._file.tensors:
             return False

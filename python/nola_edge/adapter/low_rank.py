@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Literal
 
 from nola_edge import arguments
+from nola_edge.adapter.files import is_saved
 from nola_edge.errors import UnknownModuleError, printable
 
 if TYPE_CHECKING:
@@ -124,9 +125,19 @@ class LowRankAdapter(ABC):
         """Return module -> (out_features,) that is added to the bias, times s as B A is."""
         return {}
 
+    @property
     @abstractmethod
+    def modules_to_save(self) -> tuple[str, ...]:
+        """Return the modules whose tensors it has whole."""
+
     def may_add(self, name: str) -> bool:
         """Tell whether a whole tensor may be one that the base does not have."""
+        return is_saved(name, self.modules_to_save)
+
+    @property
+    def bookkeeping(self) -> Mapping[str, Any]:
+        """Return fields that say how it was trained or found, by PEFT's names."""
+        return {}
 
     def work(self, factor: Factor) -> int:
         """Return roughly the multiply-adds that an element of a factor takes."""

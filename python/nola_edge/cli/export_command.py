@@ -23,7 +23,7 @@ def command() -> None:
     "lora",
     epilog="Example: nola-edge export lora ./my-adapter --base ./Llama-3-8B -o ./my-lora",
 )
-@click.argument("adapter", type=PATH)
+@click.argument("adapters", type=PATH, nargs=-1, required=True, metavar="ADAPTER...")
 @click.option(
     "--base",
     type=PATH,
@@ -42,7 +42,7 @@ def command() -> None:
 @ui.check_base_option
 @summary_options
 def lora(
-    adapter: str,
+    adapters: tuple[str, ...],
     base: str,
     output: str,
     dtype: str,
@@ -54,15 +54,15 @@ def lora(
 ) -> None:
     """Write an exact LoRA folder for PEFT, vLLM and others.
 
-    A and B are the expanded factors themselves: nothing is decomposed.
+    A and B are the factors themselves: nothing is decomposed. Several ADAPTERs, of any method and
+    each with a weight if you like (ADAPTER=0.5), become one LoRA.
     """
-    from nola_edge.adapter import Adapter
     from nola_edge.export.lora import export_lora
 
     check_folder_name(output)
-    loaded = Adapter.load(adapter)  # before a download of the base
+    given = local_adapters(adapters)  # before a download of the base
     base = local_base(base, revision)
-    path = export_lora(loaded, base, output, dtype=dtype, force=force, check_base=check_base)
+    path = export_lora(given, base, output, dtype=dtype, force=force, check_base=check_base)
     size = bytes_at(path)
     show(
         {"output": output, "dtype": dtype, "bytes": size},

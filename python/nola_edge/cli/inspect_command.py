@@ -12,7 +12,7 @@ from nola_edge.cli.inputs import local_base, revision_option
 from nola_edge.cli.path_types import PATH
 
 if TYPE_CHECKING:
-    from nola_edge.adapter import Adapter
+    from nola_edge.adapter import Adapter, LowRankAdapter
     from nola_edge.adapter.files import Coefficients
     from nola_edge.adapter.statistics import Pattern
 
@@ -40,13 +40,16 @@ def command(
 
     The adapter is checked completely, with --base against the base too.
     """
-    from nola_edge.adapter import Adapter
+    from nola_edge.adapter import Adapter, load_adapter
     from nola_edge.cli.inspection import show
 
-    loaded = Adapter.load(adapter)
+    loaded = load_adapter(adapter)
     if base:
         base = local_base(base, revision)
     shapes = _shapes(loaded, base, check_base=check_base) if base else None
+    if not isinstance(loaded, Adapter):
+        _show_other_method(adapter, loaded, list_modules, as_json)
+        return
     checked = set() if shapes is None else {"shapes", "base"} if check_base else {"shapes"}
     summary = _summary(loaded, shapes, {"basis", "modules", *checked})
     if list_modules:
@@ -57,7 +60,20 @@ def command(
         show(adapter, summary)
 
 
-def _shapes(adapter: Adapter, base: str, *, check_base: bool) -> Shapes:
+def _show_other_method(
+    given: str, adapter: LowRankAdapter, list_modules: bool, as_json: bool
+) -> None:
+    from nola_edge.adapter.summary import summary
+    from nola_edge.cli.inspection import show_other_method
+
+    found = summary(adapter)
+    if as_json:
+        ui.print_json(found)
+    else:
+        show_other_method(given, found, list_modules)
+
+
+def _shapes(adapter: LowRankAdapter, base: str, *, check_base: bool) -> Shapes:
     from nola_edge.checkpoint import Checkpoint
     from nola_edge.merge.plan import plan_merge
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nola_edge.adapter.statistics import ASCII_LEVELS, BLOCKS, Distribution
+from nola_edge.adapter.statistics import ASCII_LEVELS, BLOCKS, Distribution, patterns
+from nola_edge.adapter.summary import rows
 from nola_edge.cli import layout
 from nola_edge.cli.layout import whole
 from nola_edge.cli.output import human_bytes
@@ -48,8 +49,43 @@ def show(given: str, summary: dict[str, Any]) -> None:
     click.echo("\n".join(lines))
 
 
-def _rows(rows: Iterable[Row], columns: int) -> Iterator[str]:
-    for label, value in rows:
+def show_other_method(given: str, found: dict[str, Any], list_modules: bool) -> None:
+    """Print what can be said of an adapter of any method.
+
+    Parameters
+    ----------
+    given : str
+        The adapter, as the user names it.
+    found : dict
+        What :func:`nola_edge.adapter.summary.summary` found.
+    list_modules : bool
+        Every module too.
+    """
+    columns = layout.width()
+    modules = found["modules"]
+    shapes = {name: tuple(m["shape"] or ()) for name, m in modules.items()}
+    identity = [
+        ("adapter", f"{printable(given, 400)} ({human_bytes(found['bytes'])})"),
+        ("modules", str(len(modules))),
+    ]
+    lines = [
+        *_rows(identity, columns),
+        *_table(_patterns(patterns(modules, shapes)), columns),
+        *_rows([(label, printable(text, 500)) for label, text in rows(found)], columns),
+    ]
+    if list_modules:
+        said = ((printable(name), _factors(m)) for name, m in modules.items())
+        lines += ["", *_table(said, columns, most=None)]
+    click.echo("\n".join(lines))
+
+
+def _factors(module: dict[str, Any]) -> str:
+    shape = " x ".join(map(str, module["shape"] or ()))
+    return f"{shape}: rank {module['rank']}, scaling {module['scaling']:g}"
+
+
+def _rows(labelled: Iterable[Row], columns: int) -> Iterator[str]:
+    for label, value in labelled:
         for number, line in enumerate(_wrapped(value, columns - _LABEL)):
             yield f"{label * (number == 0):{_LABEL}}{line}"
 

@@ -18,7 +18,7 @@ from nola_edge.convert.records import check_records, how_to_record
 from nola_edge.convert.source import Source
 from nola_edge.convert.styles import plan_conversion
 from nola_edge.errors import AdapterError, ArgumentError
-from nola_edge.export.lora import lora_fields
+from nola_edge.export.lora_fields import lora_fields
 from nola_edge.merge.blocks import Workers
 from nola_edge.output import AtomicOutput
 from nola_edge.replaceable import lora_folder

@@ -166,7 +166,7 @@ def plan_merge(
         _check_shapes(plan, adapter, names)
         if check_base:
             _check_fingerprint(plan, adapter, names, override)
-        prefix = _Prefix.of(names)
+        prefix = Prefix.of(names)
         for name, tensor in adapter.whole_tensors.tensors.items():
             if prefix.apply(name) not in base.tensors and not adapter.may_add(name):
                 raise MismatchError(
@@ -184,21 +184,23 @@ def plan_merge(
 
 
 @dataclass(frozen=True)
-class _Prefix:
+class Prefix:
     """How module names of an adapter become names of the base."""
 
     removed: str = ""
     added: str = ""
 
     @staticmethod
-    def of(names: Mapping[str, str]) -> _Prefix:
+    def of(names: Mapping[str, str]) -> Prefix:
+        """Find it from module name -> name of the weight."""
         module, tensor = next(iter(names.items()), ("", ".weight"))
         stored = tensor.removesuffix(".weight")
         if len(stored) >= len(module):
-            return _Prefix(added=stored[: len(stored) - len(module)])
-        return _Prefix(removed=module[: len(module) - len(stored)])
+            return Prefix(added=stored[: len(stored) - len(module)])
+        return Prefix(removed=module[: len(module) - len(stored)])
 
     def apply(self, name: str) -> str:
+        """Return the base's name of what an adapter calls `name`."""
         return self.added + name.removeprefix(self.removed)
 
 
