@@ -22,16 +22,14 @@ if TYPE_CHECKING:
 
 _KNOWN = f"{PEFT_TYPE} and LORA"
 #: Methods that leave every weight alone.
-_NO_WEIGHTS = frozenset(
-    {
-        "ADAPTION_PROMPT",
-        "CARTRIDGE",
-        "CPT",
-        "MULTITASK_PROMPT_TUNING",
-        "PREFIX_TUNING",
-        "PROMPT_TUNING",
-        "P_TUNING",
-    }
+_NO_WEIGHTS = (
+    "ADAPTION_PROMPT",
+    "CARTRIDGE",
+    "CPT",
+    "MULTITASK_PROMPT_TUNING",
+    "PREFIX_TUNING",
+    "PROMPT_TUNING",
+    "P_TUNING",
 )
 #: Files of LoRA in other layouts than PEFT's: what diffusers calls its own, and parts of names.
 _DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"

@@ -22,11 +22,10 @@ from nola_edge.export.factors import factor_tensor
 from nola_edge.gguf.file import GgufFile
 from nola_edge.gguf.interleaved import interleaved_rows
 from nola_edge.gguf.model import model_of_config, model_of_gguf
-from nola_edge.gguf.plan import check_no_double, check_no_whole_tensors, matched_tensors
+from nola_edge.gguf.plan import check_no_double, check_no_whole_tensors, matched_tensors, target_of
 from nola_edge.gguf.signature import is_gguf
 from nola_edge.hub import base_path
 from nola_edge.jsonio import loads_object
-from nola_edge.merge.fit import location
 from nola_edge.merge.plan import load_adapters, plan_merge
 from nola_edge.merge.update import stored_features
 from nola_edge.output import AtomicOutput
@@ -59,6 +58,10 @@ class _Share:
     features: tuple[int, int]
     head_rows: int | None
     weight: float
+
+    @property
+    def is_embedding(self) -> bool:
+        return self.adapter.is_embedding(self.module)
 
     @property
     def rank(self) -> int:
@@ -175,7 +178,8 @@ def _from_gguf(base: Path, adapters: Adapters) -> tuple[Model, dict[str, list[_S
         for adapter, weight in adapters:
             for module, target in matched_tensors(file, model, adapter).items():
                 shape = file.tensors[target.tensor].shape
-                share = _share(adapter, module, target, (shape[0], shape[1]), weight, base)
+                features = stored_features(shape, adapter.is_embedding(module))
+                share = _share(adapter, module, target, features, weight, base)
                 shares.setdefault(target.tensor, []).append(share)
         file.check_unchanged()
     return model, shares
@@ -195,13 +199,13 @@ def _from_folder(
         data = read_inside(base, _CONFIG)
         model = model_of_config(loads_object(data, file=base / _CONFIG), base / _CONFIG)
         for adapter, _ in adapters:
-            targets = {m: model.target(m, location(adapter)) for m in adapter.modules}
+            targets = {m: target_of(model, adapter, m) for m in adapter.modules}
             check_no_double(adapter, targets)
         shares: dict[str, list[_Share]] = {}
         for name, terms in plan.merges.items():
             shape = plan.tensor(name)[1].shape
             for term in terms:
-                target = model.target(term.module, location(term.adapter))
+                target = target_of(model, term.adapter, term.module)
                 features = stored_features(shape, term.transposed)
                 share = _share(term.adapter, term.module, target, features, term.weight, base)
                 shares.setdefault(target.tensor, []).append(share)
@@ -249,13 +253,25 @@ def _with_one_alpha(
 
 
 def _joined_a(parts: Sequence[_Share], rank: int) -> Tensor:
-    """Return A of all adapters, one below the other."""
+    """Return A of all adapters, one below the other; of an embedding transposed.
+
+    llama.cpp looks tokens up in the rows of that.
+    """
     cols = parts[0].features[1]
     kind = np.dtype(np.float32)
+    if parts[0].is_embedding:
+        return ComputedTensor(kind, (cols, rank), lambda rows, cols: _embedded(parts, rows, cols))
     return StackedTensor(
         [factor_tensor(share.adapter, share.module, "A", cols, kind) for share in parts],
         (rank, cols),
     )
+
+
+def _embedded(
+    parts: Sequence[_Share], tokens: tuple[int, int], cols: tuple[int, int]
+) -> NDArray[np.float32]:
+    found = [share.adapter.factor_a(share.module, share.features[1], tokens) for share in parts]
+    return np.concatenate(found).T[:, slice(*cols)]
 
 
 def _joined_b(parts: Sequence[_Share], rank: int, factor: float | None) -> Tensor:

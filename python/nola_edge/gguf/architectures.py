@@ -32,7 +32,9 @@ _GPT2 = {
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
 }
-_LAYERS = r"(?:model\.|language_model\.model\.|model\.language_model\.)?layers"
+_DECODER = r"(?:model\.|language_model\.model\.|model\.language_model\.)?"
+_LAYERS = _DECODER + "layers"
+_EMBEDDING = _DECODER + "embed_tokens"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Architecture:
         ``model_type`` in ``config.json`` of the Hugging Face models that become this.
     blocks : str
         Regular expression of the module that holds the blocks.
+    embedding : str
+        Regular expression of the module that is the input embedding.
     modules : dict
         Module within a block -> tensor within a block.
     interleaved : bool
@@ -57,6 +61,7 @@ class Architecture:
     model_types: tuple[str, ...]
     modules: dict[str, str] = field(default_factory=lambda: _QKV)
     blocks: str = _LAYERS
+    embedding: str = _EMBEDDING
     interleaved: bool = False
 
 
@@ -70,7 +75,13 @@ ARCHITECTURES = {
         Architecture("gemma2", ("gemma2",)),
         Architecture("gemma3", ("gemma3", "gemma3_text")),
         Architecture("phi3", ("phi3",), modules=_FUSED),
-        Architecture("gpt2", ("gpt2",), modules=_GPT2, blocks=r"(?:transformer\.)?h"),
+        Architecture(
+            "gpt2",
+            ("gpt2",),
+            modules=_GPT2,
+            blocks=r"(?:transformer\.)?h",
+            embedding=r"(?:transformer\.)?wte",
+        ),
     )
 }
 
@@ -121,6 +132,22 @@ class Model:
         if self.architecture.interleaved and part in ("attn_q", "attn_k"):
             heads = self._heads(part, int(found[1]), module, adapter)
         return Target(f"blk.{found[1]}.{part}.weight", heads)
+
+    def embedding(self, module: str, adapter: object) -> Target:
+        """Return the tensor of an input embedding.
+
+        Raises
+        ------
+        MismatchError
+            If the architecture's is another module.
+        """
+        if re.fullmatch(self.architecture.embedding, module) is None:
+            raise MismatchError(
+                f"is not the input embedding of the architecture {self.architecture.name}",
+                file=adapter,
+                field=module,
+            )
+        return Target("token_embd.weight")
 
     def _heads(self, part: str, block: int, module: str, adapter: object) -> int:
         heads = self.heads if part == "attn_q" else self.key_heads

@@ -12,7 +12,7 @@ from nola_edge.gguf.model import model_of_gguf
 from nola_edge.gguf.quantization import WRITABLE_TYPES, check_codecs
 from nola_edge.gguf.types import FLOAT_TYPES, TENSOR_TYPES
 from nola_edge.merge.fit import check_factor_sizes, check_shapes, location
-from nola_edge.merge.update import Term, make_updates
+from nola_edge.merge.update import Term, make_updates, stored_features
 from nola_edge.type_names import check_type
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from nola_edge.gguf.file import GgufFile
     from nola_edge.merge.update import RowUpdate
     from nola_edge.safetensors_file import TensorInfo
+
+_OUTPUT = "output.weight"
 
 
 @dataclass
@@ -111,8 +113,8 @@ def plan_gguf(
             head_rows = target.head_rows(info.shape[0], base.path)
             kind = _written_type(base, info, outtype)
             merge = plan.merges.setdefault(target.tensor, TensorMerge(kind, head_rows))
-            # GGUF stores every matrix as (out, in), GPT-2's too.
-            merge.terms += (Term(adapter, module, weight, transposed=False),)
+            # GGUF stores the matrix of every layer as (out, in), GPT-2's too.
+            merge.terms += (Term(adapter, module, weight, adapter.is_embedding(module)),)
     kinds = {base.tensors[name].dtype: name for name in plan.merges}
     check_codecs({**kinds, **{merge.kind: name for name, merge in plan.merges.items()}}, base.path)
     return plan
@@ -167,7 +169,7 @@ def matched_tensors(base: GgufFile, model: Model, adapter: LowRankAdapter) -> di
     targets: dict[str, Target] = {}
     shapes: dict[str, tuple[int, int]] = {}
     for module in adapter.modules:
-        target = model.target(module, location(adapter))
+        target = target_of(model, adapter, module)
         where: dict[str, Any] = {"file": base.path, "field": target.tensor}
         if target.tensor not in base.tensors:
             raise MismatchError(
@@ -180,10 +182,35 @@ def matched_tensors(base: GgufFile, model: Model, adapter: LowRankAdapter) -> di
         if len(shape) != 2 or 0 in shape:
             raise MismatchError(f"has shape {list(shape)}, a matrix is needed", **where)
         check_factor_sizes(adapter, module, shape, base.path, target.tensor)
-        targets[module], shapes[module] = target, (shape[0], shape[1])
+        targets[module] = target
+        shapes[module] = stored_features(shape, adapter.is_embedding(module))
+        _check_tied(base, adapter, module, target)
     check_no_double(adapter, targets)
     check_shapes(adapter, shapes, base.path)
     return targets
+
+
+def target_of(model: Model, adapter: LowRankAdapter, module: str) -> Target:
+    """Return the tensor that holds the weight of a module.
+
+    Raises
+    ------
+    MismatchError
+        If the architecture has none for it.
+    """
+    find = model.embedding if adapter.is_embedding(module) else model.target
+    return find(module, location(adapter))
+
+
+def _check_tied(base: GgufFile, adapter: LowRankAdapter, module: str, target: Target) -> None:
+    if adapter.is_embedding(module) and _OUTPUT not in base.tensors:
+        raise MismatchError(
+            f"is the output layer too, since there is no {_OUTPUT}, and "
+            f"{printable(str(location(adapter)))} changes the input alone; convert a base that was "
+            "saved with tie_word_embeddings=False",
+            file=base.path,
+            field=target.tensor,
+        )
 
 
 def _written_type(base: GgufFile, info: TensorInfo, outtype: str | None) -> str:

@@ -23,26 +23,26 @@ _LANGUAGE_MODELS = ("LM", "LMHeadModel", "ForConditionalGeneration")
 
 
 def check_tied(plan: MergePlan) -> None:
-    """Refuse to replace an input embedding that is the output layer too.
+    """Refuse to change an input embedding that is the output layer too.
 
-    Training gave the input a tensor of its own and left the old one to the output; which name the
-    output would need in the files, only the model's code knows.
+    In training the input had a tensor of its own, or a low-rank update, and the output kept the
+    old one; which name the output would need in the files, only the model's code knows.
 
     Raises
     ------
     MismatchError
     """
-    replaced = [name for name in plan.replaced if name.endswith(INPUT_EMBEDDINGS)]
-    if not replaced or any(
+    changed = [n for n in (*plan.replaced, *plan.merges) if n.endswith(INPUT_EMBEDDINGS)]
+    if not changed or any(
         name.endswith(OUTPUT_EMBEDDINGS) for name in (*plan.base.tensors, *plan.added)
     ):
         return
     if _is_tied(base_config(plan.base)):
         raise MismatchError(
-            "is tied to the output layer, and the adapter replaces it for the input alone; save "
+            "is tied to the output layer, and the adapter changes it for the input alone; save "
             f"the base with {_FLAG}=False (lm_head as a tensor of its own) and merge into that",
             file=plan.base.path,
-            field=replaced[0],
+            field=changed[0],
         )
 
 
