@@ -139,10 +139,14 @@ class _Reader:
     def _matrix(self, name: str) -> StoredMatrix:
         info = self._file.tensors[name]
         if len(info.shape) != 2 or 0 in info.shape:
+            advice = "merge LoRA of convolutions with PEFT"
+            if len(info.shape) < 2 or 0 in info.shape:
+                advice = (
+                    "it is a part of one, saved from a model that was split over processes "
+                    "(DeepSpeed ZeRO-3, FSDP): gather the parameters, and save again"
+                )
             raise self._refusal(
-                name,
-                f"has shape {list(info.shape)}, and a factor is a matrix; merge LoRA of "
-                "convolutions with PEFT",
+                name, f"has shape {list(info.shape)}, and a factor is a matrix; {advice}"
             )
         self._check_dtype(name)
         matrix = StoredMatrix(self._file, name)
