@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import ml_dtypes
 import numpy as np
@@ -17,6 +18,7 @@ from nola_edge.adapter.files import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from nola_edge.adapter.patterns import PatternTable, why_unusable
 from nola_edge.errors import AdapterError, NolaEdgeError, UnknownModuleError
 from tests.conftest import MODULES, load_all, snapshot, tiny_adapter, write_safetensors
+from tests.fuzz.mutate import mutated_json
 from tests.lora_folders import factors, lora_config, write_lora
 
 F = np.float32
@@ -288,3 +290,32 @@ def test_what_is_in_memory_does_not_grow_with_the_factors(tmp_path):
     assert loaded.held_bytes == 0
     assert held < 1 << 20
     assert peak < 10 << 20
+
+
+def changed_header(data, rng):
+    """Change the JSON in a safetensors file, and leave the bytes behind it as they are."""
+    length = int.from_bytes(data[:8], "little")
+    text = mutated_json(data[8 : 8 + length], rng)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def test_a_changed_folder_is_read_or_refused(tmp_path):
+    """Whatever stands in the configuration or the header of the factors."""
+    rng = random.Random(5)
+    folder = write_lora(tmp_path / "a", rank_pattern={"v": 4}, alpha_pattern={"q": 3})
+    plain = {name: (folder / name).read_bytes() for name in (CONFIG_NAME, WEIGHTS_NAME)}
+    accepted = 0
+    for _ in range(400):
+        name = rng.choice([CONFIG_NAME, WEIGHTS_NAME])
+        change = mutated_json if name == CONFIG_NAME else changed_header
+        (folder / name).write_bytes(change(plain[name], rng))
+        refusal = ""
+        try:
+            adapter = ne.load_adapter(folder)
+            accepted += all(adapter.factor_a(module, 0).size for module in adapter.modules)
+        except NolaEdgeError as error:
+            refusal = str(error)
+        assert refusal.isprintable()
+        assert len(refusal) <= 1000
+        (folder / name).write_bytes(plain[name])
+    assert 50 < accepted < 350
