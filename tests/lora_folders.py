@@ -93,6 +93,18 @@ def read_factors(folder, module):
     return [tensors[name].astype(F) for name in names]
 
 
+def with_magnitudes(tensors, seed=9):
+    """Add DoRA's norm for every output."""
+    rng = np.random.default_rng(seed)
+    found = dict(tensors)
+    for name, values in tensors.items():
+        stem, _, ending = name.rpartition(".lora_")
+        if ending in ("B.weight", "embedding_B"):
+            norms = rng.uniform(0.5, 2, len(values)).astype(F)
+            found[f"{stem}.lora_magnitude_vector"] = norms
+    return found
+
+
 def scaling(alpha, r, rslora=False):
     """Return s as PEFT computes it."""
     return alpha / (math.sqrt(r) if rslora else r)

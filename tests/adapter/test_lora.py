@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 import nola_edge as ne
 from nola_edge import Adapter
-from nola_edge.adapter import LoraAdapter, load_adapter
+from nola_edge.adapter import load_adapter
 from nola_edge.adapter.files import CONFIG_NAME, PREFIX, WEIGHTS_NAME
+from nola_edge.adapter.lora import LoraAdapter
 from nola_edge.adapter.patterns import PatternTable, why_unusable
 from nola_edge.errors import AdapterError, NolaEdgeError, UnknownModuleError
 from tests.conftest import MODULES, load_all, snapshot, tiny_adapter, write_safetensors
@@ -148,7 +149,7 @@ BAD = {
     "alpha pattern": (edit_config(alpha_pattern=["q"]), "gives each pattern a number"),
     "slow pattern": (edit_config(rank_pattern={"(a+)+b": 4}), "could take too long to match"),
     "no pattern": (edit_config(alpha_pattern={"(": 4}), "is not a regular expression"),
-    "DoRA": (edit_config(use_dora=True), "use_dora: is True: DoRA scales rows"),
+    "DoRA": (edit_config(use_dora=True), "has no lora_magnitude_vector beside it, which use_dora"),
     "aLoRA": (edit_config(alora_invocation_tokens=[1]), "depends on the input"),
     "arrow": (edit_config(arrow_config={"top_k": 3}), "depends on the input"),
     "QALoRA": (edit_config(use_qalora=True), "use_qalora: is True: its A is grouped"),
@@ -187,9 +188,12 @@ BAD = {
     ),
     "no prefix": (rename(A, "layers.0.q.lora_A.weight"), "does not begin with"),
     "foreign": (put(PREFIX + "head.weight", np.zeros((2, 2), F)), "neither a factor nor a tensor"),
-    "magnitudes": (put(FIRST + ".lora_magnitude_vector", np.ones(24, F)), "belongs to DoRA"),
+    "magnitudes": (
+        put(FIRST + ".lora_magnitude_vector", np.ones(24, F)),
+        "use_dora does not announce",
+    ),
     "embedding": (put(PREFIX + "lm_head.weight", np.zeros((2, 2), F)), "saved an embedding along"),
-    "a bias of B": (put(FIRST + ".lora_B.bias", np.zeros(24, F)), "lora_bias is not on"),
+    "a bias of B": (put(FIRST + ".lora_B.bias", np.zeros(24, F)), "lora_bias does not announce it"),
     "biases missing": (edit_config(lora_bias=True), "has no lora_B.bias beside it"),
     "bias of another length": (
         lambda f: (biased(f), put(FIRST + ".lora_B.bias", np.zeros(23, F))(f)),
@@ -197,7 +201,7 @@ BAD = {
     ),
     "only a bias": (
         edit_tensors(lambda t: t.update({PREFIX + "x.lora_B.bias": np.zeros(3, F)})),
-        "has no lora_B.weight",
+        "has no factors; the file is not complete",
     ),
     "layer and embedding": (
         edit_tensors(

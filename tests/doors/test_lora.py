@@ -63,15 +63,19 @@ PATTERNS = {
     "rank_pattern": {"q_proj": 3, r"layers\.1\.mlp\.down_proj": 6},
     "alpha_pattern": {r".*\.1\..*v_proj": 3, "model.layers.0.self_attn.q_proj": 5},
 }
+GPT2 = {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}
 CASES = {
     "llama": (llama, {"target_modules": "all-linear"}),
     "patterns": (llama, PATTERNS),
-    "gpt2": (gpt2, {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
+    "gpt2": (gpt2, GPT2),
     "bert": (bert, {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}),
     "biases": (bert, {"target_modules": ["query"], "task_type": "SEQ_CLS", "bias": "all"}),
     "lora_only": (qwen, {"target_modules": ["q_proj", "v_proj"], "bias": "lora_only"}),
     "added biases": (qwen, {"target_modules": ["q_proj", "v_proj"], "lora_bias": True}),
     "t5": (t5, {"target_modules": ["q", "wo"]}),
+    "DoRA": (llama, {"target_modules": "all-linear", "use_dora": True, "use_rslora": True}),
+    "DoRA, Conv1D": (gpt2, {**GPT2, "use_dora": True}),
+    "DoRA, embedding": (llama, {"target_modules": ["embed_tokens", "v_proj"], "use_dora": True}),
     "embedding": (llama, {"target_modules": ["embed_tokens", "q_proj"]}),
 }
 
@@ -80,7 +84,9 @@ def train(model, folder, **options):
     """Save a LoRA whose numbers are as after training, and return PEFT's model."""
     wrapped = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=7, **options))
     for name, parameter in wrapped.named_parameters():
-        if "lora_" in name:
+        if "magnitude" in name:
+            parameter.data *= 1 + 0.1 * torch.randn_like(parameter)
+        elif "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.05)
         elif parameter.requires_grad:
             parameter.data += 0.01 * torch.randn_like(parameter)
@@ -185,6 +191,13 @@ def test_biases_are_refused_for_a_model_in_memory(tmp_path):
     with pytest.raises(AdapterError, match="changes of biases"):
         nt.merge_(model, tmp_path / "lora")
     assert holds(model, before)
+
+
+def test_dora_is_refused_for_a_model_in_memory(tmp_path):
+    model = llama()
+    train(llama(), tmp_path / "lora", **CASES["DoRA"][1])
+    with pytest.raises(AdapterError, match="is DoRA, which scales merged weights"):
+        nt.merge_(model, tmp_path / "lora")
 
 
 def test_peft_loads_what_is_exported_of_both_methods(tmp_path):

@@ -27,7 +27,7 @@ from tests.gguf.test_merge import (
 from tests.gguf.test_merge import (
     factors as nola_factors,
 )
-from tests.lora_folders import factors, read_factors, write_lora
+from tests.lora_folders import factors, read_factors, with_magnitudes, write_lora
 from tests.reference import merge as reference
 
 F = np.float32
@@ -152,3 +152,24 @@ def test_what_does_not_fit_is_refused(tmp_path, work):
         assert message in str(caught.value)
         assert str(caught.value).isprintable()
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_dora(kind, tmp_path):
+    """The norms go with their rows, where those are in another order."""
+    arrays = arrays_of(kind)
+    base = write(tmp_path / "base.gguf", arrays)
+    tensors = with_magnitudes(factors(MODULES))
+    folder = write_lora(tmp_path / "lora", tensors, use_dora=True)
+    merge_gguf(base, folder, tmp_path / "out.gguf")
+    assert verify_gguf(tmp_path / "out.gguf", base, folder).identical
+    for module in MODULES:
+        a, b = read_factors(folder, module)
+        wanted = values_of(base, stored_name(module))[1] + 2 * interleaved(b, module) @ a
+        norms = tensors[f"base_model.model.{module}.lora_magnitude_vector"][:, None]
+        wanted *= interleaved(norms, module) / np.linalg.norm(wanted, axis=1, keepdims=True)
+        found = values_of(tmp_path / "out.gguf", stored_name(module))[1]
+        step = np.abs(wanted).max() / 127 if kind == "Q8_0" else 1e-5
+        assert np.abs(found - wanted).max() <= 0.51 * step
+    with pytest.raises(AdapterError, match=r"llama\.cpp does not"):
+        export_gguf_lora(folder, base, tmp_path / "x.gguf")

@@ -4,14 +4,12 @@ from nola_edge.adapter.adapter import Adapter
 from nola_edge.adapter.config import AdapterConfig
 from nola_edge.adapter.files import Coefficients
 from nola_edge.adapter.load import load_adapter
-from nola_edge.adapter.lora import LoraAdapter
 from nola_edge.adapter.low_rank import LowRankAdapter
 
 __all__ = [
     "Adapter",
     "AdapterConfig",
     "Coefficients",
-    "LoraAdapter",
     "LowRankAdapter",
     "load_adapter",
 ]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from nola_edge.adapter.adapter import Adapter
 from nola_edge.adapter.config import PEFT_TYPE
 from nola_edge.adapter.files import CONFIG_NAME
-from nola_edge.adapter.lora import LoraAdapter
 from nola_edge.errors import AdapterError, FormatError, printable
 from nola_edge.hub import adapter_path
 from nola_edge.input_file import opening
@@ -72,6 +71,8 @@ def load_adapter(path: str | Path, *, revision: str | None = None) -> LowRankAda
         if method == PEFT_TYPE:
             return Adapter.load(folder)
         if method == "LORA":
+            from nola_edge.adapter.lora import LoraAdapter
+
             return LoraAdapter.from_folder(folder, config)
     raise _unknown(method, folder / CONFIG_NAME)
 

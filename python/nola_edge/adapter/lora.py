@@ -114,6 +114,10 @@ class LoraAdapter(LowRankAdapter):
         found = self._module(module)
         return found.b.shape[0], found.a.shape[1]
 
+    def magnitude(self, module: str) -> Tensor | None:
+        """Return DoRA's norms of the merged weights, (out_features,); None where there are none."""
+        return self._module(module).magnitude
+
     @property
     def added_biases(self) -> dict[str, Tensor]:
         """Return module -> (out_features,) that is added to the bias, times s as B A is."""

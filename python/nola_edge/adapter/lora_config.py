@@ -49,7 +49,6 @@ _DEPENDS = (
 )
 #: Fields of which it is known what they do, and what to do about them.
 _REFUSED = {
-    "use_dora": f"DoRA scales rows by trained magnitudes, which is not done here; {_WITH_PEFT}",
     "use_qalora": f"its A is grouped over inputs, which is not done here; {_WITH_PEFT}",
     "use_bdlora": f"its factors are block-diagonal, which is not done here; {_WITH_PEFT}",
     "kasa_config": f"it has a diagonal between B and A, and a changed base; {_WITH_PEFT}",
@@ -92,6 +91,8 @@ class LoraConfig:
         ``"none"``, ``"all"`` or ``"lora_only"``: whether bias tensors are in the file.
     lora_bias : bool
         Whether B has a bias, which is added to the layer's.
+    use_dora : bool
+        Whether merged weights are scaled to norms that are in the file.
     modules_to_save : tuple of str
         Modules whose tensors are in the file whole.
     bookkeeping : dict
@@ -106,6 +107,7 @@ class LoraConfig:
     fan_in_fan_out: bool = False
     bias: str = "none"
     lora_bias: bool = False
+    use_dora: bool = False
     modules_to_save: tuple[str, ...] = ()
     bookkeeping: dict[str, Any] = field(default_factory=dict)
 
@@ -140,6 +142,7 @@ class LoraConfig:
             fan_in_fan_out=fields.flag("fan_in_fan_out"),
             bias=fields.choice("bias", ("none", "all", "lora_only")),
             lora_bias=fields.flag("lora_bias"),
+            use_dora=fields.flag("use_dora"),
             modules_to_save=fields.names("modules_to_save"),
             bookkeeping={name: rest.pop(name) for name in sorted(BOOKKEEPING & set(rest))},
         )

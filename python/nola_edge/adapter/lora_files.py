@@ -2,7 +2,8 @@
 
 PEFT's names within ``base_model.model.<module>``: ``lora_A.weight`` (r, in) and ``lora_B.weight``
 (out, r) of a layer; ``lora_embedding_A`` (r, tokens) and ``lora_embedding_B`` (features, r) of an
-embedding, whose weight is stored as (tokens, features); ``lora_B.bias`` (out,) with ``lora_bias``.
+embedding, whose weight is stored as (tokens, features); ``lora_B.bias`` (out,) with ``lora_bias``;
+``lora_magnitude_vector`` (out,) with ``use_dora``.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 A, B = ".lora_A.weight", ".lora_B.weight"
 EMBEDDING_A, EMBEDDING_B = ".lora_embedding_A", ".lora_embedding_B"
 BIAS = ".lora_B.bias"
+MAGNITUDE = ".lora_magnitude_vector"
 _PARTNERS = {A: B, B: A, EMBEDDING_A: EMBEDDING_B, EMBEDDING_B: EMBEDDING_A}
 _FROZEN = ".base_layer.weight"
 #: What PEFT puts into the names of a module that is trained whole.
@@ -53,6 +55,8 @@ class LoraModule:
     bias : Tensor or None
         (out_features,), added to the layer's bias times the scaling.
     is_embedding : bool
+    magnitude : Tensor or None
+        (out_features,), DoRA's norms of the merged weights.
     """
 
     a: StoredMatrix
@@ -60,6 +64,7 @@ class LoraModule:
     scaling: float
     bias: Tensor | None
     is_embedding: bool
+    magnitude: Tensor | None = None
 
 
 def read_lora(
@@ -88,8 +93,10 @@ class _Reader:
         """Return module -> factors, and tensor name -> whole tensor."""
         parts: dict[str, dict[str, str]] = {}
         rest: dict[str, str] = {}
-        for name, local in prefixed_names(self._file):
-            ending = next((e for e in (*_PARTNERS, BIAS) if local.endswith(e)), "")
+        for name, stored in prefixed_names(self._file):
+            # Some versions of PEFT call the vector's only parameter by its name.
+            local = stored.removesuffix(".weight") if MAGNITUDE in stored else stored
+            ending = next((e for e in (*_PARTNERS, BIAS, MAGNITUDE) if local.endswith(e)), "")
             module = local.removesuffix(ending)
             if ending and module:
                 parts.setdefault(module, {})[ending] = name
@@ -108,8 +115,9 @@ class _Reader:
                 raise self._refusal(
                     names[ending], f"has no partner {partner[1:]}; the file is not complete"
                 )
-        if BIAS in names and A not in names:
-            raise self._refusal(names[BIAS], "has no lora_B.weight; the file is not complete")
+        for ending in (BIAS, MAGNITUDE):
+            if ending in names and not {A, EMBEDDING_A} & set(names):
+                raise self._refusal(names[ending], "has no factors; the file is not complete")
         is_embedding = EMBEDDING_A in names
         if is_embedding and A in names:
             raise self._refusal(names[A], "is of a layer, and the same module is an embedding too")
@@ -126,8 +134,16 @@ class _Reader:
                     f"is {shape[0]} x {shape[1]}, of rank {found}; {CONFIG_NAME} says rank {rank} "
                     "(r, or rank_pattern): correct it there, since the scaling follows from it",
                 )
-        bias = self._bias(names, b.shape[0])
-        return LoraModule(a, b, self._config.scaling(rank, alpha), bias, is_embedding)
+        wants = {
+            BIAS: self._config.lora_bias and not is_embedding,
+            MAGNITUDE: self._config.use_dora,
+        }
+        bias, magnitude = (
+            self._vector(names, names[endings[1]], ending, wanted, b.shape[0])
+            for ending, wanted in wants.items()
+        )
+        s = self._config.scaling(rank, alpha)
+        return LoraModule(a, b, s, bias, is_embedding, magnitude)
 
     def _rank_and_alpha(self, module: str) -> tuple[int, float]:
         try:
@@ -153,16 +169,22 @@ class _Reader:
         self._check_finite(name, matrix)
         return matrix
 
-    def _bias(self, names: dict[str, str], out_features: int) -> Tensor | None:
-        if BIAS not in names:
-            if self._config.lora_bias and A in names:
+    def _vector(
+        self, names: dict[str, str], beside: str, ending: str, wanted: bool, out_features: int
+    ) -> Tensor | None:
+        """Return what a field of the configuration announces, one number for every output."""
+        field = {BIAS: "lora_bias", MAGNITUDE: "use_dora"}[ending]
+        if ending not in names:
+            if wanted:
                 raise self._refusal(
-                    names[B], "has no lora_B.bias beside it, which lora_bias announces"
+                    beside, f"has no {ending[1:]} beside it, which {field} announces"
                 )
             return None
-        name, shape = names[BIAS], self._file.tensors[names[BIAS]].shape
-        if not self._config.lora_bias:
-            raise self._refusal(name, f"is there, and lora_bias is not on in {CONFIG_NAME}")
+        name, shape = names[ending], self._file.tensors[names[ending]].shape
+        if not wanted:
+            raise self._refusal(
+                name, f"is there, and {field} does not announce it in {CONFIG_NAME}"
+            )
         if shape != (out_features,):
             raise self._refusal(name, f"has shape {list(shape)}, B has {out_features} rows")
         self._check_dtype(name)
@@ -218,12 +240,6 @@ class _Reader:
         return True
 
     def _check_known(self, name: str, local: str) -> None:
-        if ".lora_magnitude_vector" in local:
-            raise self._refusal(
-                name,
-                "belongs to DoRA, which is not merged here; merge it with PEFT (merge_and_unload, "
-                "then save_pretrained)",
-            )
         if ".lora_A." in local or ".lora_B." in local:
             raise self._refusal(
                 name,

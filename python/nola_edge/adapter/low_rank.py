@@ -120,6 +120,10 @@ class LowRankAdapter(ABC):
         """Return the fingerprint of its modules' shapes, if it records one."""
         return None
 
+    def magnitude(self, module: str) -> Tensor | None:
+        """Return DoRA's norms of the merged weights, (out_features,); None where there are none."""
+        return None
+
     @property
     def added_biases(self) -> Mapping[str, Tensor]:
         """Return module -> (out_features,) that is added to the bias, times s as B A is."""

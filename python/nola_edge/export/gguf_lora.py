@@ -26,6 +26,7 @@ from nola_edge.gguf.plan import check_no_double, check_no_whole_tensors, matched
 from nola_edge.gguf.signature import is_gguf
 from nola_edge.hub import base_path
 from nola_edge.jsonio import loads_object
+from nola_edge.merge.fit import check_no_magnitudes
 from nola_edge.merge.plan import load_adapters, plan_merge
 from nola_edge.merge.update import stored_features
 from nola_edge.output import AtomicOutput
@@ -127,6 +128,7 @@ def export_gguf_lora(
     adapters = load_adapters(adapter)
     for loaded, _ in adapters:
         check_no_whole_tensors(loaded)
+        check_no_magnitudes(loaded, "llama.cpp does not, so merge into a GGUF file instead")
     base = base_path(base)
     model, shares = (
         _from_gguf(base, adapters) if is_gguf(base) else _from_folder(base, adapters, check_base)

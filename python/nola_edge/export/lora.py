@@ -26,7 +26,7 @@ from nola_edge.export.alpha import alpha_of
 from nola_edge.export.factors import joined_a, joined_b
 from nola_edge.export.lora_fields import fields_of_modules, lora_fields
 from nola_edge.hub import base_path
-from nola_edge.merge.fit import location
+from nola_edge.merge.fit import check_no_magnitudes, location
 from nola_edge.merge.plan import Prefix, load_adapters, plan_merge
 from nola_edge.merge.update import stored_features
 from nola_edge.output import AtomicOutput
@@ -113,6 +113,8 @@ def _check_sayable(adapters: Adapters) -> None:
     ArgumentError
     """
     loaded = [adapter for adapter, _ in adapters]
+    for adapter in loaded:
+        check_no_magnitudes(adapter, "a LoRA does not: give the adapter's own folder, or merge")
     if len({adapter.fan_in_fan_out for adapter in loaded}) > 1:
         raise ArgumentError("adapters disagree about fan_in_fan_out", field="adapter")
     changed = [adapter for adapter in loaded if adapter.added_biases]

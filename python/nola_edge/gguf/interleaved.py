@@ -49,6 +49,18 @@ class InterleavedUpdate:
         self._head_rows = head_rows
         self.cols, self.right = update.cols, update.right
         self.scaling, self.threads = update.scaling, update.threads
+        self.needs = update.needs
+
+    def magnitude(self, start: int, stop: int) -> NDArray[np.float32] | None:
+        """Return DoRA's norms of rows, in their order here."""
+        if not self.needs.rows:
+            return None
+        return interleaved_rows(self._norms, self._head_rows, start, stop)
+
+    def _norms(self, start: int, stop: int) -> NDArray[np.float32]:
+        found = self._update.magnitude(start, stop)
+        assert found is not None
+        return found
 
     def left(self, start: int, stop: int) -> NDArray[np.float32]:
         """Expand rows of the left factor."""

@@ -11,7 +11,7 @@ from nola_edge.gguf.interleaved import InterleavedUpdate
 from nola_edge.gguf.model import model_of_gguf
 from nola_edge.gguf.quantization import WRITABLE_TYPES, check_codecs
 from nola_edge.gguf.types import FLOAT_TYPES, TENSOR_TYPES
-from nola_edge.merge.fit import check_factor_sizes, check_shapes, location
+from nola_edge.merge.fit import check_alone, check_factor_sizes, check_shapes, location
 from nola_edge.merge.update import Term, make_updates, stored_features
 from nola_edge.type_names import check_type
 
@@ -115,6 +115,8 @@ def plan_gguf(
             merge = plan.merges.setdefault(target.tensor, TensorMerge(kind, head_rows))
             # GGUF stores the matrix of every layer as (out, in), GPT-2's too.
             merge.terms += (Term(adapter, module, weight, adapter.is_embedding(module)),)
+    for name, merge in plan.merges.items():
+        check_alone(merge.terms, name)
     kinds = {base.tensors[name].dtype: name for name in plan.merges}
     check_codecs({**kinds, **{merge.kind: name for name, merge in plan.merges.items()}}, base.path)
     return plan

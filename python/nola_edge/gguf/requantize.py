@@ -11,7 +11,7 @@ from nola_edge.errors import NotFiniteError
 from nola_edge.gguf.quantization import dequantize, quantize
 from nola_edge.gguf.survival import Survival
 from nola_edge.gguf.types import FLOAT_TYPES
-from nola_edge.merge.blocks import read_runs, runs_of
+from nola_edge.merge.blocks import apply_update, read_runs, runs_of
 from nola_edge.merge.windows import windows
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _merge_rows(
         field=info.name,
     )
     try:
-        ops.merge_(wanted, update.left(start, stop), update.right, update.scaling, num_threads=1)
+        apply_update(wanted, update, window)
     except NotFiniteError:
         raise refusal from None
     merged = quantize(wanted, kind)

@@ -17,6 +17,7 @@ import numpy as np
 from nola_edge import ops
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import NotFiniteError
+from nola_edge.merge.dora import merge_scaled_
 from nola_edge.merge.windows import windows, work_bytes
 from nola_edge.pacing import check_stopped, stopped_by
 from nola_edge.threads import startable_threads, thread_count
@@ -104,7 +105,7 @@ def merge_window(
     weight: NDArray[Any] = np.frombuffer(data, dtype=numpy_dtype(info.dtype))
     weight = weight.reshape(window.shape)
     try:
-        ops.merge_(weight, update.left(start, stop), update.right, update.scaling, num_threads=1)
+        apply_update(weight, update, window)
     except NotFiniteError:
         raise NotFiniteError(
             f"a merged weight in rows {start}..{stop - 1} is infinite or NaN: the base holds such "
@@ -112,6 +113,22 @@ def merge_window(
             file=path,
             field=info.name,
         ) from None
+
+
+def apply_update(weight: NDArray[Any], update: RowUpdate, window: Window) -> None:
+    """Merge an update into the values of a window, in place.
+
+    Raises
+    ------
+    NotFiniteError
+        If a merged element is infinite or NaN.
+    """
+    left = update.left(*window.rows)
+    magnitude = update.magnitude(*window.rows)
+    if magnitude is None:
+        ops.merge_(weight, left, update.right, update.scaling, num_threads=1)
+    else:
+        merge_scaled_(weight, left, update.right, update.scaling, magnitude)
 
 
 def submit_merge(

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nola_edge.adapter.fingerprints import shapes_fingerprint
-from nola_edge.errors import MismatchError, printable
+from nola_edge.errors import AdapterError, ArgumentError, MismatchError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from nola_edge.adapter.low_rank import LowRankAdapter
+    from nola_edge.merge.update import Term
 
 #: An expanded factor is at most as large as the weight, or this, 16 MB.
 _MAX_FACTOR_ELEMENTS = 2**22
@@ -90,6 +91,60 @@ def _check_shape(adapter: LowRankAdapter, module: str, found: tuple[int, int], f
         field=module,
         value=found,
     )
+
+
+def check_alone(terms: Sequence[Term], name: str) -> None:
+    """Refuse DoRA beside another adapter in one weight, or with a weight of its own.
+
+    What it makes of a weight is no sum: it scales the result.
+
+    Parameters
+    ----------
+    terms : sequence of Term
+        All that is merged into one tensor.
+    name : str
+        Of the tensor.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    for term in terms:
+        if term.adapter.magnitude(term.module) is None or (len(terms) == 1 and term.weight == 1):
+            continue
+        reason = (
+            f"is merged with weight {term.weight:g}"
+            if len(terms) == 1
+            else "shares a weight with other adapters"
+        )
+        raise ArgumentError(
+            f"{printable(name)} {reason}, and DoRA (use_dora) scales the whole weight to norms "
+            "that were trained for it alone; merge it by itself",
+            file=location(term.adapter),
+            field="adapter",
+        )
+
+
+def check_no_magnitudes(adapter: LowRankAdapter, what: str) -> None:
+    """Refuse DoRA where only sums are known.
+
+    Parameters
+    ----------
+    adapter : LowRankAdapter
+    what : str
+        What only knows sums, and what to do instead, for the message.
+
+    Raises
+    ------
+    AdapterError
+    """
+    for module in adapter.modules:
+        if adapter.magnitude(module) is not None:
+            raise AdapterError(
+                f"is DoRA, which scales merged weights; {what}",
+                file=location(adapter),
+                field="use_dora",
+            )
 
 
 def check_fingerprint(adapter: LowRankAdapter, found: str, file: Path, override: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.merge.plan import load_adapters, plan_merge
-from nola_edge.merge.update import total_rank
+from nola_edge.merge.update import needs_of, total_rank
 from nola_edge.merge.windows import strip_memory
 from nola_edge.merge.write import PlannedMerge
 from nola_edge.threads import thread_count
@@ -126,7 +126,7 @@ def _memory(plan: MergePlan, threads: int) -> int:
     for name, terms in plan.merges.items():
         info = plan.tensor(name)[1]
         if info.size:
-            factors = max(factors, strip_memory(info, total_rank(terms), threads))
+            factors = max(factors, strip_memory(info, total_rank(terms), threads, needs_of(terms)))
     return held + factors
 
 

@@ -28,7 +28,13 @@ from nola_edge.errors import (
     printable,
 )
 from nola_edge.merge.bias import AddedBias, add_bias
-from nola_edge.merge.fit import check_factor_sizes, check_fingerprint, check_shapes, location
+from nola_edge.merge.fit import (
+    check_alone,
+    check_factor_sizes,
+    check_fingerprint,
+    check_shapes,
+    location,
+)
 from nola_edge.merge.heads import is_head
 from nola_edge.merge.matching import WEIGHT, match_modules
 from nola_edge.merge.tied import check_tied
@@ -179,6 +185,8 @@ def plan_merge(
             bias = names[module].removesuffix(WEIGHT) + ".bias"
             added = AddedBias(values, weight * adapter.scaling_of(module))
             add_bias(plan, adapter, bias, added)
+    for name, terms in plan.merges.items():
+        check_alone(terms, name)
     check_tied(plan)
     return plan
 

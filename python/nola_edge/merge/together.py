@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from nola_edge.copying import copy_range, pwrite_all, start_writeback
 from nola_edge.errors import NotFiniteError
 from nola_edge.merge.blocks import Buffers, Workers, merge_window, read_runs, runs_of
 from nola_edge.merge.fit import location
-from nola_edge.merge.update import make_update, total_rank
+from nola_edge.merge.update import make_update, needs_of, total_rank
 from nola_edge.merge.windows import strips, windows, work_bytes
 from nola_edge.pacing import check_stopped
 
@@ -124,7 +126,8 @@ def _updates(
 ) -> Iterator[list[tuple[_Writer, Update]]]:
     """Yield what each output changes in a weight, strip by strip."""
     terms = [writer.piece.plan.merges[info.name] for writer in writers]
-    for cols in strips(info, max(map(total_rank, terms))):
+    whole = reduce(or_, map(needs_of, terms))
+    for cols in strips(info, max(map(total_rank, terms)), whole):
         made = [make_update(part, info.shape, cols, num_threads) for part in terms]
         yield list(zip(writers, made, strict=True))
 

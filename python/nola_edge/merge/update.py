@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from nola_edge import ops
-from nola_edge.merge.windows import strips
+from nola_edge.merge.windows import ANY, Whole, strips
 from nola_edge.threads import thread_count
 
 if TYPE_CHECKING:
@@ -84,6 +84,13 @@ class RowUpdate(Protocol):
     def left(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows of the left factor, (stop - start, r)."""
 
+    @property
+    def needs(self) -> Whole:
+        """Return which lines a window must hold whole."""
+
+    def magnitude(self, start: int, stop: int) -> NDArray[np.float32] | None:
+        """Return DoRA's norms of the outputs: of these rows (n, 1), or of all columns (1, n)."""
+
 
 @dataclass(frozen=True)
 class Update:
@@ -102,6 +109,8 @@ class Update:
     scaling : float
     threads : int
         That share the work, and the memory for it.
+    needs : Whole
+        Which lines a window must hold whole.
     """
 
     terms: tuple[Term, ...]
@@ -110,6 +119,16 @@ class Update:
     right: NDArray[np.float32]
     scaling: float
     threads: int
+    needs: Whole = ANY
+
+    def magnitude(self, start: int, stop: int) -> NDArray[np.float32] | None:
+        """Return DoRA's norms of the outputs: of these rows (n, 1), or of all columns (1, n)."""
+        term = self.terms[0]
+        found = term.adapter.magnitude(term.module)
+        if found is None:
+            return None
+        values = found.read(*(self.cols if term.transposed else (start, stop))).astype(np.float32)
+        return values[None, :] if term.transposed else values[:, None]
 
     def left(self, start: int, stop: int) -> NDArray[np.float32]:
         """Expand the rows of the left factor, (stop - start, r), on the calling thread."""
@@ -130,6 +149,15 @@ def total_rank(terms: Sequence[Term]) -> int:
     return sum(term.rank for term in terms)
 
 
+def needs_of(terms: Sequence[Term]) -> Whole:
+    """Return which lines of a weight a window must hold whole: those whose norm DoRA sets."""
+    scaled = [t for t in terms if t.adapter.magnitude(t.module) is not None]
+    return Whole(
+        rows=any(not term.transposed for term in scaled),
+        cols=any(term.transposed for term in scaled),
+    )
+
+
 def make_updates(
     terms: Sequence[Term], info: TensorInfo, num_threads: int | None = None
 ) -> Iterator[Update]:
@@ -144,7 +172,7 @@ def make_updates(
     num_threads : int, optional
         As for :func:`make_update`.
     """
-    for cols in strips(info, total_rank(terms)):
+    for cols in strips(info, total_rank(terms), needs_of(terms)):
         yield make_update(terms, info.shape, cols, num_threads)
 
 
@@ -187,7 +215,8 @@ def make_update(
         else:
             parts.append(adapter.factor_a(module, in_features, cols, threads))
     scaling = terms[0].scaling if len(terms) == 1 else 1.0
-    return Update(tuple(terms), (shape[0], shape[1]), cols, _joined(parts, 0), scaling, most)
+    needs, right = needs_of(terms), _joined(parts, 0)
+    return Update(tuple(terms), (shape[0], shape[1]), cols, right, scaling, most, needs)
 
 
 def _scaled(b: NDArray[np.float32], term: Term, terms: Sequence[Term]) -> NDArray[np.float32]:

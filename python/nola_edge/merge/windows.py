@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from nola_edge.dtypes import MERGEABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from nola_edge.merge.update import RowUpdate
     from nola_edge.safetensors_file import TensorInfo
@@ -100,7 +100,27 @@ class Window:
         return Runs(self.rows[0] * row_bytes + begin, end - begin, rows, row_bytes)
 
 
-def strips(info: TensorInfo, rank: int) -> Iterator[tuple[int, int]]:
+@dataclass(frozen=True)
+class Whole:
+    """Which lines of a matrix a window must hold whole.
+
+    Attributes
+    ----------
+    rows, cols : bool
+    """
+
+    rows: bool = False
+    cols: bool = False
+
+    def __or__(self, other: Whole) -> Whole:
+        return Whole(self.rows or other.rows, self.cols or other.cols)
+
+
+#: What needs no line whole.
+ANY = Whole()
+
+
+def strips(info: TensorInfo, rank: int, whole: Whole = ANY) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) column ranges, for which the right factor takes a few megabytes.
 
     Parameters
@@ -108,9 +128,17 @@ def strips(info: TensorInfo, rank: int) -> Iterator[tuple[int, int]]:
     info : TensorInfo
         Of a matrix that is not empty.
     rank : int
+    whole : Whole
+        With whole rows there is one strip; with whole columns, strips are so narrow that their
+        columns are one window.
     """
-    cols = info.shape[1]
+    rows, cols = info.shape
+    if whole.rows:
+        yield 0, cols
+        return
     most = min(_STRIP_BYTES // (_FLOAT_BYTES * rank), BLOCK_BYTES * info.size // info.nbytes)
+    if whole.cols:
+        most = min(most, BLOCK_BYTES * info.size // info.nbytes // rows)
     step = _ALIGNMENT if info.dtype in MERGEABLE else _BLOCK_ALIGNMENT
     width = cols if cols <= most else max(step, most // step * step)
     for start in range(0, cols, width):
@@ -139,24 +167,28 @@ def windows(
     block = min(most_bytes or BLOCK_BYTES, max(_ALL_BLOCKS // threads, BLOCK_BYTES // 8))
     left = max(_ALL_LEFT // threads, 1 << 20)
     step = max(1, min(block // row_bytes, left // (_FLOAT_BYTES * rank)))
+    if any(update.needs.cols for update in updates):
+        step = info.shape[0]
     for start in range(0, info.shape[0], step):
         yield Window((start, min(start + step, info.shape[0])), cols)
 
 
-def strip_memory(info: TensorInfo, rank: int, threads: int) -> int:
+def strip_memory(info: TensorInfo, rank: int, threads: int, whole: Whole = ANY) -> int:
     """Return the bytes of right factors that are held while a weight is merged."""
-    start, stop = next(strips(info, rank))
+    start, stop = next(strips(info, rank, whole))
     block = (stop - start) * info.nbytes // info.shape[1]
     # As many windows wait or are worked on; each keeps the right factor of its strip.
     waiting = 2 * threads + 1
     return _FLOAT_BYTES * rank * (stop - start) * min(waiting, waiting * BLOCK_BYTES // block + 2)
 
 
-def work_bytes(info: TensorInfo, updates: Iterable[RowUpdate], window: Window) -> int:
+def work_bytes(info: TensorInfo, updates: Sequence[RowUpdate], window: Window) -> int:
     """Return roughly how many bytes merging a window takes, right factors not counted."""
     rows, cols = window.shape
     rank = max(len(update.right) for update in updates)
     block = rows * cols * info.nbytes // info.size
     # Rows of the left factor and of one adapter's share in it; the core packs some columns.
     packed = max(_PACKED_BYTES, _PANEL_BYTES * rank)
+    if any(update.needs != ANY for update in updates):
+        block += 2 * _FLOAT_BYTES * rows * cols  # in float32, and once more
     return 2 * block + 2 * _FLOAT_BYTES * rank * rows + min(packed, _FLOAT_BYTES * rank * cols)

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from nola_edge.adapter import Adapter
 from nola_edge.errors import AdapterError, MismatchError, printable
-from nola_edge.merge.fit import check_shapes, location
+from nola_edge.merge.fit import check_no_magnitudes, check_shapes, location
 from nola_edge.merge.matching import match_modules
 from nola_edge.merge.plan import load_adapters
 from nola_edge.merge.update import Term as StoredTerm
@@ -106,6 +106,7 @@ def plan_merges(
 
 
 def _check_no_other_tensors(adapter: LowRankAdapter, where: Path) -> None:
+    check_no_magnitudes(adapter, "a model in memory is only added to, so merge into a checkpoint")
     for found, what in (
         (adapter.whole_tensors, "whole tensors (modules_to_save or bias)"),
         (adapter.added_biases, "changes of biases (lora_bias)"),
