@@ -197,7 +197,7 @@ BAD = {
     "biases missing": (edit_config(lora_bias=True), "has no lora_B.bias beside it"),
     "bias of another length": (
         lambda f: (biased(f), put(FIRST + ".lora_B.bias", np.zeros(23, F))(f)),
-        "has shape [23], B has 24 rows",
+        "has shape [23], must be [24]",
     ),
     "only a bias": (
         edit_tensors(lambda t: t.update({PREFIX + "x.lora_B.bias": np.zeros(3, F)})),

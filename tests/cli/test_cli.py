@@ -11,7 +11,9 @@ import sys
 import numpy as np
 import pytest
 
+import nola_edge as ne
 from tests.conftest import ISAS, default_signals, load_all, snapshot, write_safetensors
+from tests.lora_folders import factors, write_lora
 
 
 def run(*arguments, **environment):
@@ -174,6 +176,29 @@ def test_weights_of_adapters(tiny, tmp_path):
     arguments = [base, f"{adapter}=0.25", f"{adapter}=0.75"]
     assert run("verify", tmp_path / "two", *arguments).returncode == 0
     assert "weight" in run("merge", base, f"{adapter}=x", "-o", tmp_path / "no").stderr
+
+
+def test_lora_through_the_commands(tiny, tmp_path):
+    """Merged, verified, shown, and several of both methods made into one."""
+    base, nola = tiny
+    lora = write_lora(
+        tmp_path / "lora", factors(ranks={"layers.0.v": 2}), rank_pattern={"layers.0.v": 2}
+    )
+    assert run("merge", base, lora, "-o", tmp_path / "out").returncode == 0
+    shown = run("inspect", lora, "--base", base, "--modules").stdout
+    assert "rank 4 (2), 2" in shown
+    assert re.search(r"layers\.0\.v +40 x 24: rank 2, scaling 4", shown)
+    data = json.loads(run("inspect", lora, "--json").stdout)
+    assert data["modules"]["layers.0.q"]["rank"] == 4
+    assert data["parameters"] == 2 * 4 * 64 + 2 * 64
+    both = [nola, f"{lora}=0.5"]
+    done = run("export", "lora", *both, "--base", base, "-o", tmp_path / "both")
+    assert done.returncode == 0, done.stderr
+    ne.merge_checkpoint(base, tmp_path / "both", tmp_path / "one")
+    assert ne.verify_checkpoint(tmp_path / "one", base, [nola, (lora, 0.5)]).identical
+    refused = run("pack", lora, "-o", tmp_path / "x.nola")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "is 'LORA', must be 'NOLA'" in refused.stderr
 
 
 @pytest.mark.parametrize(

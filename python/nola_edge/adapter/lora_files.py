@@ -11,23 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nola_edge.adapter.files import (
-    CONFIG_NAME,
-    is_saved,
-    load_whole,
-    local_name,
-    prefixed_names,
-)
+from nola_edge.adapter.factor_file import FactorFile
+from nola_edge.adapter.files import CONFIG_NAME, prefixed_names
 from nola_edge.adapter.patterns import PatternTable
-from nola_edge.adapter.stored_matrix import StoredMatrix
-from nola_edge.dtypes import MERGEABLE
-from nola_edge.errors import AdapterError, NotFiniteError
-from nola_edge.tensors import StoredTensor
+from nola_edge.errors import AdapterError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from nola_edge.adapter.lora_config import LoraConfig
+    from nola_edge.adapter.stored_matrix import StoredMatrix
     from nola_edge.safetensors_file import SafetensorsFile
     from nola_edge.tensors import Tensor
 
@@ -37,8 +30,6 @@ BIAS = ".lora_B.bias"
 MAGNITUDE = ".lora_magnitude_vector"
 _PARTNERS = {A: B, B: A, EMBEDDING_A: EMBEDDING_B, EMBEDDING_B: EMBEDDING_A}
 _FROZEN = ".base_layer.weight"
-#: What PEFT puts into the names of a module that is trained whole.
-_ORIGINAL, _SAVED = ".original_module.", ".modules_to_save."
 
 
 @dataclass(frozen=True)
@@ -86,6 +77,7 @@ class _Reader:
     def __init__(self, file: SafetensorsFile, config: LoraConfig) -> None:
         self._file = file
         self._config = config
+        self._tensors = FactorFile(file, config)
         self._ranks = PatternTable(config.rank_pattern, config.r)
         self._alphas = PatternTable(config.alpha_pattern, config.lora_alpha)
 
@@ -107,29 +99,38 @@ class _Reader:
                 f"has no factors (no *{A}); is this a LoRA that PEFT saved?", file=self._file.path
             )
         modules = {module: self._module(module, names) for module, names in parts.items()}
-        return modules, self._whole_tensors(rest, modules)
+        rest = {
+            name: local for name, local in rest.items() if not self._is_frozen(name, local, modules)
+        }
+        for name, local in rest.items():
+            self._check_known(name, local)
+        return modules, self._tensors.whole_tensors(rest)
 
     def _module(self, module: str, names: dict[str, str]) -> LoraModule:
         for ending, partner in _PARTNERS.items():
             if ending in names and partner not in names:
-                raise self._refusal(
+                raise self._tensors.refusal(
                     names[ending], f"has no partner {partner[1:]}; the file is not complete"
                 )
         for ending in (BIAS, MAGNITUDE):
             if ending in names and not {A, EMBEDDING_A} & set(names):
-                raise self._refusal(names[ending], "has no factors; the file is not complete")
+                raise self._tensors.refusal(
+                    names[ending], "has no factors; the file is not complete"
+                )
         is_embedding = EMBEDDING_A in names
         if is_embedding and A in names:
-            raise self._refusal(names[A], "is of a layer, and the same module is an embedding too")
+            raise self._tensors.refusal(
+                names[A], "is of a layer, and the same module is an embedding too"
+            )
         endings = (EMBEDDING_A, EMBEDDING_B) if is_embedding else (A, B)
-        a, b = (self._matrix(names[ending]) for ending in endings)
+        a, b = (self._tensors.matrix(names[ending]) for ending in endings)
         rank, alpha = self._rank_and_alpha(module)
         for found, shape, name in (
             (a.shape[0], a.shape, names[endings[0]]),
             (b.shape[1], b.shape, names[endings[1]]),
         ):
             if found != rank:
-                raise self._refusal(
+                raise self._tensors.refusal(
                     name,
                     f"is {shape[0]} x {shape[1]}, of rank {found}; {CONFIG_NAME} says rank {rank} "
                     "(r, or rank_pattern): correct it there, since the scaling follows from it",
@@ -152,23 +153,6 @@ class _Reader:
             error.file = self._file.path
             raise
 
-    def _matrix(self, name: str) -> StoredMatrix:
-        info = self._file.tensors[name]
-        if len(info.shape) != 2 or 0 in info.shape:
-            advice = "merge LoRA of convolutions with PEFT"
-            if len(info.shape) < 2 or 0 in info.shape:
-                advice = (
-                    "it is a part of one, saved from a model that was split over processes "
-                    "(DeepSpeed ZeRO-3, FSDP): gather the parameters, and save again"
-                )
-            raise self._refusal(
-                name, f"has shape {list(info.shape)}, and a factor is a matrix; {advice}"
-            )
-        self._check_dtype(name)
-        matrix = StoredMatrix(self._file, name)
-        self._check_finite(name, matrix)
-        return matrix
-
     def _vector(
         self, names: dict[str, str], beside: str, ending: str, wanted: bool, out_features: int
     ) -> Tensor | None:
@@ -176,84 +160,34 @@ class _Reader:
         field = {BIAS: "lora_bias", MAGNITUDE: "use_dora"}[ending]
         if ending not in names:
             if wanted:
-                raise self._refusal(
+                raise self._tensors.refusal(
                     beside, f"has no {ending[1:]} beside it, which {field} announces"
                 )
             return None
-        name, shape = names[ending], self._file.tensors[names[ending]].shape
+        name = names[ending]
         if not wanted:
-            raise self._refusal(
+            raise self._tensors.refusal(
                 name, f"is there, and {field} does not announce it in {CONFIG_NAME}"
             )
-        if shape != (out_features,):
-            raise self._refusal(name, f"has shape {list(shape)}, B has {out_features} rows")
-        self._check_dtype(name)
-        tensor = StoredTensor(self._file, name)
-        self._check_finite(name, tensor)
-        return tensor
-
-    def _check_dtype(self, name: str) -> None:
-        dtype = self._file.tensors[name].dtype
-        if dtype not in MERGEABLE:
-            raise self._refusal(name, f"has dtype {dtype}, must be {', '.join(MERGEABLE)}")
-
-    def _check_finite(self, name: str, tensor: Tensor) -> None:
-        if not tensor.is_finite():
-            raise NotFiniteError(
-                "holds an infinite or NaN value; the training diverged",
-                file=self._file.path,
-                field=name,
-            )
-
-    def _whole_tensors(
-        self, rest: dict[str, str], modules: Mapping[str, LoraModule]
-    ) -> dict[str, Tensor]:
-        whole: dict[str, Tensor] = {}
-        for name, found in rest.items():
-            frozen = found.removesuffix(_FROZEN)
-            if frozen != found and frozen in modules:
-                self._check_frozen(name, modules[frozen])
-                continue
-            if self._is_copy(name, found):
-                continue
-            local = local_name(found)
-            if local in whole:
-                raise self._refusal(name, f"is there as {local} too")
-            self._check_known(name, found)
-            whole[local] = load_whole(self._file, name, local, self._config, own="a factor")
-        return whole
-
-    def _is_copy(self, name: str, local: str) -> bool:
-        """Tell whether PEFT has written a bias once more, as ``bias="all"`` makes it do.
-
-        Of a module that is saved whole it writes the frozen bias, and the trained one a second
-        time.
-        """
-        if _ORIGINAL in local:
-            return is_saved(local.partition(_ORIGINAL)[0], self._config.modules_to_save)
-        twin = name.replace(_SAVED, ".")
-        if twin == name or twin not in self._file.tensors:
-            return False
-        one, other = (StoredTensor(self._file, which) for which in (name, twin))
-        if one.dtype != other.dtype or one.array().tobytes() != other.array().tobytes():
-            raise self._refusal(name, f"differs from {twin}, of which it should be a copy")
-        return True
+        return self._tensors.vector(name, out_features)
 
     def _check_known(self, name: str, local: str) -> None:
         if ".lora_A." in local or ".lora_B." in local:
-            raise self._refusal(
+            raise self._tensors.refusal(
                 name,
                 "has a name between factor and weight; PEFT's save_pretrained leaves out the "
                 "adapter's (…lora_A.weight): save it with that",
             )
 
-    def _check_frozen(self, name: str, module: LoraModule) -> None:
-        """Check the frozen weight that PEFT saves beside an adapted embedding; it is the base's."""
+    def _is_frozen(self, name: str, local: str, modules: Mapping[str, LoraModule]) -> bool:
+        """Tell whether it is the weight that PEFT saves beside an adapted embedding: the base's."""
+        module = modules.get(local.removesuffix(_FROZEN))
+        if module is None or not local.endswith(_FROZEN):
+            return False
         out_features, in_features = module.b.shape[0], module.a.shape[1]
-        wanted = ((out_features, in_features), (in_features, out_features))
         shape = self._file.tensors[name].shape
-        if shape not in wanted:
-            raise self._refusal(name, f"has shape {list(shape)}, which its factors do not fit")
-
-    def _refusal(self, name: str, message: str) -> AdapterError:
-        return AdapterError(message, file=self._file.path, field=name)
+        if shape not in ((out_features, in_features), (in_features, out_features)):
+            raise self._tensors.refusal(
+                name, f"has shape {list(shape)}, which its factors do not fit"
+            )
+        return True
