@@ -224,7 +224,10 @@ BAD = {
         lambda f: (f / WEIGHTS_NAME).write_bytes((f / WEIGHTS_NAME).read_bytes()[:-3]),
         "truncated",
     ),
-    "LoHa": (edit_config(peft_type="LOHA"), "peft_type: is 'LOHA', and adapters of NOLA and LORA"),
+    "LoHa": (
+        edit_config(peft_type="LOHA"),
+        "peft_type: is 'LOHA', and adapters of NOLA, LORA and VERA",
+    ),
     "OFT": (edit_config(peft_type="OFT"), "merge it with PEFT (merge_and_unload"),
     "prompts": (edit_config(peft_type="PROMPT_TUNING"), "it changes no weights"),
     "type of another type": (edit_config(peft_type=["LORA"]), "peft_type: is"),

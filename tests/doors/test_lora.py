@@ -137,6 +137,30 @@ def test_a_bfloat16_embedding_is_rounded_once(tmp_path):
     assert (ours[name] == wanted.to(torch.bfloat16)).float().mean() > 0.999
 
 
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_vera_is_that_of_peft(tmp_path, make):
+    torch.manual_seed(3)
+    model = make()
+    model.save_pretrained(tmp_path / "base")
+    transposed = make is gpt2
+    config = peft.VeraConfig(
+        r=8, target_modules=["c_attn" if transposed else "q_proj"], fan_in_fan_out=transposed
+    )
+    wrapped = peft.get_peft_model(model, config)
+    for name, parameter in wrapped.named_parameters():
+        if "vera_lambda" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    wrapped.save_pretrained(tmp_path / "vera")
+    ne.merge_checkpoint(tmp_path / "base", tmp_path / "vera", tmp_path / "merged")
+    ours = load_file(tmp_path / "merged" / "model.safetensors")
+    for name, wanted in wrapped.merge_and_unload().state_dict().items():
+        if name in ours:
+            torch.testing.assert_close(ours[name], wanted, rtol=1e-6, atol=1e-7)
+    resident = load(tmp_path / "base", cls=type(model))
+    nt.merge_(resident, tmp_path / "vera")
+    assert holds(resident, ours)
+
+
 def mixed(tmp_path):
     """Return a base, and a LoRA and a NOLA adapter that meet in one weight."""
     torch.manual_seed(2)

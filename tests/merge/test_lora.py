@@ -256,6 +256,14 @@ def test_a_tied_embedding_is_refused(tmp_path):
         np.testing.assert_allclose(found["model.embed_tokens.weight"], 1 + 2 * (b @ a).T, rtol=1e-5)
 
 
+def test_a_resized_vocabulary_is_refused_with_what_to_do(tmp_path):
+    base = tmp_path / "b.safetensors"
+    write_safetensors(base, {"wte.weight": np.ones((7, 5), F)})
+    folder = write_lora(tmp_path / "l", factors({"wte": (5, 9)}, embeddings=("wte",)))
+    refused((base, folder), tmp_path, "wte: has 7 tokens here")
+    refused((base, folder), tmp_path, "model.resize_token_embeddings(9)")
+
+
 def test_too_large_a_scaling_is_refused(tiny, tmp_path):
     folder = write_lora(tmp_path / "l", lora_alpha=1e30)
     with pytest.raises(ArgumentError, match="is not a finite float32"):

@@ -220,8 +220,8 @@ def load_tensors(
     return modules, whole
 
 
-def prefixed_names(file: SafetensorsFile) -> Iterator[tuple[str, str]]:
-    """Yield the name of each tensor, as it is and without PEFT's prefix.
+def prefixed_names(file: SafetensorsFile, apart: Container[str] = ()) -> Iterator[tuple[str, str]]:
+    """Yield the name of each tensor but some, as it is and without PEFT's prefix.
 
     Raises
     ------
@@ -229,6 +229,8 @@ def prefixed_names(file: SafetensorsFile) -> Iterator[tuple[str, str]]:
         If one has no such prefix, or cannot be printed.
     """
     for name in file.tensors:
+        if name in apart:
+            continue
         if not name.startswith(PREFIX) or not name.isprintable():
             raise AdapterError(
                 f"does not begin with {PREFIX!r}, as PEFT's save_pretrained names it",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from nola_edge.adapter.low_rank import LowRankAdapter
 
-_KNOWN = f"{PEFT_TYPE} and LORA"
+_KNOWN = f"{PEFT_TYPE}, LORA and VERA"
 #: Methods that leave every weight alone.
 _NO_WEIGHTS = (
     "ADAPTION_PROMPT",
@@ -54,7 +54,8 @@ def load_adapter(path: str | Path, *, revision: str | None = None) -> LowRankAda
     Returns
     -------
     LowRankAdapter
-        An :class:`Adapter` for NOLA, a :class:`~nola_edge.adapter.lora.LoraAdapter` for LoRA.
+        An :class:`Adapter` for NOLA, a :class:`~nola_edge.adapter.lora.LoraAdapter` for LoRA, a
+        :class:`~nola_edge.adapter.vera.VeraAdapter` for VeRA.
 
     Raises
     ------
@@ -74,6 +75,10 @@ def load_adapter(path: str | Path, *, revision: str | None = None) -> LowRankAda
             from nola_edge.adapter.lora import LoraAdapter
 
             return LoraAdapter.from_folder(folder, config)
+        if method == "VERA":
+            from nola_edge.adapter.vera import VeraAdapter
+
+            return VeraAdapter(folder, config)
     raise _unknown(method, folder / CONFIG_NAME)
 
 

@@ -107,8 +107,12 @@ class LowRankAdapter(ABC):
         return self.fan_in_fan_out or self.is_embedding(module)
 
     def shape(self, module: str) -> tuple[int, int] | None:
-        """Return the only (out_features, in_features) that fit; None if the factors fit any."""
+        """Return the only (out_features, in_features) that fit; None if several do."""
         return None
+
+    def accepts(self, module: str, out_features: int, in_features: int) -> bool:
+        """Tell whether the factors fit a module of this shape."""
+        return self.shape(module) in (None, (out_features, in_features))
 
     @property
     def base_fingerprint(self) -> str | None:

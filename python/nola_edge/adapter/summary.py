@@ -19,8 +19,8 @@ def summary(adapter: LowRankAdapter) -> dict[str, Any]:
     -------
     dict
         ``path``, ``bytes`` of its files, ``modules`` (name -> rank, scaling, shape, whether it is
-        an embedding), ``parameters`` in factors, ``whole_tensors``, ``added_biases``,
-        ``fan_in_fan_out``, ``base_fingerprint``.
+        an embedding), ``parameters`` in factors of fixed shape, ``whole_tensors``,
+        ``added_biases``, ``fan_in_fan_out``, ``base_fingerprint``.
     """
     path = adapter.path or Path()
     files = path.iterdir() if path.is_dir() else [path]
@@ -52,8 +52,9 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [
         ("factors", f"rank {_counted(m['rank'] for m in modules)}"),
         ("scaling", _counted(f"{m['scaling']:g}" for m in modules)),
-        ("parameters", f"{found['parameters']:,}"),
     ]
+    if found["parameters"]:
+        lines.append(("parameters", f"{found['parameters']:,}"))
     embeddings = sum(m["embedding"] for m in modules)
     if embeddings:
         lines.append(("embeddings", f"{embeddings} of {len(modules)} modules"))

@@ -76,16 +76,27 @@ def check_shapes(
 
 
 def _check_shape(adapter: LowRankAdapter, module: str, found: tuple[int, int], file: Path) -> None:
-    wanted = adapter.shape(module)
-    if wanted in (None, found):
+    if adapter.accepts(module, *found):
         return
+    wanted = adapter.shape(module)
+    if wanted is not None and adapter.is_embedding(module) and wanted[0] == found[0]:
+        raise MismatchError(
+            f"has {found[1]} tokens here, and {printable(str(location(adapter)))} was trained with "
+            f"{wanted[1]}: the vocabulary was resized; resize the base's likewise "
+            f"(model.resize_token_embeddings({wanted[1]}), then save_pretrained) and merge into "
+            "that",
+            file=file,
+            field=module,
+            value=found[1],
+        )
     flip = ""
     if wanted == found[::-1] and not adapter.is_embedding(module):
         flag = "false" if adapter.fan_in_fan_out else "true"
         flip = f", or say how the base stores it: fan_in_fan_out: {flag} in its configuration"
+    made = "do not fit" if wanted is None else f"make {wanted[0]} x {wanted[1]}"
     raise MismatchError(
         f"is {found[0]} x {found[1]} here (out x in), and the factors that "
-        f"{printable(str(location(adapter)))} has for it make {wanted[0]} x {wanted[1]}; merge "
+        f"{printable(str(location(adapter)))} has for it {made}; merge "
         f"into the base that it was trained on{flip}",
         file=file,
         field=module,
