@@ -107,44 +107,48 @@ class _Reader:
         return modules, self._tensors.whole_tensors(rest)
 
     def _module(self, module: str, names: dict[str, str]) -> LoraModule:
+        self._check_complete(names)
+        is_embedding = EMBEDDING_A in names
+        name_a, name_b = (
+            names[ending] for ending in ((EMBEDDING_A, EMBEDDING_B) if is_embedding else (A, B))
+        )
+        a, b = self._tensors.matrix(name_a), self._tensors.matrix(name_b)
+        rank, alpha = self._rank_and_alpha(module)
+        self._check_rank(name_a, a, a.shape[0], rank)
+        self._check_rank(name_b, b, b.shape[1], rank)
+        has_bias = self._config.lora_bias and not is_embedding
+        return LoraModule(
+            a,
+            b,
+            self._config.scaling(rank, alpha),
+            self._vector(names, name_b, BIAS, has_bias, b.shape[0]),
+            is_embedding,
+            self._vector(names, name_b, MAGNITUDE, self._config.use_dora, b.shape[0]),
+        )
+
+    def _check_complete(self, names: dict[str, str]) -> None:
+        """Refuse a module whose tensors are not those of one layer or one embedding."""
         for ending, partner in _PARTNERS.items():
             if ending in names and partner not in names:
                 raise self._tensors.refusal(
                     names[ending], f"has no partner {partner[1:]}; the file is not complete"
                 )
-        for ending in (BIAS, MAGNITUDE):
-            if ending in names and not {A, EMBEDDING_A} & set(names):
-                raise self._tensors.refusal(
-                    names[ending], "has no factors; the file is not complete"
-                )
-        is_embedding = EMBEDDING_A in names
-        if is_embedding and A in names:
+        if A not in names and EMBEDDING_A not in names:
+            name = next(iter(names.values()))
+            raise self._tensors.refusal(name, "has no factors; the file is not complete")
+        if A in names and EMBEDDING_A in names:
             raise self._tensors.refusal(
                 names[A], "is of a layer, and the same module is an embedding too"
             )
-        endings = (EMBEDDING_A, EMBEDDING_B) if is_embedding else (A, B)
-        a, b = (self._tensors.matrix(names[ending]) for ending in endings)
-        rank, alpha = self._rank_and_alpha(module)
-        for found, shape, name in (
-            (a.shape[0], a.shape, names[endings[0]]),
-            (b.shape[1], b.shape, names[endings[1]]),
-        ):
-            if found != rank:
-                raise self._tensors.refusal(
-                    name,
-                    f"is {shape[0]} x {shape[1]}, of rank {found}; {CONFIG_NAME} says rank {rank} "
-                    "(r, or rank_pattern): correct it there, since the scaling follows from it",
-                )
-        wants = {
-            BIAS: self._config.lora_bias and not is_embedding,
-            MAGNITUDE: self._config.use_dora,
-        }
-        bias, magnitude = (
-            self._vector(names, names[endings[1]], ending, wanted, b.shape[0])
-            for ending, wanted in wants.items()
-        )
-        s = self._config.scaling(rank, alpha)
-        return LoraModule(a, b, s, bias, is_embedding, magnitude)
+
+    def _check_rank(self, name: str, factor: StoredMatrix, found: int, rank: int) -> None:
+        if found != rank:
+            shape = " x ".join(map(str, factor.shape))
+            raise self._tensors.refusal(
+                name,
+                f"is {shape}, of rank {found}; {CONFIG_NAME} says rank {rank} (r, or "
+                "rank_pattern): correct it there, since the scaling follows from it",
+            )
 
     def _rank_and_alpha(self, module: str) -> tuple[int, float]:
         try:
