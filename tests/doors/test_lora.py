@@ -13,7 +13,10 @@ import nola_edge as ne
 import nola_edge.torch as nt
 from nola_edge.errors import AdapterError
 from nola_edge.synthetic import trained_adapter
+from nola_edge.torch.sharding import Shard
+from nola_edge.torch.stored_factors import StoredFactors
 from tests.doors.test_transformers import load
+from tests.lora_folders import write_lora
 
 pytestmark = pytest.mark.filterwarnings("default")  # of transformers' and PEFT's own making
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -206,6 +209,18 @@ def test_half_precision_models_in_memory(tmp_path):
     with ne.open_merged(tmp_path / "half-base", adapters, check_base=False) as wanted:
         found = load_file(tmp_path / "half" / "model.safetensors")
         assert all(np.array_equal(found[name].numpy(), wanted[name]) for name in wanted)
+
+
+def test_a_process_reads_its_part_of_the_factors(tmp_path):
+    """As a model that is split over processes asks for it."""
+    adapter = ne.load_adapter(write_lora(tmp_path / "lora"))
+    whole = StoredFactors(adapter, "layers.0.q", 40, 24)
+    part = whole.on(Shard(rows=(5, 9), cols=(32, 40)))
+    device = torch.empty(0)
+    assert torch.equal(part.a(device), whole.a(device)[:, 32:40])
+    assert torch.equal(part.b(device), whole.b(device)[5:9])
+    product = whole.b(device) @ whole.a(device)
+    assert float(product.abs().max()) <= whole.largest_product(device, device)
 
 
 def test_biases_are_refused_for_a_model_in_memory(tmp_path):
