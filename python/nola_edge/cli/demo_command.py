@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from nola_edge.demo.comparison import Comparison
     from nola_edge.demo.scoring import TaskResult
     from nola_edge.demo.sizes import Size
+    from nola_edge.output import AtomicOutput
 
 _COLUMNS = 80
+_KEPT_BYTES = 20_000_000  # far more than the files take
 _LABEL_COLUMNS = 10
 _SHOWN = 3
 _NEXT = (
@@ -36,30 +39,28 @@ _NEXT = (
 def command(keep: str | None, as_json: bool) -> None:
     """Let a small model answer with and without adapters, then merge larger weights and measure.
 
-    Nothing is downloaded and torch is not needed: a language model of 1.3 MB and two adapters
+    Nothing is downloaded and torch is not needed: a language model of 1.1 MB and two adapters
     come with the package. The measurement makes larger weights on the spot; it takes a few
     seconds and about 700 MB in the temporary folder, which are freed at the end.
     """
-    say = _say_nothing if as_json else click.echo
-    say("A small language model and two adapters; nothing is downloaded.")
-    from nola_edge.demo.comparison import compare
-    from nola_edge.demo.examples import TASKS
-    from nola_edge.demo.scoring import Shipped, judged
-    from nola_edge.demo.sizes import sizes
+    from nola_edge.output import AtomicOutput
 
+    say = _say_nothing if as_json else click.echo
     with contextlib.ExitStack() as stack:
+        output = None
         if keep is not None:
-            _keep(keep, stack)
-        shipped = Shipped()
-        table = sizes(shipped.weights, shipped.adapter("read"))
-        say(_introduction(shipped.weights.stat().st_size, table[0].numbers))
-        results = []
-        for task in TASKS:
-            results.append(judged(task))
-            say(_task_text(results[-1]))
-        say(_sizes_text(table, results[-1].adapter_bytes))
-        compared = compare(lambda text: say(f"... {text}"))
-        say(_comparison_text(compared))
+            output = AtomicOutput(
+                keep,
+                directory=True,
+                expected_bytes=_KEPT_BYTES,
+                if_exists="choose another name, or remove it",
+            )
+            stack.enter_context(output)
+        say("A small language model and two adapters; nothing is downloaded.")
+        results, table = _judge(say)
+        if output is not None:
+            _keep(output)
+        compared = _compare(say)
     if as_json:
         tasks = [_task_json(result) for result in results]
         about = {"tasks": tasks, "sizes": [asdict(size) for size in table], "kept": keep}
@@ -71,25 +72,44 @@ def _say_nothing(_: str) -> None:
     pass
 
 
-def _keep(folder: str, stack: contextlib.ExitStack) -> None:
-    """Write what is kept; it appears when the stack is left normally."""
-    from nola_edge.demo.kept import KEPT_BYTES, keep
-    from nola_edge.output import AtomicOutput
+def _judge(say: Callable[[str], None]) -> tuple[list[TaskResult], list[Size]]:
+    """Let the shipped model answer, and compare what has to be shipped for it."""
+    from nola_edge.demo.examples import TASKS
+    from nola_edge.demo.scoring import Shipped, judged
+    from nola_edge.demo.sizes import sizes
 
-    output = AtomicOutput(
-        folder,
-        directory=True,
-        expected_bytes=KEPT_BYTES,
-        if_exists="choose another name, or remove it",
-    )
-    keep(stack.enter_context(output))
+    shipped = Shipped()
+    table = sizes(shipped.weights, shipped.adapter("read"))
+    say(_introduction(shipped.weights.stat().st_size, table[0].numbers))
+    results = []
+    for task in TASKS:
+        results.append(judged(task))
+        say(_task_text(results[-1]))
+    say(_sizes_text(table, results[-1].adapter_bytes))
+    return results, table
+
+
+def _keep(output: AtomicOutput) -> None:
+    from nola_edge.demo.kept import keep
+
+    keep(output)
+
+
+def _compare(say: Callable[[str], None]) -> Comparison:
+    from nola_edge.demo.comparison import compare
+
+    say("")
+    compared = compare(lambda text: say(f"... {text}"))
+    say(_comparison_text(compared))
+    return compared
 
 
 def _introduction(nbytes: int, numbers: int) -> str:
     text = (
         f"The model ({numbers:,} numbers, {ui.human_bytes(nbytes)}) was trained on English texts "
         "about places to eat, and on nothing else. Each adapter teaches it a task. The prompts "
-        "are about facts that neither has seen together in training."
+        "hold facts that neither has seen together in training; a slot (kind, food, price, ...) "
+        "that is wrong, missing or made up counts as wrong."
     )
     return "\n" + textwrap.fill(text, _COLUMNS)
 
@@ -105,7 +125,7 @@ def _task_text(result: TaskResult) -> str:
     for answer in result.answers[:_SHOWN]:
         lines += [""] + [_labelled(label, text) for label, text in asdict(answer).items()]
     before, after = (_percent(score.percent) for score in (result.before, result.after))
-    lines.append(f"\n  slots right in {len(result.answers)} prompts: {before} -> {after}")
+    lines.append(f"\n  slots right in all {len(result.answers)} prompts: {before} -> {after}")
     return "\n".join(lines)
 
 
@@ -159,12 +179,14 @@ def _comparison_text(result: Comparison) -> str:
 
 def _next_steps(kept: str | None) -> str:
     if kept is None:
-        return "\nTo try it yourself:\n  nola-edge demo --keep ./nola-demo"
+        return "\nto try it yourself:\n  nola-edge demo --keep ./nola-demo"
     return "\n".join(
         [
-            f"\nkept in {kept}: the model (base, base.gguf), the adapters",
-            "(say, read, read.nola), examples (train.jsonl, test.jsonl). To go on:",
-            f"  cd {shlex.quote(kept)}",
+            f"\nkept in {printable(kept, 240)}:",
+            "  the model (base, base.gguf), its adapters (say, read, read.nola),",
+            "  examples (train.jsonl, test.jsonl)",
+            "\nto go on:",
+            f"  cd {printable(shlex.quote(kept), 240)}",
             *(f"  {line}" for line in _NEXT),
         ]
     )

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from nola_edge.output import AtomicOutput
 
-#: Far more than the files take.
-KEPT_BYTES = 20_000_000
 _TRAIN_EXAMPLES = 1000
 _TRAIN_SEED = 1
 _BASE_FILES = (
