@@ -13,11 +13,15 @@ import pytest
 import torch
 
 import nola_edge.torch as nt
+from nola_edge.demo.kept import keep
+from nola_edge.demo.scoring import Shipped
 from nola_edge.errors import MismatchError
 from nola_edge.export.gguf_lora import export_gguf_lora
 from nola_edge.gguf import merge_gguf
 from nola_edge.gguf.file import GgufFile
 from nola_edge.gguf.quantization import quantize
+from nola_edge.merge.lazy import open_merged
+from nola_edge.output import AtomicOutput
 from nola_edge.synthetic import trained_adapter
 from tests.doors.gguf_models import (
     CONFIGS,
@@ -155,3 +159,23 @@ def test_k_quants(kind, tmp_path):
     merged = logits(tmp_path / "f16.gguf")
     beside = logits(tmp_path / "k.gguf", tmp_path / "lora.gguf")
     assert np.linalg.norm(merged - beside) < 0.1 * np.linalg.norm(beside - before)
+
+
+@pytest.mark.parametrize("task", ["say", "read"])
+def test_the_demonstration_says_the_same(task, tmp_path):
+    """Text in, the same tokens, and the same greedy answers as its own decoder gives."""
+    shipped = Shipped()
+    prompts = shipped.prompts[task][:10]
+    with open_merged(shipped.base, shipped.adapter(task)) as tensors:
+        decoder = shipped.decoder(dict(tensors))
+    with AtomicOutput(tmp_path / "kept", directory=True) as output:
+        keep(output)
+    merged = tmp_path / "merged.gguf"
+    merge_gguf(tmp_path / "kept" / "base.gguf", tmp_path / "kept" / task, merged)
+    model = llama_cpp.Llama(str(merged), n_ctx=128, verbose=False)
+    for prompt, expected in zip(prompts, decoder.generate(prompts, stop=0), strict=True):
+        text = shipped.text(prompt)
+        assert model.tokenize(text.encode(), add_bos=False) == prompt
+        done = model(text, max_tokens=64, temperature=0.0)
+        assert done["choices"][0]["text"] == shipped.text(expected)
+    model.close()
