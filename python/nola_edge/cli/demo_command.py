@@ -107,7 +107,7 @@ def _compare(say: Callable[[str], None]) -> Comparison:
 def _introduction(nbytes: int, numbers: int) -> str:
     text = (
         f"The model ({numbers:,} numbers, {ui.human_bytes(nbytes)}) was trained on English texts "
-        "about places to eat, and on nothing else. Each adapter teaches it a task. The prompts "
+        "about places to eat. Each adapter teaches it a task. The prompts "
         "hold facts that neither has seen together in training; a slot (kind, food, price, ...) "
         "that is wrong, missing or made up counts as wrong."
     )
