@@ -144,7 +144,7 @@ def test_what_it_says_to_do_next_works(shown):
     for command in commands:
         done = run(*command[1:], cwd=folder)
         assert done.returncode == 0, done.stderr
-    done = run("verify", "merged", "--base", "base", "--adapter", "read.nola", cwd=folder)
+    done = run("verify", "merged", "base", "read.nola", cwd=folder)
     assert done.stdout.startswith("identical: ")
 
 

@@ -54,9 +54,9 @@ def test_what_it_says(named):
         r"alpha         -[\d.]+ .{24} \+[\d.]+  mean .*, std .*, no zeros", lines[10]
     )
     assert lines[12:] == [
-        "compression    3.2x against LoRA r = 1 (192)",
-        "              51.2x against LoRA r = 16 (3,072)",
-        "              48.0x against the full difference (2,880)",
+        "compression   3.2x fewer numbers than LoRA r = 1 (192)",
+        "              51.2x fewer numbers than LoRA r = 16 (3,072)",
+        "              48.0x fewer numbers than the full difference (2,880)",
     ]
 
 

@@ -179,12 +179,15 @@ def _compression(summary: dict[str, Any]) -> str:
         return "give --base to compare with LoRA and full fine-tuning"
     numbers = summary["compression"]
     others = {"LoRA r = 1": "lora_r1", "LoRA r = 16": "lora_r16", "the full difference": "full"}
-    ratios = [_ratio(numbers[field] / numbers["coefficients"]) for field in others.values()]
-    column = max(map(len, ratios))
+    ratios = [numbers[field] / numbers["coefficients"] for field in others.values()]
     return "\n".join(
-        whole(f"{ratio:>{column}} against {what} ({numbers[field]:,})")
+        whole(f"{_times(ratio)} numbers than {what} ({numbers[field]:,})")
         for ratio, (what, field) in zip(ratios, others.items(), strict=True)
     )
+
+
+def _times(ratio: float) -> str:
+    return f"{_ratio(ratio)} fewer" if ratio >= 1 else f"{_ratio(1 / ratio)} more"
 
 
 def _ratio(value: float) -> str:
