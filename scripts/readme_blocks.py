@@ -4,9 +4,10 @@
     python scripts/readme_blocks.py --write    # put what was printed into the README
 
 A `console` block holds commands after `$ ` and what each prints; `sh` and `python` blocks have to
-succeed. Times and rates may differ; a line `…` stands for any lines. A block below an HTML comment
-that begins with "test command" or "not run" is left out: the first is what `.ci/run` runs on its
-own, the second gives a reason. Needs what `pip install '.[peft,test]'` installs.
+succeed. Times and rates may differ; a line `…` stands for any lines. Where the line below a block
+says "It prints `…`", its last line is that, with numbers to within a tenth. A block below an HTML
+comment that begins with "test command" or "not run" is left out: the first is what `.ci/run` runs
+on its own, the second gives a reason. Needs what `pip install '.[peft,test]'` installs.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
 LEFT_OUT = ("test command", "not run")
+LANGUAGES = ("console", "sh", "python")
 ANY_LINES = "…"
 #: What may differ from run to run.
-MEASURED = re.compile(r"[\d.,]+(?= (?:[kMGT]?B/s|ms|s)\b)")
+MEASURED = re.compile(r"[\d.,]+ (?:[kMGT]?B/s|ms|s)\b")
 
 
 @dataclass
@@ -41,12 +43,15 @@ class Block:
     lines : list of str
     comment : str
         The HTML comment just above it.
+    below : str
+        The line below it.
     """
 
     language: str
     line: int
     lines: list[str]
     comment: str
+    below: str = ""
 
 
 @dataclass
@@ -57,20 +62,28 @@ class Command:
     printed: list[str]
 
 
-def blocks(text: str) -> Iterator[Block]:
+def blocks(text: str) -> list[Block]:
     """Return the fenced blocks of a Markdown text."""
-    block, comment = None, ""
+    found: list[Block] = []
+    inside, comment, below = False, "", True
     for number, line in enumerate(text.splitlines()):
-        if block is not None and line == "```":
-            yield block
-            block, comment = None, ""
-        elif block is not None:
-            block.lines.append(line)
-        elif line.startswith("```"):
-            block = Block(line[3:], number + 1, [], comment)
+        if inside and line == "```":
+            inside, comment, below = False, "", False
+        elif inside:
+            found[-1].lines.append(line)
+        elif line.lstrip().startswith("```"):
+            if line[3:] not in LANGUAGES:
+                raise SystemExit(f"line {number + 1}: {line!r} is none of {', '.join(LANGUAGES)}")
+            found.append(Block(line[3:], number + 1, [], comment))
+            inside = True
         elif line.strip():
-            found = re.fullmatch(r"<!-- (.*) -->", line)
-            comment = found[1] if found else ""
+            remark = re.fullmatch(r"<!-- (.*) -->", line)
+            comment = remark[1] if remark else ""
+            if not below:
+                found[-1].below, below = line, True
+    if inside:
+        raise SystemExit(f"line {found[-1].line}: the block does not end")
+    return found
 
 
 def commands(block: Block) -> list[Command]:
@@ -102,8 +115,9 @@ class Shell:
     def run(self, command: str) -> tuple[int, list[str]]:
         """Return the status and the printed lines of a command."""
         with tempfile.NamedTemporaryFile("r") as where:
-            script = f'{command}\nstatus=$?; pwd >"{where.name}"; exit $status'
-            status, printed = self._start(["bash", "-c", script])
+            # Any command that fails is the block's failure, wherever it stands.
+            script = f"trap 'pwd >{where.name}' EXIT\n{command}"
+            status, printed = self._start(["bash", "-euo", "pipefail", "-c", script])
             self.folder = Path(where.read().strip() or self.folder)
         return status, printed
 
@@ -152,13 +166,24 @@ def run_block(block: Block, shell: Shell, complaints: list[str]) -> list[str]:
     print(f"line {block.line + 1}: {block.language}", flush=True)
     if block.language == "console":
         return list(_run_console(block, shell, complaints))
-    if block.language in ("sh", "python"):
-        program = "\n".join(block.lines)
-        run = shell.run_python if block.language == "python" else shell.run
-        status, printed = run(program)
-        if status:
-            complaints.append(_failed(block, program, status, printed))
+    program = "\n".join(block.lines)
+    run = shell.run_python if block.language == "python" else shell.run
+    status, printed = run(program)
+    promised = re.match("It prints `([^`]*)`", block.below)
+    if status:
+        complaints.append(_failed(block, program, status, printed))
+    elif promised and not _is_about(promised[1], printed[-1] if printed else ""):
+        complaints.append(f"line {block.line + 1}: prints {printed[-1:]}, not {promised[1]!r}")
     return block.lines
+
+
+def _is_about(wanted: str, printed: str) -> bool:
+    """Compare two lines, numbers to within a tenth."""
+    number = re.compile(r"\d+(?:\.\d+)?")
+    if number.sub("#", wanted) != number.sub("#", printed):
+        return False
+    pairs = zip(number.findall(wanted), number.findall(printed), strict=True)
+    return all(abs(float(a) - float(b)) <= 0.1 * float(a) for a, b in pairs)
 
 
 def _run_console(block: Block, shell: Shell, complaints: list[str]) -> Iterator[str]:

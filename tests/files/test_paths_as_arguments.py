@@ -71,7 +71,7 @@ ARGUMENTS = [(door, given, name) for door, given in DOORS for name in given]
 @pytest.mark.parametrize(
     ("door", "given", "name"), ARGUMENTS, ids=[f"{d.__qualname__}-{n}" for d, _, n in ARGUMENTS]
 )
-@pytest.mark.parametrize("value", [5, b"out", np.float32(1), object(), "a\0b", "\ud800"])
+@pytest.mark.parametrize("value", [5, b"out", np.float32(1), object(), "", "a\0b", "\ud800"])
 def test_what_is_no_path(door, given, name, value, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = snapshot(tmp_path)
