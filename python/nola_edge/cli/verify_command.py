@@ -18,7 +18,7 @@ from nola_edge.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from nola_edge.merge.compare import VerifyReport
+    from nola_edge.merge.report import VerifyReport
 
 _LISTED = 20
 

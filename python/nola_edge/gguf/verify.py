@@ -14,9 +14,10 @@ from nola_edge.gguf.plan import GgufPlan, matched_tensors, plan_gguf
 from nola_edge.gguf.quantization import WRITABLE_TYPES
 from nola_edge.gguf.requantize import merge_rows, requantized_windows
 from nola_edge.merge.blocks import read_merged, runs_of
-from nola_edge.merge.compare import FileDifference, VerifyReport, compare, stored_blocks
+from nola_edge.merge.compare import compare, stored_blocks
 from nola_edge.merge.compare_files import first_difference
 from nola_edge.merge.plan import load_adapters
+from nola_edge.merge.report import FileDifference, VerifyReport
 from nola_edge.merge.windows import windows
 from nola_edge.threads import check_threads
 

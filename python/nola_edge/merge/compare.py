@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from nola_edge.dtypes import numpy_dtype
+from nola_edge.errors import NotFiniteError
 from nola_edge.merge.blocks import Buffers, Workers, read_runs
+from nola_edge.merge.report import Difference, VerifyReport
 from nola_edge.merge.windows import BLOCK_BYTES, Runs
 
 if TYPE_CHECKING:
@@ -23,89 +24,6 @@ if TYPE_CHECKING:
 
 #: Gives a block's expected bytes, in the buffer it gets or in memory of its own.
 Produce = Callable[[memoryview], memoryview]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One tensor that is not what base and adapters give.
-
-    Attributes
-    ----------
-    tensor : str
-    problem : str
-        ``"missing"``, ``"unexpected"``, ``"dtype"``, ``"shape"`` or ``"values"``.
-    detail : str
-        For people.
-    elements : int
-        Differing elements (for ``"values"``).
-    largest : float
-        Largest absolute difference, NaN where it cannot be computed.
-    """
-
-    tensor: str
-    problem: str
-    detail: str
-    elements: int = 0
-    largest: float = float("nan")
-
-
-@dataclass(frozen=True)
-class FileDifference:
-    """One file that is not what a merge writes, the tensors in it apart.
-
-    Attributes
-    ----------
-    file : str
-        Its path in the merged folder, or its name.
-    problem : str
-        ``"missing"``, ``"unexpected"``, ``"content"``, ``"header"``, ``"kind"`` (a file for a
-        folder, or the reverse) or ``"index"`` (a shard that the index does not name); in GGUF
-        ``"metadata"``, ``"layout"`` or ``"padding"``.
-    detail : str
-        For people.
-    """
-
-    file: str
-    problem: str
-    detail: str
-
-
-@dataclass(repr=False)
-class VerifyReport:
-    """What a comparison found.
-
-    Attributes
-    ----------
-    tensors : int
-        Tensors compared.
-    merged : int
-        Of these, tensors that the adapters change.
-    nbytes : int
-        Bytes compared.
-    differences : list of Difference
-        Of tensors.
-    files : list of FileDifference
-        Of everything else; empty where only tensors were compared.
-    """
-
-    tensors: int = 0
-    merged: int = 0
-    nbytes: int = 0
-    differences: list[Difference] = field(default_factory=list)
-    files: list[FileDifference] = field(default_factory=list)
-
-    @property
-    def identical(self) -> bool:
-        """Whether everything that was compared is there and every bit agrees."""
-        return not self.differences and not self.files
-
-    def __bool__(self) -> bool:
-        return self.identical
-
-    def __repr__(self) -> str:
-        differ = f"{len(self.differences)} tensor(s) and {len(self.files)} other file(s) differ"
-        found = "identical" if self.identical else differ
-        return f"<VerifyReport: {found}, {self.tensors} tensors compared, {self.merged} merged>"
 
 
 class Expected(Protocol):
@@ -180,6 +98,7 @@ class _Comparison:
         self._progress = progress
         self._form: dict[str, Difference] = {}
         self._values: dict[str, tuple[int, float]] = {}
+        self._not_finite: dict[str, str] = {}
         self._lock = threading.Lock()
         self._have, self._want = Buffers(), Buffers()
 
@@ -204,7 +123,13 @@ class _Comparison:
     def _compare(self, name: str, runs: Runs, produce: Produce) -> None:
         file, found = self._candidate[name]
         have = read_runs(file, found, runs, self._have.get(runs.nbytes))
-        want = produce(self._want.get(runs.nbytes))
+        try:
+            want = produce(self._want.get(runs.nbytes))
+        except NotFiniteError as error:  # a merge is refused, so nothing that is there is right
+            with self._lock:
+                self._not_finite[name] = error.message
+            self._progress(runs.nbytes)
+            return
         left, right = np.frombuffer(have, np.uint8), np.frombuffer(want, np.uint8)
         if not np.array_equal(left, right):
             count, distance = _distance(left, right, found.dtype)
@@ -223,6 +148,8 @@ class _Comparison:
                 report.differences.append(self._form[name])
                 if self._form[name].problem == "missing":
                     continue
+            elif name in self._not_finite:
+                report.differences.append(Difference(name, "values", self._not_finite[name]))
             elif name in self._values:
                 elements, largest = self._values[name]
                 count = max(1, int(np.prod(self._expected.form(name)[1])))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from nola_edge.errors import FormatError, printable
 from nola_edge.input_file import InputFile
 from nola_edge.jsonio import MAX_CONFIG_BYTES, loads_object
-from nola_edge.merge.compare import FileDifference
 from nola_edge.merge.layout import companion_contents, output_files
+from nola_edge.merge.report import FileDifference
 from nola_edge.merge.windows import BLOCK_BYTES
 from nola_edge.model_folder import visible_files
 from nola_edge.paths import inside

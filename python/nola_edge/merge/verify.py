@@ -12,10 +12,12 @@ from nola_edge import arguments
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import safetensors_dtype
 from nola_edge.hub import base_path
+from nola_edge.merge.audit import audit
 from nola_edge.merge.blocks import read_merged, runs_of
-from nola_edge.merge.compare import VerifyReport, compare, stored_blocks
+from nola_edge.merge.compare import compare, stored_blocks
 from nola_edge.merge.compare_files import compare_files
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
+from nola_edge.merge.report import VerifyReport
 from nola_edge.merge.update import make_updates
 from nola_edge.merge.windows import Runs, windows
 from nola_edge.tensors import BLOCK_ELEMENTS
@@ -42,6 +44,10 @@ def verify_checkpoint(
 
     Every bit of every tensor, the headers, the index, and the files beside them: configuration,
     tokenizer, weights of other parts. Hidden files are not looked at.
+
+    Where merged weights differ, as those of another program may, the report says how: what part of
+    the wanted change is there, by how many ulps they differ, and which mistake explains that
+    (:class:`~nola_edge.merge.report.Difference`).
 
     Parameters
     ----------
@@ -74,6 +80,7 @@ def verify_checkpoint(
         plan = plan_merge(checkpoint, adapters, check_base=check_base)
         expected = _Expected(plan, num_threads)
         report = compare(expected, candidate.tensors, num_threads, progress or (lambda _: None))
+        report.differences = audit(plan, candidate.tensors, report.differences, num_threads)
         if not tensors_only:
             report.files += compare_files(plan, candidate)
         checkpoint.check_unchanged()

@@ -1,0 +1,204 @@
+"""Find out what is wrong with merged weights that differ, whoever merged them.
+
+A first pass over such a tensor measures all of it, and tries the usual mistakes on a sample of it.
+What none of them explains is compared, on that sample again, with rarer ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nola_edge import ops
+from nola_edge.errors import NotFiniteError
+from nola_edge.merge import faults
+from nola_edge.merge.blocks import Workers
+from nola_edge.merge.measure import Block, Measurement
+from nola_edge.merge.other_layers import change_in, nearest_layers, read_window
+from nola_edge.merge.update import make_update, total_rank
+from nola_edge.merge.windows import Window, strips, windows, work_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from nola_edge.input_file import InputFile
+    from nola_edge.merge.faults import Prediction
+    from nola_edge.merge.plan import MergePlan
+    from nola_edge.merge.report import Difference
+    from nola_edge.merge.update import Update
+    from nola_edge.safetensors_file import TensorInfo
+
+    Found = Mapping[str, tuple[InputFile, TensorInfo]]
+    Predict = Callable[[str, Block, Window, Update], Iterator[Prediction]]
+
+#: Of a window; a dozen arrays of float64 are made of it.
+_ELEMENTS = 1 << 16
+_ARRAYS_BYTES = 12 * 8
+#: Windows of a tensor, spread over it, that predictions are tried on.
+_SAMPLES = 4
+
+
+def audit(
+    plan: MergePlan, found: Found, differences: list[Difference], num_threads: int | None
+) -> list[Difference]:
+    """Say of merged tensors whose values differ how they do.
+
+    Parameters
+    ----------
+    plan : MergePlan
+        What a right merge does.
+    found : mapping
+        Name -> file and entry of what there is.
+    differences : list of Difference
+    num_threads : int, optional
+
+    Returns
+    -------
+    list of Difference
+        The same, those of merged tensors with all their fields.
+    """
+    names = [d.tensor for d in differences if d.problem == "values" and d.tensor in plan.merges]
+    audited = _Audit(plan, found, num_threads)
+    audited.measure(names)
+    for name in names:
+        audited.faults[name] = faults.judge(audited.measured[name])
+    audited.try_rarer([n for n in names if audited.faults[n] in _UNEXPLAINED])
+    return [audited.said_of(d) if d.tensor in audited.faults else d for d in differences]
+
+
+_UNEXPLAINED = (faults.UNKNOWN, faults.IMPRECISE)
+
+
+class _Audit:
+    """Measures tensors on several threads and tries explanations."""
+
+    def __init__(self, plan: MergePlan, found: Found, num_threads: int | None) -> None:
+        self._plan = plan
+        self._found = found
+        self._num_threads = num_threads
+        self._lock = threading.Lock()
+        self.measured: dict[str, Measurement] = {}
+        self.faults: dict[str, str] = {}
+        self._sources: dict[str, str] = {}
+
+    def measure(self, names: Iterable[str]) -> None:
+        """Measure whole tensors, and try the usual mistakes on samples."""
+        self.measured = {name: Measurement() for name in names}
+        with Workers(self._num_threads) as workers:
+            for name in self.measured:
+                for update, window, sampled in self._windows(name):
+                    predict = self._usual if sampled else None
+                    self._submit(workers, name, update, window, predict, whole=True)
+
+    def try_rarer(self, names: list[str]) -> None:
+        """Try the rarer mistakes on samples of tensors that are not explained."""
+        self._sources = nearest_layers(self._plan, self._found, names)
+        with Workers(self._num_threads) as workers:
+            for name in names:
+                self.measured[name].sampled = 0
+                for update, window, sampled in self._windows(name):
+                    if sampled:
+                        self._submit(workers, name, update, window, self._rarer, whole=False)
+        for name in names:
+            mistake = faults.rslora_mistake(self._plan.merges[name])
+            faults.forget_same_part(self.measured[name], mistake)
+            self.faults[name] = faults.judge(self.measured[name])
+
+    def said_of(self, difference: Difference) -> Difference:
+        """Return a difference with what was found out about it."""
+        measured, fault = self.measured[difference.tensor], self.faults[difference.tensor]
+        return replace(
+            difference,
+            part=measured.part,
+            right_part=measured.right_part,
+            factor=measured.factor,
+            ulps=measured.largest if not measured.not_finite else math.inf,
+            beyond=(measured.beyond + measured.not_finite) / measured.elements,
+            fault=fault,
+            source=self._sources.get(difference.tensor) if fault == faults.ANOTHER_LAYER else None,
+        )
+
+    def _windows(self, name: str) -> Iterator[tuple[Update, Window, bool]]:
+        """Yield the windows of a tensor, and whether each is of the sample."""
+        info, terms = self._plan.tensor(name)[1], self._plan.merges[name]
+        columns = [
+            (start, min(start + _ELEMENTS, stop))
+            for begin, stop in strips(info, total_rank(terms))
+            for start in range(begin, stop, _ELEMENTS)
+        ]
+        for cols in columns:
+            update = make_update(terms, info.shape, cols, self._num_threads)
+            these = list(windows(info, [update], _ELEMENTS * info.nbytes // info.size))
+            step = max(1, len(these) * len(columns) // _SAMPLES)
+            for number, window in enumerate(these):
+                yield update, window, number % step == min(step, len(these)) // 2
+
+    def _submit(
+        self,
+        workers: Workers,
+        name: str,
+        update: Update,
+        window: Window,
+        predict: Predict | None,
+        *,
+        whole: bool,
+    ) -> None:
+        info = self._plan.tensor(name)[1]
+        need = work_bytes(info, [update], window)
+        need += _ARRAYS_BYTES * window.shape[0] * window.shape[1]
+        workers.submit(
+            partial(self._measure, name, update, window, predict, whole=whole), nbytes=need
+        )
+
+    def _measure(
+        self, name: str, update: Update, window: Window, predict: Predict | None, *, whole: bool
+    ) -> None:
+        measured = Measurement()
+        with np.errstate(all="ignore"):  # infinite values are counted
+            block = self._block(name, update, window)
+            if whole:
+                measured.add_block(block)
+            if predict is not None:
+                measured.add_predictions(block, predict(name, block, window, update))
+        with self._lock:
+            self.measured[name].add(measured)
+
+    def _block(self, name: str, update: Update, window: Window) -> Block:
+        file, info = self._plan.tensor(name)
+        base = read_window(file, info, window)
+        found = read_window(*self._found[name], window)
+        left, right = update.left(*window.rows), base.copy()
+        with contextlib.suppress(NotFiniteError):  # counted, where it is
+            ops.merge_(right, left, update.right, update.scaling, num_threads=1)
+        change = faults.change_of(left, update.right, update.scaling)
+        return Block(found, base, right, change)
+
+    def _usual(
+        self, name: str, block: Block, window: Window, update: Update
+    ) -> Iterator[Prediction]:
+        terms, shape = self._plan.merges[name], self._plan.tensor(name)[1].shape
+        alone = [update]
+        if len(terms) > 1:
+            alone = [make_update((term,), shape, window.cols, 1) for term in terms]
+        yield from faults.usual_predictions(block, faults.rslora_mistake(terms))
+        yield from faults.twice_rounded(block, alone, window.rows)
+
+    def _rarer(
+        self, name: str, block: Block, window: Window, update: Update
+    ) -> Iterator[Prediction]:
+        terms, shape = self._plan.merges[name], self._plan.tensor(name)[1].shape
+        factor = self.measured[name].factor
+        if math.isfinite(factor):
+            yield from faults.scaled_predictions(block, faults.SCALED, factor)
+        if shape[0] == shape[1]:
+            across = change_in(terms, shape, Window(window.cols, window.rows)).T
+            yield faults.TRANSPOSED, block.rounded(block.base + across)
+        if name in self._sources:
+            other = change_in(self._plan.merges[self._sources[name]], shape, window)
+            yield faults.ANOTHER_LAYER, block.rounded(block.base + other)

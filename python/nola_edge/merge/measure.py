@@ -1,0 +1,197 @@
+"""Measure in one window after another how a merged weight differs from the right one.
+
+All of it is elementwise in the weight's own ulps, so that tensors of any scale compare. An ulp is
+that of the largest of base, found and right value: where base and change cancel, the small result
+cannot be more exact than what it came from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nola_edge.dtypes import safetensors_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+#: Bits of the fraction, and the exponent of the smallest normal number.
+_FORMATS = {"F32": (23, -126), "F16": (10, -14), "BF16": (7, -126)}
+#: Most ulps that count against a prediction: a few broken elements are not to outvote the rest.
+_CAP = 8.0
+#: A change by so many ulps keeps its size when it is rounded.
+_LARGE_ULPS = 4.0
+#: A change that was computed in bfloat16 is right to so much, and its elements to about as much …
+IMPRECISION = 2.0**-7
+#: … or so many ulps, by which the last rounding may go another way.
+LARGEST_ULPS = 2.0
+
+
+def ulps_at(values: Floats, dtype: str) -> NDArray[np.float64]:
+    """Return the distance of neighbouring numbers of a dtype at the magnitude of some values.
+
+    Parameters
+    ----------
+    values : float32
+        Finite, not negative.
+    dtype : {"F32", "F16", "BF16"}
+    """
+    fraction, smallest = _FORMATS[dtype]
+    _, exponents = np.frexp(values)
+    powers = np.where(values > 0, np.maximum(exponents - 1, smallest), smallest)
+    ulps: NDArray[np.float64] = np.ldexp(1.0, powers - fraction)
+    return ulps
+
+
+class Block:
+    """A window of a weight as it was found, with what it should be.
+
+    Attributes
+    ----------
+    found, base, right, change : (rows, cols) float32
+        In the merged file; in the base; after a right merge, rounded; what a right merge adds,
+        before it is rounded. Zero where one of them is infinite or NaN.
+    ulp : (rows, cols) float64
+    finite : (rows, cols) bool
+    """
+
+    def __init__(
+        self, found: NDArray[Any], base: NDArray[Any], right: NDArray[Any], change: Floats
+    ) -> None:
+        self._kind = right.dtype
+        parts = [part.astype(np.float32) for part in (found, base, right, change)]
+        self.finite = np.logical_and.reduce([np.isfinite(part) for part in parts])
+        for part in parts:
+            part[~self.finite] = 0
+        self.found, self.base, self.right, self.change = parts
+        largest = np.maximum.reduce([np.abs(part) for part in parts[:3]])
+        self.ulp = ulps_at(largest, safetensors_dtype(self._kind))
+
+    def rounded(self, values: Floats) -> Floats:
+        """Return values rounded to the weight's dtype."""
+        return values.astype(self._kind).astype(np.float32)
+
+    def ulps_from(self, values: Floats) -> NDArray[np.float64]:
+        """Return how many ulps the found values are from others, 0 where they are not finite."""
+        distance: NDArray[np.float64] = np.abs(self.found.astype(np.float64) - values) / self.ulp
+        return np.where(self.finite, distance, 0.0)
+
+    def error(self, values: Floats) -> float:
+        """Return the sum of squared ulps from a prediction, each element's capped."""
+        ulps = np.fmin(self.ulps_from(values), _CAP)  # an overflowing prediction is far off
+        return float(np.square(ulps).sum())
+
+
+@dataclass
+class Measurement:
+    """Sums over the windows of a tensor.
+
+    Attributes
+    ----------
+    elements : int
+        Measured.
+    not_finite : int
+        Of these, infinite or NaN where they are found or where a right merge has them.
+    there, there_right, wanted : float
+        Products of the wanted change (before rounding) with the found change, with that of a right
+        merge (rounded), and with itself.
+    there_large, wanted_large : float
+        As `there` and `wanted`, of elements that change by some ulps.
+    residual : float
+        Sum of the squared differences from a right merge.
+    largest : float
+        Largest difference from a right merge, in ulps.
+    differing, beyond : int
+        Elements that are not right, and such as are more than one ulp from it.
+    stray : int
+        Elements whose difference no rounding explains, not even that of a change in bfloat16.
+    sampled : int
+        Elements that predictions were compared on.
+    errors : dict
+        Prediction -> its squared error in ulps, over these.
+    """
+
+    elements: int = 0
+    not_finite: int = 0
+    there: float = 0.0
+    there_right: float = 0.0
+    wanted: float = 0.0
+    there_large: float = 0.0
+    wanted_large: float = 0.0
+    residual: float = 0.0
+    largest: float = 0.0
+    differing: int = 0
+    beyond: int = 0
+    stray: int = 0
+    sampled: int = 0
+    errors: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def part(self) -> float:
+        """Return the part of the wanted change that was found, NaN where none is wanted."""
+        return self.there / self.wanted if self.wanted else float("nan")
+
+    @property
+    def right_part(self) -> float:
+        """Return the part that a right merge has: 1, but for what rounding takes or adds."""
+        return self.there_right / self.wanted if self.wanted else float("nan")
+
+    @property
+    def factor(self) -> float:
+        """Return what the change was multiplied by, as far as can be told, NaN where it cannot.
+
+        Rounding takes most of a change below an ulp, and so of one that was made smaller more than
+        in proportion; larger ones it leaves as they are, on the average.
+        """
+        if self.wanted_large:
+            return self.there_large / self.wanted_large
+        return self.there / self.there_right if self.there_right else float("nan")
+
+    def add_block(self, block: Block) -> None:
+        """Count a window in."""
+        ulps = block.ulps_from(block.right)
+        found, base, right, change = (
+            part.astype(np.float64) for part in (block.found, block.base, block.right, block.change)
+        )
+        self.elements += ulps.size
+        self.not_finite += int(ulps.size - np.count_nonzero(block.finite))
+        products, squares = (found - base) * change, np.square(change)
+        large = np.abs(change) >= _LARGE_ULPS * block.ulp
+        self.there += float(products.sum())
+        self.there_large += float(products[large].sum())
+        self.there_right += float(((right - base) * change).sum())
+        self.wanted += float(squares.sum())
+        self.wanted_large += float(squares[large].sum())
+        self.residual += float(np.square(found - right).sum())
+        self.largest = max(self.largest, float(ulps.max()))
+        self.differing += int(np.count_nonzero(ulps))
+        self.beyond += int(np.count_nonzero(ulps > 1))
+        # Where its terms cancel, a change is no more exact than others.
+        slack = IMPRECISION * (np.abs(change) + np.sqrt(squares.mean())) / block.ulp
+        self.stray += int(np.count_nonzero(ulps > np.maximum(slack, LARGEST_ULPS)))
+
+    def add_predictions(self, block: Block, predictions: Iterable[tuple[str, Floats]]) -> None:
+        """Count in how far a window is from each of some predictions of it."""
+        self.sampled += block.found.size
+        for name, values in predictions:
+            self.errors[name] = self.errors.get(name, 0.0) + block.error(values)
+
+    def add(self, other: Measurement) -> None:
+        """Count in what was measured elsewhere in the tensor."""
+        self.largest = max(self.largest, other.largest)
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for key, error in other.errors.items():
+            self.errors[key] = self.errors.get(key, 0.0) + error
+
+
+_SUMS = (
+    "elements", "not_finite", "there", "there_right", "wanted", "there_large", "wanted_large",
+    "residual", "differing", "beyond", "stray", "sampled",
+)  # fmt: skip
