@@ -16,17 +16,17 @@ from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
 from nola_edge.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Sequence
 
+    from nola_edge.cli.verdict import Verdict
     from nola_edge.merge.report import VerifyReport
-
-_LISTED = 20
 
 
 @click.command(
     "verify",
     epilog="\b\nExample: nola-edge verify ./merged ./Llama-3-8B ./my-adapter\n"
-    "Example: nola-edge verify ./merged ./Llama-3-8B adapters/* --each",
+    "Example: nola-edge verify ./merged ./Llama-3-8B adapters/* --each\n"
+    "Example: nola-edge verify ./by-peft ./Llama-3-8B ./my-adapter --tensors-only --ulps 1",
 )
 @click.argument("merged", type=PATH)
 @click.argument("base", type=PATH)
@@ -39,6 +39,12 @@ _LISTED = 20
     is_flag=True,
     help="Compare nothing but tensors, as in a checkpoint that another program wrote.",
 )
+@click.option(
+    "--ulps",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Accept roundings of merged weights by up to N ulps.  [default: every bit counts]",
+)
 @type_option(GGUF_TYPES, help="Type of merged tensors in a GGUF file.  [default: as in MERGED]")
 @revision_option
 @ui.check_base_option
@@ -49,6 +55,7 @@ def command(
     base: str,
     adapters: tuple[str, ...],
     each: bool,
+    ulps: int | None,
     dtype: str | None,
     revision: str | None,
     as_json: bool,
@@ -62,25 +69,45 @@ def command(
     headers and metadata, index, configuration, tokenizer, weights of other parts. Hidden files
     are not looked at. With --tensors-only, files may be sharded differently. Exit status 0: the
     same, 1: different, with a list of what differs.
-    """
+
+    Of merged weights that differ, as those that another program merged, a verdict says what went
+    wrong, and a table how far each tensor is off:
+
+    \b
+    part    how much of the adapter's change is there: 1 is
+            right, 0 dropped, -1 subtracted, 2 merged twice.
+            "0.2 of 0.5": a right merge has only 0.5 there, as
+            the dtype rounds the rest away
+    ulps    largest difference, in units of the last place
+    >1 ulp  share of weights that are off by more than one
+    cause   "unknown": none of the mistakes that are known
+
+    With --ulps N, roundings of up to N ulps pass. Mistakes do not, however small.
+    """  # noqa: D301
+    from nola_edge.cli.verdict import Verdict
     from nola_edge.gguf.signature import is_gguf
 
     given = local_adapters(adapters)
     base = local_base(base, revision)
     gguf = is_gguf(base)
     check_type_fits(dtype, gguf)
+    if ulps is not None and gguf:
+        raise click.UsageError("--ulps is for checkpoints; of a GGUF file every bit counts")
     outputs = _outputs(merged, base, given) if each else {merged: given}
-    found, lines = [], []
+    found, lines, accepted = [], [], []
     for output, terms in outputs.items():
         if gguf:
             report = _verify_gguf(output, base, terms, dtype, quiet, **options)
         else:
             report = _verify_checkpoint(output, base, terms, quiet, **options)
-        found.append({"output": output, **_as_found(report)})
+        result = Verdict(report, len(terms), ulps)
+        accepted.append(result.accepted)
+        found.append({"output": output, **_as_found(report, result)})
         label = f"{printable(output, 240)}: " if each else ""
-        lines += [label + line for line in _lines(report, options["tensors_only"])]
+        first, *rest = result.lines(options["tensors_only"])
+        lines += [label + first, *rest]
     show(found if each else found[0], *lines, as_json=as_json, quiet=quiet)
-    return 0 if all(one["identical"] for one in found) else 1
+    return 0 if all(accepted) else 1
 
 
 def _outputs(
@@ -139,38 +166,12 @@ def _verify_gguf(
         )
 
 
-def _lines(report: VerifyReport, tensors_only: bool) -> Iterable[str]:
-    return [_sameness(report, tensors_only)] if report.identical else _differences(report)
-
-
-def _sameness(report: VerifyReport, tensors_only: bool) -> str:
-    rest = "; nothing else was compared" if tensors_only else ""
-    return (
-        f"identical: {report.tensors} tensors ({report.merged} merged), "
-        f"{ui.human_bytes(report.nbytes)}, every bit as base and adapter give{rest}"
-    )
-
-
-def _as_found(report: VerifyReport) -> dict[str, Any]:
+def _as_found(report: VerifyReport, result: Verdict) -> dict[str, Any]:
     found = as_found(report)
     for difference in found["differences"]:
-        # NaN and Infinity are no JSON numbers.
-        if not math.isfinite(difference["largest"]):
-            difference["largest"] = None
-    return {"identical": report.identical, **found}
-
-
-def _differences(report: VerifyReport) -> Iterator[str]:
-    tensors = [(d.tensor, d.detail) for d in report.differences]
-    files = [(d.file, d.detail) for d in report.files]
-    counts = [
-        f"{len(found)} {what}{'s' * (len(found) > 1)}"
-        for found, what in ((tensors, "tensor"), (files, "file"))
-        if found
-    ]
-    yield f"DIFFERENT: {' and '.join(counts)}"
-    for name, detail in [*tensors[:_LISTED], *files[:_LISTED]]:
-        yield f"  {printable(name)}: {detail}"
-    more = sum(max(0, len(found) - _LISTED) for found in (tensors, files))
-    if more:
-        yield f"  … and {more} more (all with --json)"
+        for name, value in difference.items():
+            # NaN and Infinity are no JSON numbers.
+            if isinstance(value, float) and not math.isfinite(value):
+                difference[name] = None
+    said = {"identical": report.identical, "accepted": result.accepted, "verdict": result.text}
+    return {**said, **found}

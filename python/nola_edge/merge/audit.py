@@ -47,7 +47,7 @@ _SAMPLES = 4
 def audit(
     plan: MergePlan, found: Found, differences: list[Difference], num_threads: int | None
 ) -> list[Difference]:
-    """Say of merged tensors whose values differ how they do.
+    """Say of tensors whose values differ how they do.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def audit(
     Returns
     -------
     list of Difference
-        The same, those of merged tensors with all their fields.
+        The same, those of values with a fault, and of merged tensors with all their fields.
     """
     names = [d.tensor for d in differences if d.problem == "values" and d.tensor in plan.merges]
     audited = _Audit(plan, found, num_threads)
@@ -69,7 +69,7 @@ def audit(
     for name in names:
         audited.faults[name] = faults.judge(audited.measured[name])
     audited.try_rarer([n for n in names if audited.faults[n] in _UNEXPLAINED])
-    return [audited.said_of(d) if d.tensor in audited.faults else d for d in differences]
+    return [audited.said_of(d) if d.problem == "values" else d for d in differences]
 
 
 _UNEXPLAINED = (faults.UNKNOWN, faults.IMPRECISE)
@@ -112,7 +112,13 @@ class _Audit:
 
     def said_of(self, difference: Difference) -> Difference:
         """Return a difference with what was found out about it."""
-        measured, fault = self.measured[difference.tensor], self.faults[difference.tensor]
+        name, plan = difference.tensor, self._plan
+        if name not in self.faults:
+            brought = name in plan.replaced or name in plan.added
+            return replace(difference, fault=faults.WHOLE if brought else faults.UNTOUCHED)
+        measured, fault = self.measured[name], self.faults[name]
+        if fault == faults.OVERFLOW and plan.tensor(name)[1].dtype == "F16":
+            fault = faults.FP16_OVERFLOW
         return replace(
             difference,
             part=measured.part,
@@ -121,7 +127,7 @@ class _Audit:
             ulps=measured.largest if not measured.not_finite else math.inf,
             beyond=(measured.beyond + measured.not_finite) / measured.elements,
             fault=fault,
-            source=self._sources.get(difference.tensor) if fault == faults.ANOTHER_LAYER else None,
+            source=self._sources.get(name) if fault == faults.ANOTHER_LAYER else None,
         )
 
     def _windows(self, name: str) -> Iterator[tuple[Update, Window, bool]]:

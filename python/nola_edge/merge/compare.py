@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 #: Gives a block's expected bytes, in the buffer it gets or in memory of its own.
 Produce = Callable[[memoryview], memoryview]
+
+
+#: Elements that are compared at a time, in double.
+_AT_ONCE = 1 << 16
 
 
 class Expected(Protocol):
@@ -135,9 +139,7 @@ class _Comparison:
             count, distance = _distance(left, right, found.dtype)
             with self._lock:
                 elements, largest = self._values.get(name, (0, 0.0))
-                # Where there is no distance, NaN stays: no comparison with it is true.
-                largest = largest if distance <= largest else distance
-                self._values[name] = elements + count, largest
+                self._values[name] = elements + count, _larger(largest, distance)
         self._progress(runs.nbytes)
 
     def report(self) -> VerifyReport:
@@ -152,13 +154,8 @@ class _Comparison:
                 report.differences.append(Difference(name, "values", self._not_finite[name]))
             elif name in self._values:
                 elements, largest = self._values[name]
-                count = max(1, int(np.prod(self._expected.form(name)[1])))
-                if math.isnan(largest):
-                    info = self._candidate[name][1]
-                    detail = f"{elements} of {info.nbytes} bytes differ"
-                    elements = min(elements, count)
-                else:
-                    detail = f"{elements} of {count} elements differ, by at most {largest:.3g}"
+                info = self._candidate[name][1]
+                detail, elements = _said(elements, largest, info)
                 report.differences.append(Difference(name, "values", detail, elements, largest))
             report.tensors += 1
             report.nbytes += self._candidate[name][1].nbytes
@@ -171,19 +168,51 @@ class _Comparison:
         return report
 
 
+def _said(differing: int, largest: float, info: TensorInfo) -> tuple[str, int]:
+    """Say how many elements differ, and return that; of less than a byte, their bytes are known."""
+    count = max(1, int(np.prod(info.shape)))
+    if _has_bytes_only(info.dtype):
+        return f"{differing} of {info.nbytes} bytes differ", min(differing, count)
+    by = "" if math.isnan(largest) else f", by at most {largest:.3g}"
+    return f"{differing} of {count} elements differ{by}", differing
+
+
+def _has_bytes_only(dtype: str) -> bool:
+    try:
+        numpy_dtype(dtype)
+    except TypeError:
+        return True
+    return False
+
+
 def _distance(have: NDArray[np.uint8], want: NDArray[np.uint8], dtype: str) -> tuple[int, float]:
     """Return (differing elements, largest absolute difference) of two blocks of bytes."""
-    try:
-        kind = numpy_dtype(dtype)
-    except TypeError:  # elements of less than a byte: their bytes are counted
+    if _has_bytes_only(dtype):
         return int((have != want).sum()), float("nan")
-    size = kind.itemsize
-    differing = (have.reshape(-1, size) != want.reshape(-1, size)).any(axis=1)
+    kind = numpy_dtype(dtype)
+    count, largest = 0, 0.0
+    step = _AT_ONCE * kind.itemsize
+    for start in range(0, have.size, step):
+        part = slice(start, start + step)
+        differing, distance = _distance_of(have[part].view(kind), want[part].view(kind))
+        count += differing
+        largest = _larger(largest, distance)
+    return count, largest
+
+
+def _larger(one: float, other: float) -> float:
+    """Return the larger; NaN, for no distance, is larger than any."""
+    return float(np.maximum(one, other))
+
+
+def _distance_of(have: NDArray[Any], want: NDArray[Any]) -> tuple[int, float]:
+    size = have.itemsize
+    bytes_differ = have.view(np.uint8) != want.view(np.uint8)
+    differing = bytes_differ.reshape(-1, size).any(axis=1)
     try:
         with np.errstate(all="ignore"):
-            left = have.view(kind)[differing].astype(np.float64)
-            right = want.view(kind)[differing].astype(np.float64)
-            largest = float(np.abs(left - right).max())
+            left, right = (values[differing].astype(np.float64) for values in (have, want))
+            largest = float(np.abs(left - right).max(initial=0.0))
     except TypeError:
         largest = float("nan")
     return int(differing.sum()), largest

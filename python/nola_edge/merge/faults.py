@@ -40,10 +40,14 @@ RSLORA_ON = "rslora on"
 SCALED = "scaled"
 TRANSPOSED = "transposed"
 ANOTHER_LAYER = "another layer"
-OVERFLOW = "overflow"
+OVERFLOW = "not finite"
+FP16_OVERFLOW = "fp16 overflow"
 DAMAGED = "damaged"
 IMPRECISE = "imprecise"
 UNKNOWN = "unknown"
+#: Of tensors that are not merged into: one that an adapter brings, and one that none changes.
+WHOLE = "whole tensor"
+UNTOUCHED = "untouched"
 
 #: The part of the change that each of some mistakes leaves; others depend on the adapter.
 PARTS = {DROPPED: 0.0, SUBTRACTED: -1.0, MERGED_TWICE: 2.0}

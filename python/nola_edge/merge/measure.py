@@ -7,6 +7,7 @@ cannot be more exact than what it came from.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Bits of the fraction, and the exponent of the smallest normal number.
 _FORMATS = {"F32": (23, -126), "F16": (10, -14), "BF16": (7, -126)}
+#: Bits of a float32: those of a power of two, without sign and fraction.
+_EXPONENT = np.uint32(0x7F800000)
 #: Most ulps that count against a prediction: a few broken elements are not to outvote the rest.
 _CAP = 8.0
 #: A change by so many ulps keeps its size when it is rounded.
@@ -33,7 +36,7 @@ IMPRECISION = 2.0**-7
 LARGEST_ULPS = 2.0
 
 
-def ulps_at(values: Floats, dtype: str) -> NDArray[np.float64]:
+def ulps_at(values: Floats, dtype: str) -> Floats:
     """Return the distance of neighbouring numbers of a dtype at the magnitude of some values.
 
     Parameters
@@ -43,10 +46,14 @@ def ulps_at(values: Floats, dtype: str) -> NDArray[np.float64]:
     dtype : {"F32", "F16", "BF16"}
     """
     fraction, smallest = _FORMATS[dtype]
-    _, exponents = np.frexp(values)
-    powers = np.where(values > 0, np.maximum(exponents - 1, smallest), smallest)
-    ulps: NDArray[np.float64] = np.ldexp(1.0, powers - fraction)
+    powers = (values.view(np.uint32) & _EXPONENT).view(np.float32)
+    ulps: Floats = np.maximum(powers, np.float32(2.0**smallest)) * np.float32(2.0**-fraction)
     return ulps
+
+
+def _dot(left: Floats, right: Floats) -> float:
+    """Return the sum of products, in double and without threads of its own."""
+    return float(np.einsum("i,i", left.reshape(-1), right.reshape(-1), dtype=np.float64))
 
 
 class Block:
@@ -57,7 +64,7 @@ class Block:
     found, base, right, change : (rows, cols) float32
         In the merged file; in the base; after a right merge, rounded; what a right merge adds,
         before it is rounded. Zero where one of them is infinite or NaN.
-    ulp : (rows, cols) float64
+    ulp : (rows, cols) float32
     finite : (rows, cols) bool
     """
 
@@ -66,26 +73,34 @@ class Block:
     ) -> None:
         self._kind = right.dtype
         parts = [part.astype(np.float32) for part in (found, base, right, change)]
-        self.finite = np.logical_and.reduce([np.isfinite(part) for part in parts])
-        for part in parts:
-            part[~self.finite] = 0
         self.found, self.base, self.right, self.change = parts
-        largest = np.maximum.reduce([np.abs(part) for part in parts[:3]])
+        self.finite = np.isfinite(self.found)
+        for part in parts[1:]:
+            self.finite &= np.isfinite(part)
+        largest = np.zeros_like(self.found)
+        for part in parts:
+            if not self.finite.all():
+                part[~self.finite] = 0
+            if part is not self.change:
+                np.maximum(largest, np.abs(part), out=largest)
         self.ulp = ulps_at(largest, safetensors_dtype(self._kind))
 
     def rounded(self, values: Floats) -> Floats:
         """Return values rounded to the weight's dtype."""
         return values.astype(self._kind).astype(np.float32)
 
-    def ulps_from(self, values: Floats) -> NDArray[np.float64]:
+    def ulps_from(self, values: Floats) -> Floats:
         """Return how many ulps the found values are from others, 0 where they are not finite."""
-        distance: NDArray[np.float64] = np.abs(self.found.astype(np.float64) - values) / self.ulp
-        return np.where(self.finite, distance, 0.0)
+        ulps = self.found - values
+        np.abs(ulps, out=ulps)
+        ulps /= self.ulp
+        ulps *= self.finite
+        return ulps
 
     def error(self, values: Floats) -> float:
         """Return the sum of squared ulps from a prediction, each element's capped."""
         ulps = np.fmin(self.ulps_from(values), _CAP)  # an overflowing prediction is far off
-        return float(np.square(ulps).sum())
+        return _dot(ulps, ulps)
 
 
 @dataclass
@@ -155,26 +170,27 @@ class Measurement:
 
     def add_block(self, block: Block) -> None:
         """Count a window in."""
-        ulps = block.ulps_from(block.right)
-        found, base, right, change = (
-            part.astype(np.float64) for part in (block.found, block.base, block.right, block.change)
-        )
+        ulps, change = block.ulps_from(block.right), block.change
+        found = block.found - block.base
+        squares, size = _dot(change, change), np.abs(change)
+        large = size >= np.float32(_LARGE_ULPS) * block.ulp
         self.elements += ulps.size
         self.not_finite += int(ulps.size - np.count_nonzero(block.finite))
-        products, squares = (found - base) * change, np.square(change)
-        large = np.abs(change) >= _LARGE_ULPS * block.ulp
-        self.there += float(products.sum())
-        self.there_large += float(products[large].sum())
-        self.there_right += float(((right - base) * change).sum())
-        self.wanted += float(squares.sum())
-        self.wanted_large += float(squares[large].sum())
-        self.residual += float(np.square(found - right).sum())
+        self.there += _dot(found, change)
+        self.there_right += _dot(block.right - block.base, change)
+        self.wanted += squares
+        self.there_large += _dot(found[large], change[large])
+        self.wanted_large += _dot(change[large], change[large])
         self.largest = max(self.largest, float(ulps.max()))
         self.differing += int(np.count_nonzero(ulps))
         self.beyond += int(np.count_nonzero(ulps > 1))
+        residual = block.found - block.right
+        self.residual += _dot(residual, residual)
         # Where its terms cancel, a change is no more exact than others.
-        slack = IMPRECISION * (np.abs(change) + np.sqrt(squares.mean())) / block.ulp
-        self.stray += int(np.count_nonzero(ulps > np.maximum(slack, LARGEST_ULPS)))
+        size += np.float32(math.sqrt(squares / ulps.size))
+        size *= np.float32(IMPRECISION)
+        size /= block.ulp
+        self.stray += int(np.count_nonzero(ulps > np.maximum(size, np.float32(LARGEST_ULPS))))
 
     def add_predictions(self, block: Block, predictions: Iterable[tuple[str, Floats]]) -> None:
         """Count in how far a window is from each of some predictions of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from nola_edge.merge.faults import HARMLESS
@@ -23,8 +24,8 @@ class Difference:
     largest : float
         Largest absolute difference, NaN where it cannot be computed.
     part : float
-        For values of a tensor that adapters change in a checkpoint, as all that follows; NaN or
-        None elsewhere. How much of the wanted change is there:
+        For values of a tensor of a checkpoint that adapters are merged into, as the other numbers
+        that follow; NaN elsewhere. How much of the wanted change is there:
         <found - base, wanted> / <wanted, wanted>, where `wanted` is the change in fp32 before it
         is rounded. 1 is right, 0 dropped, -1 subtracted.
     right_part : float
@@ -38,11 +39,14 @@ class Difference:
     beyond : float
         Share of elements that are more than one ulp from the right value.
     fault : str, optional
-        What explains the difference: ``"rounding"``, ``"rounded twice"``, ``"imprecise"`` (the
-        change is right to a percent or so, computed in less than fp32), ``"dropped"``,
+        What explains the difference; None in GGUF files and where the problem is not the values.
+        Right but for roundings: ``"rounding"``, ``"rounded twice"``, ``"imprecise"`` (computed in
+        less than fp32, the change is right to a percent or so). Wrong: ``"dropped"``,
         ``"subtracted"``, ``"merged twice"``, ``"rslora off"``, ``"rslora on"``, ``"scaled"`` (by
-        `factor`), ``"transposed"``, ``"another layer"``, ``"overflow"``, ``"damaged"`` (right but
-        for some elements) or ``"unknown"``.
+        `factor`), ``"transposed"``, ``"another layer"``, ``"fp16 overflow"``, ``"not finite"`` (in
+        another dtype), ``"damaged"`` (right but for some elements), ``"unknown"``. Of tensors
+        that nothing is merged into: ``"whole tensor"`` (which an adapter brings),
+        ``"untouched"`` (which none changes).
     source : str, optional
         The tensor whose change is in this one, for ``"another layer"``.
     """
@@ -60,9 +64,19 @@ class Difference:
     fault: str | None = None
     source: str | None = None
 
+    @property
+    def measured(self) -> bool:
+        """Whether the numbers from `part` on are known."""
+        return not math.isnan(self.ulps)
+
+    @property
+    def harmless(self) -> bool:
+        """Whether nothing but rounding makes the difference."""
+        return self.fault in HARMLESS
+
     def within(self, ulps: float) -> bool:
-        """Whether nothing but rounding makes the difference, and no more than so many ulps."""
-        return self.fault in HARMLESS and self.ulps <= ulps
+        """Whether nothing but rounding makes the difference, of at most so many ulps."""
+        return self.harmless and self.ulps <= ulps
 
 
 @dataclass(frozen=True)

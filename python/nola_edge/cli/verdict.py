@@ -1,0 +1,207 @@
+"""What ``nola-edge verify`` says of weights that differ: a line of verdict and a table."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nola_edge.cli.output import human_bytes
+from nola_edge.errors import printable
+from nola_edge.merge import faults
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from nola_edge.merge.report import Difference, VerifyReport
+
+_LISTED = 20
+_HEADER = ("part", "ulps", ">1 ulp", "cause", "tensor")
+_GAP = "  "
+#: Parts are shown to two digits.
+_SHOWN = 0.005
+_SAME = 0.1
+
+#: Fault -> what is said of the tensors that have it.
+_PHRASES = {
+    faults.OVERFLOW: "infinite or NaN weights in {}",
+    faults.FP16_OVERFLOW: "fp16 overflow in {}",
+    faults.DROPPED: "{adapter} dropped from {}",
+    faults.SUBTRACTED: "{adapter} subtracted in {}",
+    faults.MERGED_TWICE: "merged twice in {}",
+    faults.RSLORA_OFF: "scaled as if rsLoRA were off in {}",
+    faults.RSLORA_ON: "scaled as if rsLoRA were on in {}",
+    faults.SCALED: "scaled by {factor} in {}",
+    faults.TRANSPOSED: "transposed in {}",
+    faults.ANOTHER_LAYER: "another layer's factors in {}",
+    faults.DAMAGED: "a few weights are broken in {}",
+    faults.UNKNOWN: "more than rounding, by no mistake that is known, in {}",
+    faults.WHOLE: "other values in {} that the adapter brings whole",
+    faults.UNTOUCHED: "other values in {} that no adapter changes",
+}
+_HARMLESS = {
+    faults.IMPRECISE: "right, but computed in less than fp32",
+    faults.ROUNDED_TWICE: "right, but rounded twice",
+    faults.ROUNDING: "the difference is rounding",
+}
+_FORMS = {
+    "missing": "{} missing",
+    "unexpected": "{} too many",
+    "dtype": "{} of another dtype",
+    "shape": "{} of another shape",
+}
+_CAUSES = {
+    faults.FP16_OVERFLOW: "overflow",
+    faults.OVERFLOW: "not finite",
+    faults.RSLORA_OFF: "rsLoRA off",
+    faults.RSLORA_ON: "rsLoRA on",
+    faults.DAMAGED: "broken weights",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to say of a report.
+
+    Attributes
+    ----------
+    report : VerifyReport
+    adapters : int
+        How many were merged.
+    ulps : int, optional
+        By which merged weights may be off.
+    """
+
+    report: VerifyReport
+    adapters: int = 1
+    ulps: int | None = None
+
+    @property
+    def accepted(self) -> bool:
+        """Whether all is as it should be, to so many ulps."""
+        return self.report.identical if self.ulps is None else self.report.within(self.ulps)
+
+    @property
+    def text(self) -> str | None:
+        """Say in one line what is wrong with the tensors; None where nothing is known of them."""
+        report = self.report
+        counts = Counter(d.fault for d in report.differences if d.fault is not None)
+        if not counts:
+            return None
+        said = [self._wrong(fault, counts[fault]) for fault in _PHRASES if counts[fault]]
+        harmless = [text for fault, text in _HARMLESS.items() if counts[fault]]
+        if said and harmless:
+            roundings = sum(counts[fault] for fault in _HARMLESS)
+            harmless = [f"only rounding in {_tensors(roundings, report.merged)}"]
+        forms = Counter(d.problem for d in report.differences)
+        said += harmless[:1]
+        said += [text.format(_count(forms[form])) for form, text in _FORMS.items() if forms[form]]
+        return "; ".join(said)
+
+    def lines(self, tensors_only: bool) -> list[str]:
+        """Return what is printed."""
+        rest = "; nothing else was compared" * tensors_only
+        report = self.report
+        compared = (
+            f"{report.tensors} tensors ({report.merged} merged), {human_bytes(report.nbytes)}"
+        )
+        if report.identical:
+            return [f"identical: {compared}, every bit as base and adapter give{rest}"]
+        if not self.accepted:
+            return list(self._differences())
+        count, ulps = len(report.differences), f"{self.ulps} ulp{'s' * (self.ulps != 1)}"
+        first = f"the same within {ulps}: {compared}, {count} not to the bit{rest}"
+        return [first, f"verdict: {self.text}"]
+
+    def _differences(self) -> Iterator[str]:
+        report = self.report
+        measured = sorted((d for d in report.differences if d.measured), key=lambda d: d.harmless)
+        tensors = [(d.tensor, d.detail) for d in report.differences if not d.measured]
+        files = [(d.file, d.detail) for d in report.files]
+        counts = [
+            f"{count} {what}{'s' * (count > 1)}"
+            for count, what in ((len(report.differences), "tensor"), (len(files), "file"))
+            if count
+        ]
+        yield f"DIFFERENT: {' and '.join(counts)}"
+        if self.text is not None:
+            yield f"verdict: {self.text}"
+        if measured:
+            yield from table(measured[:_LISTED])
+        for name, detail in [*tensors[:_LISTED], *files[:_LISTED]]:
+            yield f"  {printable(name)}: {detail}"
+        more = sum(max(0, len(found) - _LISTED) for found in (measured, tensors, files))
+        if more:
+            yield f"  … and {more} more (all with --json)"
+
+    def _wrong(self, fault: str, count: int) -> str:
+        merged = fault not in (faults.WHOLE, faults.UNTOUCHED)
+        factors = [d.factor for d in self.report.differences if d.fault == fault]
+        return _PHRASES[fault].format(
+            _tensors(count, self.report.merged) if merged else _count(count),
+            adapter="the adapter was" if self.adapters == 1 else "the adapters were",
+            factor=_common(factors) or "various factors",
+        )
+
+
+def table(differences: Sequence[Difference]) -> Iterator[str]:
+    """Lay out what was measured of tensors, the name last, so that a long one can be wrapped."""
+    rows = [_HEADER, *map(_row, differences)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER) - 1)]
+    for row, difference in zip(rows, [None, *differences], strict=True):
+        *numbers, cause, tensor = row
+        cells = [f"{text:>{width}}" for text, width in zip(numbers, widths, strict=False)]
+        yield _GAP + _GAP.join([*cells, f"{cause:{widths[-1]}}", tensor])
+        if difference is not None and difference.source is not None:
+            yield f"    with the change of {printable(difference.source)}"
+
+
+def _common(factors: list[float]) -> str | None:
+    """Return what factors are that hardly differ."""
+    low, middle, high = min(factors), sorted(factors)[len(factors) // 2], max(factors)
+    return f"{middle:.2g}" if high - low <= _SAME * abs(middle) else None
+
+
+def _tensors(count: int, merged: int) -> str:
+    return f"all {_count(merged)}" if count == merged > 1 else f"{count} of {_count(merged)}"
+
+
+def _count(number: int) -> str:
+    return f"{number} tensor{'s' * (number != 1)}"
+
+
+def _row(difference: Difference) -> tuple[str, ...]:
+    return (
+        _part(difference),
+        f"{difference.ulps:.3g}",
+        _beyond(difference),
+        _cause(difference),
+        printable(difference.tensor),
+    )
+
+
+def _part(difference: Difference) -> str:
+    """Say the part that is there, and that of a right merge where it is another than 1."""
+    part, right = difference.part, difference.right_part
+    if math.isnan(part):
+        return "-"
+    return _rounded(part) + (f" of {_rounded(right)}" if abs(right - 1) > _SHOWN else "")
+
+
+def _rounded(part: float) -> str:
+    text = f"{part:.2f}"
+    return "0.00" if text == "-0.00" else text
+
+
+def _beyond(difference: Difference) -> str:
+    percent = 100 * difference.beyond
+    if 0 < percent < 0.01:
+        return "<0.01%"
+    return f"{percent:.3g}%" if percent < 99.95 else "100%" if percent == 100 else "99.9%"
+
+
+def _cause(difference: Difference) -> str:
+    fault = str(difference.fault)
+    scaled = f"scaled by {difference.factor:.2g}"
+    return scaled if fault == faults.SCALED else _CAUSES.get(fault, fault)

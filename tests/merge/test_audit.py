@@ -1,0 +1,303 @@
+"""What verifying says of weights that another program merged: how far off they are, and why."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import nola_edge as ne
+from nola_edge import Adapter
+from nola_edge.checkpoint import Checkpoint
+from nola_edge.dtypes import numpy_dtype
+from nola_edge.merge import audit, compare
+from nola_edge.synthetic import trained_adapter
+from tests.conftest import load_all, write_safetensors
+
+F = np.float32
+R = 9
+#: Two that could be confused, one that is square alone, one that is not square.
+SHAPES = {"l.0.q": (64, 64), "l.1.q": (64, 64), "l.0.o": (48, 48), "l.0.up": (96, 64)}
+NAMES = [f"{module}.weight" for module in SHAPES]
+DTYPES = ["BF16", "F16", "F32"]
+
+
+class Case:
+    """A base, an adapter, and what its exact change is."""
+
+    def __init__(self, folder, dtype, weight=1.0, seed=3, **options):
+        self.kind = numpy_dtype(dtype)
+        self.folder = folder
+        rng = np.random.default_rng(seed)
+        self.base = {
+            name: rng.standard_normal(shape).astype(F).astype(self.kind)
+            for name, shape in zip(NAMES, SHAPES.values(), strict=True)
+        }
+        self.base["norm.weight"] = np.ones(7, F)
+        options = {"r": R, "num_basis": 12, "seed": seed, "use_rslora": True, **options}
+        self.adapter = trained_adapter(SHAPES, **options)
+        self.given = [(self.adapter, weight)]
+        write_safetensors(folder / "base.safetensors", self.base)
+        self.change = {}
+        for name, (module, shape) in zip(NAMES, SHAPES.items(), strict=True):
+            a, b = self.adapter.factors(module, *shape)
+            self.change[name] = b @ a * F(weight * self.adapter.scaling)
+
+    def rounded(self, values):
+        with np.errstate(over="ignore"):
+            return values.astype(self.kind)
+
+    def merged(self, merge):
+        """Return a report on what a program wrote: merge(name, base, change), all in fp32."""
+        tensors = {
+            name: self.rounded(merge(name, values.astype(F), self.change[name]))
+            for name, values in self.base.items()
+            if name in NAMES
+        }
+        return self.verified({**self.base, **tensors})
+
+    def verified(self, tensors, **options):
+        write_safetensors(self.folder / "out.safetensors", tensors)
+        paths = self.folder / "out.safetensors", self.folder / "base.safetensors"
+        return ne.verify_checkpoint(*paths, self.given, tensors_only=True, **options)
+
+    def ours(self):
+        with ne.open_merged(self.folder / "base.safetensors", self.given) as tensors:
+            return {name: np.array(tensors[name]) for name in tensors}
+
+
+@pytest.fixture
+def case(tmp_path):
+    return lambda *given, **options: Case(tmp_path, *given, **options)
+
+
+def faults(report):
+    return {d.tensor: d.fault for d in report.differences}
+
+
+def twice(case):
+    return lambda _, base, change: case.rounded(base + change).astype(F) + change
+
+
+MISTAKES = {
+    "dropped": (lambda c: lambda _, base, change: base, 0),
+    "subtracted": (lambda c: lambda _, base, change: base - change, -1),
+    "merged twice": (twice, 2),
+    "rslora off": (lambda c: lambda _, base, change: base + change / F(math.sqrt(R)), 1 / 3),
+    "scaled": (lambda c: lambda _, base, change: base + F(0.6) * change, 0.6),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fault", MISTAKES)
+def test_a_mistake_in_scaling_is_named(case, dtype, fault):
+    case = case(dtype)
+    merge, part = MISTAKES[fault]
+    report = case.merged(merge(case))
+    assert faults(report) == dict.fromkeys(NAMES, fault)
+    for difference in report.differences:
+        assert difference.part == pytest.approx(part, abs=0.05)
+        assert difference.factor == pytest.approx(part, abs=0.02)
+        assert difference.ulps > 10
+        assert 0.5 < difference.beyond <= 1
+        assert not difference.within(10)
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.02])
+@pytest.mark.parametrize("fault", MISTAKES)
+def test_a_change_below_an_ulp_fools_nobody(case, fault, weight):
+    """Most of it is rounded away: the part that is there tells little, where it is does."""
+    case = case("BF16", weight)
+    report = case.merged(MISTAKES[fault][0](case))
+    assert set(faults(report).values()) <= {fault, "unknown"}
+    assert list(faults(report).values()).count(fault) >= 3
+    assert all(difference.right_part < 0.99 for difference in report.differences)
+
+
+def test_a_dropped_layer_is_found(case):
+    case = case("BF16")
+    report = case.merged(lambda name, base, change: base + change * (name != NAMES[1]))
+    assert faults(report)[NAMES[1]] == "dropped"
+    assert {f for n, f in faults(report).items() if n != NAMES[1]} <= {"rounding"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_another_layers_factors_are_found(case, dtype):
+    case = case(dtype)
+    one, two = NAMES[:2]
+    swapped = {one: two, two: one}
+    report = case.merged(lambda name, base, _: base + case.change[swapped.get(name, name)])
+    found = {d.tensor: (d.fault, d.source) for d in report.differences if not d.harmless}
+    assert found == {one: ("another layer", two), two: ("another layer", one)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_transposed_change_is_found(case, dtype):
+    case = case(dtype)
+    square = [name for name in NAMES if case.change[name].shape[0] == case.change[name].shape[1]]
+    report = case.merged(lambda name, base, c: base + (c.T if name in square else c))
+    assert {d.tensor: d.fault for d in report.differences if not d.harmless} == dict.fromkeys(
+        square, "transposed"
+    )
+
+
+def test_weights_that_are_stored_transposed(case):
+    """As GPT-2's Conv1D: what is transposed there is the change as others store it."""
+    case = case("BF16", fan_in_fan_out=True)
+    shape = SHAPES["l.0.q"]
+    case.adapter = Adapter(case.adapter.config, {"l.0.q": case.adapter.modules["l.0.q"]})
+    case.given = [case.adapter]
+    a, b = case.adapter.factors("l.0.q", *shape)
+    change = b @ a * F(case.adapter.scaling)
+    out = case.base[NAMES[0]].astype(F) + change
+    report = case.verified({**case.base, NAMES[0]: case.rounded(out)})
+    assert faults(report) == {NAMES[0]: "transposed"}
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_two_roundings_are_no_mistake(case, dtype):
+    case = case(dtype)
+    report = case.merged(lambda _, base, change: base + case.rounded(change).astype(F))
+    assert set(faults(report).values()) == {"rounded twice"}
+    assert report.within(1)
+    assert not report.within(0)
+    assert not report
+
+
+def test_adapters_that_are_merged_one_after_the_other_are_rounded_twice(case):
+    case = case("BF16")
+    case.given = [(case.adapter, 0.5), (case.adapter, 0.75)]
+    report = case.merged(lambda _, base, c: case.rounded(base + F(0.5) * c).astype(F) + F(0.75) * c)
+    assert set(faults(report).values()) == {"rounded twice"}
+    report = case.merged(lambda _, base, change: base + F(0.5) * change)  # the second forgotten
+    assert set(faults(report).values()) == {"scaled"}
+    assert all(d.factor == pytest.approx(0.4, abs=0.01) for d in report.differences)
+    assert set(faults(case.merged(lambda _, base, change: base)).values()) == {"dropped"}
+
+
+@pytest.mark.parametrize("dtype", ["F16", "F32"])
+def test_a_change_in_bfloat16_is_imprecise(case, dtype):
+    case = case(dtype)
+    half = numpy_dtype("BF16")
+    report = case.merged(lambda _, base, change: base + change.astype(half).astype(F))
+    assert set(faults(report).values()) == {"imprecise"}
+    assert not report.within(1)
+
+
+def test_fp16_overflow_is_found_whoever_overflows(case):
+    """In a product of its own, as in fp16; and where no fp16 can hold what base and change give."""
+    small, large = case("F16"), NAMES[2]
+    report = small.merged(
+        lambda name, base, change: (
+            np.where(change == change.max(), np.inf, base + change)
+            if name == large
+            else base + change
+        )
+    )
+    found = {d.tensor: d for d in report.differences if not d.harmless}
+    assert [(d.fault, d.ulps) for d in found.values()] == [("fp16 overflow", math.inf)]
+    assert list(found) == [large]
+    too_large = case("F16", 1e6)
+    report = too_large.merged(lambda _, base, change: base + change)
+    assert set(faults(report).values()) == {"fp16 overflow"}
+    assert "too large for F16" in report.differences[0].detail
+
+
+def test_a_value_that_is_no_number_has_no_distance(case):
+    """Nor does it get one from what is compared after it."""
+    case = case("F16")
+    tensors = case.ours()
+    tensors[NAMES[3]][0, 0] = np.nan
+    tensors[NAMES[3]][-1, -1] += 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "_AT_ONCE", 64)
+        (difference,) = case.verified(tensors).differences
+    assert difference.detail == "2 of 6144 elements differ"
+    assert math.isnan(difference.largest)
+    assert difference.fault == "fp16 overflow"
+
+
+def test_other_changes_are_not_explained(case):
+    for dtype in DTYPES:
+        made = case(dtype)
+        rng = np.random.default_rng(1)
+        report = made.merged(
+            lambda _, base, c: base + c.std() * rng.standard_normal(base.shape, F)  # noqa: B023
+        )
+        assert set(faults(report).values()) == {"unknown"}
+        half = made.merged(lambda _, base, c: base + c * (np.arange(len(c)) % 2 == 0)[:, None])
+        assert set(faults(half).values()) == {"unknown"}
+
+
+def test_one_broken_weight_is_no_rounding(case):
+    case = case("BF16")
+    tensors = case.ours()
+    tensors[NAMES[0]][3, 4] += 100
+    report = case.verified(tensors)
+    assert faults(report) == {NAMES[0]: "damaged"}
+    assert not report.within(1000)
+
+
+def test_tensors_that_nothing_is_merged_into(case):
+    case = case("BF16")
+    config = dataclasses.replace(case.adapter.config, modules_to_save=("norm",))
+    whole = {"norm.weight": np.full(7, 2, F)}
+    tensors = {**case.ours(), "norm.weight": np.full(7, 3, F)}
+    assert faults(case.verified(tensors)) == {"norm.weight": "untouched"}
+    case.given = Adapter(config, case.adapter.modules, whole)
+    report = case.verified(tensors)
+    assert faults(report) == {"norm.weight": "whole tensor"}
+    assert not report.within(1000)
+
+
+def test_an_adapter_that_changes_nothing(case):
+    case = case("BF16")
+    zero = {m: (c.alpha, np.zeros_like(c.beta)) for m, c in case.adapter.modules.items()}
+    case.given = case.adapter.replace(zero)
+    assert case.verified(case.base)
+    tensors = {**case.base, NAMES[0]: case.rounded(case.base[NAMES[0]].astype(F) * F(1.5))}
+    (difference,) = case.verified(tensors).differences
+    assert (difference.fault, math.isnan(difference.part)) == ("unknown", True)
+
+
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_how_a_tensor_is_cut_does_not_show(tmp_path_factory, data):
+    case = Case(tmp_path_factory.mktemp("cut"), "BF16", 0.3)
+    fault = data.draw(st.sampled_from(sorted(MISTAKES)))
+    whole = case.merged(MISTAKES[fault][0](case))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audit, "_ELEMENTS", data.draw(st.integers(1, 3000).map(lambda n: n + 500)))
+        patch.setattr(audit, "_SAMPLES", 1000)
+        with Checkpoint.open(case.folder / "out.safetensors"):
+            cut = case.verified(load_all(case.folder / "out.safetensors"), num_threads=2)
+    for one, other in zip(whole.differences, cut.differences, strict=True):
+        assert (one.fault, one.ulps, one.beyond) == (other.fault, other.ulps, other.beyond)
+        assert one.part == pytest.approx(other.part)
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_no_mistake_is_taken_for_another(tmp_path_factory, data):
+    """Whatever the sizes are: it is named rightly, or not at all."""
+    weight = 10 ** data.draw(st.floats(-3, 0.5))
+    case = Case(
+        tmp_path_factory.mktemp("any"),
+        data.draw(st.sampled_from(DTYPES)),
+        weight,
+        data.draw(st.integers(0, 99)),
+    )
+    fault = data.draw(st.sampled_from(sorted(MISTAKES)))
+    found = faults(case.merged(MISTAKES[fault][0](case)))
+    # Where all of what is left is rounded away, that is what it looks like.
+    gone = {name for name in found if np.array_equal(case.base[name], _written(case, name))}
+    assert {found[name] for name in found if name not in gone} <= {fault, "unknown", "rounding"}
+    assert {found[name] for name in gone} <= {"dropped", "rounding"}
+    right = case.merged(lambda _, base, change: base + case.rounded(change).astype(F))
+    assert all(difference.harmless for difference in right.differences)
+
+
+def _written(case, name):
+    return load_all(case.folder / "out.safetensors")[name]
