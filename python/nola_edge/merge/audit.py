@@ -183,7 +183,8 @@ class _Audit:
         with contextlib.suppress(NotFiniteError):  # counted, where it is
             ops.merge_(right, left, update.right, update.scaling, num_threads=1)
         change = faults.change_of(left, update.right, update.scaling)
-        return Block(found, base, right, change)
+        reach = faults.reach_of(left, update.right, update.scaling)
+        return Block(found, base, right, change, reach)
 
     def _usual(
         self, name: str, block: Block, window: Window, update: Update

@@ -92,6 +92,13 @@ def change_of(left: Floats, right: Floats, scaling: float) -> Floats:
     return change
 
 
+def reach_of(left: Floats, right: Floats, scaling: float) -> Floats:
+    """Return a bound of what the terms of :func:`change_of` add up to, all taken as positive."""
+    rows, cols = np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=0)
+    reach: Floats = np.float32(abs(scaling)) * np.outer(rows, cols)
+    return reach
+
+
 def usual_predictions(block: Block, mistake: tuple[str, float] | None) -> Iterator[Prediction]:
     """Yield what a right merge gives for a window, and what mistakes in its scaling do."""
     yield ROUNDING, block.right

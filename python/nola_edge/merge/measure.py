@@ -7,7 +7,6 @@ cannot be more exact than what it came from.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +29,10 @@ _EXPONENT = np.uint32(0x7F800000)
 _CAP = 8.0
 #: A change by so many ulps keeps its size when it is rounded.
 _LARGE_ULPS = 4.0
-#: A change that was computed in bfloat16 is right to so much, and its elements to about as much …
-IMPRECISION = 2.0**-7
-#: … or so many ulps, by which the last rounding may go another way.
+#: What bfloat16 may lose of both factors, the product and the change, 2**-8 each, as a part of
+#: all terms …
+IMPRECISION = 4 * 2.0**-8
+#: … besides these ulps, by which the last rounding may go another way.
 LARGEST_ULPS = 2.0
 
 
@@ -65,13 +65,21 @@ class Block:
         In the merged file; in the base; after a right merge, rounded; what a right merge adds,
         before it is rounded. Zero where one of them is infinite or NaN.
     ulp : (rows, cols) float32
+    reach : (rows, cols) float32
+        What the terms of `change` add up to at most, where none cancels another.
     finite : (rows, cols) bool
     """
 
     def __init__(
-        self, found: NDArray[Any], base: NDArray[Any], right: NDArray[Any], change: Floats
+        self,
+        found: NDArray[Any],
+        base: NDArray[Any],
+        right: NDArray[Any],
+        change: Floats,
+        reach: Floats,
     ) -> None:
         self._kind = right.dtype
+        self.reach = reach
         parts = [part.astype(np.float32) for part in (found, base, right, change)]
         self.found, self.base, self.right, self.change = parts
         self.finite = np.isfinite(self.found)
@@ -172,13 +180,12 @@ class Measurement:
         """Count a window in."""
         ulps, change = block.ulps_from(block.right), block.change
         found = block.found - block.base
-        squares, size = _dot(change, change), np.abs(change)
-        large = size >= np.float32(_LARGE_ULPS) * block.ulp
+        large = np.abs(change) >= np.float32(_LARGE_ULPS) * block.ulp
         self.elements += ulps.size
         self.not_finite += int(ulps.size - np.count_nonzero(block.finite))
         self.there += _dot(found, change)
         self.there_right += _dot(block.right - block.base, change)
-        self.wanted += squares
+        self.wanted += _dot(change, change)
         self.there_large += _dot(found[large], change[large])
         self.wanted_large += _dot(change[large], change[large])
         self.largest = max(self.largest, float(ulps.max()))
@@ -186,11 +193,8 @@ class Measurement:
         self.beyond += int(np.count_nonzero(ulps > 1))
         residual = block.found - block.right
         self.residual += _dot(residual, residual)
-        # Where its terms cancel, a change is no more exact than others.
-        size += np.float32(math.sqrt(squares / ulps.size))
-        size *= np.float32(IMPRECISION)
-        size /= block.ulp
-        self.stray += int(np.count_nonzero(ulps > np.maximum(size, np.float32(LARGEST_ULPS))))
+        slack = np.float32(IMPRECISION) * block.reach / block.ulp
+        self.stray += int(np.count_nonzero(ulps > slack + np.float32(LARGEST_ULPS)))
 
     def add_predictions(self, block: Block, predictions: Iterable[tuple[str, Floats]]) -> None:
         """Count in how far a window is from each of some predictions of it."""
