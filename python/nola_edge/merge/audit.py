@@ -18,7 +18,7 @@ import numpy as np
 from nola_edge import ops
 from nola_edge.errors import NotFiniteError
 from nola_edge.merge import faults
-from nola_edge.merge.blocks import Workers
+from nola_edge.merge.blocks import Workers, runs_of
 from nola_edge.merge.measure import Block, Measurement
 from nola_edge.merge.other_layers import change_in, nearest_layers, read_window
 from nola_edge.merge.update import make_update, total_rank
@@ -35,17 +35,21 @@ if TYPE_CHECKING:
     from nola_edge.safetensors_file import TensorInfo
 
     Found = Mapping[str, tuple[InputFile, TensorInfo]]
-    Predict = Callable[[str, Block, Window, Update], Iterator[Prediction]]
 
-#: Of a window; a dozen arrays of float64 are made of it.
+#: Of a window; some twenty arrays of float32 are made of it.
 _ELEMENTS = 1 << 16
-_ARRAYS_BYTES = 12 * 8
+_ARRAYS_BYTES = 20 * 4
 #: Windows of a tensor, spread over it, that predictions are tried on.
 _SAMPLES = 4
+_UNEXPLAINED = (faults.UNKNOWN, faults.IMPRECISE)
 
 
 def audit(
-    plan: MergePlan, found: Found, differences: list[Difference], num_threads: int | None
+    plan: MergePlan,
+    found: Found,
+    differences: list[Difference],
+    num_threads: int | None,
+    progress: Callable[[int], None],
 ) -> list[Difference]:
     """Say of tensors whose values differ how they do.
 
@@ -57,6 +61,8 @@ def audit(
         Name -> file and entry of what there is.
     differences : list of Difference
     num_threads : int, optional
+    progress : callable
+        Called with the number of bytes measured since the last call.
 
     Returns
     -------
@@ -64,7 +70,7 @@ def audit(
         The same, those of values with a fault, and of merged tensors with all their fields.
     """
     names = [d.tensor for d in differences if d.problem == "values" and d.tensor in plan.merges]
-    audited = _Audit(plan, found, num_threads)
+    audited = _Audit(plan, found, num_threads, progress)
     audited.measure(names)
     for name in names:
         audited.faults[name] = faults.judge(audited.measured[name])
@@ -72,16 +78,20 @@ def audit(
     return [audited.said_of(d) if d.problem == "values" else d for d in differences]
 
 
-_UNEXPLAINED = (faults.UNKNOWN, faults.IMPRECISE)
-
-
 class _Audit:
     """Measures tensors on several threads and tries explanations."""
 
-    def __init__(self, plan: MergePlan, found: Found, num_threads: int | None) -> None:
+    def __init__(
+        self,
+        plan: MergePlan,
+        found: Found,
+        num_threads: int | None,
+        progress: Callable[[int], None],
+    ) -> None:
         self._plan = plan
         self._found = found
         self._num_threads = num_threads
+        self._progress = progress
         self._lock = threading.Lock()
         self.measured: dict[str, Measurement] = {}
         self.faults: dict[str, str] = {}
@@ -93,8 +103,8 @@ class _Audit:
         with Workers(self._num_threads) as workers:
             for name in self.measured:
                 for update, window, sampled in self._windows(name):
-                    predict = self._usual if sampled else None
-                    self._submit(workers, name, update, window, predict, whole=True)
+                    work = partial(self._measure, name, update, window, sampled)
+                    workers.submit(work, nbytes=self._memory(name, update, window))
 
     def try_rarer(self, names: list[str]) -> None:
         """Try the rarer mistakes on samples of tensors that are not explained."""
@@ -104,7 +114,8 @@ class _Audit:
                 self.measured[name].sampled = 0
                 for update, window, sampled in self._windows(name):
                     if sampled:
-                        self._submit(workers, name, update, window, self._rarer, whole=False)
+                        work = partial(self._try_rarer, name, update, window)
+                        workers.submit(work, nbytes=self._memory(name, update, window))
         for name in names:
             mistake = faults.rslora_mistake(self._plan.merges[name])
             faults.forget_same_part(self.measured[name], mistake)
@@ -138,40 +149,39 @@ class _Audit:
             for begin, stop in strips(info, total_rank(terms))
             for start in range(begin, stop, _ELEMENTS)
         ]
-        for cols in columns:
+        apart = -(-len(columns) // _SAMPLES)
+        for place, cols in enumerate(columns):
             update = make_update(terms, info.shape, cols, self._num_threads)
             these = list(windows(info, [update], _ELEMENTS * info.nbytes // info.size))
-            step = max(1, len(these) * len(columns) // _SAMPLES)
+            step = -(-len(these) * len(columns) // (apart * _SAMPLES))
             for number, window in enumerate(these):
-                yield update, window, number % step == min(step, len(these)) // 2
+                sampled = place % apart == 0 and number % step == min(step, len(these)) // 2
+                yield update, window, sampled
 
-    def _submit(
-        self,
-        workers: Workers,
-        name: str,
-        update: Update,
-        window: Window,
-        predict: Predict | None,
-        *,
-        whole: bool,
-    ) -> None:
+    def _memory(self, name: str, update: Update, window: Window) -> int:
+        """Return the bytes that measuring a window takes."""
+        rows, cols = window.shape
         info = self._plan.tensor(name)[1]
-        need = work_bytes(info, [update], window)
-        need += _ARRAYS_BYTES * window.shape[0] * window.shape[1]
-        workers.submit(
-            partial(self._measure, name, update, window, predict, whole=whole), nbytes=need
-        )
+        return work_bytes(info, [update], window) + _ARRAYS_BYTES * rows * cols
 
-    def _measure(
-        self, name: str, update: Update, window: Window, predict: Predict | None, *, whole: bool
-    ) -> None:
+    def _measure(self, name: str, update: Update, window: Window, sampled: bool) -> None:
         measured = Measurement()
         with np.errstate(all="ignore"):  # infinite values are counted
             block = self._block(name, update, window)
-            if whole:
-                measured.add_block(block)
-            if predict is not None:
-                measured.add_predictions(block, predict(name, block, window, update))
+            measured.add_block(block)
+            if sampled:
+                measured.add_predictions(block, self._usual(name, block, window, update))
+        self._add(name, measured)
+        self._progress(runs_of(self._plan.tensor(name)[1], window).nbytes)
+
+    def _try_rarer(self, name: str, update: Update, window: Window) -> None:
+        measured = Measurement()
+        with np.errstate(all="ignore"):
+            block = self._block(name, update, window)
+            measured.add_predictions(block, self._rarer(name, block, window))
+        self._add(name, measured)
+
+    def _add(self, name: str, measured: Measurement) -> None:
         with self._lock:
             self.measured[name].add(measured)
 
@@ -196,9 +206,7 @@ class _Audit:
         yield from faults.usual_predictions(block, faults.rslora_mistake(terms))
         yield from faults.twice_rounded(block, alone, window.rows)
 
-    def _rarer(
-        self, name: str, block: Block, window: Window, update: Update
-    ) -> Iterator[Prediction]:
+    def _rarer(self, name: str, block: Block, window: Window) -> Iterator[Prediction]:
         terms, shape = self._plan.merges[name], self._plan.tensor(name)[1].shape
         factor = self.measured[name].factor
         if math.isfinite(factor):

@@ -61,7 +61,8 @@ def verify_checkpoint(
         Compare names, dtypes, shapes and bytes of tensors and nothing else, as for a checkpoint
         that another program wrote: it may be sharded differently.
     progress : callable, optional
-        Called with the number of bytes compared since the last call.
+        Called with the number of bytes compared since the last call; those of merged tensors that
+        differ count again, as they are measured.
 
     Returns
     -------
@@ -79,8 +80,11 @@ def verify_checkpoint(
     with Checkpoint.open(base_path(base)) as checkpoint, Checkpoint.open(merged) as candidate:
         plan = plan_merge(checkpoint, adapters, check_base=check_base)
         expected = _Expected(plan, num_threads)
-        report = compare(expected, candidate.tensors, num_threads, progress or (lambda _: None))
-        report.differences = audit(plan, candidate.tensors, report.differences, num_threads)
+        advance = progress or (lambda _: None)
+        report = compare(expected, candidate.tensors, num_threads, advance)
+        report.differences = audit(
+            plan, candidate.tensors, report.differences, num_threads, advance
+        )
         if not tensors_only:
             report.files += compare_files(plan, candidate)
         checkpoint.check_unchanged()
