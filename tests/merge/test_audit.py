@@ -85,7 +85,7 @@ MISTAKES = {
     "dropped": (lambda c: lambda _, base, change: base, 0),
     "subtracted": (lambda c: lambda _, base, change: base - change, -1),
     "merged twice": (twice, 2),
-    "rslora off": (lambda c: lambda _, base, change: base + change / F(math.sqrt(R)), 1 / 3),
+    "rsLoRA off": (lambda c: lambda _, base, change: base + change / F(math.sqrt(R)), 1 / 3),
     "scaled": (lambda c: lambda _, base, change: base + F(0.6) * change, 0.6),
 }
 
@@ -236,7 +236,7 @@ def test_one_broken_weight_is_no_rounding(case):
     tensors = case.ours()
     tensors[NAMES[0]][3, 4] += 100
     report = case.verified(tensors)
-    assert faults(report) == {NAMES[0]: "damaged"}
+    assert faults(report) == {NAMES[0]: "broken weights"}
     assert not report.within(1000)
 
 

@@ -35,7 +35,7 @@ _PHRASES = {
     faults.SCALED: "scaled by {factor} in {}",
     faults.TRANSPOSED: "transposed in {}",
     faults.ANOTHER_LAYER: "another layer's factors in {}",
-    faults.DAMAGED: "a few weights are broken in {}",
+    faults.BROKEN: "a few weights are broken in {}",
     faults.UNKNOWN: "more than rounding, by no mistake that is known, in {}",
     faults.WHOLE: "other values in {} that the adapter brings whole",
     faults.UNTOUCHED: "other values in {} that no adapter changes",
@@ -50,13 +50,6 @@ _FORMS = {
     "unexpected": "{} too many",
     "dtype": "{} of another dtype",
     "shape": "{} of another shape",
-}
-_CAUSES = {
-    faults.FP16_OVERFLOW: "overflow",
-    faults.OVERFLOW: "not finite",
-    faults.RSLORA_OFF: "rsLoRA off",
-    faults.RSLORA_ON: "rsLoRA on",
-    faults.DAMAGED: "broken weights",
 }
 
 
@@ -204,4 +197,4 @@ def _beyond(difference: Difference) -> str:
 def _cause(difference: Difference) -> str:
     fault = str(difference.fault)
     scaled = f"scaled by {difference.factor:.2g}"
-    return scaled if fault == faults.SCALED else _CAUSES.get(fault, fault)
+    return scaled if fault == faults.SCALED else fault

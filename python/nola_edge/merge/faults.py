@@ -35,14 +35,14 @@ ROUNDED_TWICE = "rounded twice"
 DROPPED = "dropped"
 SUBTRACTED = "subtracted"
 MERGED_TWICE = "merged twice"
-RSLORA_OFF = "rslora off"
-RSLORA_ON = "rslora on"
+RSLORA_OFF = "rsLoRA off"
+RSLORA_ON = "rsLoRA on"
 SCALED = "scaled"
 TRANSPOSED = "transposed"
 ANOTHER_LAYER = "another layer"
 OVERFLOW = "not finite"
 FP16_OVERFLOW = "fp16 overflow"
-DAMAGED = "damaged"
+BROKEN = "broken weights"
 IMPRECISE = "imprecise"
 UNKNOWN = "unknown"
 #: Of tensors that are not merged into: one that an adapter brings, and one that none changes.
@@ -225,11 +225,11 @@ def _is_imprecise(errors: dict[str, float], measured: Measurement) -> bool:
 def _rounding(errors: dict[str, float], measured: Measurement) -> str:
     """Tell roundings apart, and from elements that none explains."""
     if measured.stray:
-        return DAMAGED
+        return BROKEN
     if _clearly(errors[ROUNDED_TWICE], errors[ROUNDING]):
         return ROUNDED_TWICE
     average = _average(errors[ROUNDING], measured)
     if measured.largest <= max(LARGEST_ULPS, _TIMES_AVERAGE * average):
         return ROUNDING
     few = measured.differing <= _FEW * measured.elements
-    return DAMAGED if few and measured.largest > _BROKEN_ULPS else IMPRECISE
+    return BROKEN if few and measured.largest > _BROKEN_ULPS else IMPRECISE
