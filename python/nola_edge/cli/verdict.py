@@ -32,6 +32,7 @@ _PHRASES = {
     faults.MERGED_TWICE: "merged twice in {}",
     faults.RSLORA_OFF: "scaled as if rsLoRA were off in {}",
     faults.RSLORA_ON: "scaled as if rsLoRA were on in {}",
+    faults.DORA_OFF: "merged as if DoRA were off in {}",
     faults.SCALED: "scaled by {factor} in {}",
     faults.TRANSPOSED: "transposed in {}",
     faults.ANOTHER_LAYER: "another layer's factors in {}",

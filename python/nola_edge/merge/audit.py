@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nola_edge import ops
 from nola_edge.errors import NotFiniteError
 from nola_edge.merge import faults
-from nola_edge.merge.blocks import Workers, runs_of
+from nola_edge.merge.blocks import Workers, apply_update, runs_of
 from nola_edge.merge.measure import Block, Measurement
 from nola_edge.merge.other_layers import change_in, nearest_layers, read_window
-from nola_edge.merge.update import make_update, total_rank
-from nola_edge.merge.windows import Window, strips, windows, work_bytes
+from nola_edge.merge.update import make_update, needs_of, total_rank
+from nola_edge.merge.windows import ANY, Window, strips, windows, work_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -117,7 +116,8 @@ class _Audit:
                         work = partial(self._try_rarer, name, update, window)
                         workers.submit(work, nbytes=self._memory(name, update, window))
         for name in names:
-            mistake = faults.rslora_mistake(self._plan.merges[name])
+            terms = self._plan.merges[name]
+            mistake = faults.rslora_mistake(terms) if needs_of(terms) == ANY else None
             faults.forget_same_part(self.measured[name], mistake)
             self.faults[name] = faults.judge(self.measured[name])
 
@@ -144,10 +144,13 @@ class _Audit:
     def _windows(self, name: str) -> Iterator[tuple[Update, Window, bool]]:
         """Yield the windows of a tensor, and whether each is of the sample."""
         info, terms = self._plan.tensor(name)[1], self._plan.merges[name]
+        needs = needs_of(terms)
+        most = max(1, _ELEMENTS // info.shape[0]) if needs.cols else _ELEMENTS
+        most = info.shape[1] if needs.rows else most
         columns = [
-            (start, min(start + _ELEMENTS, stop))
-            for begin, stop in strips(info, total_rank(terms))
-            for start in range(begin, stop, _ELEMENTS)
+            (start, min(start + most, stop))
+            for begin, stop in strips(info, total_rank(terms), needs)
+            for start in range(begin, stop, most)
         ]
         apart = -(-len(columns) // _SAMPLES)
         for place, cols in enumerate(columns):
@@ -189,12 +192,20 @@ class _Audit:
         file, info = self._plan.tensor(name)
         base = read_window(file, info, window)
         found = read_window(*self._found[name], window)
-        left, right = update.left(*window.rows), base.copy()
+        right, exact = base.copy(), base.astype(np.float32)
         with contextlib.suppress(NotFiniteError):  # counted, where it is
-            ops.merge_(right, left, update.right, update.scaling, num_threads=1)
+            apply_update(right, update, window)
+        left = update.left(*window.rows)
         change = faults.change_of(left, update.right, update.scaling)
         reach = faults.reach_of(left, update.right, update.scaling)
-        return Block(found, base, right, change, reach)
+        if update.needs == ANY:
+            return Block(found, base, right, change, reach)
+        # DoRA scales what the base has as well.
+        reach += np.abs(exact)
+        before = exact.copy()
+        with contextlib.suppress(NotFiniteError):
+            apply_update(exact, update, window)
+        return Block(found, base, right, exact - before, reach)
 
     def _usual(
         self, name: str, block: Block, window: Window, update: Update
@@ -203,14 +214,21 @@ class _Audit:
         alone = [update]
         if len(terms) > 1:
             alone = [make_update((term,), shape, window.cols, 1) for term in terms]
-        yield from faults.usual_predictions(block, faults.rslora_mistake(terms))
-        yield from faults.twice_rounded(block, alone, window.rows)
+        if update.needs == ANY:
+            yield from faults.usual_predictions(block, faults.rslora_mistake(terms))
+            yield from faults.twice_rounded(block, alone, window.rows)
+        else:
+            product = faults.change_of(update.left(*window.rows), update.right, update.scaling)
+            yield from faults.usual_predictions(block, None)
+            yield from faults.predictions_of_dora(block, product)
 
     def _rarer(self, name: str, block: Block, window: Window) -> Iterator[Prediction]:
         terms, shape = self._plan.merges[name], self._plan.tensor(name)[1].shape
         factor = self.measured[name].factor
         if math.isfinite(factor):
             yield from faults.scaled_predictions(block, faults.SCALED, factor)
+        if needs_of(terms) != ANY:
+            return
         if shape[0] == shape[1]:
             across = change_in(terms, shape, Window(window.cols, window.rows)).T
             yield faults.TRANSPOSED, block.rounded(block.base + across)

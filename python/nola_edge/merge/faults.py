@@ -37,6 +37,7 @@ SUBTRACTED = "subtracted"
 MERGED_TWICE = "merged twice"
 RSLORA_OFF = "rsLoRA off"
 RSLORA_ON = "rsLoRA on"
+DORA_OFF = "DoRA off"
 SCALED = "scaled"
 TRANSPOSED = "transposed"
 ANOTHER_LAYER = "another layer"
@@ -152,6 +153,12 @@ def twice_rounded(
         for given in factors:
             weight = block.rounded(weight + way(*given))
         yield f"{ROUNDED_TWICE}: {name}", weight
+
+
+def predictions_of_dora(block: Block, product: Floats) -> Iterator[Prediction]:
+    """Yield what is merged twice rounded, and what is without magnitudes, for a window."""
+    yield ROUNDED_TWICE, block.rounded(block.base + block.rounded(block.change))
+    yield DORA_OFF, block.rounded(block.base + product)
 
 
 def judge(measured: Measurement) -> str:

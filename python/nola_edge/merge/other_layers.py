@@ -9,8 +9,8 @@ import numpy as np
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.merge.blocks import read_runs, runs_of
 from nola_edge.merge.faults import change_of
-from nola_edge.merge.update import make_update
-from nola_edge.merge.windows import Window
+from nola_edge.merge.update import make_update, needs_of
+from nola_edge.merge.windows import ANY, Window
 from nola_edge.pacing import check_stopped
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _nearest(plan: MergePlan, found: Found, names: Sequence[str]) -> dict[str, s
     best: dict[str, tuple[float, str]] = {}
     for other, terms in plan.merges.items():
         shape = plan.tensor(other)[1].shape
-        if shape not in corners:
+        if shape not in corners or needs_of(terms) != ANY:  # a change by DoRA is its base's too
             continue
         check_stopped()
         change = change_in(terms, shape, _window(shape))

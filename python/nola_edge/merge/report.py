@@ -42,11 +42,11 @@ class Difference:
         What explains the difference; None in GGUF files and where the problem is not the values.
         Right but for roundings: ``"rounding"``, ``"rounded twice"``, ``"imprecise"`` (computed in
         less than fp32, the change is right to a percent or so). Wrong: ``"dropped"``,
-        ``"subtracted"``, ``"merged twice"``, ``"rsLoRA off"``, ``"rsLoRA on"``, ``"scaled"`` (by
-        `factor`), ``"transposed"``, ``"another layer"``, ``"fp16 overflow"``, ``"not finite"`` (in
-        another dtype), ``"broken weights"`` (right but for some), ``"unknown"``. Of tensors that
-        nothing is merged into: ``"whole tensor"`` (which an adapter brings), ``"untouched"``
-        (which none changes).
+        ``"subtracted"``, ``"merged twice"``, ``"rsLoRA off"``, ``"rsLoRA on"``, ``"DoRA off"``,
+        ``"scaled"`` (by `factor`), ``"transposed"``, ``"another layer"``, ``"fp16 overflow"``,
+        ``"not finite"`` (in another dtype), ``"broken weights"`` (right but for some),
+        ``"unknown"``. Of tensors that nothing is merged into: ``"whole tensor"`` (which an adapter
+        brings), ``"untouched"`` (which none changes).
     source : str, optional
         The tensor whose change is in this one, for ``"another layer"``.
     """
