@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 import nola_edge as ne
 from nola_edge import Adapter
+from nola_edge.adapter.files import PREFIX
 from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.merge import audit, compare
 from nola_edge.synthetic import trained_adapter
+from tests import lora_folders
 from tests.conftest import load_all, write_safetensors
 
 F = np.float32
@@ -301,3 +303,43 @@ def test_no_mistake_is_taken_for_another(tmp_path_factory, data):
 
 def _written(case, name):
     return load_all(case.folder / "out.safetensors")[name]
+
+
+def lora(tmp_path, tensors=None, **fields):
+    """Write a LoRA of two ranks for the shapes of this file."""
+    ranks = dict(zip(SHAPES, (4, 9, 4, 16), strict=True))
+    tensors = tensors or lora_folders.factors(SHAPES, ranks)
+    patterns = {name: rank for name, rank in ranks.items() if rank != 4}
+    return lora_folders.write_lora(tmp_path / "lora", tensors, rank_pattern=patterns, **fields)
+
+
+def test_rslora_of_a_lora_with_many_ranks(case, tmp_path):
+    case = case("BF16", 0.5)
+    case.given = [(lora(tmp_path, use_rslora=True), 1.0)]
+    exact = {name: values.astype(F) for name, values in case.base.items()}
+    write_safetensors(tmp_path / "exact.safetensors", exact)
+    with ne.open_merged(tmp_path / "exact.safetensors", case.given) as tensors:
+        changes = {name: np.array(tensors[name]) - exact[name] for name in NAMES}
+    ranks = dict(zip(NAMES, (4, 9, 4, 16), strict=True))
+    report = case.merged(lambda name, base, _: base + changes[name] / F(math.sqrt(ranks[name])))
+    assert faults(report) == dict.fromkeys(NAMES, "rsLoRA off")
+    report = case.merged(lambda name, base, _: base + changes[name])
+    assert all(difference.harmless for difference in report.differences)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+def test_dora_that_a_program_leaves_off(case, tmp_path, dtype):
+    case = case(dtype)
+    plain = lora_folders.factors(SHAPES, dict(zip(SHAPES, (4, 9, 4, 16), strict=True)))
+    case.given = lora(tmp_path, lora_folders.with_magnitudes(plain, 0), use_dora=True)
+    assert case.verified(case.ours())
+    assert set(faults(case.verified(case.base)).values()) == {"dropped"}
+    a_and_b = {
+        name: [plain[f"{PREFIX}{module}.lora_{factor}.weight"] for factor in "AB"]
+        for name, module in zip(NAMES, SHAPES, strict=True)
+    }
+    scaling = dict(zip(NAMES, (8 / 4, 8 / 9, 8 / 4, 8 / 16), strict=True))
+    report = case.merged(
+        lambda name, base, _: base + F(scaling[name]) * (a_and_b[name][1] @ a_and_b[name][0])
+    )
+    assert set(faults(report).values()) == {"DoRA off"}

@@ -98,7 +98,7 @@ class _Audit:
 
     def measure(self, names: Iterable[str]) -> None:
         """Measure whole tensors, and try the usual mistakes on samples."""
-        self.measured = {name: Measurement() for name in names}
+        self.measured = {name: self._nothing(name) for name in names}
         with Workers(self._num_threads) as workers:
             for name in self.measured:
                 for update, window, sampled in self._windows(name):
@@ -141,6 +141,9 @@ class _Audit:
             source=self._sources.get(name) if fault == faults.ANOTHER_LAYER else None,
         )
 
+    def _nothing(self, name: str) -> Measurement:
+        return Measurement(self._plan.tensor(name)[1].dtype)
+
     def _windows(self, name: str) -> Iterator[tuple[Update, Window, bool]]:
         """Yield the windows of a tensor, and whether each is of the sample."""
         info, terms = self._plan.tensor(name)[1], self._plan.merges[name]
@@ -168,7 +171,7 @@ class _Audit:
         return work_bytes(info, [update], window) + _ARRAYS_BYTES * rows * cols
 
     def _measure(self, name: str, update: Update, window: Window, sampled: bool) -> None:
-        measured = Measurement()
+        measured = self._nothing(name)
         with np.errstate(all="ignore"):  # infinite values are counted
             block = self._block(name, update, window)
             measured.add_block(block)
@@ -178,7 +181,7 @@ class _Audit:
         self._progress(runs_of(self._plan.tensor(name)[1], window).nbytes)
 
     def _try_rarer(self, name: str, update: Update, window: Window) -> None:
-        measured = Measurement()
+        measured = self._nothing(name)
         with np.errstate(all="ignore"):
             block = self._block(name, update, window)
             measured.add_predictions(block, self._rarer(name, block, window))

@@ -16,7 +16,7 @@ import numpy as np
 
 from nola_edge import ops
 from nola_edge.errors import NotFiniteError
-from nola_edge.merge.measure import IMPRECISION, LARGEST_ULPS
+from nola_edge.merge.measure import IMPRECISION
 from nola_edge.merge.update import total_rank
 
 if TYPE_CHECKING:
@@ -59,9 +59,10 @@ HARMLESS = (ROUNDING, ROUNDED_TWICE, IMPRECISE)
 _CLEARLY = 4.0
 #: … and the other misses at least so many elements by an ulp.
 _ENOUGH = 16.0
-#: Roundings leave no more than an ulp, on the average …
+#: Roundings leave no more on the average than this part of what they may leave at most …
+_AVERAGE = 0.25
 _AVERAGE_ULPS = 1.0
-#: … and no element much more than the others.
+#: … or than an ulp, and no element much more than the others.
 _TIMES_AVERAGE = 12.0
 #: Imprecise arithmetic would show in a larger share of the elements.
 _FEW = 0.01
@@ -176,7 +177,8 @@ def judge(measured: Measurement) -> str:
     if errors[DROPPED] == 0 and nearly_right >= _ENOUGH:
         return DROPPED  # whatever else would have left the base as it is
     fault = min(errors, key=lambda name: errors[name])
-    if _average(errors[fault], measured) <= _AVERAGE_ULPS:
+    most = max(_AVERAGE_ULPS, _AVERAGE * measured.roundings)
+    if _average(errors[fault], measured) <= most:
         if fault in HARMLESS and nearly_right * _CLEARLY <= errors[DROPPED]:
             return _rounding(errors, measured)
         if fault not in HARMLESS and _is_certain(fault, errors, measured):
@@ -236,7 +238,7 @@ def _rounding(errors: dict[str, float], measured: Measurement) -> str:
     if _clearly(errors[ROUNDED_TWICE], errors[ROUNDING]):
         return ROUNDED_TWICE
     average = _average(errors[ROUNDING], measured)
-    if measured.largest <= max(LARGEST_ULPS, _TIMES_AVERAGE * average):
+    if measured.largest <= max(measured.roundings, _TIMES_AVERAGE * average):
         return ROUNDING
     few = measured.differing <= _FEW * measured.elements
     return BROKEN if few and measured.largest > _BROKEN_ULPS else IMPRECISE

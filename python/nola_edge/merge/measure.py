@@ -32,8 +32,9 @@ _LARGE_ULPS = 4.0
 #: What bfloat16 may lose of both factors, the product and the change, 2**-8 each, as a part of
 #: all terms …
 IMPRECISION = 4 * 2.0**-8
-#: … besides these ulps, by which the last rounding may go another way.
-LARGEST_ULPS = 2.0
+#: … besides these ulps, by which the last rounding may go another way. In F32 those of the sum
+#: show as well, and of DoRA's norms.
+_ROUNDINGS = {"F32": 16.0, "F16": 2.0, "BF16": 2.0}
 
 
 def ulps_at(values: Floats, dtype: str) -> Floats:
@@ -117,6 +118,7 @@ class Measurement:
 
     Attributes
     ----------
+    dtype : str
     elements : int
         Measured.
     not_finite : int
@@ -140,6 +142,7 @@ class Measurement:
         Prediction -> its squared error in ulps, over these.
     """
 
+    dtype: str
     elements: int = 0
     not_finite: int = 0
     there: float = 0.0
@@ -154,6 +157,11 @@ class Measurement:
     stray: int = 0
     sampled: int = 0
     errors: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def roundings(self) -> float:
+        """Return by how many ulps roundings in fp32 may make a weight another."""
+        return _ROUNDINGS[self.dtype]
 
     @property
     def part(self) -> float:
@@ -194,7 +202,7 @@ class Measurement:
         residual = block.found - block.right
         self.residual += _dot(residual, residual)
         slack = np.float32(IMPRECISION) * block.reach / block.ulp
-        self.stray += int(np.count_nonzero(ulps > slack + np.float32(LARGEST_ULPS)))
+        self.stray += int(np.count_nonzero(ulps > slack + np.float32(self.roundings)))
 
     def add_predictions(self, block: Block, predictions: Iterable[tuple[str, Floats]]) -> None:
         """Count in how far a window is from each of some predictions of it."""
