@@ -118,6 +118,14 @@ def test_a_change_below_an_ulp_fools_nobody(case, fault, weight):
     assert all(difference.right_part < 0.99 for difference in report.differences)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("factor", [0.5, 0.8, 0.95, 1.05, 1.5])
+def test_a_scaling_that_is_slightly_wrong_is_found(case, dtype, factor):
+    report = case(dtype, 2.0).merged(lambda _, base, change: base + F(factor) * change)
+    assert faults(report) == dict.fromkeys(NAMES, "scaled")
+    assert all(d.factor == pytest.approx(factor, abs=0.01) for d in report.differences)
+
+
 def test_a_dropped_layer_is_found(case):
     case = case("BF16")
     report = case.merged(lambda name, base, change: base + change * (name != NAMES[1]))
@@ -292,7 +300,11 @@ def test_no_mistake_is_taken_for_another(tmp_path_factory, data):
         data.draw(st.integers(0, 99)),
     )
     fault = data.draw(st.sampled_from(sorted(MISTAKES)))
-    found = faults(case.merged(MISTAKES[fault][0](case)))
+    merge = MISTAKES[fault][0](case)
+    if fault == "scaled":
+        factor = F(data.draw(st.sampled_from([0.2, 0.6, 0.75, 1.3, 1.7, 4])))
+        merge = lambda _, base, change: base + factor * change  # noqa: E731
+    found = faults(case.merged(merge))
     # Where all of what is left is rounded away, that is what it looks like.
     gone = {name for name in found if np.array_equal(case.base[name], _written(case, name))}
     assert {found[name] for name in found if name not in gone} <= {fault, "unknown", "rounding"}

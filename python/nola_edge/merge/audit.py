@@ -40,7 +40,6 @@ _ELEMENTS = 1 << 16
 _ARRAYS_BYTES = 20 * 4
 #: Windows of a tensor, spread over it, that predictions are tried on.
 _SAMPLES = 4
-_UNEXPLAINED = (faults.UNKNOWN, faults.IMPRECISE)
 
 
 def audit(
@@ -73,7 +72,9 @@ def audit(
     audited.measure(names)
     for name in names:
         audited.faults[name] = faults.judge(audited.measured[name])
-    audited.try_rarer([n for n in names if audited.faults[n] in _UNEXPLAINED])
+    audited.try_rarer(
+        [n for n in names if faults.may_be_rarer(audited.faults[n], audited.measured[n])]
+    )
     return [audited.said_of(d) if d.problem == "values" else d for d in differences]
 
 

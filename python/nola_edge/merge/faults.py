@@ -69,6 +69,8 @@ _FEW = 0.01
 _BROKEN_ULPS = 64.0
 #: Parts of the change as near to each other as this are not told apart.
 _STEP = 0.1
+#: A change of more than this, up or down, may be one of the scaling.
+_SLIGHT = 0.02
 _LESS, _MORE = "less than ", "more than "
 
 
@@ -178,14 +180,21 @@ def judge(measured: Measurement) -> str:
         return DROPPED  # whatever else would have left the base as it is
     fault = min(errors, key=lambda name: errors[name])
     most = max(_AVERAGE_ULPS, _AVERAGE * measured.roundings)
-    if _average(errors[fault], measured) <= most:
-        if fault in HARMLESS and nearly_right * _CLEARLY <= errors[DROPPED]:
-            return _rounding(errors, measured)
-        if fault not in HARMLESS and _is_certain(fault, errors, measured):
-            return fault
+    small = _average(errors[fault], measured) <= most
+    if small and fault not in HARMLESS and _is_certain(fault, errors, measured):
+        return fault
+    if small and fault in (*HARMLESS, SCALED) and _is_there(nearly_right, errors, measured):
+        return _rounding(errors, measured)
     if nearly_right < _ENOUGH:
         return _rounding(errors, measured)
     return IMPRECISE if _is_imprecise(errors, measured) else UNKNOWN
+
+
+def may_be_rarer(fault: str, measured: Measurement) -> bool:
+    """Tell whether rarer mistakes may explain more than the fault that was found."""
+    if fault in HARMLESS and abs(measured.factor - 1) > _SLIGHT:
+        return True
+    return fault in (UNKNOWN, IMPRECISE, BROKEN)
 
 
 def forget_same_part(measured: Measurement, mistake: tuple[str, float] | None) -> None:
@@ -214,6 +223,11 @@ def _is_certain(fault: str, errors: dict[str, float], measured: Measurement) -> 
     neighbours = [measured.errors.get(sign + fault, math.inf) for sign in (_LESS, _MORE)]
     others = [other for name, other in errors.items() if name != fault]
     return error <= min(neighbours) and all(_clearly(error, other) for other in others)
+
+
+def _is_there(error: float, errors: dict[str, float], measured: Measurement) -> bool:
+    """Tell whether a change with some error is nevertheless the wanted one, and all of it."""
+    return error * _CLEARLY <= errors[DROPPED] and not abs(measured.factor - 1) > _STEP
 
 
 def _clearly(error: float, other: float) -> bool:
