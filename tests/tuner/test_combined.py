@@ -97,12 +97,17 @@ def test_it_is_not_saved(model, tmp_path):
     [
         (["a", "b"], [1, 1], {"combination_type": "svd"}, "'svd': NOLA adapters are added exactly"),
         (["a", "b"], [1, 1], {"combination_type": "linear"}, "'linear': NOLA"),
+        (
+            ["a", "b"], [1, 1], {"combination_type": "ties", "density": 0.5},
+            "'ties': NOLA adapters are added exactly",
+        ),
+        (["a", "b"], [1, 1], {"density": 0.5}, "`density` is 0.5: NOLA adapters are added exactly"),
         (["a", "c"], [1, 1], {}, "'c' does not exist; there are a, b"),
         (["a", "b"], [1], {}, "2 adapters were given, and 1 weights"),
         ([], [], {}, "0 adapters"),
         (["a", "b"], [1, float("nan")], {}, "weight of adapter 'b' is nan"),
     ],
-)
+)  # fmt: skip
 def test_refusals(model, adapters, weights, options, message):
     names = set(model.state_dict())
     with pytest.raises(ValueError, match=message):

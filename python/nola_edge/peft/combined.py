@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nola_edge.peft.config import NolaConfig
+from nola_edge.peft.spellings import is_off
 from nola_edge.torch.factors import Factors
 
 
@@ -37,24 +38,31 @@ class Part:
     scaling: float
 
 
-def check_combination(
-    configs: Mapping[str, Any],
-    adapters: Sequence[str],
-    weights: Sequence[float],
-    adapter_name: str,
-    combination_type: str,
-) -> None:
-    """Refuse a combination that is not exact, or of what cannot be added.
+def check_combination_type(combination_type: str, options: Mapping[str, Any]) -> None:
+    """Refuse the approximations of PEFT's LoRA, and the options that only they have.
 
     Raises
     ------
     ValueError
     """
+    exact = "NOLA adapters are added exactly, by concatenating their ranks, which is 'cat'"
     if combination_type != "cat":
-        raise ValueError(
-            f"`combination_type` is {combination_type!r}: NOLA adapters are added exactly, by "
-            "concatenating their ranks, which is 'cat'."
-        )
+        raise ValueError(f"`combination_type` is {combination_type!r}: {exact}.")
+    # Scripts that were written for LoRA may spell out what is off.
+    for name, value in options.items():
+        if not is_off(value):
+            raise ValueError(f"`{name}` is {value!r}: {exact} and has no options.")
+
+
+def check_combination(
+    configs: Mapping[str, Any], adapters: Sequence[str], weights: Sequence[float], adapter_name: str
+) -> None:
+    """Refuse a combination of what cannot be added.
+
+    Raises
+    ------
+    ValueError
+    """
     if adapter_name in configs:
         raise ValueError(f"An adapter {adapter_name!r} is there already: delete_adapter first.")
     if not adapters or len(adapters) != len(weights):

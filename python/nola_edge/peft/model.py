@@ -19,7 +19,12 @@ from torch import nn
 from nola_edge.adapter.files import ALPHA, BETA, PREFIX, SCALE
 from nola_edge.peft.adapted import adapted_layers, check_injected, stream_shapes, take_out
 from nola_edge.peft.bypassed import refuse_fused, warn_of_attention, warn_of_bypassed
-from nola_edge.peft.combined import check_combination, combined_config, refuse_saving
+from nola_edge.peft.combined import (
+    check_combination,
+    check_combination_type,
+    combined_config,
+    refuse_saving,
+)
 from nola_edge.peft.config import NolaConfig
 from nola_edge.peft.layer import NolaLinearLayer
 from nola_edge.peft.mixed_batch import mixed_batch
@@ -138,6 +143,7 @@ class NolaModel(BaseTuner):
         weights: list[float],
         adapter_name: str,
         combination_type: str = "cat",
+        **options: Any,
     ) -> None:
         """Add an adapter that is the weighted sum of others, exactly: ranks are concatenated.
 
@@ -153,14 +159,17 @@ class NolaModel(BaseTuner):
         adapter_name : str
             Of the new one, which :meth:`set_adapter` activates.
         combination_type : {"cat"}
+        **options
+            Of the approximations that PEFT's LoRA knows (`density`, `svd_rank`, ...): refused.
 
         Raises
         ------
         ValueError
             If an adapter is not there, or one trains whole modules or biases; or for the
-            approximations that PEFT's LoRA knows.
+            approximations that PEFT's LoRA knows, and their options.
         """
-        check_combination(self.peft_config, adapters, weights, adapter_name, combination_type)
+        check_combination_type(combination_type, options)
+        check_combination(self.peft_config, adapters, weights, adapter_name)
         config = combined_config(self.peft_config, adapters, weights)
         for layer in self.modules():
             if isinstance(layer, NolaLinearLayer):
