@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 from peft.config import PeftConfig
@@ -14,12 +12,12 @@ from peft.config import PeftConfig
 from nola_edge.adapter.config import NOLA_VERSION, PEFT_TYPE, AdapterConfig
 from nola_edge.adapter.fingerprints import (
     basis_fingerprint,
-    checkpoint_fingerprint,
     modules_fingerprint,
     shapes_fingerprint,
 )
 from nola_edge.errors import NolaEdgeError
 from nola_edge.jsonio import encode
+from nola_edge.peft.base import fingerprint_of_folder
 from nola_edge.peft.register import peft_type
 from nola_edge.peft.spellings import is_off, take_over
 from nola_edge.torch.factors import STARTS
@@ -225,11 +223,9 @@ class NolaConfig(PeftConfig):
             but the first only after their tensors were selected.
         """
         self._modules_to_be_saved = dict(shapes)
-        base = self.base_model_name_or_path or live_base
-        if self.base_fingerprint is None and base and Path(base).is_dir():
-            # A base in another format, or with other names, just stays without.
-            with contextlib.suppress(NolaEdgeError, OSError):
-                self.base_fingerprint = checkpoint_fingerprint(base, shapes)
+        if self.base_fingerprint is None:
+            base = self.base_model_name_or_path or live_base
+            self.base_fingerprint = fingerprint_of_folder(base, shapes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as they are saved, with fingerprints of generator and modules."""

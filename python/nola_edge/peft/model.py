@@ -18,6 +18,7 @@ from torch import nn
 
 from nola_edge.adapter.files import ALPHA, BETA, PREFIX, SCALE
 from nola_edge.peft.adapted import adapted_layers, check_injected, stream_shapes, take_out
+from nola_edge.peft.base import loaded_from, warn_of_other_base
 from nola_edge.peft.bypassed import refuse_fused, warn_of_attention, warn_of_bypassed
 from nola_edge.peft.combined import (
     check_combination,
@@ -108,10 +109,17 @@ class NolaModel(BaseTuner):
             for parameter, is_trained in trained:
                 parameter.requires_grad_(is_trained)
             raise
+        self._warn_of_other_base(model, adapter_name)
         warn_of_attention(model, adapter_name)
         if isinstance(targets, str) and targets.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND:
             warn_of_stacked(model)
         watch_rate(adapted_layers(model, adapter_name).values())
+
+    def _warn_of_other_base(self, model: nn.Module, adapter_name: str) -> None:
+        """Compare the folder of the model's base with the one that the adapter records."""
+        recorded = cast(NolaConfig, self.peft_config[adapter_name]).base_fingerprint
+        modules = stream_shapes(adapted_layers(model, adapter_name), adapter_name)
+        warn_of_other_base(model, adapter_name, recorded, modules)
 
     def _forget_wrappers(self, model: nn.Module, config: Any) -> None:
         """Name the modules that "all-linear" stands for as a model without wrappers has them."""
@@ -239,7 +247,7 @@ class NolaModel(BaseTuner):
         for name, _ in model.named_parameters(remove_duplicate=False):
             if plain(name) in state:
                 state_dict.setdefault(name, state[plain(name)])
-        config.remember_modules(stream_shapes(layers, adapter_name), _loaded_from(model))
+        config.remember_modules(stream_shapes(layers, adapter_name), loaded_from(model))
         return to_stored(selected, config, adapter_name)
 
     @classmethod
@@ -294,13 +302,6 @@ def _is_gathered_elsewhere(state_dict: dict[str, torch.Tensor]) -> bool:
     if not dist.is_available() or not dist.is_initialized() or dist.get_rank() == 0:
         return False
     return not any(v.numel() for name, v in state_dict.items() if ALPHA in name or BETA in name)
-
-
-def _loaded_from(model: nn.Module) -> str | None:
-    """Return what a model was loaded from, as PEFT will record it."""
-    base = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
-    name = getattr(base, "name_or_path", None)
-    return name if isinstance(name, str) and name else None
 
 
 def _is_supported(base: nn.Module, kwargs: dict[str, Any]) -> bool:
