@@ -2,7 +2,8 @@
 
 PEFT looks methods up by a member of an enumeration and has no hook for others. A ``str``
 enumeration cannot be subclassed, but it can be given a member. Nor does it ask a method before it
-loads coefficients into an adapter that is there, or what to say in the card of a model.
+loads coefficients into an adapter that is there, or what to say in the card of a model; and
+transformers, which loads adapters by itself too, asks nobody how a file holds parameters.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType, register_peft_method
+from transformers.integrations.peft import PeftAdapterMixin
 
 from nola_edge.adapter.config import PEFT_TYPE
 
@@ -40,6 +42,7 @@ def peft_type() -> PeftType:
 def register() -> None:
     """Register the tuner with PEFT; again does nothing."""
     from nola_edge.peft.config import NolaConfig
+    from nola_edge.peft.direct import with_parameters
     from nola_edge.peft.model import NolaModel
 
     if peft_type() not in PEFT_TYPE_TO_CONFIG_MAPPING:
@@ -47,6 +50,9 @@ def register() -> None:
         PeftModel.load_adapter = _checked(PeftModel.load_adapter)  # type: ignore[method-assign]
         PeftModel.save_pretrained = _with_cards(  # type: ignore[method-assign]
             PeftModel.save_pretrained
+        )
+        PeftAdapterMixin.load_adapter = with_parameters(  # type: ignore[method-assign]
+            PeftAdapterMixin.load_adapter
         )
 
 
