@@ -181,7 +181,7 @@ def _compression(summary: dict[str, Any]) -> str:
     others = {"LoRA r = 1": "lora_r1", "LoRA r = 16": "lora_r16", "the full difference": "full"}
     ratios = [numbers[field] / numbers["coefficients"] for field in others.values()]
     return "\n".join(
-        whole(f"{_times(ratio)} numbers than {what} ({numbers[field]:,})")
+        whole(f"{_times(ratio)} numbers than") + " " + whole(f"{what} ({numbers[field]:,})")
         for ratio, (what, field) in zip(ratios, others.items(), strict=True)
     )
 
