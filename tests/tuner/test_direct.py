@@ -93,16 +93,29 @@ def test_it_may_be_trained(tmp_path):
 
 def test_the_name_on_the_hub(tmp_path, monkeypatch):
     """As it lies in the cache: files under a name and a revision."""
+    asked = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *address, **_: asked.append(address) or [])
     expected = save_adapter(tmp_path, coefficient_bits=8)
     repository = tmp_path / "cache" / "models--some--adapter"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
     (repository / "snapshots").mkdir()
     os.rename(tmp_path / "adapter", repository / "snapshots" / ("0" * 40))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     model = base_of(tmp_path)
-    model.load_adapter("some/adapter", adapter_kwargs={"cache_dir": str(tmp_path / "cache")})
+    place = {"cache_dir": str(tmp_path / "cache"), "local_files_only": True}
+    model.load_adapter("some/adapter", adapter_kwargs=place)
     assert torch.equal(logits(model), expected)
+    assert not asked
+
+
+def test_an_adapter_without_its_tensors(tmp_path):
+    save_adapter(tmp_path)
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    model = base_of(tmp_path)
+    names = set(model.state_dict())
+    with pytest.raises(OSError, match="adapter_model"):
+        model.load_adapter(str(tmp_path / "adapter"))
+    assert set(model.state_dict()) == names
 
 
 @pytest.mark.parametrize("bits", [None, 8])

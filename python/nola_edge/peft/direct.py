@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.utils import load_peft_weights
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 from torch import nn
+from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from nola_edge.adapter.files import ALPHA, BETA, PREFIX
@@ -42,7 +44,7 @@ def with_parameters(load_adapter: Any) -> Any:
             return load_adapter(*given.args, **given.kwargs)
         tensors = given.arguments.get("adapter_state_dict")
         if tensors is None:
-            tensors = load_peft_weights(str(name), device="cpu", **place)
+            tensors = _tensors(str(name), place)
         parameters = from_stored(tensors, config)
         given.arguments |= {"peft_config": config, "adapter_state_dict": parameters}
         info = load_adapter(*given.args, **given.kwargs)
@@ -76,6 +78,14 @@ def _config(name: str | None, place: dict[str, Any]) -> PeftConfig | None:
     if name is None or find_adapter_config_file(name, **place) is None:
         return None
     return PeftConfig.from_pretrained(name, **place)
+
+
+def _tensors(name: str, place: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Read a file's tensors; PEFT finds them in the folder where transformers keeps the file."""
+    path = cached_file(
+        name, SAFETENSORS_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **place
+    ) or cached_file(name, WEIGHTS_NAME, **place)
+    return load_peft_weights(os.path.dirname(str(path)), device="cpu")
 
 
 def _restore_precision(model: Any, adapter_name: str, parameters: dict[str, torch.Tensor]) -> None:
