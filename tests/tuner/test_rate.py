@@ -86,6 +86,43 @@ def test_an_optimiser_without_a_rate():
     assert steps(model, AdamOfItsOwnRate(trained_numbers(model))) == []
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_adafactor_finds_its_own_rate():
+    model = adapted()
+    assert steps(model, transformers.Adafactor(trained_numbers(model))) == []
+
+
+class AdamOfAnOddRate(AdamOfItsOwnRate):
+    def __init__(self, parameters):
+        super().__init__(parameters)
+        self.param_groups[0]["lr"] = "as the wind blows"
+
+
+def test_an_optimiser_with_a_rate_that_is_no_number_goes_on():
+    model = adapted()
+    assert steps(model, AdamOfAnOddRate(trained_numbers(model))) == []
+
+
+@pytest.mark.parametrize("others", [[], [1e-2]])
+def test_the_rate_of_a_group(others):
+    model, other = adapted(), nn.Linear(2, 2)
+    groups = [{"params": trained_numbers(model), "lr": 1e-5}]
+    groups += [{"params": other.parameters(), "lr": rate} for rate in others]
+    (message,) = steps(model, torch.optim.AdamW(groups))
+    assert "learning rate of 1e-05" in message
+
+
+def test_two_models_with_an_optimiser_each():
+    quick, slow = adapted(), adapted()
+    optimizers = [
+        torch.optim.AdamW(trained_numbers(model), rate)
+        for model, rate in ((quick, 5e-3), (slow, 5e-5))
+    ]
+    assert steps(quick, optimizers[0]) == []
+    (message,) = steps(slow, optimizers[1])
+    assert "learning rate of 5e-05" in message
+
+
 def test_another_models_optimiser_first():
     model, other = adapted(), nn.Linear(2, 2)
     unrelated = torch.optim.AdamW(other.parameters(), 1e-6)

@@ -7,8 +7,9 @@ It looks at each optimiser once, before its first step.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import math
+import inspect
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -44,40 +45,56 @@ def _register() -> None:
 
 
 def _look(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-    if torch.compiler.is_compiling() or not _waiting or optimizer in _seen:
+    if torch.compiler.is_compiling() or not _waiting:
         return
-    _seen.add(optimizer)
-    rates = _rates(optimizer)
-    if not rates:
-        return
-    _waiting.clear()
-    if "adam" in type(optimizer).__name__.lower() and max(rates) < SMALLEST_RATE:
+    rate = None
+    with contextlib.suppress(Exception):  # an optimiser may be anything, and has to go on
+        rate = _largest_rate(optimizer)
+    if rate is not None and rate < SMALLEST_RATE:
         warnings.warn(
-            f"{type(optimizer).__name__}'s learning rate of {max(rates):.2g} hardly moves NOLA's "
+            f"{type(optimizer).__name__}'s learning rate of {rate:.2g} hardly moves NOLA's "
             "coefficients, which want a larger one than LoRA's matrices: set it to about "
             f"{ADVISED_RATE:.0e} (`TrainingArguments(learning_rate={ADVISED_RATE:.0e})`).",
             stacklevel=2,
         )
 
 
-def _rates(optimizer: Optimizer) -> list[float]:
-    """Return the rates of the groups with coefficients of layers that wait, without warm-up."""
+def _largest_rate(optimizer: Optimizer) -> float | None:
+    """Return the rate, without warm-up, that an Adam has for layers that wait; they do no more."""
+    if optimizer in _seen:
+        return None
+    _seen.add(optimizer)
+    if "adam" not in type(optimizer).__name__.lower():
+        return None
+    groups = [{id(values) for values in group["params"]} for group in optimizer.param_groups]
+    held = set().union(*groups)
+    found = [layer for layer in _waiting if not held.isdisjoint(_coefficients(layer))]
+    _waiting.difference_update(found)
+    wanted = set().union(*map(_coefficients, found))
+    pairs = zip(_full_rates(optimizer), groups, strict=True)
+    rates = [rate for rate, group in pairs if not wanted.isdisjoint(group)]
+    return max((rate for rate in rates if rate is not None), default=None)
+
+
+def _coefficients(layer: Any) -> set[int]:
     # As they are now: FSDP2, and a move to another device, put other parameters into the layers.
-    coefficients = {
-        id(values)
-        for layer in _waiting
-        for part in (layer.nola_alpha, layer.nola_beta)
-        for values in part.values()
-    }
-    return [
-        _full_rate(group, optimizer.defaults)
-        for group in optimizer.param_groups
-        if any(id(values) in coefficients for values in group["params"])
-    ]
+    return {id(values) for part in (layer.nola_alpha, layer.nola_beta) for values in part.values()}
 
 
-def _full_rate(group: dict[str, Any], defaults: dict[str, Any]) -> float:
-    if "initial_lr" in group:  # put there by a scheduler of torch's
-        return float(group["initial_lr"])
-    # Warm-up by hand begins low too; the optimiser was made with the rate it leads to.
-    return max(float(group.get("lr", math.inf)), float(defaults.get("lr", 0.0)))
+def _full_rates(optimizer: Optimizer) -> list[float | None]:
+    """Return the rate of each group without warm-up; None where the optimiser finds its own."""
+    # "initial_lr" is put there by a scheduler of torch's.
+    given = [group.get("initial_lr", group.get("lr")) for group in optimizer.param_groups]
+    rates = [None if rate is None else float(rate) for rate in given]
+    if any("initial_lr" in group for group in optimizer.param_groups) or len(set(rates)) > 1:
+        return rates
+    # Warm-up by hand begins low too; the optimiser was made with the rate that it leads to.
+    return [None if rate is None else max(rate, _rate_made_with(optimizer)) for rate in rates]
+
+
+def _rate_made_with(optimizer: Optimizer) -> float:
+    """Return the rate that the caller chose for every group; 0 if it is nobody's choice."""
+    rate = optimizer.defaults.get("lr")
+    parameter = inspect.signature(type(optimizer)).parameters.get("lr")
+    is_chosen = parameter is None or parameter.default != rate
+    return float(rate) if rate is not None and is_chosen else 0.0
