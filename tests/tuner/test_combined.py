@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 import torch
+import transformers
 from peft import get_peft_model, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 
@@ -84,12 +85,55 @@ def test_it_stays_without_its_parts_and_goes_alone(model):
 def test_it_is_not_saved(model, tmp_path):
     model.add_weighted_adapter(["a", "b"], [0.7, 0.3], "mixed")
     with pytest.raises(ValueError, match=r"`nola-edge merge BASE a=0.7 b=0.3 -o merged`"):
-        model.save_pretrained(tmp_path / "saved")
+        model.save_pretrained(tmp_path / "saved", selected_adapters=["a", "mixed"])
     assert not (tmp_path / "saved").exists()
     with pytest.raises(ValueError, match="weighted sum"):
         get_peft_model_state_dict(model, adapter_name="mixed")
-    model.save_pretrained(tmp_path / "saved", selected_adapters=["a", "b"])
+    with pytest.warns(UserWarning, match=r"^Not saved: 'mixed'\.") as caught:
+        model.save_pretrained(tmp_path / "saved")
+    assert len(caught) == 1
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["README.md", "a", "b"]
+
+
+def test_a_sum_of_sums_is_said_in_adapters_that_can_be_saved(model, tmp_path):
+    model.add_weighted_adapter(["a", "b"], [0.7, 0.3], "mixed")
+    model.add_weighted_adapter(["mixed", "a"], [0.5, 1.0], "nested")
+    for name in OPTIONS:
+        model.delete_adapter(name)
+    with pytest.raises(ValueError, match="'mixed' is a weighted sum"):
+        model.save_pretrained(tmp_path / "saved")  # which would be empty
+    with pytest.raises(ValueError, match=r"\['a', 'b'\].*`nola-edge merge BASE a=1.35 b=0.15 "):
+        model.save_pretrained(tmp_path / "saved", selected_adapters=["nested"])
+    assert not (tmp_path / "saved").exists()
+
+
+def test_nothing_makes_it_trainable(model):
+    model.add_weighted_adapter(["a", "b"], [0.7, 0.3], "mixed")
+    model.set_requires_grad("mixed")
+    model.base_model.set_requires_grad(["mixed", "a"])
+    model.set_adapter("mixed")
+    model.add_adapter("c", NolaConfig(**OPTIONS["a"]))
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and "mixed" in n]
+
+
+def test_the_trainer_saves_beside_a_sum(model, tmp_path):
+    model.add_weighted_adapter(["a", "b"], [0.7, 0.3], "mixed")
+    model.set_adapter("a")
+    arguments = transformers.TrainingArguments(
+        tmp_path / "run", max_steps=2, save_steps=1, use_cpu=True, report_to=[], disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )  # fmt: skip
+    data = [{"input_ids": row, "labels": row} for row in IDS]
+    transformers.Trainer(model=model, args=arguments, train_dataset=data).train()
+    saved = tmp_path / "run" / "checkpoint-2"
+    assert sorted(path.parent.name for path in saved.glob("*/adapter_config.json")) == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["c.d", "", "keys"])
+def test_a_name_that_pytorch_does_not_take(model, name):
+    with pytest.raises(ValueError, match=f"^'{name}' cannot be the name of an adapter"):
+        model.add_weighted_adapter(["a"], [1.0], name)
+    assert set(model.peft_config) == {"a", "b"}
 
 
 @pytest.mark.parametrize(
@@ -106,6 +150,9 @@ def test_it_is_not_saved(model, tmp_path):
         (["a", "b"], [1], {}, "2 adapters were given, and 1 weights"),
         ([], [], {}, "0 adapters"),
         (["a", "b"], [1, float("nan")], {}, "weight of adapter 'b' is nan"),
+        (["a", "b"], [1, "0.3"], {}, "weight of adapter 'b' is '0.3', must be a number"),
+        (["a"], [None], {}, "weight of adapter 'a' is None, must be a number"),
+        (["a"], 0.7, {}, "`weights` is 0.7, must be a list"),
     ],
 )  # fmt: skip
 def test_refusals(model, adapters, weights, options, message):

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
+
+from torch import nn
 
 from nola_edge.peft.config import NolaConfig
 from nola_edge.peft.spellings import is_off
@@ -65,11 +69,21 @@ def check_combination(
     """
     if adapter_name in configs:
         raise ValueError(f"An adapter {adapter_name!r} is there already: delete_adapter first.")
+    # PyTorch keeps the coefficients in a dictionary of this kind.
+    if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict, adapter_name):
+        raise ValueError(
+            f"{adapter_name!r} cannot be the name of an adapter: PyTorch takes no dot in it, and "
+            "not the name of a method. Choose another."
+        )
+    if isinstance(weights, Real):
+        raise ValueError(f"`weights` is {weights!r}, must be a list with a number per adapter.")
     if not adapters or len(adapters) != len(weights):
         raise ValueError(f"{len(adapters)} adapters were given, and {len(weights)} weights.")
     for name, weight in zip(adapters, weights, strict=True):
         if name not in configs:
             raise ValueError(f"Adapter {name!r} does not exist; there are {', '.join(configs)}.")
+        if not isinstance(weight, Real):
+            raise ValueError(f"The weight of adapter {name!r} is {weight!r}, must be a number.")
         if not math.isfinite(weight):
             raise ValueError(f"The weight of adapter {name!r} is {weight}, must be finite.")
         if configs[name].modules_to_save or configs[name].bias != "none":
@@ -93,8 +107,40 @@ def combined_config(
         modules_fingerprint=None,
         shapes_fingerprint=None,
     )
-    config.combination = tuple(zip(adapters, weights, strict=True))
+    config.combination = _flattened(configs, adapters, weights)
     return config
+
+
+def _flattened(
+    configs: Mapping[str, Any], adapters: Sequence[str], weights: Sequence[float]
+) -> tuple[tuple[str, float], ...]:
+    """Return the adapters that a sum, of which some may be sums, has in the end; each once."""
+    total: dict[str, float] = {}
+    for adapter, weight in zip(adapters, weights, strict=True):
+        for name, share in configs[adapter].combination or ((adapter, 1.0),):
+            total[name] = total.get(name, 0.0) + float(weight) * share
+    return tuple(total.items())
+
+
+def without_combined(configs: Mapping[str, Any]) -> list[str]:
+    """Return the adapters that can be saved, and warn of combined ones.
+
+    Raises
+    ------
+    ValueError
+        If there are none but combined ones.
+    """
+    combined = [name for name, config in configs.items() if getattr(config, "combination", None)]
+    names = [name for name in configs if name not in combined]
+    if combined and not names:
+        refuse_saving(configs[combined[0]], combined[0])
+    if combined:
+        warnings.warn(
+            f"Not saved: {', '.join(map(repr, combined))}. A weighted sum of adapters cannot be "
+            "expressed by one seed and its coefficients; what it is made of can.",
+            stacklevel=4,
+        )
+    return names
 
 
 def refuse_saving(config: Any, adapter_name: str) -> None:

@@ -147,6 +147,16 @@ class NolaLinearLayer(MergingLayer):
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Activate adapters; a combined one is never trained."""
         super().set_adapter(adapter_names, inference_mode)
+        self._freeze_combined()
+
+    def set_requires_grad(
+        self, adapter_names: str | Sequence[str], requires_grad: bool = True
+    ) -> None:
+        """Train adapters, or do not; a combined one is never trained."""
+        super().set_requires_grad(adapter_names, requires_grad)
+        self._freeze_combined()
+
+    def _freeze_combined(self) -> None:
         for name in self.nola_parts:
             self.nola_alpha[name].requires_grad_(False)
             self.nola_beta[name].requires_grad_(False)

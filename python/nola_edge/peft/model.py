@@ -173,15 +173,16 @@ class NolaModel(BaseTuner):
         Raises
         ------
         ValueError
-            If an adapter is not there, or one trains whole modules or biases; or for the
-            approximations that PEFT's LoRA knows, and their options.
+            If an adapter is not there, or one trains whole modules or biases; if a weight is no
+            number, or the name none for an adapter; or for the approximations that PEFT's LoRA
+            knows, and their options.
         """
         check_combination_type(combination_type, options)
         check_combination(self.peft_config, adapters, weights, adapter_name)
         config = combined_config(self.peft_config, adapters, weights)
         for layer in self.modules():
             if isinstance(layer, NolaLinearLayer):
-                layer.combine(adapter_name, config.combination, config)
+                layer.combine(adapter_name, tuple(zip(adapters, weights, strict=True)), config)
         self.peft_config[adapter_name] = config
 
     def merge_adapter(

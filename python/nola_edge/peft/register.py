@@ -79,7 +79,7 @@ def _checked(load_adapter: Any) -> Any:
 def _with_cards(save_pretrained: Any) -> Any:
     """Make ``PeftModel.save_pretrained`` write a card for each NOLA adapter."""
     from nola_edge.peft import card
-    from nola_edge.peft.combined import refuse_saving
+    from nola_edge.peft.combined import refuse_saving, without_combined
     from nola_edge.peft.config import NolaConfig
 
     signature = inspect.signature(save_pretrained)
@@ -90,18 +90,19 @@ def _with_cards(save_pretrained: Any) -> Any:
         given.apply_defaults()
         folder = Path(given.arguments["save_directory"])
         names = given.arguments["selected_adapters"]
-        names = list(self.peft_config) if names is None else names
-        nola = all(isinstance(config, NolaConfig) for config in self.peft_config.values())
-        if not (nola and given.arguments["is_main_process"]) or folder.is_file():
-            return save_pretrained(self, *args, **kw)
+        names = without_combined(self.peft_config) if names is None else names
         for name in names:
             refuse_saving(self.peft_config.get(name), name)
+        given.arguments["selected_adapters"] = names
+        nola = all(isinstance(self.peft_config.get(name), NolaConfig) for name in names)
+        if not (nola and given.arguments["is_main_process"]) or folder.is_file():
+            return save_pretrained(*given.args, **given.kwargs)
         others = [name for name in names if name != "default"]
         text = (
             card.adapter_card(self, "default") if "default" in names else card.contents_card(others)
         )
         card.write_missing_card(folder, text)
-        save_pretrained(self, *args, **kw)
+        save_pretrained(*given.args, **given.kwargs)
         card.complete_metadata(self, folder)
         for name in others:
             card.write_missing_card(folder / name, card.adapter_card(self, name))
