@@ -80,6 +80,28 @@ def test_a_name_that_nobody_knows():
         NolaConfig(qux=7)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "own"),
+    [
+        ("init_nola_weights", False, "init_weights"), ("use_rslra", False, "use_rslora"),
+        ("layers_to_transfrom", [], "layers_to_transform"), ("task_typ", None, "task_type"),
+        ("bits", "", "coefficient_bits"),
+    ],
+)  # fmt: skip
+def test_off_does_not_excuse_a_wrong_name(name, value, own):
+    with pytest.raises(ValueError, match=rf"^`{name}` is .*`{own}`") as caught:
+        NolaConfig(**{name: value})
+    assert "\n" not in str(caught.value)
+    assert NolaConfig(rank=None, d_initial=None).r == 16
+
+
+@pytest.mark.parametrize("name", ["lora_dropout", "nola_dropout"])
+@pytest.mark.parametrize("value", ["0.1", [0.1]])
+def test_a_dropout_that_is_no_number(name, value):
+    with pytest.raises(ValueError, match=r"_dropout` is .*must be a number in \[0, 1\)\.$"):
+        NolaConfig(**{name: value})
+
+
 def test_two_spellings_that_contradict_each_other():
     with pytest.raises(ValueError, match=r"`lora_dropout` is 0.1 and `nola_dropout` 0.0"):
         NolaConfig(lora_dropout=0.1, nola_dropout=0.0)

@@ -7,6 +7,7 @@ import warnings
 import pytest
 from peft import get_peft_model
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig, Qwen3MoeConfig
 
 from nola_edge.peft import NolaConfig
@@ -41,4 +42,6 @@ def test_the_experts_that_are_left_out_are_named(config):
 def test_other_models_are_not_warned_of():
     assert said(llama(), "all-linear") == []
     convolution = nn.Sequential(nn.Conv1d(3, 4, 2), nn.Linear(4, 4), nn.Linear(4, 4))
+    assert said(convolution, "all-linear") == []
+    weight_norm(convolution[0], dim=2)  # as in Wav2Vec2
     assert said(convolution, "all-linear") == []

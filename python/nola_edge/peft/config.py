@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, ClassVar
 
 from peft.config import PeftConfig
@@ -154,8 +155,10 @@ class NolaConfig(PeftConfig):
                     raise ValueError(f"`{name}` cannot be used when `target_modules` is a str.")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("`layers_pattern` needs `layers_to_transform` to be set too.")
-        if not 0 <= self.nola_dropout < 1:
-            raise ValueError(f"`nola_dropout` is {self.nola_dropout}, must be in [0, 1).")
+        if not isinstance(self.nola_dropout, Real) or not 0 <= self.nola_dropout < 1:
+            raise ValueError(
+                f"`nola_dropout` is {self.nola_dropout!r}, must be a number in [0, 1)."
+            )
         if self.start not in STARTS:
             raise ValueError(f"`start` is {self.start!r}, must be one of {', '.join(STARTS)}.")
         _check_aliases(self.module_aliases)

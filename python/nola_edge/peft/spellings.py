@@ -84,8 +84,8 @@ def take_over(fields: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If LoRA's spelling contradicts NOLA's, or an option that NOLA lacks is not off: None, False,
-        empty, or what ``LoraConfig`` has by default.
+        If LoRA's spelling contradicts NOLA's, an option that NOLA lacks is not off (None, False,
+        empty, or what ``LoraConfig`` has by default), or nobody knows the name.
     """
     taken = {name: value for name, value in fields.items() if name in known}
     if taken.get("bias") == "lora_only":
@@ -100,7 +100,7 @@ def take_over(fields: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
                     f"`{name}` is {value!r} and `{own}` {taken[own]!r}, which mean the same: "
                     "give one of them."
                 )
-        elif not is_off(value) and value != _lora_default(name):
+        elif not _is_excused(name, value):
             raise ValueError(f"`{name}` is {value!r}: {_explanation(name, known)}")
     return taken
 
@@ -110,17 +110,30 @@ def is_off(value: object) -> bool:
     return value is None or value is False or value in ("", [], {})
 
 
-def _lora_default(name: str) -> object:
-    for option in dataclasses.fields(LoraConfig):
-        if option.name == name:
-            make = option.default_factory
-            return option.default if make is dataclasses.MISSING else make()
-    return None
+def _is_excused(name: str, value: object) -> bool:
+    """Tell whether an option is one that NOLA lacks, and not asked for."""
+    if name in _CALLED:
+        return value is None
+    defaults = _lora_defaults()
+    if name not in defaults and name not in _LACKED:
+        return False  # a slip, of which "off" may say the opposite of what it does
+    return is_off(value) or (name in defaults and value == defaults[name])
+
+
+def _lora_defaults() -> dict[str, object]:
+    return {
+        option.name: option.default
+        if option.default_factory is dataclasses.MISSING
+        else option.default_factory()
+        for option in dataclasses.fields(LoraConfig)
+    }
 
 
 def _explanation(name: str, known: Collection[str]) -> str:
     if name in _CALLED:
         return f"NolaConfig calls it {_CALLED[name]}."
+    if name == "lora_dropout":
+        return "must be a number in [0, 1)."
     if name in _LACKED:
         return f"{_LACKED[name]}. Leave it out."
     close = difflib.get_close_matches(name, [*known, *_SAME], n=1)

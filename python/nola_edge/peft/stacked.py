@@ -17,10 +17,13 @@ def warn_of_stacked(model: nn.Module) -> None:
     model : nn.Module
         Into which an adapter for "all-linear" was put.
     """
+    convolutions = [module for module in model.modules() if isinstance(module, _CONVOLUTIONS)]
+    # A parametrised one, as weight normalisation makes it, has its matrices in modules within.
+    passed_over = {id(part) for convolution in convolutions for part in convolution.modules()}
     found = {
         f"{name}.{own}".lstrip("."): tuple(parameter.shape)
         for name, module in model.named_modules()
-        if not isinstance(module, _CONVOLUTIONS)
+        if id(module) not in passed_over
         for own, parameter in module.named_parameters(recurse=False)
         if parameter.dim() == 3 and min(parameter.shape) > 1
     }
