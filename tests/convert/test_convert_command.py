@@ -13,7 +13,7 @@ def test_help_teaches_with_examples_and_the_lines_that_record():
     done = run("convert", "--help")
     assert done.returncode == 0
     assert "Example: nola-edge convert" in done.stdout
-    assert 'uniform_(-1, 1)\n    save_file({"….lora_A.first"' in done.stdout
+    assert '.cpu().contiguous()\n  save_file({"LAYER.lora_A.first"' in done.stdout
     assert "convert" in run("--help").stdout
 
 

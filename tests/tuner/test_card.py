@@ -99,6 +99,81 @@ def test_the_card_of_an_author_stays(tmp_path):
     assert {"nola", "peft"} <= set(card.data.tags)
 
 
+def readme(folder):
+    return (folder / "README.md").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["default", "other"])
+def test_a_later_adapter_in_the_same_folder_replaces_our_card(tmp_path, name):
+    folder = tmp_path if name == "default" else tmp_path / name
+    for seed in (42, 7):
+        get_peft_model(llama(), NolaConfig(**{**SMALL, "seed": seed}), name).save_pretrained(
+            tmp_path
+        )
+        assert readme(folder).count(b"a seed (") == 1
+        assert f"a seed ({seed})".encode() in readme(folder)
+        assert readme(folder).count(b"### Framework versions") == 1
+    card = ModelCard.load(folder / "README.md")
+    card.data["license"] = "mit"
+    card.text = card.text.replace("\n", "\r\n")
+    card.save(folder / "README.md")
+    get_peft_model(llama(), NolaConfig(**SMALL), name).save_pretrained(tmp_path)
+    assert b"a seed (77)" in readme(folder)
+    assert ModelCard.load(folder / "README.md").data.license == "mit"
+
+
+def test_our_card_with_a_word_of_the_author_is_the_authors(tmp_path):
+    get_peft_model(llama(), NolaConfig(**SMALL)).save_pretrained(tmp_path)
+    text = readme(tmp_path).replace(b"# NOLA adapter", b"# My adapter")
+    (tmp_path / "README.md").write_bytes(text)
+    get_peft_model(llama(), NolaConfig(**{**SMALL, "seed": 7})).save_pretrained(tmp_path)
+    assert readme(tmp_path) == text
+
+
+def test_what_lies_beside_is_still_in_the_card(tmp_path):
+    model = get_peft_model(llama(), NolaConfig(**SMALL), "french")
+    model.save_pretrained(tmp_path)
+    model.add_adapter("german", NolaConfig(**SMALL))
+    model.save_pretrained(tmp_path, selected_adapters=["german"])
+    assert {b"french", b"german"} <= set(re.findall(rb"\((\w+)/README", readme(tmp_path)))
+    alone = get_peft_model(llama(), NolaConfig(**SMALL))
+    alone.save_pretrained(tmp_path / "alone")
+    model.save_pretrained(tmp_path / "alone", selected_adapters=["german"])
+    assert b"a seed (77)" in readme(tmp_path / "alone")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"\n# Mine\n\n\n", b"# Mine  \r\n\r\n\x0c No end of line", "# \u00fc\u2028\n".encode()],
+)
+def test_a_foreign_card_keeps_its_body_and_metadata(tmp_path, body):
+    end = b"\r\n" if b"\r\n" in body else b"\n"
+    head = [b"---", b"license: mit", b"base_model: org/base", b"tags:", b"- medical", b"---", b""]
+    (tmp_path / "README.md").write_bytes(end.join(head) + body)
+    for _ in range(2):
+        get_peft_model(llama(), NolaConfig(**SMALL)).save_pretrained(tmp_path)
+        assert readme(tmp_path).split(end + b"---" + end, 1)[1] == body
+        data = ModelCard.load(tmp_path / "README.md").data
+        assert (data.base_model, data.license) == ("org/base", "mit")
+        assert {"medical", "nola", "peft"} <= set(data.tags)
+
+
+def test_a_foreign_card_keeps_its_body_where_saving_fails(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+    (tmp_path / "adapter_model.safetensors").mkdir()  # in the way of the file
+    with pytest.raises(Exception, match="directory"):
+        get_peft_model(llama(), NolaConfig(**SMALL)).save_pretrained(tmp_path)
+    assert readme(tmp_path).endswith(b"---\n# Mine\n")
+
+
+def test_adapters_that_are_not_there_leave_no_card(tmp_path):
+    with pytest.raises(ValueError, match="invalid `selected_adapters`"):
+        get_peft_model(llama(), NolaConfig(**SMALL)).save_pretrained(
+            tmp_path / "saved", selected_adapters=["other"]
+        )
+    assert not (tmp_path / "saved").exists()
+
+
 def test_a_base_that_is_not_of_transformers(tmp_path):
     model = nn.Sequential(nn.Linear(4, 4))
     get_peft_model(model, NolaConfig(**SMALL, target_modules=["0"])).save_pretrained(tmp_path)

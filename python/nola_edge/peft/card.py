@@ -1,24 +1,30 @@
 """The model card that is saved beside an adapter: what it is, and four ways to use it that run.
 
 PEFT's own is a template to be filled in, and the snippet that the Hub shows for it does not know
-NOLA. A card that is there already is its author's: its metadata alone is brought up to date.
+NOLA. A card that is there already is its author's, and its metadata alone is brought up to date,
+unless it is an earlier one of ours that nobody has altered.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from nola_edge.peft.adapted import adapted_layers
 
 CARD = "README.md"
+CONFIG = "adapter_config.json"
+_MARK = "<!-- Written by nola-edge, which replaces it as long as it is unaltered: {} -->"
+_BASE_TAG = "base_model:adapter:"
 _TAGS = ("nola", "peft")
 #: Task -> the class of transformers that loads a base for it.
 _LOADERS = {
@@ -31,23 +37,88 @@ _LOADERS = {
 }
 
 
-def write_missing_card(folder: Path, text: str) -> None:
-    """Write a card into a folder that has none; PEFT then adds the metadata that it knows of."""
-    if not (folder / CARD).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CARD).write_text(f"---\n{{}}\n---\n\n{text}\n", encoding="utf-8")
+def save_with_cards(
+    model: PeftModel, folder: Path, names: list[str], save: Callable[[], Any]
+) -> None:
+    """Save adapters, and write the card of each, or bring it up to date.
+
+    Parameters
+    ----------
+    model : PeftModel
+    folder : Path
+        Of the adapter named "default"; the others lie in folders of their names within.
+    names : list of str
+        The adapters that are saved.
+    save : callable
+        Saves them, and lets PEFT write `folder`'s card.
+    """
+    with _keeping_text(model, folder, _text(model, folder, names)):
+        save()
+    for name in names:
+        if name != "default":
+            with _keeping_text(model, folder / name, adapter_card(model, name)):
+                model.create_or_update_model_card(str(folder / name))
 
 
-def complete_metadata(model: PeftModel, folder: Path) -> None:
-    """Add NOLA's tags to a card, and drop the base's name where the model has none."""
-    card = ModelCard.load(folder / CARD)
-    tags = [*(card.data.tags or ()), *_TAGS]
-    card.data["tags"] = sorted({tag for tag in tags if tag != "base_model:adapter:"})
-    if base := _base_name(model):
-        card.data["base_model"] = base
+def _text(model: PeftModel, folder: Path, names: list[str]) -> str | None:
+    """Return what the card above all adapters says; None if it is of one that is not saved now."""
+    if "default" in names:
+        return adapter_card(model, "default")
+    if (folder / CONFIG).exists() and (folder / CARD).exists():
+        return None
+    return contents_card(
+        sorted({*names, *(path.parent.name for path in folder.glob(f"*/{CONFIG}"))})
+    )
+
+
+@contextmanager
+def _keeping_text(model: PeftModel, folder: Path, text: str | None) -> Iterator[None]:
+    """Have PEFT update a card's metadata, and keep its text if it is its author's."""
+    path = folder / CARD
+    earlier = ModelCard.load(path) if path.exists() else ModelCard("---\n{}\n---\n")
+    before = earlier.data.to_dict()
+    is_ours = text is not None and (not path.exists() or _is_unaltered(earlier.text))
+    if is_ours:
+        card = ModelCard(f"---\n{{}}\n---\n\n{text}\n")
+        card.data = earlier.data
+        card.save(path)
+    try:
+        yield
+    finally:  # of a save that fails too, or the card would pass for another's
+        updated = ModelCard.load(path)
+        card = updated if is_ours else earlier
+        card.data = _completed(updated.data, before, _base_name(model))
+        if is_ours:
+            card.text = _marked(updated.text)
+        card.save(path)
+
+
+def _completed(data: ModelCardData, before: Mapping[str, Any], base: str) -> ModelCardData:
+    """Add NOLA's tags and those of before, and drop a base's name that PEFT made up."""
+    earlier = [tag for tag in map(str, before.get("tags") or ()) if not tag.startswith(_BASE_TAG)]
+    tags = {*earlier, *(data.tags or ()), *_TAGS}
+    data["tags"] = sorted(tag for tag in tags if tag != _BASE_TAG)
+    if named := base or before.get("base_model"):
+        data["base_model"] = named
     else:
-        card.data.pop("base_model", None)
-    card.save(folder / CARD)
+        data.pop("base_model", None)
+    return data
+
+
+def _marked(text: str) -> str:
+    """Add a comment that says whose a text is as long as it stays what it is."""
+    return f"{text.strip()}\n\n{_MARK.format(_digest(text))}\n"
+
+
+def _is_unaltered(text: str) -> bool:
+    """Tell whether a card's text is, but for blank lines at its ends, one that was made here."""
+    body, _, mark = text.strip().rpartition("\n")
+    return mark == _MARK.format(_digest(body))
+
+
+def _digest(text: str) -> str:
+    lines = "\n".join(text.strip().splitlines())
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
 def _base_name(model: PeftModel) -> str:

@@ -51,6 +51,7 @@ def register() -> None:
         PeftModel.save_pretrained = _with_cards(  # type: ignore[method-assign]
             PeftModel.save_pretrained
         )
+        PeftModel.push_to_hub = _publishing(PeftModel.push_to_hub)  # type: ignore[method-assign]
         PeftAdapterMixin.load_adapter = with_parameters(  # type: ignore[method-assign]
             PeftAdapterMixin.load_adapter
         )
@@ -76,6 +77,19 @@ def _checked(load_adapter: Any) -> Any:
     return checked
 
 
+def _publishing(push_to_hub: Any) -> Any:
+    """Make ``PeftModel.push_to_hub`` keep the card of NOLA adapters."""
+    from nola_edge.peft.config import NolaConfig
+    from nola_edge.peft.publishing import publish
+
+    @functools.wraps(push_to_hub)
+    def pushed(self: PeftModel, *args: Any, **kw: Any) -> Any:
+        nola = all(isinstance(config, NolaConfig) for config in self.peft_config.values())
+        return (publish if nola else push_to_hub)(self, *args, **kw)
+
+    return pushed
+
+
 def _with_cards(save_pretrained: Any) -> Any:
     """Make ``PeftModel.save_pretrained`` write a card for each NOLA adapter."""
     from nola_edge.peft import card
@@ -97,16 +111,8 @@ def _with_cards(save_pretrained: Any) -> Any:
         nola = all(isinstance(self.peft_config.get(name), NolaConfig) for name in names)
         if not (nola and given.arguments["is_main_process"]) or folder.is_file():
             return save_pretrained(*given.args, **given.kwargs)
-        others = [name for name in names if name != "default"]
-        text = (
-            card.adapter_card(self, "default") if "default" in names else card.contents_card(others)
+        card.save_with_cards(
+            self, folder, names, lambda: save_pretrained(*given.args, **given.kwargs)
         )
-        card.write_missing_card(folder, text)
-        save_pretrained(*given.args, **given.kwargs)
-        card.complete_metadata(self, folder)
-        for name in others:
-            card.write_missing_card(folder / name, card.adapter_card(self, name))
-            self.create_or_update_model_card(str(folder / name))
-            card.complete_metadata(self, folder / name)
 
     return saved
