@@ -7,7 +7,6 @@ import mmap
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from safetensors import safe_open
 from nola_edge.bench.timing import Figure, alternate
 from nola_edge.merge.lazy import open_merged
 from nola_edge.merge.write import merge_checkpoint
+from nola_edge.processes import python_module
 from nola_edge.safetensors_file import SafetensorsFile
 from nola_edge.synthetic import llama_7b, trained_adapter, write_checkpoint
 
@@ -73,8 +73,7 @@ def checkpoint_figures(folder: Path, layers: int, rounds: int) -> Iterator[Figur
 
 
 def _memory(folder: Path, nbytes: int) -> Figure:
-    program = [sys.executable, "-m", "nola_edge.demo.comparison"]
-    command = [*program, "ours", "base", "adapter", "merged"]
+    command = python_module("nola_edge.demo.comparison", "ours", "base", "adapter", "merged")
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder)
     peak = json.loads(done.stdout)["peak_bytes"]
     shape = llama_7b(1)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nola_edge.bench.timing import Figure, alternate
+from nola_edge.processes import python, python_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,17 +17,16 @@ MAX_PACKAGE_BYTES = 3e6
 _RESOLUTION = 1e-3
 
 
-def _process(*arguments: str) -> Callable[[], object]:
-    command = [sys.executable, *arguments]
+def _process(command: list[str]) -> Callable[[], object]:
     return lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def startup_figures(rounds: int) -> Iterator[Figure]:
     """Yield the seconds beyond importing numpy, against what is allowed."""
-    numpy = _process("-c", "import numpy")
+    numpy = _process(python("import numpy"))
     for name, run, allowed in (
-        ("import nola_edge, beyond numpy", _process("-c", "import nola_edge"), 0.1),
-        ("nola-edge --help, beyond numpy", _process("-m", "nola_edge", "--help"), 0.3),
+        ("import nola_edge, beyond numpy", _process(python("import nola_edge")), 0.1),
+        ("nola-edge --help, beyond numpy", _process(python_module("nola_edge", "--help")), 0.3),
     ):
         ours, theirs = alternate(run, numpy, rounds=2 * rounds)
         yield Figure(name, "seconds allowed", max(ours - theirs, _RESOLUTION), allowed, 1, False)

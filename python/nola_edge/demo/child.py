@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from typing import Any
 
 from nola_edge.errors import NolaEdgeError
+from nola_edge.processes import python_module
 
 
 def result_of(module: str, *arguments: object, **environment: str) -> Any:
@@ -27,7 +27,7 @@ def result_of(module: str, *arguments: object, **environment: str) -> Any:
     NolaEdgeError
         If it fails.
     """
-    command = [sys.executable, "-m", module, *map(str, arguments)]
+    command = python_module(module, *map(str, arguments))
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **environment}
     )
