@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from nola_edge.errors import OutputError, printable
 from nola_edge.mounts import file_system
-from nola_edge.parents import Parents, nearest_folder
+from nola_edge.parents import Parents, free_bytes, nearest_folder
 from nola_edge.renaming import exchange, rename_new
 from nola_edge.replaceable import anything, names_below, nothing_yet
 from nola_edge.temporary import (
@@ -26,7 +26,7 @@ from nola_edge.temporary import (
     REPLACED,
     keep,
     note_exchange,
-    remove,
+    put_back,
     sweep,
     temporary_path,
 )
@@ -136,14 +136,9 @@ class AtomicOutput:
         return self._written.file(name)
 
     def _make_temporary(self) -> None:
-        self._parents.make()
         # Known before it is made: a signal may come right after.
         self._temporary = temporary_path(self.target)
-        try:
-            self._temporary.mkdir(mode=0o700)
-        except FileNotFoundError:  # another output, which failed, had made the parent
-            self._parents.make()
-            self._temporary.mkdir(mode=0o700)
+        self._parents.make_around(self._temporary)
         # Something inside the temporary is renamed into place, never the private folder itself.
         self.path = self._temporary / NEW
         if self._directory:
@@ -154,7 +149,8 @@ class AtomicOutput:
         if self._temporary is not None:
             may_replace = (lambda _: True) if self._replaced else self._may_replace
             with contextlib.suppress(OSError):
-                remove(self._temporary, self.target, may_replace)
+                put_back(self._temporary, self.target, may_replace)
+                self._parents.remove(self._temporary)
         self._parents.undo()
 
     def sweep(self) -> None:
@@ -170,7 +166,7 @@ class AtomicOutput:
         OutputError
         """
         self._check_target()
-        free = shutil.disk_usage(nearest_folder(self.target.parent)).free
+        free = free_bytes(self.target.parent)
         if self._expected_bytes > free:
             raise OutputError(
                 f"needs {self._expected_bytes} bytes, the disk has {free} free", file=self.target

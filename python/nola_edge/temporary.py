@@ -53,7 +53,7 @@ def temporary_path(target: Path) -> Path:
 
 
 def sweep(target: Path, may_replace: Callable[[Path], bool]) -> None:
-    """Remove the temporaries of a target whose owners are dead; see :func:`remove`.
+    """Remove the temporaries of a target whose owners are dead; see :func:`put_back`.
 
     Parameters
     ----------
@@ -69,7 +69,8 @@ def sweep(target: Path, may_replace: Callable[[Path], bool]) -> None:
             continue
         with contextlib.suppress(OSError):
             if _is_dead(_Owner.named(owner), Path(entry.path)):
-                remove(Path(entry.path), target, may_replace)
+                put_back(Path(entry.path), target, may_replace)
+                shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def sweep_folder(folder: Path) -> None:
@@ -87,8 +88,13 @@ def sweep_folder(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def remove(temporary: Path, target: Path, may_replace: Callable[[Path], bool]) -> None:
-    """Remove a temporary, but nothing in it that stood at the target and was not to be lost.
+def is_temporary(name: str) -> bool:
+    """Tell whether a temporary is called so, whatever its target and whoever its owner."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def put_back(temporary: Path, target: Path, may_replace: Callable[[Path], bool]) -> None:
+    """Take out of a temporary what stood at the target and is not to be lost.
 
     What was taken away there, for a new output that never came, is put back; where something else
     has come instead, or where what came out of an exchange may not be lost, it is kept beside it.
@@ -104,7 +110,6 @@ def remove(temporary: Path, target: Path, may_replace: Callable[[Path], bool]) -
         keep(replaced, target)
     if _is_exchanged(temporary) and not may_replace(new):
         keep(new, target)
-    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _holds_another(temporary: Path) -> bool:

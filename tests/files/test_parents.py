@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -135,3 +137,56 @@ def test_a_merge_that_fails_late_leaves_no_parents(tiny, tmp_path):
         with pytest.raises(NotFiniteError):
             merge(base, adapters, tmp_path / "a" / "out")
     assert snapshot(tmp_path) == before
+
+
+_FAIL_OFTEN = """
+import sys
+from nola_edge.output import AtomicOutput
+
+for number in range(int(sys.argv[2])):
+    try:
+        with AtomicOutput(f"{sys.argv[1]}/{number % 2}", directory=bool(number % 2)):
+            raise ZeroDivisionError
+    except ZeroDivisionError:
+        pass
+"""
+
+
+def at_once(count, code, *arguments):
+    """Return what processes that run at the same time say of errors."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(count)]
+    return [process.communicate()[1] for process in started]
+
+
+def test_processes_that_fail_in_one_new_folder_leave_nothing(tmp_path):
+    assert at_once(4, _FAIL_OFTEN, tmp_path / "a" / "b" / "c", 100) == [""] * 4
+    assert not os.listdir(tmp_path)
+
+
+def test_the_last_who_fails_removes_what_the_first_has_made(tmp_path):
+    outputs = [AtomicOutput(tmp_path / "a" / "b" / str(n), directory=False) for n in range(3)]
+    for output in outputs:
+        output.__enter__()
+    for output in outputs:
+        assert (tmp_path / "a" / "b").is_dir()
+        output.__exit__(ValueError, ValueError(), None)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_folder_that_was_there_stays_when_all_fail(tmp_path):
+    (tmp_path / "a").mkdir()
+    assert at_once(3, _FAIL_OFTEN, tmp_path / "a", 20) == [""] * 3
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_one_who_succeeds_keeps_the_folder_of_one_who_failed(tmp_path):
+    folder = tmp_path / "a"
+    with AtomicOutput(folder / "good", directory=True):
+        pass
+    shutil.rmtree(folder)
+    first = AtomicOutput(folder / "bad", directory=True)
+    first.__enter__()
+    with AtomicOutput(folder / "good", directory=True):
+        first.__exit__(ValueError, ValueError(), None)
+    assert list(snapshot(tmp_path)) == ["a", "a/good"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from nola_edge.merge.share import Share
 from nola_edge.merge.write import MergeReport, replaces_of, write_merges
 from nola_edge.model_folder import INDEX_NAME
 from nola_edge.output import AtomicOutput
-from nola_edge.parents import Parents, nearest_folder
+from nola_edge.parents import Parents, free_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -153,7 +152,7 @@ def _check(
         )
     else:
         AtomicOutput(folder, inputs=inputs, directory=True).check()
-    free = shutil.disk_usage(nearest_folder(place)).free
+    free = free_bytes(place)
     if nbytes > free:
         raise OutputError(
             f"{len(targets)} outputs need {nbytes} bytes, the disk has {free} free", file=folder
