@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 
+import click
 import pytest
 
-from tests.cli.in_process import call, refused
+from nola_edge.cli.main import cli
+from tests.cli.in_process import Done, call, refused
 from tests.conftest import snapshot
 
 
@@ -78,12 +80,16 @@ def test_a_refusal_in_json(command, tmp_path):
         (["info", "--json", "extra"], "UsageError", None, "unexpected extra argument"),
         (["nonsense", "--json"], "UsageError", None, "No such command"),
         (["export", "--json"], "UsageError", "--json", "No such option"),
+        (["inspect", "a", "--json=1"], "UsageError", "--json", "does not take a value"),
+        (["inspect", "a", "--revision", "x", "--json"], "UsageError", None, "no --base is given"),
+        (["demo", "--keep", "-", "--json"], "OutputError", None, "write --keep NAME"),
     ],
 )
 def test_wrong_calls_in_json(arguments, kind, field, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = call(*arguments)
     assert done.returncode == 2
+    assert not os.listdir(tmp_path)
     error = json.loads(done.stdout)["error"]
     assert (error["type"], error["field"]) == (kind, field)
     assert message in error["message"]
@@ -113,6 +119,39 @@ def test_an_error_in_json_that_nobody_reads():
     os.close(write)
     assert done.returncode == 2
     assert done.stderr == "nola-edge: absent: does not exist\n"
+
+
+def every_command(group=cli, words=()):
+    """Yield the words that name each command, and the command."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from every_command(command, (*words, name))
+        else:
+            yield (*words, name), command
+
+
+@pytest.mark.parametrize(
+    ("words", "command"), [pair for pair in every_command() if pair[0] != ("completion",)]
+)
+def test_every_command_has_both_options(words, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {name for option in command.params for name in option.opts}
+    assert {"--json", "-q", "--quiet"} <= names
+    for option in ("-q", "--quiet"):
+        done = call(*words, option, "--absent")
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert "No such option" in done.stderr
+    done = call(*words, "-q", "--json", "--absent")
+    assert json.loads(done.stdout)["error"]["field"] == "--absent"
+
+
+@pytest.mark.parametrize("words", [["info"], ["inspect", "adapter", "--base", "base"]])
+def test_what_only_shows_is_quiet_too(words, tiny, monkeypatch):
+    monkeypatch.chdir(tiny[0].parent)
+    assert call(*words, "-q") == Done(0, "", "")
+    assert json.loads(call(*words, "-q", "--json").stdout)
 
 
 def test_figures_in_json_and_quietly(tmp_path):

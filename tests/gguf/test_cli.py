@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests.cli.in_process import call, refused
 from tests.conftest import snapshot
 from tests.gguf.test_merge import BLOCK, MODULES, adapter_of, arrays_of, stored_name, write
 
@@ -230,3 +231,40 @@ def test_pipes_are_refused(files, tiny, tmp_path):
         done = run(*command)
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1
+
+
+NOTE = "the base was not checked: a GGUF file has no fingerprint"
+
+
+def commands(base, adapter, folder):
+    """Every command that takes a GGUF base, after one that it needs."""
+    out = folder / "out.gguf"
+    return [
+        ["merge", base, adapter, "-o", out],
+        ["verify", out, base, adapter],
+        ["export", "gguf-lora", adapter, "--base", base, "-o", folder / "lora.gguf"],
+    ]
+
+
+@pytest.mark.parametrize("option", [[], ["--no-check-base"]])
+def test_a_base_that_cannot_be_checked_is_named(files, tmp_path, option):
+    for command in commands(*files, tmp_path):
+        assert f"  {NOTE}\n" in call(*command, *option).stdout
+        force = ["--force"] * (command[0] != "verify")
+        found = json.loads(call(*command, *option, *force, "--json").stdout)
+        assert (found["base_checked"], found["notes"]) == (False, [NOTE])
+
+
+def test_a_check_that_cannot_be_made_is_refused(files, tmp_path):
+    for command in commands(*files, tmp_path):
+        before = snapshot(tmp_path)
+        assert "a GGUF file has no fingerprint; leave it out" in refused(*command, "--check-base")
+        assert snapshot(tmp_path) == before
+        assert call(*command).returncode == 0
+
+
+def test_what_survives_everywhere_alike_is_said_once(files, tmp_path, monkeypatch):
+    base = write(tmp_path / "q8.gguf", arrays_of("Q8_0"))
+    monkeypatch.setattr("nola_edge.gguf.survival.Survival.share", 0.987)
+    said = call("merge", base, files[1], "-o", tmp_path / "out.gguf").stdout
+    assert "  99% of the adapter survives quantisation in 8 tensors\n" in said

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.cli.output_names import check_folder_name
+from nola_edge.cli.path_types import FOLDER
+from nola_edge.cli.summary import summary_options
 from nola_edge.errors import printable
 
 if TYPE_CHECKING:
@@ -34,9 +37,11 @@ _NEXT = (
 
 
 @click.command("demo", epilog="Example: nola-edge demo --keep ./nola-demo")
-@click.option("--keep", help="Keep the model, its adapters and examples in this new folder.")
-@ui.json_option
-def command(keep: str | None, as_json: bool) -> None:
+@click.option(
+    "--keep", type=FOLDER, help="Keep the model, its adapters and examples in this new folder."
+)
+@summary_options
+def command(keep: str | None, as_json: bool, quiet: bool) -> None:
     """Let a small model answer with and without adapters, then merge larger weights and measure.
 
     Nothing is downloaded and torch is not needed: a language model of 1.1 MB and two adapters
@@ -45,7 +50,9 @@ def command(keep: str | None, as_json: bool) -> None:
     """
     from nola_edge.output import AtomicOutput
 
-    say = _say_nothing if as_json else click.echo
+    if keep is not None:
+        check_folder_name(keep, option="--keep")
+    say = _say_nothing if as_json or quiet else click.echo
     with contextlib.ExitStack() as stack:
         output = None
         if keep is not None:

@@ -6,7 +6,14 @@ import click
 
 from nola_edge.cli import output as ui
 from nola_edge.cli.help import Group
-from nola_edge.cli.inputs import local_adapters, local_base, revision_option
+from nola_edge.cli.inputs import (
+    GGUF_FOUND,
+    GGUF_NOTE,
+    local_adapters,
+    local_base,
+    refuse_to_check_gguf,
+    revision_option,
+)
 from nola_edge.cli.output_names import check_file_name, check_folder_name
 from nola_edge.cli.path_types import FILE, FOLDER, PATH
 from nola_edge.cli.summary import bytes_at, show, summary_options
@@ -109,7 +116,11 @@ def gguf_lora(
     like (ADAPTER=0.5), become one LoRA.
     """
     from nola_edge.export.gguf_lora import export_gguf_lora
+    from nola_edge.gguf.signature import is_gguf
 
+    gguf = is_gguf(base)
+    if gguf:
+        refuse_to_check_gguf()
     check_file_name(output, ".gguf", name=adapters[0])
     path = export_gguf_lora(
         local_adapters(adapters),
@@ -121,8 +132,9 @@ def gguf_lora(
     )
     size = bytes_at(path)
     show(
-        {"output": output, "dtype": dtype, "bytes": size},
+        {"output": output, "dtype": dtype, "bytes": size, **(GGUF_FOUND if gguf else {})},
         f"{printable(path, 240)}: exact LoRA for llama.cpp, {ui.human_bytes(size)}",
+        *[f"  {GGUF_NOTE}"] * gguf,
         as_json=as_json,
         quiet=quiet,
     )

@@ -94,4 +94,5 @@ def _text(value: object) -> Any:
 def wants_json(arguments: Sequence[str]) -> bool:
     """Tell whether ``--json`` is among the options of a command line, which may be wrong."""
     options = list(arguments)
-    return "--json" in (options[: options.index("--")] if "--" in options else options)
+    options = options[: options.index("--")] if "--" in options else options
+    return any(option.split("=")[0] == "--json" for option in options)

@@ -8,11 +8,12 @@ import click
 
 from nola_edge.cli import output as ui
 from nola_edge.cli.layout import say, whole
+from nola_edge.cli.summary import summary_options
 
 
 @click.command("info", epilog="Example: NOLA_EDGE_ISA=avx2 nola-edge info --json")
-@ui.json_option
-def command(as_json: bool) -> None:
+@summary_options
+def command(as_json: bool, quiet: bool) -> None:
     """Show version, compiler, instruction sets and threads.
 
     NOLA_EDGE_ISA=portable|avx2|avx512|neon forces a kernel set; all give the same bits.
@@ -29,6 +30,7 @@ def command(as_json: bool) -> None:
     )
     if as_json:
         ui.print_json(info)
+    if as_json or quiet:
         return
     for name, value in info.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from nola_edge.cli import output as ui
 
@@ -18,6 +19,27 @@ revision_option = click.option(
     help="Branch, tag or commit, of a base that is a Hub id. An adapter's belongs to its id: "
     "owner/name@NAME.",
 )
+
+
+#: What commands say of a base that is a GGUF file …
+GGUF_NOTE = "the base was not checked: a GGUF file has no fingerprint"
+#: … and what they add to JSON.
+GGUF_FOUND = {"base_checked": False, "notes": [GGUF_NOTE]}
+
+
+def refuse_to_check_gguf() -> None:
+    """Refuse an explicit ``--check-base`` for a GGUF file.
+
+    Raises
+    ------
+    click.UsageError
+    """
+    context = click.get_current_context()
+    asked = context.get_parameter_source("check_base") is ParameterSource.COMMANDLINE
+    if asked and context.params["check_base"]:
+        raise click.UsageError(
+            "--check-base is for checkpoints: a GGUF file has no fingerprint; leave it out"
+        )
 
 
 def local_base(base: str, revision: str | None) -> str:

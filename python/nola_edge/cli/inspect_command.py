@@ -10,6 +10,7 @@ import click
 from nola_edge.cli import output as ui
 from nola_edge.cli.inputs import local_base, revision_option
 from nola_edge.cli.path_types import PATH
+from nola_edge.cli.summary import summary_options
 
 if TYPE_CHECKING:
     from nola_edge.adapter import Adapter, LowRankAdapter
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--modules", "list_modules", is_flag=True, help="List every module, in JSON too.")
 @revision_option
 @ui.check_base_option
-@ui.json_option
+@summary_options
 def command(
     adapter: str,
     base: str | None,
@@ -35,6 +36,7 @@ def command(
     revision: str | None,
     check_base: bool,
     as_json: bool,
+    quiet: bool,
 ) -> None:
     """Show what ADAPTER holds: modules, rank, coefficients and their distribution, bytes.
 
@@ -43,12 +45,14 @@ def command(
     from nola_edge.adapter import Adapter, load_adapter
     from nola_edge.cli.inspection import show
 
+    if revision is not None and base is None:
+        raise click.UsageError("--revision is for a base on the Hub, and no --base is given")
     loaded = load_adapter(adapter)
     if base:
         base = local_base(base, revision)
     shapes = _shapes(loaded, base, check_base=check_base) if base else None
     if not isinstance(loaded, Adapter):
-        _show_other_method(adapter, loaded, list_modules, as_json)
+        _show_other_method(adapter, loaded, list_modules, as_json, quiet)
         return
     checked = set() if shapes is None else {"shapes", "base"} if check_base else {"shapes"}
     summary = _summary(loaded, shapes, {"basis", "modules", *checked})
@@ -56,12 +60,12 @@ def command(
         summary["largest"] = {name: _largest(c) for name, c in loaded.modules.items()}
     if as_json:
         ui.print_json(_as_json(summary))
-    else:
+    elif not quiet:
         show(adapter, summary)
 
 
 def _show_other_method(
-    given: str, adapter: LowRankAdapter, list_modules: bool, as_json: bool
+    given: str, adapter: LowRankAdapter, list_modules: bool, as_json: bool, quiet: bool
 ) -> None:
     from nola_edge.adapter.summary import summary
     from nola_edge.cli.inspection import show_other_method
@@ -69,7 +73,7 @@ def _show_other_method(
     found = summary(adapter)
     if as_json:
         ui.print_json(found)
-    else:
+    elif not quiet:
         show_other_method(given, found, list_modules)
 
 

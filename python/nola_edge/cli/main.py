@@ -33,7 +33,7 @@ _COMMANDS = {
     "unpack": "Turn a packed adapter into a folder.",
     "export": "Write an adapter in the format of another program.",
     "convert": "Turn a checkpoint of the public NOLA code into an exact LoRA.",
-    "demo": "Merge, verify and measure, on weights made on the spot.",
+    "demo": "Let a small model answer with and without adapters, then measure.",
     "bench": "Measure the kernels against their peers.",
     "info": "Show version, instruction sets and threads.",
     "completion": "Print a script that completes commands in your shell.",
@@ -85,7 +85,7 @@ class _LazyGroup(Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": MAX_WIDTH},
     epilog="Start with: nola-edge demo",
 )
-@click.version_option(__version__, prog_name="nola-edge")
+@click.version_option(__version__, "-V", "--version", prog_name="nola-edge")
 def cli() -> None:
     """Merge NOLA adapters into real weights: the same bits on every machine."""
 

@@ -9,7 +9,7 @@ import click
 
 from nola_edge.cli import merging
 from nola_edge.cli import output as ui
-from nola_edge.cli.inputs import local_adapters, local_base, revision_option
+from nola_edge.cli.inputs import local_adapters, local_base, refuse_to_check_gguf, revision_option
 from nola_edge.cli.output_names import check_file_name, check_folder_name
 from nola_edge.cli.path_types import PATH
 from nola_edge.cli.summary import summary_options
@@ -83,6 +83,7 @@ def command(
     given = local_adapters(adapters)  # before a download of the base
     base = local_base(base, revision)
     if gguf:
+        refuse_to_check_gguf()
         merging.merge_gguf_file(
             base,
             given,

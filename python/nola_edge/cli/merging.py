@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.cli import output as ui
+from nola_edge.cli.inputs import GGUF_FOUND, GGUF_NOTE
 from nola_edge.cli.layout import say, whole
 from nola_edge.cli.summary import as_found
 from nola_edge.errors import printable
@@ -125,7 +126,7 @@ def merge_gguf_file(
         found = as_found(report)
         found["survival"] = {name: kept.share for name, kept in report.survival.items()}
         found["survival_overall"] = report.overall.share
-        ui.print_json(found)
+        ui.print_json({**found, **GGUF_FOUND})
     elif not quiet:
         say(
             f"{printable(report.output, 240)}: {report.merged} of {report.tensors} tensors "
@@ -133,6 +134,7 @@ def merge_gguf_file(
         )
         if report.survival:
             _print_survival(report)
+        say(f"  {GGUF_NOTE}")
     _warn_of_loss(report)
 
 
@@ -145,9 +147,10 @@ def _print_survival(report: GgufReport) -> None:
         say("  the adapter changes nothing, so there is nothing for quantisation to take")
         return
     worst = ", ".join(f"{printable(name)} {share:.0%}" for share, name in shares[:_WORST])
+    alike = len({f"{share:.0%}" for share, _ in shares}) == 1
     say(
-        f"  {overall:.0%} of the adapter survives quantisation in {len(shares)} "
-        f"tensors; least in {worst}"
+        f"  {overall:.0%} of the adapter survives quantisation in {len(shares)} tensors"
+        + ("" if alike else f"; least in {worst}")
     )
 
 

@@ -30,7 +30,7 @@ check_base_option = click.option(
     "--check-base/--no-check-base",
     default=True,
     show_default=True,
-    help="Refuse a base that the adapter was not made for.",
+    help="Refuse a base that the adapter was not made for; a GGUF file cannot be checked.",
 )
 force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")

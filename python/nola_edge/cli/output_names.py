@@ -11,17 +11,19 @@ from nola_edge.errors import OutputError, printable
 _FILES = (".safetensors", ".gguf", ".nola", ".bin", ".pt", ".pth", ".json")
 
 
-def check_folder_name(output: str, what: str = "the output is a folder") -> None:
+def check_folder_name(
+    output: str, what: str = "the output is a folder", option: str = "-o"
+) -> None:
     """Refuse the name of a file for an output that is a folder.
 
     Raises
     ------
     OutputError
     """
-    _check_written_at_all(output)
+    _check_written_at_all(output, option)
     stem, suffix = os.path.splitext(output)
     if suffix.lower() in _FILES and not os.path.isdir(output):
-        raise OutputError(f"{what}; write -o {_shown(stem)}", file=output)
+        raise OutputError(f"{what}; write {option} {_shown(stem)}", file=output)
 
 
 def check_file_name(
@@ -53,11 +55,11 @@ def check_file_name(
         raise OutputError(f"{what}; write -o {_shown(stem + suffix)}", file=output)
 
 
-def _check_written_at_all(output: str) -> None:
+def _check_written_at_all(output: str, option: str = "-o") -> None:
     if output == "-":
         raise OutputError(
             "standard output is not written to, as an output comes into place when it is complete; "
-            "write -o NAME",
+            f"write {option} NAME",
             file=output,
         )
 

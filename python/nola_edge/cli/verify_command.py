@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nola_edge.cli import output as ui
-from nola_edge.cli.inputs import local_adapters, local_base, revision_option
+from nola_edge.cli.inputs import (
+    GGUF_FOUND,
+    GGUF_NOTE,
+    local_adapters,
+    local_base,
+    refuse_to_check_gguf,
+    revision_option,
+)
 from nola_edge.cli.path_types import PATH
 from nola_edge.cli.summary import as_found, show, summary_options
 from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
@@ -91,6 +98,8 @@ def command(
     base = local_base(base, revision)
     gguf = is_gguf(base)
     check_type_fits(dtype, gguf)
+    if gguf:
+        refuse_to_check_gguf()
     if ulps is not None and gguf:
         raise click.UsageError("--ulps is for checkpoints; of a GGUF file every bit counts")
     outputs = _outputs(merged, base, given) if each else {merged: given}
@@ -106,6 +115,9 @@ def command(
         label = f"{printable(output, 240)}: " if each else ""
         first, *rest = result.lines(options["tensors_only"])
         lines += [label + first, *rest]
+    if gguf:
+        found = [{**one, **GGUF_FOUND} for one in found]
+        lines.append(f"  {GGUF_NOTE}")
     show(found if each else found[0], *lines, as_json=as_json, quiet=quiet)
     return 0 if all(accepted) else 1
 
