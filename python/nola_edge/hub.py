@@ -33,6 +33,16 @@ _HUB_ID = re.compile(
     r"(?P<name>(?P<owner>\w[\w.-]*)/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?", re.ASCII
 )
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+#: One of them is enough.
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
 _YES = ("1", "ON", "YES", "TRUE")
 
 
@@ -153,8 +163,18 @@ def _cached(name: str, revision: str | None, kind: _Kind) -> Path:
             "while HF_HUB_OFFLINE is set",
             file=shown,
         )
-    LOGGER.warning("%s: is not here, taken from the cache of the Hugging Face Hub", shown)
-    return Path(found).parent
+    folder = Path(found).parent
+    LOGGER.warning(
+        "%s: is not here, taken from the cache of the Hugging Face Hub; only what was downloaded "
+        "earlier is used%s",
+        shown,
+        ", without a tokenizer file" if kind is _MODEL and _lacks_tokenizer(folder) else "",
+    )
+    return folder
+
+
+def _lacks_tokenizer(folder: Path) -> bool:
+    return not any((folder / name).is_file() for name in _TOKENIZERS)
 
 
 def _download(name: str, revision: str | None, kind: _Kind) -> Path:

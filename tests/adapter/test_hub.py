@@ -98,7 +98,8 @@ def test_a_download_and_then_its_cache(hub, tmp_path):
     again = run("inspect", "somebody/french", HF_HUB_OFFLINE="1")
     assert again.returncode == 0, again.stderr
     assert again.stderr == (
-        "somebody/french: is not here, taken from the cache of the Hugging Face Hub\n"
+        "somebody/french: is not here, taken from the cache of the Hugging Face Hub; only what was "
+        "downloaded earlier is used\n"
     )
     assert again.stdout == done.stdout
     assert len(hub) == count

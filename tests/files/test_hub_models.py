@@ -87,7 +87,10 @@ def test_a_merge_with_nothing_here(hub, tmp_path, wanted, tiny):
     asked = len(hub)
     done = run("verify", "out", "org/base", "somebody/french", "--json", HF_HUB_OFFLINE="1")
     assert (done.returncode, json.loads(done.stdout)["identical"]) == (0, True)
-    assert done.stderr.count("taken from the cache of the Hugging Face Hub\n") == 2
+    said = (
+        "taken from the cache of the Hugging Face Hub; only what was downloaded earlier is used\n"
+    )
+    assert done.stderr.count(said) == 2
     assert len(hub) == asked
 
 
@@ -146,6 +149,17 @@ def test_what_cannot_be_had(hub, tiny):
         "base": "base: does not exist",
     }.items():
         assert message in refused("merge", base, adapter, "-o", "out")
+
+
+def test_offline_a_tokenizer_that_was_never_fetched_is_missed(hub, tiny, tmp_path):
+    assert run("inspect", tiny[1], "--base", "org/base").returncode == 0
+    (folder,) = (tmp_path / "home" / "hub" / "models--org--base" / "snapshots").iterdir()
+    (folder / "tokenizer.json").unlink()
+    done = run("merge", "org/base", "somebody/french", "-o", "out", HF_HUB_OFFLINE="1")
+    assert "somebody/french: does not exist" in done.stderr
+    done = run("merge", "org/base", tiny[1], "-o", "out", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith("downloaded earlier is used, without a tokenizer file\n")
 
 
 def test_offline_nobody_is_asked(hub, tiny):

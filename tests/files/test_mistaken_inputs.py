@@ -11,6 +11,8 @@ from nola_edge.errors import NolaEdgeError, OutputError
 from tests.cli.in_process import refused
 from tests.conftest import snapshot
 
+NO_ADAPTER = "is not an adapter: give its folder or a packed .nola file"
+
 
 @pytest.fixture
 def here(tiny, tmp_path, monkeypatch):
@@ -78,3 +80,40 @@ def test_errors_are_of_one_kind(here):
     (here / "x.bin").write_bytes(b"PK\x03\x04" + bytes(40))
     with pytest.raises(NolaEdgeError, match=r"torch\.save"):
         ne.open_merged("x.bin", "adapter")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"GGUF" + bytes(40), "is a GGUF file, not an adapter"),
+        (
+            b'{"prompt": "a text"}\n' * 9,
+            "is not an adapter: give its folder or a packed .nola file",
+        ),
+        (b"{}\n", "is not an adapter: give its folder or a packed .nola file"),
+    ],
+)
+def test_another_file_in_the_place_of_an_adapter(here, data, message):
+    (here / "given.json").write_bytes(data)
+    before = snapshot(here)
+    for command in (
+        ["inspect", "given.json"],
+        ["merge", "base", "given.json", "-o", "out"],
+        ["pack", "given.json", "-o", "out.nola"],
+        ["verify", "base", "base", "given.json"],
+    ):
+        assert refused(*command) == f"nola-edge: given.json: {message}\n"
+    assert snapshot(here) == before
+
+
+def test_a_model_in_the_place_of_an_adapter(here):
+    before = snapshot(here)
+    said = "nola-edge: base: holds a model, not an adapter"
+    assert refused("inspect", "base") == f"{said}\n"
+    assert refused("pack", "base", "-o", "out.nola") == f"{said}\n"
+    line = refused("verify", "merged", "adapter", "base")
+    assert line == f"{said} (the order is MERGED BASE ADAPTER)\n"
+    (here / "base" / "config.json").unlink()
+    assert refused("inspect", "base") == f"{said}\n"
+    (here / "base" / "config.json").write_text("{}")
+    assert snapshot(here).keys() == before.keys()

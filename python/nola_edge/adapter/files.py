@@ -13,6 +13,7 @@ from nola_edge.adapter.quantize import Quantized, check_scale, dequantize, packe
 from nola_edge.dtypes import MERGEABLE, safetensors_dtype
 from nola_edge.errors import AdapterError, NotFiniteError, OutputError, printable
 from nola_edge.jsonio import encode, loads_object
+from nola_edge.model_folder import weights_among
 from nola_edge.paths import cache_hint, inside, read_inside, subfolders_hint, subfolders_with
 from nola_edge.safetensors_file import METADATA, SafetensorsFile, encode_header
 from nola_edge.tensors import StoredTensor, Tensor, tensor_of
@@ -131,6 +132,16 @@ def check_readable(nbytes: int, most: int | None, what: str) -> None:
         )
 
 
+def holds_model(folder: Path) -> bool:
+    """Tell whether a folder is a model's, which was given in the place of an adapter's."""
+    if not folder.is_dir() or (folder / CONFIG_NAME).exists():
+        return False
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    return WEIGHTS_NAME not in names and (
+        "config.json" in names or weights_among(names) is not None
+    )
+
+
 def load_config(folder: Path) -> AdapterConfig:
     """Read and check ``adapter_config.json``.
 
@@ -144,6 +155,8 @@ def load_config(folder: Path) -> AdapterConfig:
         cached = cache_hint(folder)
         if cached:
             raise AdapterError(f"is {cached}", file=folder)
+        if holds_model(folder):
+            raise AdapterError("holds a model, not an adapter", file=folder)
         names = subfolders_with(folder, CONFIG_NAME.__eq__) if folder.is_dir() else []
         where = subfolders_hint(folder, names) if names else "; is this an adapter folder?"
         raise AdapterError(f"has no {CONFIG_NAME}{where}", file=folder)

@@ -17,10 +17,11 @@ import numpy as np
 from nola_edge.adapter.config import AdapterConfig
 from nola_edge.adapter.files import Coefficients, check_readable, load_whole, write_tensors
 from nola_edge.adapter.quantize import Quantized, check_scale, dequantize, packed_size, quantize
-from nola_edge.errors import AdapterError, OutputError, printable
+from nola_edge.errors import AdapterError, FormatError, OutputError, printable
 from nola_edge.json_cursor import Cursor
 from nola_edge.jsonio import MAX_CONFIG_BYTES, dumps, encode
 from nola_edge.safetensors_file import SafetensorsFile
+from nola_edge.torch_file import begins_as_torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -91,7 +92,7 @@ def load_packed(
         If the file is not what it claims. Nothing is allocated before its size is checked.
     """
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(SafetensorsFile.open(path))
+        file = stack.enter_context(_opened(path))
         if (file.metadata or {}).get("format") != FORMAT or _ABOUT not in file.tensors:
             raise AdapterError(
                 "is not a packed adapter; give one that nola-edge pack made, or the folder that "
@@ -108,6 +109,25 @@ def load_packed(
         if whole:
             stack.pop_all()  # they stay in the file
     return config, modules, whole
+
+
+def _opened(path: Path) -> SafetensorsFile:
+    try:
+        return SafetensorsFile.open(path)
+    except FormatError:
+        if path.is_file():
+            _refuse_no_adapter(path)
+        raise
+
+
+def _refuse_no_adapter(path: Path) -> None:
+    """Refuse what does not even begin as a safetensors file, by what is wanted here."""
+    with path.open("rb") as file:
+        begin = file.read(9)
+    if begin.startswith(b"GGUF"):
+        raise FormatError("is a GGUF file, not an adapter", file=path)
+    if begin[8:] != b"{" and not begins_as_torch(begin):
+        raise FormatError("is not an adapter: give its folder or a packed .nola file", file=path)
 
 
 def _whole_names(file: SafetensorsFile) -> Iterator[str]:

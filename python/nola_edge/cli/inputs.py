@@ -59,15 +59,27 @@ def local_base(base: str, revision: str | None) -> str:
     return str(base_path(base, revision))
 
 
-def local_adapters(texts: Iterable[str]) -> list[tuple[str, float]]:
+def local_adapters(texts: Iterable[str], order: str = "") -> list[tuple[str, float]]:
     """Return path and weight of each adapter; one that is an id on the Hub is downloaded.
+
+    Parameters
+    ----------
+    texts : iterable of str
+    order : str
+        Of the command's arguments, for who gives a model in the place of an adapter.
 
     Raises
     ------
     NolaEdgeError
         If there is no such adapter, or a weight is no number.
     """
+    from nola_edge.adapter.files import holds_model
+    from nola_edge.errors import AdapterError
     from nola_edge.hub import adapter_path
 
     given = [ui.parse_adapter(text) for text in texts]
-    return [(str(adapter_path(location)), weight) for location, weight in given]
+    found = [(adapter_path(location), weight) for location, weight in given]
+    for path, _ in found:
+        if order and holds_model(path):
+            raise AdapterError(f"holds a model, not an adapter (the order is {order})", file=path)
+    return [(str(path), weight) for path, weight in found]

@@ -94,7 +94,7 @@ def command(
     from nola_edge.cli.verdict import Verdict
     from nola_edge.gguf.signature import is_gguf
 
-    given = local_adapters(adapters)
+    given = local_adapters(adapters, "MERGED BASE ADAPTER")
     base = local_base(base, revision)
     gguf = is_gguf(base)
     check_type_fits(dtype, gguf)
