@@ -225,3 +225,9 @@ def test_how_lists_are_judged(answer, right, slots):
 )
 def test_how_texts_are_judged(answer, right, slots):
     assert right_slots("say", {"food": "Thai", "price": "low"}, answer) == (right, slots)
+
+
+def test_quietly_it_only_keeps(tmp_path):
+    done = run("demo", "-q", "--keep", tmp_path / "kept")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "kept" / "base.gguf").is_file()

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from nola_edge.cli.help import Group, HelpFormatter
 from nola_edge.cli.main import cli
+from tests.cli.in_process import call
 from tests.cli.test_cli import run
 
 
@@ -116,3 +117,7 @@ def test_a_group_says_all_of_what_its_commands_do():
     group = Group(commands=[click.Command("one", help=f"Do this {'and this ' * 12}too.\n\nMore.")])
     text = CliRunner().invoke(group, ["--help"], terminal_width=58).stdout
     assert " ".join(text.split()).endswith("and this and this too.")
+
+
+def test_the_version_has_a_short_name():
+    assert call("-V").stdout == call("--version").stdout != ""
