@@ -49,7 +49,7 @@ def adapted(layer, **options):
 
 
 def reference_factors(wrapped):
-    """From the numpy functions, by the design's formulas."""
+    """From the numpy functions, by docs/design.md."""
     alpha, beta = (c.detach().numpy() for c in (wrapped.alpha, wrapped.beta))
     a = ne.expand(alpha, seed=11, stream=ne.stream_id("blocks.0.proj", "A"), shape=(4, 12))
     b = ne.expand(beta, seed=11, stream=ne.stream_id("blocks.0.proj", "B"), shape=(30, 4))

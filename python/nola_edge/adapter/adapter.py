@@ -270,7 +270,7 @@ class Adapter(LowRankAdapter):
         in_features: int,
         num_threads: int | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Expand the two factors of a module (design section 1).
+        """Expand the two factors of a module (docs/basis-v1.md).
 
         Parameters
         ----------

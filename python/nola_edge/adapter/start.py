@@ -1,4 +1,4 @@
-"""What a fresh adapter begins with (design section 2, *Initial coefficients*)."""
+"""What a fresh adapter begins with (docs/design.md, *Start*)."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def joined_b(terms: Sequence[Term], out_features: int, dtype: np.dtype[Any]) -> 
     """Return B of all terms, side by side: (out_features, sum of ranks).
 
     One is as it is; of several, each is multiplied by its own scaling, so that all together have
-    the scaling 1 (design section 2, *Merge*).
+    the scaling 1 (docs/design.md, *Merge*).
     """
     if len(terms) == 1:
         return factor_tensor(terms[0].adapter, terms[0].module, "B", out_features, dtype)

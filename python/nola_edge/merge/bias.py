@@ -40,7 +40,7 @@ class ShiftedBias(Tensor):
     """The sum of a stored bias and what adapters add to it, in the bias's dtype.
 
     A bias is a matrix of one column, and what is added to it B A with A = 1: the operations are
-    those of a merged weight (design section 2, *Merge*).
+    those of a merged weight (docs/design.md, *Merge*).
     """
 
     def __init__(self, stored: Tensor, added: tuple[AddedBias, ...]) -> None:

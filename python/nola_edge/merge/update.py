@@ -182,7 +182,7 @@ def make_update(
     cols: tuple[int, int],
     num_threads: int | None = None,
 ) -> Update:
-    """Prepare the update of some columns of a weight (design section 2, *Merge*).
+    """Prepare the update of some columns of a weight (docs/design.md, *Merge*).
 
     One term keeps its scaling for the final multiply-add. Several are one update of concatenated
     rank, each B multiplied beforehand by its own scaling, so that the sum is rounded once.

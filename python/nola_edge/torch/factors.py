@@ -277,7 +277,7 @@ def trained_alpha(alpha: torch.Tensor, start: str) -> torch.Tensor:
 def concatenated(
     terms: Sequence[tuple[torch.Tensor, torch.Tensor, float]],
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Join several updates (A, B, scaling) of one weight into one (design section 2, *Merge*).
+    """Join several updates (A, B, scaling) of one weight into one (docs/design.md, *Merge*).
 
     One term keeps its scaling; of several, each B is multiplied by its own in fp32, and ranks are
     concatenated, so that the sum is rounded once.

@@ -78,7 +78,7 @@ def _sides(a: torch.Tensor, b: torch.Tensor, transposed: bool) -> tuple[torch.Te
 def merge_low_rank_(
     weight: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scaling: float
 ) -> None:
-    """Merge ``scaling * left @ right`` into a matrix (design section 2, *Merge*).
+    """Merge ``scaling * left @ right`` into a matrix (docs/design.md, *Merge*).
 
     Parameters
     ----------
