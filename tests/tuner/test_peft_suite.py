@@ -163,6 +163,8 @@ MIXED_BATCHES = {
     "unsupported_layer_raises": [{"modules_to_save": ["gru"]}] * 2,
     "lora_wrong_adapter_name_raises": [{}],
 }
+#: Large updates saturate the model's softmax, whose small differences allclose then judges.
+SMALL_UPDATE = {**NOT_FRESH, "lora_alpha": 0.1}
 for test, options in MIXED_BATCHES.items():
     function = getattr(custom.TestMixedAdapterBatches, f"test_mixed_adapter_batches_{test}")
     (mark,) = function.pytestmark
@@ -170,7 +172,7 @@ for test, options in MIXED_BATCHES.items():
         (
             "NOLA",
             *(
-                NolaConfig(**{"target_modules": ["lin0"], "seed": i, **NOT_FRESH, **o})
+                NolaConfig(**{"target_modules": ["lin0"], "seed": i, **SMALL_UPDATE, **o})
                 for i, o in enumerate(options)
             ),
         )
