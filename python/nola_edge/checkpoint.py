@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.errors import ChangedError, CheckpointError, FormatError, printable
+from nola_edge.gguf.signature import is_gguf
 from nola_edge.input_file import identity, opening
 from nola_edge.json_cursor import Cursor
 from nola_edge.jsonio import MAX_CONFIG_BYTES
@@ -95,8 +96,6 @@ class Checkpoint:
             self._add_shard(inside(self.path, name))
 
     def _refuse_gguf(self) -> None:
-        from nola_edge.gguf.signature import is_gguf
-
         if is_gguf(self.path):
             raise CheckpointError(
                 "is a GGUF file, which merge, verify and export gguf-lora take; here a safetensors "
