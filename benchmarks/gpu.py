@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from readme_table import table
 
 from nola_edge import build_info
 from nola_edge.bench import report
+from table import table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
