@@ -23,7 +23,7 @@ def main() -> None:
 
 def _only_tells() -> bool:
     """Tell whether nothing is computed: somebody waits for help, or a shell for completions."""
-    asked = {"--help", "-h", "--version"} & set(sys.argv)
+    asked = {"--help", "-h", "--version", "-V"} & set(sys.argv)
     return bool(asked) or len(sys.argv) < 2 or "_NOLA_EDGE_COMPLETE" in os.environ
 
 
