@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nola_edge.adapter.files import CONFIG_NAME, open_weights
 from nola_edge.adapter.lora_config import LoraConfig
 from nola_edge.adapter.lora_files import read_lora
-from nola_edge.adapter.low_rank import LowRankAdapter
+from nola_edge.adapter.stored import StoredAdapter
 from nola_edge.tensors import TensorMapping
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nola_edge.tensors import Tensor
 
 
-class LoraAdapter(LowRankAdapter):
+class LoraAdapter(StoredAdapter):
     """A LoRA whose factors stay in their file, and are read as they are merged.
 
     Attributes
@@ -37,6 +37,7 @@ class LoraAdapter(LowRankAdapter):
         Where it was loaded from.
     """
 
+    config: LoraConfig
     modules: dict[str, LoraModule]
 
     def __init__(
@@ -100,11 +101,6 @@ class LoraAdapter(LowRankAdapter):
         """Read B, (out_features, r), or the rows, or columns, (start, stop) of it: float32."""
         return self._module(module).b.window(rows, cols)
 
-    @property
-    def fan_in_fan_out(self) -> bool:
-        """Whether the weights of layers are stored as (in, out), as GPT-2's Conv1D does."""
-        return self.config.fan_in_fan_out
-
     def is_embedding(self, module: str) -> bool:
         """Tell whether a module is an embedding, whose weight is (tokens, features) = (in, out)."""
         return self._module(module).is_embedding
@@ -122,21 +118,6 @@ class LoraAdapter(LowRankAdapter):
     def added_biases(self) -> dict[str, Tensor]:
         """Return module -> (out_features,) that is added to the bias, times s as B A is."""
         return {name: m.bias for name, m in self.modules.items() if m.bias is not None}
-
-    @property
-    def modules_to_save(self) -> tuple[str, ...]:
-        """Return the modules whose tensors it has whole."""
-        return self.config.modules_to_save
-
-    @property
-    def bookkeeping(self) -> dict[str, Any]:
-        """Return fields that say how it was trained or found."""
-        return self.config.bookkeeping
-
-    @property
-    def open_files(self) -> int:
-        """Return how many files it keeps open."""
-        return 1
 
     def _module(self, module: str) -> LoraModule:
         found: LoraModule = self.find(module)

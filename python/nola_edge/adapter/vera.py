@@ -17,8 +17,8 @@ import numpy as np
 from nola_edge import ops
 from nola_edge.adapter.factor_file import FactorFile
 from nola_edge.adapter.files import CONFIG_NAME, PREFIX, open_weights, prefixed_names
-from nola_edge.adapter.low_rank import LowRankAdapter
 from nola_edge.adapter.peft_fields import BOOKKEEPING, Fields
+from nola_edge.adapter.stored import StoredAdapter
 from nola_edge.errors import AdapterError
 from nola_edge.tensors import TensorMapping
 
@@ -99,7 +99,7 @@ class VeraModule:
     lambda_d: NDArray[np.float32]
 
 
-class VeraAdapter(LowRankAdapter):
+class VeraAdapter(StoredAdapter):
     """A VeRA whose random matrices stay in their file, and are read as they are merged.
 
     Attributes
@@ -113,6 +113,7 @@ class VeraAdapter(LowRankAdapter):
         Where it was loaded from.
     """
 
+    config: VeraConfig
     modules: dict[str, VeraModule]
 
     def __init__(self, folder: Path, data: dict[str, Any]) -> None:
@@ -206,36 +207,16 @@ class VeraAdapter(LowRankAdapter):
             self._b.window(rows, cols), self._module_of(module).lambda_b[slice(*rows)]
         )
 
-    @property
-    def fan_in_fan_out(self) -> bool:
-        """Whether the weights of layers are stored as (in, out), as GPT-2's Conv1D does."""
-        return self.config.fan_in_fan_out
-
     def accepts(self, module: str, out_features: int, in_features: int) -> bool:
         """Tell whether a module may have this shape: as many outputs as lambda_b, inputs of A."""
         outputs = len(self._module_of(module).lambda_b)
         return out_features == outputs and in_features <= self._a.shape[1]
 
     @property
-    def modules_to_save(self) -> tuple[str, ...]:
-        """Return the modules whose tensors it has whole."""
-        return self.config.modules_to_save
-
-    @property
-    def bookkeeping(self) -> dict[str, Any]:
-        """Return fields that say how it was trained or found."""
-        return self.config.bookkeeping
-
-    @property
     def held_bytes(self) -> int:
         """Return the bytes that it holds in memory."""
         vectors = sum(m.lambda_b.nbytes + m.lambda_d.nbytes for m in self.modules.values())
         return vectors + super().held_bytes
-
-    @property
-    def open_files(self) -> int:
-        """Return how many files it keeps open."""
-        return 1
 
     def _module_of(self, module: str) -> VeraModule:
         found: VeraModule = self.find(module)
