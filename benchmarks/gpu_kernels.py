@@ -10,7 +10,8 @@ from functools import partial
 import torch
 
 from nola_edge.bench.timing import Figure
-from nola_edge.torch import cuda, library
+from nola_edge.torch import operators
+from nola_edge.torch.backends import cuda
 from public_way import draw
 
 DEVICE = torch.device("cuda", 0)
@@ -63,7 +64,7 @@ def host_seconds(run: Callable[[], object], rounds: int = 20) -> float:
     return statistics.median(times)
 
 
-def whole(stream: int, shape: tuple[int, int], basis: str = "rademacher") -> library.Source:
+def whole(stream: int, shape: tuple[int, int], basis: str = "rademacher") -> operators.Source:
     return 1, stream, basis, shape, (0, shape[0]), (0, shape[1])
 
 
@@ -111,7 +112,7 @@ def described(shape: tuple[int, int]) -> str:
     return f"{shape[0]} x {shape[1]}, k = {NUM_BASIS}"
 
 
-def model_sources(model: tuple[list[tuple[int, int]], int]) -> list[library.Source]:
+def model_sources(model: tuple[list[tuple[int, int]], int]) -> list[operators.Source]:
     shapes, blocks = model
     factors = [f for out, into in shapes * blocks for f in ((RANK, into), (out, RANK))]
     return [whole(stream, shape) for stream, shape in enumerate(factors)]
@@ -142,7 +143,7 @@ def grouped() -> Iterator[Figure]:
 
 
 def prepared(
-    coefficients: Sequence[torch.Tensor], sources: Sequence[library.Source]
+    coefficients: Sequence[torch.Tensor], sources: Sequence[operators.Source]
 ) -> Callable[[], None]:
     """Return the launch alone: its table lies on the device."""
     kernels = cuda._kernels()

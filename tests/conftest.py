@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from nola_edge import Adapter, _core
-from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import numpy_dtype
-from nola_edge.safetensors_file import encode_header
+from nola_edge.files.checkpoint import Checkpoint
+from nola_edge.files.safetensors import encode_header
 from nola_edge.synthetic import trained_adapter
 
 settings.register_profile(
@@ -29,7 +29,7 @@ settings.load_profile("default")
 ISAS = _core.supported_isas()
 
 #: Folders of tests that need torch and PEFT: marked `torch`, and left out without them.
-TORCH_FOLDERS = ["pytorch", "tuner", "distributed", "doors"]
+TORCH_FOLDERS = ["pytorch", "tuner", "distributed", "integrations"]
 collect_ignore = [] if find_spec("torch") and find_spec("peft") else TORCH_FOLDERS
 
 

@@ -1,4 +1,4 @@
-// Arguments that the doors to the core share.
+// Arguments that both bindings of the core share.
 #pragma once
 
 #include <pybind11/pybind11.h>

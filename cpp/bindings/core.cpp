@@ -1,4 +1,4 @@
-// Python's door to the core: argument checks and nothing else. The functions that users see, with
+// The bindings of the core: argument checks and nothing else. The functions that users see, with
 // their documentation, are in python/nola_edge/ops.py.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nola_edge._core import __version__
-    from nola_edge.adapter import Adapter, load_adapter
+    from nola_edge.adapters import Adapter, load_adapter
     from nola_edge.errors import NolaEdgeError
     from nola_edge.export.lora import export_lora
-    from nola_edge.merge.each import merge_each
-    from nola_edge.merge.lazy import open_merged
+    from nola_edge.merge.many.each import merge_each
+    from nola_edge.merge.open import open_merged
     from nola_edge.merge.switch import ArraySwitch
     from nola_edge.merge.verify import verify_checkpoint
     from nola_edge.merge.write import merge_checkpoint
@@ -42,15 +42,15 @@ __all__ = [
 # Imported at first use: a program that only expands or merges arrays should not pay for what reads
 # and writes files.
 _LAZY = {
-    "Adapter": "nola_edge.adapter",
+    "Adapter": "nola_edge.adapters",
     "ArraySwitch": "nola_edge.merge.switch",
     "NolaEdgeError": "nola_edge.errors",
     "__version__": "nola_edge._core",
     "export_lora": "nola_edge.export.lora",
-    "load_adapter": "nola_edge.adapter",
+    "load_adapter": "nola_edge.adapters",
     "merge_checkpoint": "nola_edge.merge.write",
-    "merge_each": "nola_edge.merge.each",
-    "open_merged": "nola_edge.merge.lazy",
+    "merge_each": "nola_edge.merge.many.each",
+    "open_merged": "nola_edge.merge.open",
     "verify_checkpoint": "nola_edge.merge.verify",
     **dict.fromkeys(("build_info", "expand", "merge_", "project", "stream_id"), "nola_edge.ops"),
 }

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_edge.adapter import Adapter
+from nola_edge.adapters import Adapter
 from nola_edge.dtypes import numpy_dtype
-from nola_edge.jsonio import dumps
-from nola_edge.safetensors_file import encode_header
+from nola_edge.files.safetensors import encode_header
+from nola_edge.files.strict_json import dumps
 
 if TYPE_CHECKING:
     from pathlib import Path

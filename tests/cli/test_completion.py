@@ -125,7 +125,7 @@ main()
     answer, modules = done.stdout.splitlines()
     assert answer == "file,ba"
     assert "nola_edge.cli.merge_command" in modules.split()
-    heavy = {"numpy", "nola_edge.cli.inspect_command", "nola_edge.adapter", "tqdm"}
+    heavy = {"numpy", "nola_edge.cli.inspect_command", "nola_edge.adapters", "tqdm"}
     assert not heavy & set(modules.split())
 
 

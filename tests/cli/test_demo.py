@@ -23,7 +23,7 @@ from nola_edge.demo.kept import keep
 from nola_edge.demo.places import SLOTS, as_list, as_text, parse_list, parse_text
 from nola_edge.demo.scoring import DATA, Shipped, facts_of
 from nola_edge.errors import MismatchError, NolaEdgeError, OutputError
-from nola_edge.output import AtomicOutput
+from nola_edge.files.atomic import AtomicOutput
 from tests.conftest import snapshot
 
 KEPT = {

@@ -72,7 +72,7 @@ main()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = done.stdout.splitlines()[-1].split()
     assert "nola_edge.cli.main" in modules
-    assert not {"numpy", "tqdm", "nola_edge.adapter", "tempfile"} & set(modules)
+    assert not {"numpy", "tqdm", "nola_edge.adapters", "tempfile"} & set(modules)
 
 
 def test_a_long_command_goes_on_as_in_a_shell():

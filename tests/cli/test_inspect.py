@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nola_edge.adapter.statistics import ASCII_LEVELS, BLOCKS, Distribution, patterns
+from nola_edge.adapters.statistics import ASCII_LEVELS, BLOCKS, Distribution, patterns
 from nola_edge.cli import inspection
 from nola_edge.cli.output import human_bytes
 from nola_edge.synthetic import llama_7b, trained_adapter

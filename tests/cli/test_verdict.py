@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from nola_edge.cli.verdict import Verdict
-from nola_edge.merge import faults
-from nola_edge.merge.report import Difference, VerifyReport
+from nola_edge.merge.audit import faults
+from nola_edge.merge.audit.report import Difference, VerifyReport
 from tests.cli.in_process import call, refused
 from tests.conftest import write_safetensors
 from tests.merge.test_audit import NAMES, Case

@@ -17,7 +17,7 @@ from nola_edge.errors import (
     NotFiniteError,
     OutputError,
 )
-from nola_edge.safetensors_file import SafetensorsFile
+from nola_edge.files.safetensors import SafetensorsFile
 from tests.conftest import load_all, snapshot, write_safetensors
 from tests.convert.checkpoints import (
     F,

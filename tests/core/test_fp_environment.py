@@ -11,7 +11,7 @@ import pytest
 
 import nola_edge as ne
 from nola_edge import Adapter
-from nola_edge.adapter.quantize import dequantize, quantize
+from nola_edge.adapters.quantize import dequantize, quantize
 from tests.conftest import tiny_adapter
 from tests.reference import basis as reference
 from tests.reference import merge as reference_merge

@@ -20,7 +20,7 @@ CHILD = """
 import hashlib, os, resource, sys, threading
 import numpy as np
 import nola_edge as ne
-import nola_edge.merge.lazy
+import nola_edge.merge.open
 
 count, limit, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from nola_edge.checkpoint import Checkpoint
 from nola_edge.errors import NolaEdgeError
+from nola_edge.files.checkpoint import Checkpoint
 from tests.conftest import snapshot, write_sharded
 
 TENSORS = {f"t{i}": np.full((2, 3), i, np.float32) for i in range(5)}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from nola_edge import Adapter
-from nola_edge.checkpoint import Checkpoint
-from nola_edge.model_folder import INDEX_NAME
+from nola_edge.files.checkpoint import Checkpoint
+from nola_edge.files.folder import INDEX_NAME
 from tests.conftest import write_safetensors
 from tests.files.conftest import TENSORS, refused
 

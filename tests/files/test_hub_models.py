@@ -201,7 +201,7 @@ def test_one_file_of_weights_needs_no_index(tmp_path, monkeypatch):
     put(tmp_path / "served", {"config.json": b"{}", "other.bin": b""})
     write_safetensors(tmp_path / "served" / "model.safetensors", tensors)
     monkeypatch.chdir(tmp_path)
-    program = "import nola_edge.hub as h; print(h.base_path('org/one'))"
+    program = "import nola_edge.files.hub as h; print(h.base_path('org/one'))"
     with serving({"org/one": {"main": tmp_path / "served"}}, tmp_path, monkeypatch):
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     folder = done.stdout.strip()
@@ -215,13 +215,13 @@ def test_without_huggingface_hub(tiny, tmp_path, monkeypatch):
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     from nola_edge.errors import CheckpointError
-    from nola_edge.hub import base_path
+    from nola_edge.files.hub import base_path
 
     with pytest.raises(CheckpointError, match="pip install 'nola-edge\\[hub\\]'"):
         base_path("org/base")
 
 
 def test_the_name_of_an_output_has_no_revision(tmp_path):
-    from nola_edge.merge.names import name_outputs
+    from nola_edge.merge.many.output_names import name_outputs
 
     assert list(name_outputs(["somebody/french@v1", "somebody/german"])) == ["french", "german"]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from nola_edge.errors import FormatError, NolaEdgeError
-from nola_edge.jsonio import MAX_DEPTH, dumps, encode, loads
-from nola_edge.safetensors_file import SafetensorsFile, encode_header
+from nola_edge.files.safetensors import SafetensorsFile, encode_header
+from nola_edge.files.strict_json import MAX_DEPTH, dumps, encode, loads
 from tests.conftest import snapshot
 
 characters = st.one_of(st.characters(), st.sampled_from('\ud800\udfff😀\0\n\\"é'))

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from nola_edge import Adapter
-from nola_edge.adapter.files import CONFIG_NAME, WEIGHTS_NAME
-from nola_edge.safetensors_file import encode_header
+from nola_edge.adapters.nola_files import CONFIG_NAME, WEIGHTS_NAME
+from nola_edge.files.safetensors import encode_header
 from nola_edge.synthetic import trained_adapter
 from tests.conftest import write_safetensors
 from tests.gguf import encode
@@ -32,7 +32,7 @@ import nola_edge.cli
 from nola_edge.__main__ import main
 for module in pkgutil.iter_modules(nola_edge.cli.__path__, "nola_edge.cli."):
     importlib.import_module(module.name)
-import nola_edge.adapter.packed, nola_edge.export.gguf_lora, nola_edge.export.lora
+import nola_edge.adapters.packed, nola_edge.export.gguf_lora, nola_edge.export.lora
 import nola_edge.gguf.merge, nola_edge.gguf.verify, nola_edge.merge.verify, nola_edge.merge.write
 with contextlib.suppress(ImportError):
     import gguf.quants

@@ -7,9 +7,9 @@ import os
 import numpy as np
 import pytest
 
-from nola_edge.checkpoint import Checkpoint
 from nola_edge.errors import NolaEdgeError
-from nola_edge.model_folder import INDEX_NAME
+from nola_edge.files.checkpoint import Checkpoint
+from nola_edge.files.folder import INDEX_NAME
 from tests.conftest import write_safetensors, write_sharded
 from tests.files.conftest import TENSORS, refused
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import nola_edge as ne
-from nola_edge import Adapter, mounts, output, replaceable, written
-from nola_edge.copying import copy_range
+from nola_edge import Adapter
 from nola_edge.errors import OutputError
-from nola_edge.output import AtomicOutput
+from nola_edge.files import atomic, mounts, replaceable, written
+from nola_edge.files.atomic import AtomicOutput
+from nola_edge.files.copying import copy_range
 from tests.conftest import snapshot, write_safetensors
 from tests.files.test_temporary import dead_temporary
 
@@ -119,14 +120,14 @@ def test_an_output_that_appears_meanwhile_is_left_alone(tmp_path):
 
 def tidied(monkeypatch, name, what):
     """Let a job that tidies up be quicker than what comes after a rename."""
-    real = getattr(output, name)
+    real = getattr(atomic, name)
 
     def renamed(source, target):
         done = real(source, target)
         what(source, target)
         return done
 
-    monkeypatch.setattr(output, name, renamed)
+    monkeypatch.setattr(atomic, name, renamed)
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -230,7 +231,7 @@ def test_what_cannot_be_put_back_is_kept(tmp_path, monkeypatch):
             target.mkdir()
             (target / "theirs").write_text("theirs")
 
-    monkeypatch.setattr(output, "exchange", lambda *_: False)
+    monkeypatch.setattr(atomic, "exchange", lambda *_: False)
     monkeypatch.setattr(os, "rename", busy)
     with pytest.raises(OutputError, match=r"which is out\.replaced-\w+ now; both were left alone"):
         write(target, force=True)

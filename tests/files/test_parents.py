@@ -11,8 +11,8 @@ import pytest
 
 import nola_edge as ne
 from nola_edge.errors import NotFiniteError, OutputError
-from nola_edge.output import AtomicOutput
-from nola_edge.replaceable import packed_adapter
+from nola_edge.files.atomic import AtomicOutput
+from nola_edge.files.replaceable import packed_adapter
 from tests.cli.test_cli import run
 from tests.conftest import snapshot, tiny_adapter
 
@@ -66,7 +66,7 @@ def test_a_failed_neighbour_takes_no_parent_away_for_good(tmp_path, monkeypatch)
     (tmp_path / "a").mkdir()
     output = AtomicOutput(tmp_path / "a" / "out", directory=False)
     monkeypatch.setattr(
-        "nola_edge.output.temporary_path",
+        "nola_edge.files.atomic.temporary_path",
         lambda target: shutil.rmtree(tmp_path / "a") or target.with_name("temporary"),
     )
     with output, output.file() as path:
@@ -141,7 +141,7 @@ def test_a_merge_that_fails_late_leaves_no_parents(tiny, tmp_path):
 
 _FAIL_OFTEN = """
 import sys
-from nola_edge.output import AtomicOutput
+from nola_edge.files.atomic import AtomicOutput
 
 for number in range(int(sys.argv[2])):
     try:

@@ -1,4 +1,4 @@
-"""What is no path is refused by the argument's name at every door, before anything happens."""
+"""Every entry point refuses what is no path by the argument's name, before anything happens."""
 
 import os
 import sys
@@ -47,7 +47,7 @@ def get(base):
 
 
 #: The public functions, and what they may be given for each argument that is a path.
-DOORS = [
+ENTRY_POINTS = [
     (ne.merge_checkpoint, {"base": "base", "adapter": "adapter", "output": "out"}),
     (each, {"base": "base", "adapter": "adapter", "output": "out"}),
     (ne.open_merged, {"base": "base", "adapter": "adapter"}),
@@ -65,18 +65,20 @@ DOORS = [
     (cache, {"adapters": ".", "directory": "cache"}),
     (get, {"base": "base"}),
 ]
-ARGUMENTS = [(door, given, name) for door, given in DOORS for name in given]
+ARGUMENTS = [(entry_point, given, name) for entry_point, given in ENTRY_POINTS for name in given]
 
 
 @pytest.mark.parametrize(
-    ("door", "given", "name"), ARGUMENTS, ids=[f"{d.__qualname__}-{n}" for d, _, n in ARGUMENTS]
+    ("entry_point", "given", "name"),
+    ARGUMENTS,
+    ids=[f"{d.__qualname__}-{n}" for d, _, n in ARGUMENTS],
 )
 @pytest.mark.parametrize("value", [5, b"out", np.float32(1), object(), "", "a\0b", "\ud800"])
-def test_what_is_no_path(door, given, name, value, tiny, tmp_path, monkeypatch):
+def test_what_is_no_path(entry_point, given, name, value, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = snapshot(tmp_path)
     with pytest.raises(ArgumentError, match=f"^{name}: ") as caught:
-        door(**given | {name: value})
+        entry_point(**given | {name: value})
     assert str(caught.value).isprintable()
     assert snapshot(tmp_path) == before
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 
 from nola_edge.errors import ChangedError, FormatError
-from nola_edge.safetensors_file import MAX_HEADER_BYTES, SafetensorsFile
+from nola_edge.files.safetensors import MAX_HEADER_BYTES, SafetensorsFile
 from tests.conftest import snapshot, write_safetensors
 
 

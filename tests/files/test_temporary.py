@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nola_edge import temporary
-from nola_edge.replaceable import nothing_yet
-from nola_edge.temporary import EXCHANGED, NEW, REPLACED, sweep, sweep_folder, temporary_path
+from nola_edge.files import temporary
+from nola_edge.files.replaceable import nothing_yet
+from nola_edge.files.temporary import EXCHANGED, NEW, REPLACED, sweep, sweep_folder, temporary_path
 
 WEEK = 7 * 24 * 3600
 OTHER = "0" * 8
@@ -22,7 +22,7 @@ OTHER = "0" * 8
 def dead_temporary(target):
     """Make a temporary, with a file in it, whose maker has ended."""
     code = (
-        "import sys, pathlib; from nola_edge.temporary import temporary_path\n"
+        "import sys, pathlib; from nola_edge.files.temporary import temporary_path\n"
         "path = temporary_path(pathlib.Path(sys.argv[1])); path.mkdir(); print(path)"
     )
     command = [sys.executable, "-c", code, target]
@@ -107,7 +107,7 @@ def test_a_zombie_is_dead(tmp_path):
     """Killed, and its parent has not looked yet, as in a container without an init."""
     target = tmp_path / "out"
     code = (
-        "import sys, os, pathlib; from nola_edge.temporary import temporary_path\n"
+        "import sys, os, pathlib; from nola_edge.files.temporary import temporary_path\n"
         "path = temporary_path(pathlib.Path(sys.argv[1])); path.mkdir()\n"
         "print(path, flush=True); os.kill(os.getpid(), 9)"
     )

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from nola_edge import Adapter
-from nola_edge.checkpoint import Checkpoint
 from nola_edge.errors import FormatError
+from nola_edge.files.checkpoint import Checkpoint
 from tests.conftest import MODULES, tiny_adapter, write_sharded
 
 AS_NOBODY = """
 import os, sys
 from nola_edge import Adapter, NolaEdgeError
-from nola_edge.checkpoint import Checkpoint
+from nola_edge.files.checkpoint import Checkpoint
 
 if os.geteuid() == 0:  # who may read everything
     try:

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from nola_edge.adapter.config import AdapterConfig
-from nola_edge.adapter.files import CONFIG_NAME, load_config, write_config, write_tensors
-from nola_edge.adapter.packed import FORMAT, load_packed, write_packed
-from nola_edge.copying import pwrite_all
+from nola_edge.adapters.nola_config import AdapterConfig
+from nola_edge.adapters.nola_files import CONFIG_NAME, load_config, write_config, write_tensors
+from nola_edge.adapters.packed import FORMAT, load_packed, write_packed
 from nola_edge.errors import NolaEdgeError
-from nola_edge.gguf.file import GgufFile
+from nola_edge.files.copying import pwrite_all
+from nola_edge.files.gguf import GgufFile
+from nola_edge.files.safetensors import SafetensorsFile, encode_header
 from nola_edge.gguf.layout import Layout
-from nola_edge.safetensors_file import SafetensorsFile, encode_header
 
 #: Between the parts of a packed adapter: configuration and names, coefficients, scales, tensors.
 PARTS = b"\xff\xff"

@@ -18,7 +18,7 @@ from nola_edge.errors import (
     OutputError,
 )
 from nola_edge.export.gguf_lora import export_gguf_lora
-from nola_edge.gguf.file import GgufFile
+from nola_edge.files.gguf import GgufFile
 from nola_edge.synthetic import trained_adapter
 from tests.conftest import snapshot, write_safetensors
 from tests.gguf.encode import ARRAY, UINT32, llama_pairs, pair

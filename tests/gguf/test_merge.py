@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nola_edge.files.gguf import GgufFile
 from nola_edge.gguf import merge_gguf, verify_gguf
-from nola_edge.gguf.file import GgufFile
-from nola_edge.gguf.interleaved import InterleavedUpdate
 from nola_edge.gguf.quantization import quantize
+from nola_edge.gguf.row_order import InterleavedUpdate
 from nola_edge.merge import windows
-from nola_edge.merge.update import make_update
+from nola_edge.merge.low_rank import make_update
 from nola_edge.synthetic import trained_adapter
 from tests.conftest import snapshot
 from tests.gguf.encode import CODES, STRING, encode, llama_pairs, pair
@@ -266,7 +266,7 @@ def test_several_adapters_with_weights(tmp_path):
 def test_any_rows_of_an_interleaved_update(heads, half, data):
     module, shape = "m", (heads * 2 * half, 7)
     adapter = trained_adapter({module: shape}, r=3, num_basis=5, seed=1)
-    from nola_edge.merge.update import Term
+    from nola_edge.merge.low_rank import Term
 
     update = make_update((Term(adapter, module, 1.0, transposed=False),), shape, (0, shape[1]))
     whole = InterleavedUpdate(update, 2 * half).left(0, shape[0])
@@ -296,7 +296,7 @@ def test_memory_stays_flat(tmp_path):
 
 
 def test_every_type_has_a_code_in_the_tests():
-    from nola_edge.gguf.types import TENSOR_TYPES
+    from nola_edge.files.gguf_types import TENSOR_TYPES
 
     assert all(TENSOR_TYPES[name].code == code for name, code in CODES.items())
 

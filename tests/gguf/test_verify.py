@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nola_edge.errors import NolaEdgeError
+from nola_edge.files.gguf import GgufFile
 from nola_edge.gguf import merge_gguf, verify_gguf
-from nola_edge.gguf.file import GgufFile
 from tests.gguf.encode import STRING, UINT32, encode, llama_pairs, pair
 from tests.gguf.test_merge import HEADS, KEY_HEADS, adapter_of, arrays_of
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 import nola_edge as ne
 from nola_edge import Adapter
-from nola_edge.adapter.files import PREFIX
-from nola_edge.checkpoint import Checkpoint
+from nola_edge.adapters.nola_files import PREFIX
 from nola_edge.dtypes import numpy_dtype
-from nola_edge.merge import audit, compare
+from nola_edge.files.checkpoint import Checkpoint
+from nola_edge.merge.audit import compare, diagnosis
 from nola_edge.synthetic import trained_adapter
 from tests import lora_folders
 from tests.conftest import load_all, write_safetensors
@@ -279,8 +279,10 @@ def test_how_a_tensor_is_cut_does_not_show(tmp_path_factory, data):
     fault = data.draw(st.sampled_from(sorted(MISTAKES)))
     whole = case.merged(MISTAKES[fault][0](case))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(audit, "_ELEMENTS", data.draw(st.integers(1, 3000).map(lambda n: n + 500)))
-        patch.setattr(audit, "_SAMPLES", 1000)
+        patch.setattr(
+            diagnosis, "_ELEMENTS", data.draw(st.integers(1, 3000).map(lambda n: n + 500))
+        )
+        patch.setattr(diagnosis, "_SAMPLES", 1000)
         with Checkpoint.open(case.folder / "out.safetensors"):
             cut = case.verified(load_all(case.folder / "out.safetensors"), num_threads=2)
     for one, other in zip(whole.differences, cut.differences, strict=True):

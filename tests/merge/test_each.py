@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 import nola_edge as ne
 from nola_edge import Adapter
-from nola_edge.checkpoint import Checkpoint
 from nola_edge.errors import (
     AdapterError,
     ArgumentError,
@@ -27,9 +26,11 @@ from nola_edge.errors import (
     NotFiniteError,
     OutputError,
 )
-from nola_edge.merge import groups, together, windows
-from nola_edge.merge.names import name_outputs
-from nola_edge.safetensors_file import SafetensorsFile
+from nola_edge.files.checkpoint import Checkpoint
+from nola_edge.files.safetensors import SafetensorsFile
+from nola_edge.merge import weight_files, windows
+from nola_edge.merge.many import groups
+from nola_edge.merge.many.output_names import name_outputs
 from nola_edge.synthetic import DecoderShape, trained_adapter, write_checkpoint
 from tests.conftest import (
     MODULES,
@@ -130,7 +131,7 @@ def test_any_base_any_adapters(tmp_path_factory, data):
         patch.setattr(windows, "BLOCK_BYTES", data.draw(st.integers(1, 5000)))
         patch.setattr(windows, "_STRIP_BYTES", data.draw(st.integers(1, 200)))
         patch.setattr(windows, "_ALIGNMENT", data.draw(st.integers(1, 40)))
-        patch.setattr(together, "_COPY_BYTES", data.draw(st.integers(1, 5000)))
+        patch.setattr(weight_files, "_COPY_BYTES", data.draw(st.integers(1, 5000)))
         threads = data.draw(st.integers(1, 4))
         ne.merge_each(folder / "base", adapters, folder / "out", num_threads=threads)
     assert snapshot(folder / "out") == one_by_one(folder / "base", adapters, folder / "single")
@@ -155,13 +156,13 @@ def reads(monkeypatch):
 def copies(monkeypatch):
     """The ranges that were copied within the kernel, in order."""
     found = []
-    copy_range = together.copy_range
+    copy_range = weight_files.copy_range
 
     def copied(source, start, target, offset, count):
         found.append((source, start, count))
         return copy_range(source, start, target, offset, count)
 
-    monkeypatch.setattr(together, "copy_range", copied)
+    monkeypatch.setattr(weight_files, "copy_range", copied)
     return found
 
 
@@ -176,7 +177,7 @@ def merged_bytes(base):
 
 def test_the_base_is_read_once(tiny, tmp_path, monkeypatch, reads, copies):
     monkeypatch.setattr(windows, "BLOCK_BYTES", 700)
-    monkeypatch.setattr(together, "_COPY_BYTES", 512)
+    monkeypatch.setattr(weight_files, "_COPY_BYTES", 512)
     ne.merge_each(tiny[0], seeds(5), tmp_path / "out", num_threads=1)
     assert set(reads.values()) == {1}
     assert reads.total() == merged_bytes(tiny[0])
@@ -240,7 +241,7 @@ def test_memory_does_not_grow_with_the_adapters(tmp_path):
     for seed in range(5):
         trained_adapter(shape.linears(), seed=seed).save(tmp_path / f"a{seed}")
     code = (
-        "import nola_edge.merge.each as m\n"
+        "import nola_edge.merge.many.each as m\n"
         "from nola_edge.bench.memory import peak_bytes\n"
         "before = peak_bytes()\n"
         "m.merge_each('base', [f'a{i}' for i in range(5)], 'out', num_threads=2)\n"

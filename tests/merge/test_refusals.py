@@ -13,7 +13,7 @@ from nola_edge.errors import (
     ChangedError,
     NotFiniteError,
 )
-from nola_edge.safetensors_file import SafetensorsFile
+from nola_edge.files.safetensors import SafetensorsFile
 from nola_edge.synthetic import trained_adapter
 from tests.conftest import (
     load_all,

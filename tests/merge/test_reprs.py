@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import nola_edge as ne
-from nola_edge.adapter import Adapter
+from nola_edge.adapters import Adapter
 from nola_edge.merge.verify import verify_checkpoint
 from tests.conftest import load_all, tiny_adapter
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import nola_edge as ne
 from nola_edge.errors import ArgumentError
-from nola_edge.merge import share as share_module
-from nola_edge.merge.share import Share
+from nola_edge.merge.many import process_share as share_module
+from nola_edge.merge.many.process_share import Share
 from tests.conftest import snapshot, tiny_adapter
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nola_edge as ne
-from nola_edge.checkpoint import Checkpoint
 from nola_edge.errors import CheckpointError, NolaEdgeError
-from nola_edge.safetensors_file import encode_header
+from nola_edge.files.checkpoint import Checkpoint
+from nola_edge.files.safetensors import encode_header
 from tests.conftest import load_all, write_safetensors, write_sharded
 from tests.merge.test_whole_tensors import tied, whole_of
 

@@ -2,7 +2,7 @@
 
 The emulation is the compiled module ``_cuda`` itself with other launches: they run the kernels'
 bodies thread by thread on the memory of CPU tensors (cpp/tests/cuda). So planning, bindings and
-``nola_edge.torch.cuda`` are tested without a GPU, and the same tests run on one.
+``nola_edge.torch.backends.cuda`` are tested without a GPU, and the same tests run on one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nola_edge.torch import cuda, library
+from nola_edge.torch import operators
+from nola_edge.torch.backends import cuda
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -86,8 +87,8 @@ def emulation(module):
         patch.setattr(cuda, "_on_device", lambda table, device: _copied(table))
         patch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-        patch.setitem(library._KERNELS, "cpu", (cuda.expand, cuda.project))
-        patch.setitem(library._GROUP_KERNELS, "cpu", (cuda.expand_group, cuda.project_group))
+        patch.setitem(operators._KERNELS, "cpu", (cuda.expand, cuda.project))
+        patch.setitem(operators._GROUP_KERNELS, "cpu", (cuda.expand_group, cuda.project_group))
         yield emulated
 
 

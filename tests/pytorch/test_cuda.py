@@ -16,8 +16,8 @@ from torch import nn
 import nola_edge as ne
 import nola_edge.torch as nt
 from nola_edge.errors import NotFiniteError
-from nola_edge.torch import cuda
-from nola_edge.torch.together import expand_group
+from nola_edge.torch.backends import cpu, cuda
+from nola_edge.torch.expand_together import expand_group
 from tests.pytorch.cuda_devices import Real, build_emulation, emulation, needs_gpu
 from tests.pytorch.test_operators import expansions
 
@@ -47,7 +47,7 @@ def arrays(*shapes, entropy, dtype=torch.float32):
 def source_of(arguments):
     return (
         arguments["seed"],
-        nt.library.signed_stream(arguments["stream"]),
+        nt.operators.signed_stream(arguments["stream"]),
         *(arguments[name] for name in ("basis", "shape", "rows", "cols")),
     )
 
@@ -101,7 +101,7 @@ def test_gradients_of_a_group(on, basis):
         return sum((m * w).sum() for m, w in zip(matrices[:-1], weights[:-1], strict=True))
 
     asked = [c for c in coefficients if c.requires_grad]
-    single = [nt.library.expand(c, s) for c, s in zip(coefficients, sources, strict=True)]
+    single = [nt.operators.expand(c, s) for c, s in zip(coefficients, sources, strict=True)]
     expected = torch.autograd.grad(loss(single), asked, allow_unused=True)
     if hasattr(on, "calls"):
         on.calls.clear()
@@ -123,7 +123,9 @@ def test_second_derivatives_of_a_group(on):
 
     (first,) = torch.autograd.grad(energy(c), c, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), c)
-    rows = torch.stack([nt.library.expand(e, source).flatten() for e in torch.eye(6).to(c.device)])
+    rows = torch.stack(
+        [nt.operators.expand(e, source).flatten() for e in torch.eye(6).to(c.device)]
+    )
     torch.testing.assert_close(second, 4 * (rows @ rows.T).sum(1))
 
 
@@ -195,7 +197,7 @@ def test_a_whole_model_is_merged_in_batches(on, monkeypatch, limit):
         ]
         updates.append((weight.to(on.device, copy=True), terms, transposed))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(nt.library._KERNELS, "cpu", (nt.cpu.expand, nt.cpu.project))
+            patch.setitem(nt.operators._KERNELS, "cpu", (cpu.expand, cpu.project))
             nt.merge_factors_(weight, terms, transposed=transposed)
         expected.append(weight)
     if hasattr(on, "calls"):
@@ -244,7 +246,7 @@ def train(model, device, rate=0.5):
 
 def test_training_comes_to_what_it_does_on_the_cpu(on):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(nt.library._KERNELS, "cpu", (nt.cpu.expand, nt.cpu.project))
+        patch.setitem(nt.operators._KERNELS, "cpu", (cpu.expand, cpu.project))
         expected = train(layers(), "cpu")
     got = train(layers(), on.device)
     for one, other in zip(got, expected, strict=True):
@@ -375,7 +377,7 @@ def test_groups_of_the_same_sources_and_other_coefficients(on):
         coefficients = [torch.randn(count, device=on.device) for _ in sources]
         got = expand_group(coefficients, sources)
         for one, c, source in zip(got, coefficients, sources, strict=True):
-            assert torch.equal(one, nt.library.expand(c, source))
+            assert torch.equal(one, nt.operators.expand(c, source))
 
 
 @pytest.mark.parametrize("options", [{"coefficient_bits": 4}, {"start": "unit-frozen"}])

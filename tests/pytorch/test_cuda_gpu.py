@@ -10,7 +10,7 @@ from torch import nn
 
 import nola_edge.torch as nt
 from nola_edge.errors import NotFiniteError
-from nola_edge.torch.together import expand_group
+from nola_edge.torch.expand_together import expand_group
 from tests.pytorch.cuda_devices import needs_gpu
 from tests.pytorch.test_cuda import layers, train
 

@@ -10,9 +10,9 @@ from nola_edge.demo.decoder import Cache, Decoder
 from nola_edge.demo.examples import right_slots
 from nola_edge.demo.kept import keep
 from nola_edge.demo.scoring import Shipped, facts_of
+from nola_edge.files.atomic import AtomicOutput
+from nola_edge.files.safetensors import SafetensorsFile
 from nola_edge.gguf import merge_gguf
-from nola_edge.output import AtomicOutput
-from nola_edge.safetensors_file import SafetensorsFile
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -91,7 +91,7 @@ def kept(tmp_path_factory):
 
 def merged_decoder(task):
     """Return the decoder that the demonstration lets answer."""
-    from nola_edge.merge.lazy import open_merged
+    from nola_edge.merge.open import open_merged
 
     shipped = Shipped()
     with open_merged(shipped.base, shipped.adapter(task)) as tensors:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from nola_edge.errors import ChangedError
-from nola_edge.torch.memory import MappedFiles, byte_view
+from nola_edge.models.mapped_memory import MappedFiles, byte_view
 
 TENSORS = {
     "a": torch.arange(5000, dtype=torch.float32).reshape(50, 100),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import nola_edge as ne
 import nola_edge.torch as nt
-from nola_edge.torch import library
+from nola_edge.torch import operators
 from nola_edge.torch.merge import merge_low_rank_
 
 BASES = ["rademacher", "uniform"]
@@ -43,7 +43,7 @@ def test_expand_has_the_bits_of_the_core(arguments, num_basis, entropy, dtype):
     got = nt.expand(coefficients, **arguments)
     assert got.dtype == torch.float32
     assert got.numpy().tobytes() == expected.tobytes()
-    source = (arguments["seed"], library.signed_stream(arguments["stream"]), arguments["basis"])
+    source = (arguments["seed"], operators.signed_stream(arguments["stream"]), arguments["basis"])
     source += (arguments["shape"], arguments["rows"], arguments["cols"])
     assert torch.equal(torch.ops.nola_edge.expand(coefficients, *source), got)
 
@@ -278,13 +278,13 @@ def test_a_gradient_of_another_shape_is_refused():
 
 def test_other_devices_go_through_the_host():
     """No such device here: the functions are called as the dispatcher would, and are registered."""
-    from nola_edge.torch import host
+    from nola_edge.torch.backends import through_host
 
     source = (3, 5, "rademacher", (4, 16), (1, 4), (0, 16))
     c, grad = torch.randn(9), torch.randn(3, 16)
-    assert torch.equal(host.expand(c, *source), torch.ops.nola_edge.expand(c, *source))
+    assert torch.equal(through_host.expand(c, *source), torch.ops.nola_edge.expand(c, *source))
     assert torch.equal(
-        host.project(grad, 9, *source), torch.ops.nola_edge.project(grad, 9, *source)
+        through_host.project(grad, 9, *source), torch.ops.nola_edge.project(grad, 9, *source)
     )
     for device in ("CUDA", "MPS", "XPU"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key("nola_edge::expand", device)

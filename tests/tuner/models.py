@@ -8,7 +8,7 @@ import transformers
 from peft import get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from nola_edge.checkpoint import Checkpoint
+from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.peft import NolaConfig
 
 SMALL = {"r": 4, "num_basis_a": 24, "num_basis_b": 20, "seed": 77}

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import nola_edge as ne
 from nola_edge.peft import NolaConfig
-from tests.doors.gguf_models import gguf_tensors, write_gguf
+from tests.integrations.gguf_models import gguf_tensors, write_gguf
 from tests.tuner.models import SMALL, llama, logits, stored, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch, transformers, PEFT among themselves

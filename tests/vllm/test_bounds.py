@@ -150,7 +150,7 @@ def world(tmp_path_factory):
         import numpy as np
 
         from nola_edge import Adapter
-        from nola_edge.checkpoint import Checkpoint
+        from nola_edge.files.checkpoint import Checkpoint
         from nola_edge.merge.plan import plan_merge
         from nola_edge.vllm.entries import Entry
         from tests.conftest import MODULES, write_safetensors

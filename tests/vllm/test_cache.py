@@ -20,7 +20,7 @@ from nola_edge.errors import (
     MismatchError,
     OutputError,
 )
-from nola_edge.temporary import temporary_path
+from nola_edge.files.temporary import temporary_path
 from nola_edge.vllm import cache as cache_module
 from nola_edge.vllm.cache import LoraCache
 from nola_edge.vllm.locks import try_lock

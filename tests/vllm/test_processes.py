@@ -22,7 +22,7 @@ pytestmark = pytest.mark.kill
 WORKER = """
 import sys
 from pathlib import Path
-import nola_edge.adapter.files, nola_edge.export.lora as lora
+import nola_edge.adapters.nola_files, nola_edge.export.lora as lora
 import nola_edge.vllm.cache as module
 
 adapters, directory, most, base, names, *stop = sys.argv[1:]

@@ -59,7 +59,7 @@ def command(
     from nola_edge.bench.kernels import kernel_figures
     from nola_edge.bench.startup import startup_figures
     from nola_edge.errors import OutputError
-    from nola_edge.jsonio import dumps
+    from nola_edge.files.strict_json import dumps
 
     for path in (save, plot_path):
         if path is not None and not Path(path).absolute().parent.is_dir():

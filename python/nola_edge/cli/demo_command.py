@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nola_edge.demo.comparison import Comparison
     from nola_edge.demo.scoring import TaskResult
     from nola_edge.demo.sizes import Size
-    from nola_edge.output import AtomicOutput
+    from nola_edge.files.atomic import AtomicOutput
 
 _COLUMNS = 80
 _KEPT_BYTES = 20_000_000  # far more than the files take
@@ -48,7 +48,7 @@ def command(keep: str | None, as_json: bool, quiet: bool) -> None:
     come with the package. The measurement makes larger weights on the spot; it takes a few
     seconds and about 700 MB in the temporary folder, which are freed at the end.
     """
-    from nola_edge.output import AtomicOutput
+    from nola_edge.files.atomic import AtomicOutput
 
     if keep is not None:
         check_folder_name(keep, option="--keep")

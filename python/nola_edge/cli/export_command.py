@@ -116,7 +116,7 @@ def gguf_lora(
     like (ADAPTER=0.5), become one LoRA.
     """
     from nola_edge.export.gguf_lora import export_gguf_lora
-    from nola_edge.gguf.signature import is_gguf
+    from nola_edge.files.signature import is_gguf
 
     gguf = is_gguf(base)
     if gguf:

@@ -52,7 +52,7 @@ def local_base(base: str, revision: str | None) -> str:
     CheckpointError
         If there is none.
     """
-    from nola_edge.hub import base_path
+    from nola_edge.files.hub import base_path
 
     if revision is not None and Path(base).exists():
         raise click.UsageError(f"--revision is for a base on the Hub, and {base} is here")
@@ -73,9 +73,9 @@ def local_adapters(texts: Iterable[str], order: str = "") -> list[tuple[str, flo
     NolaEdgeError
         If there is no such adapter, or a weight is no number.
     """
-    from nola_edge.adapter.files import holds_model
+    from nola_edge.adapters.nola_files import holds_model
     from nola_edge.errors import AdapterError
-    from nola_edge.hub import adapter_path
+    from nola_edge.files.hub import adapter_path
 
     given = [ui.parse_adapter(text) for text in texts]
     found = [(adapter_path(location), weight) for location, weight in given]

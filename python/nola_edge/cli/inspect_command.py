@@ -13,9 +13,9 @@ from nola_edge.cli.path_types import PATH
 from nola_edge.cli.summary import summary_options
 
 if TYPE_CHECKING:
-    from nola_edge.adapter import Adapter, LowRankAdapter
-    from nola_edge.adapter.files import Coefficients
-    from nola_edge.adapter.statistics import Pattern
+    from nola_edge.adapters import Adapter, LowRankAdapter
+    from nola_edge.adapters.nola_files import Coefficients
+    from nola_edge.adapters.statistics import Pattern
 
     Shapes = dict[str, tuple[int, ...]]
 
@@ -42,7 +42,7 @@ def command(
 
     The adapter is checked completely, with --base against the base too.
     """
-    from nola_edge.adapter import Adapter, load_adapter
+    from nola_edge.adapters import Adapter, load_adapter
     from nola_edge.cli.inspection import show
 
     if revision is not None and base is None:
@@ -67,7 +67,7 @@ def command(
 def _show_other_method(
     given: str, adapter: LowRankAdapter, list_modules: bool, as_json: bool, quiet: bool
 ) -> None:
-    from nola_edge.adapter.summary import summary
+    from nola_edge.adapters.summary import summary
     from nola_edge.cli.inspection import show_other_method
 
     found = summary(adapter)
@@ -78,7 +78,7 @@ def _show_other_method(
 
 
 def _shapes(adapter: LowRankAdapter, base: str, *, check_base: bool) -> Shapes:
-    from nola_edge.checkpoint import Checkpoint
+    from nola_edge.files.checkpoint import Checkpoint
     from nola_edge.merge.plan import plan_merge
 
     with Checkpoint.open(base) as checkpoint:
@@ -89,7 +89,7 @@ def _shapes(adapter: LowRankAdapter, base: str, *, check_base: bool) -> Shapes:
 def _summary(adapter: Adapter, shapes: Shapes | None, checked: set[str]) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from nola_edge.adapter import statistics
+    from nola_edge.adapters import statistics
 
     config = adapter.config
     whole = {name: tensor.shape for name, tensor in adapter.whole_tensors.tensors.items()}
@@ -131,7 +131,7 @@ def _summary(adapter: Adapter, shapes: Shapes | None, checked: set[str]) -> dict
 
 def _num_bytes(path: Path) -> int:
     """Return the bytes of what makes the adapter, whatever else lies in its folder."""
-    from nola_edge.adapter.files import CONFIG_NAME, WEIGHTS_NAME
+    from nola_edge.adapters.nola_files import CONFIG_NAME, WEIGHTS_NAME
 
     files = [path] if path.is_file() else [path / CONFIG_NAME, path / WEIGHTS_NAME]
     return sum(file.stat().st_size for file in files)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nola_edge.adapter.statistics import ASCII_LEVELS, BLOCKS, Distribution, patterns
-from nola_edge.adapter.summary import rows
+from nola_edge.adapters.statistics import ASCII_LEVELS, BLOCKS, Distribution, patterns
+from nola_edge.adapters.summary import rows
 from nola_edge.cli import layout
 from nola_edge.cli.layout import whole
 from nola_edge.cli.output import human_bytes
@@ -17,7 +17,7 @@ from nola_edge.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from nola_edge.adapter.statistics import Pattern
+    from nola_edge.adapters.statistics import Pattern
 
     Row = tuple[str, str]
 
@@ -57,7 +57,7 @@ def show_other_method(given: str, found: dict[str, Any], list_modules: bool) -> 
     given : str
         The adapter, as the user names it.
     found : dict
-        What :func:`nola_edge.adapter.summary.summary` found.
+        What :func:`nola_edge.adapters.summary.summary` found.
     list_modules : bool
         Every module too.
     """

@@ -136,7 +136,7 @@ def _exit(status: int, stdout: Stdout | None) -> NoReturn:
 def _fail(error: Exception, arguments: list[str]) -> NoReturn:
     """Say in one line what is wrong; with ``--json`` standard output gets an object as well."""
     from nola_edge.cli.failure import Failure, wants_json
-    from nola_edge.jsonio import dumps
+    from nola_edge.files.strict_json import dumps
 
     failure = Failure.of(error)
     print(f"nola-edge: {failure.line}", file=sys.stderr)

@@ -74,7 +74,7 @@ def command(
     In a GGUF file, quantised tensors are dequantised, merged and quantised anew, and the summary
     says how much of the adapter is left then; --outtype gives merged tensors another type.
     """
-    from nola_edge.gguf.signature import is_gguf
+    from nola_edge.files.signature import is_gguf
 
     gguf = is_gguf(base)
     _check_each(each, shard, skip_existing, gguf)
@@ -121,7 +121,7 @@ def _check_each(each: bool, shard: str | None, skip_existing: bool, gguf: bool) 
 
 def _check_output_name(base: str, output: str, gguf: bool, each: bool) -> None:
     """Refuse a name that says another kind of output than BASE has."""
-    from nola_edge.hub import is_id
+    from nola_edge.files.hub import is_id
 
     if each:
         check_folder_name(output, "with --each the output is a folder, with an output per ADAPTER")

@@ -43,8 +43,8 @@ def merge_into_each(
     base: str, adapters: Adapters, output: str, as_json: bool, quiet: bool, **options: Any
 ) -> None:
     """Merge every adapter into a checkpoint of its own."""
-    from nola_edge.merge.each import merge_each
-    from nola_edge.merge.share import Share
+    from nola_edge.merge.many.each import merge_each
+    from nola_edge.merge.many.process_share import Share
 
     begin = time.perf_counter()
     shard = options["shard"]
@@ -76,7 +76,7 @@ def merge_into_each(
 
 def _nbytes(base: str) -> int:
     """Return the bytes of a checkpoint; nothing of it stays in memory."""
-    from nola_edge.checkpoint import Checkpoint
+    from nola_edge.files.checkpoint import Checkpoint
 
     with Checkpoint.open(base) as checkpoint:
         return checkpoint.nbytes

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nola_edge.errors import ArgumentError, OutputError
-from nola_edge.jsonio import dumps
+from nola_edge.files.strict_json import dumps
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -26,7 +26,7 @@ def command(adapter: str, output: str, force: bool, as_json: bool, quiet: bool) 
     Every command takes the file where it takes an adapter folder. Smaller still, with coefficients
     of fewer bits: nola-edge quantize. Unpack gives PEFT its folder back.
     """
-    from nola_edge.adapter import Adapter
+    from nola_edge.adapters import Adapter
 
     check_file_name(output, ".nola", name=adapter)
     loaded = Adapter.load(adapter)

@@ -13,7 +13,7 @@ from nola_edge.cli.summary import bytes_at, show, summary_options
 from nola_edge.errors import printable
 
 if TYPE_CHECKING:
-    from nola_edge.adapter import Adapter
+    from nola_edge.adapters import Adapter
 
 _PACKED = ".nola"
 
@@ -47,7 +47,7 @@ def command(adapter: str, bits: str, output: str, force: bool, as_json: bool, qu
     one file: -o my-adapter.nola. To train with rounded coefficients instead, set coefficient_bits
     in NolaConfig.
     """
-    from nola_edge.adapter import Adapter
+    from nola_edge.adapters import Adapter
 
     packed = output.endswith(_PACKED)
     if not packed:
@@ -76,7 +76,7 @@ def command(adapter: str, bits: str, output: str, force: bool, as_json: bool, qu
 
 def _relative_error(before: Adapter, after: Adapter, factor: str) -> float:
     """Return the norm of what rounding changed over the norm of all coefficients."""
-    from nola_edge.adapter.statistics import all_values
+    from nola_edge.adapters.statistics import all_values
 
     old, new = (all_values(adapter, factor).astype("f8") for adapter in (before, after))
     norm = float((old**2).sum())

@@ -18,7 +18,7 @@ from nola_edge.errors import printable
 @summary_options
 def command(packed: str, output: str, force: bool, as_json: bool, quiet: bool) -> None:
     """Turn a packed adapter into the folder that PEFT and other tools read."""
-    from nola_edge.adapter import Adapter
+    from nola_edge.adapters import Adapter
 
     check_folder_name(output)
     loaded = Adapter.load(packed)

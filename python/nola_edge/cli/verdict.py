@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from nola_edge.cli.output import human_bytes
 from nola_edge.errors import printable
-from nola_edge.merge import faults
+from nola_edge.merge.audit import faults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from nola_edge.merge.report import Difference, VerifyReport
+    from nola_edge.merge.audit.report import Difference, VerifyReport
 
 _LISTED = 20
 _HEADER = ("part", "ulps", ">1 ulp", "cause", "tensor")

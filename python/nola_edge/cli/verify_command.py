@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nola_edge.cli.verdict import Verdict
-    from nola_edge.merge.report import VerifyReport
+    from nola_edge.merge.audit.report import VerifyReport
 
 
 @click.command(
@@ -92,7 +92,7 @@ def command(
     With --ulps N, roundings of up to N ulps pass. Mistakes do not, however small.
     """  # noqa: D301
     from nola_edge.cli.verdict import Verdict
-    from nola_edge.gguf.signature import is_gguf
+    from nola_edge.files.signature import is_gguf
 
     given = local_adapters(adapters, "MERGED BASE ADAPTER")
     base = local_base(base, revision)
@@ -126,7 +126,7 @@ def _outputs(
     merged: str, base: str, adapters: Sequence[tuple[str, float]]
 ) -> dict[str, list[tuple[str, float]]]:
     """Return the path of each adapter's output, as merge --each names it."""
-    from nola_edge.merge.names import name_outputs
+    from nola_edge.merge.many.output_names import name_outputs
 
     suffix = "" if os.path.isdir(base) else ".safetensors"
     named = name_outputs(adapters).items()
@@ -136,8 +136,8 @@ def _outputs(
 def _verify_checkpoint(
     merged: str, base: str, adapters: Any, quiet: bool, *, threads: int | None, **options: Any
 ) -> VerifyReport:
-    from nola_edge.checkpoint import Checkpoint
-    from nola_edge.gguf.signature import is_gguf
+    from nola_edge.files.checkpoint import Checkpoint
+    from nola_edge.files.signature import is_gguf
     from nola_edge.merge.verify import verify_checkpoint
 
     if is_gguf(merged):
@@ -161,8 +161,8 @@ def _verify_gguf(
     tensors_only: bool,
     check_base: bool,
 ) -> VerifyReport:
+    from nola_edge.files.signature import is_gguf
     from nola_edge.gguf import verify_gguf
-    from nola_edge.gguf.signature import is_gguf
 
     if not is_gguf(merged):
         raise click.UsageError("BASE is a GGUF file and MERGED is none; give two of a kind")

@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nola_edge import arguments, ops
-from nola_edge.adapter.config import MAX_RANK
-from nola_edge.adapter.files import CONFIG_NAME, PREFIX, WEIGHTS_NAME, write_config, write_tensors
+from nola_edge.adapters.nola_config import MAX_RANK
+from nola_edge.adapters.nola_files import (
+    CONFIG_NAME,
+    PREFIX,
+    WEIGHTS_NAME,
+    write_config,
+    write_tensors,
+)
 from nola_edge.convert.basis import regenerate
 from nola_edge.convert.cuda_generator import drawn_at_once
 from nola_edge.convert.devices import DrawnOn, drawn_on_of
@@ -19,9 +25,9 @@ from nola_edge.convert.source import Source
 from nola_edge.convert.styles import plan_conversion
 from nola_edge.errors import AdapterError, ArgumentError
 from nola_edge.export.lora_fields import lora_fields
+from nola_edge.files.atomic import AtomicOutput
+from nola_edge.files.replaceable import lora_folder
 from nola_edge.merge.blocks import Workers
-from nola_edge.output import AtomicOutput
-from nola_edge.replaceable import lora_folder
 from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:

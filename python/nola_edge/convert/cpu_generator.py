@@ -10,7 +10,7 @@
 - 16-bit numbers are these rounded to nearest even, with the upper bound turned into the lower one,
   as torch 2.13 does. Older versions drew 8 or 11 bits only, and are not followed.
 
-Compared with torch 2.13 bit for bit, by tests/doors/test_convert.py.
+Compared with torch 2.13 bit for bit, by tests/integrations/test_convert.py.
 """
 
 from __future__ import annotations

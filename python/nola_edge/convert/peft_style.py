@@ -3,7 +3,7 @@
 ``llama/peft/tuners/lora.py`` and ``llama/qlora.py``: a PEFT folder whose ``adapter_config.json``
 says ``peft_type: LORA``, ``use_nola``, ``nola_num_basis``, ``r`` and ``lora_alpha``; its tensors
 are those of :mod:`~nola_edge.convert.seeded`, ``base_model.model.<module>.lora_A.seed`` and so on,
-in ``adapter_model.bin``, which :mod:`~nola_edge.torch_file` refuses, and says what to do.
+in ``adapter_model.bin``, which :mod:`~nola_edge.files.torch_file` refuses, and says what to do.
 ``lora_B.weight`` is zero at first and stays so. With ``--bf16`` the layers are bfloat16, and so are
 the basis and every step of the matrix.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from nola_edge.adapter.files import CONFIG_NAME, PREFIX
+from nola_edge.adapters.nola_files import CONFIG_NAME, PREFIX
 from nola_edge.convert.factor import Layer, Part, Plan
 from nola_edge.convert.seeded import check_counts, read_pair, sort_names
 from nola_edge.errors import AdapterError, ArgumentError, printable

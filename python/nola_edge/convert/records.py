@@ -17,7 +17,7 @@ from nola_edge.convert.cuda_generator import THREADS_PER_BLOCK, CudaGenerator
 from nola_edge.convert.devices import DrawnOn
 from nola_edge.dtypes import MERGEABLE
 from nola_edge.errors import AdapterError, MismatchError
-from nola_edge.safetensors_file import SafetensorsFile
+from nola_edge.files.safetensors import SafetensorsFile
 
 if TYPE_CHECKING:
     from pathlib import Path

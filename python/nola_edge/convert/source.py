@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_edge.adapter.files import CONFIG_NAME, WEIGHTS_NAME
+from nola_edge.adapters.nola_files import CONFIG_NAME, WEIGHTS_NAME
 from nola_edge.dtypes import MERGEABLE
 from nola_edge.errors import AdapterError, FormatError, NotFiniteError
-from nola_edge.jsonio import loads_object
-from nola_edge.paths import inside, read_inside
-from nola_edge.safetensors_file import SafetensorsFile
-from nola_edge.torch_file import is_torch_file, torch_file_refused
+from nola_edge.files.paths import inside, read_inside
+from nola_edge.files.safetensors import SafetensorsFile
+from nola_edge.files.strict_json import loads_object
+from nola_edge.files.torch_file import is_torch_file, torch_file_refused
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,7 +31,7 @@ class Source:
     path : Path
         The file with the tensors.
     tensors : mapping
-        Name -> :class:`~nola_edge.safetensors_file.TensorInfo`.
+        Name -> :class:`~nola_edge.files.safetensors.TensorInfo`.
     config : dict or None
         ``adapter_config.json``, where a folder was given.
     """

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from nola_edge.bench.memory import peak_bytes
 from nola_edge.demo.child import result_of
 from nola_edge.errors import OutputError
-from nola_edge.jsonio import dumps
+from nola_edge.files.strict_json import dumps
 from nola_edge.synthetic import DecoderShape, trained_adapter, write_checkpoint
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def merge_plainly(base: Path, adapter_path: Path, output: Path) -> None:
     import numpy as np
     from safetensors.numpy import load_file, save_file
 
-    from nola_edge.adapter import Adapter
+    from nola_edge.adapters import Adapter
 
     adapter = Adapter.load(adapter_path)
     weights: dict[str, Any] = load_file(base / "model.safetensors")

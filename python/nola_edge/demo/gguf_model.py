@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_edge.gguf.interleaved import interleaved_rows
+from nola_edge.files.gguf_writer import write_gguf
 from nola_edge.gguf.model import model_of_config
-from nola_edge.gguf.writer import write_gguf
+from nola_edge.gguf.row_order import interleaved_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

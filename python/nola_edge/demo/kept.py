@@ -6,18 +6,18 @@ import json
 import shutil
 from typing import TYPE_CHECKING
 
-from nola_edge.adapter import Adapter
+from nola_edge.adapters import Adapter
 from nola_edge.demo.examples import SEPARATOR, TASKS, examples
 from nola_edge.demo.gguf_model import write_llama
 from nola_edge.demo.places import as_list
 from nola_edge.demo.scoring import Shipped, facts_of
-from nola_edge.safetensors_file import SafetensorsFile
+from nola_edge.files.safetensors import SafetensorsFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from nola_edge.output import AtomicOutput
+    from nola_edge.files.atomic import AtomicOutput
 
 _TRAIN_EXAMPLES = 1000
 _TRAIN_SEED = 1

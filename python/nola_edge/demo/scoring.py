@@ -146,8 +146,8 @@ def judge_task(task: str, shipped: Shipped) -> TaskResult:
     task : {"say", "read"}
     shipped : Shipped
     """
-    from nola_edge.merge.lazy import open_merged
-    from nola_edge.safetensors_file import SafetensorsFile
+    from nola_edge.files.safetensors import SafetensorsFile
+    from nola_edge.merge.open import open_merged
 
     adapter = shipped.adapter(task)
     with SafetensorsFile.open(shipped.weights) as file:

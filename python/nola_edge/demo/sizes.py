@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nola_edge.adapter import Adapter
-from nola_edge.safetensors_file import SafetensorsFile
+from nola_edge.adapters import Adapter
+from nola_edge.files.safetensors import SafetensorsFile
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,17 +9,17 @@ import numpy as np
 from nola_edge import ops
 from nola_edge.dtypes import safetensors_dtype
 from nola_edge.errors import NotFiniteError
-from nola_edge.tensors import ComputedTensor, StackedTensor
+from nola_edge.files.tensors import ComputedTensor, StackedTensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from nola_edge.adapter.low_rank import LowRankAdapter
-    from nola_edge.merge.update import Term
+    from nola_edge.adapters.base import LowRankAdapter
+    from nola_edge.files.tensors import Tensor
+    from nola_edge.merge.low_rank import Term
     from nola_edge.ops import Range
-    from nola_edge.tensors import Tensor
 
 
 def factor_tensor(

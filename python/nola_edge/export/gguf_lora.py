@@ -15,24 +15,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_edge import arguments, ops
-from nola_edge.checkpoint import Checkpoint
+from nola_edge.adapters.belongs import check_no_magnitudes
 from nola_edge.errors import ArgumentError, CheckpointError, NotFiniteError
 from nola_edge.export.alpha import alpha_of
 from nola_edge.export.factors import factor_tensor
-from nola_edge.gguf.file import GgufFile
-from nola_edge.gguf.interleaved import interleaved_rows
+from nola_edge.files.atomic import AtomicOutput
+from nola_edge.files.checkpoint import Checkpoint
+from nola_edge.files.gguf import GgufFile
+from nola_edge.files.hub import base_path
+from nola_edge.files.paths import read_inside
+from nola_edge.files.replaceable import gguf_lora
+from nola_edge.files.signature import is_gguf
+from nola_edge.files.strict_json import loads_object
+from nola_edge.files.tensors import ComputedTensor, StackedTensor
 from nola_edge.gguf.model import model_of_config, model_of_gguf
 from nola_edge.gguf.plan import check_no_double, check_no_whole_tensors, matched_tensors, target_of
-from nola_edge.gguf.signature import is_gguf
-from nola_edge.hub import base_path
-from nola_edge.jsonio import loads_object
-from nola_edge.merge.fit import check_no_magnitudes
+from nola_edge.gguf.row_order import interleaved_rows
+from nola_edge.merge.low_rank import stored_features
 from nola_edge.merge.plan import load_adapters, plan_merge
-from nola_edge.merge.update import stored_features
-from nola_edge.output import AtomicOutput
-from nola_edge.paths import read_inside
-from nola_edge.replaceable import gguf_lora
-from nola_edge.tensors import ComputedTensor, StackedTensor
 from nola_edge.type_names import check_type
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nola_edge.adapter.low_rank import LowRankAdapter
+    from nola_edge.adapters.base import LowRankAdapter
+    from nola_edge.files.tensors import Tensor
     from nola_edge.gguf.architectures import Model, Target
-    from nola_edge.tensors import Tensor
 
     Adapters = tuple[tuple[LowRankAdapter, float], ...]
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_edge import arguments
-from nola_edge.adapter import Adapter
-from nola_edge.adapter.files import (
+from nola_edge.adapters import Adapter
+from nola_edge.adapters.belongs import check_no_magnitudes, location
+from nola_edge.adapters.lora_files import BIAS, EMBEDDING_A, EMBEDDING_B, A, B
+from nola_edge.adapters.nola_files import (
     CONFIG_NAME,
     PREFIX,
     WEIGHTS_NAME,
@@ -18,28 +20,26 @@ from nola_edge.adapter.files import (
     write_config,
     write_tensors,
 )
-from nola_edge.adapter.lora_files import BIAS, EMBEDDING_A, EMBEDDING_B, A, B
-from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import MERGEABLE, numpy_dtype
 from nola_edge.errors import ArgumentError
 from nola_edge.export.alpha import alpha_of
 from nola_edge.export.factors import joined_a, joined_b
 from nola_edge.export.lora_fields import fields_of_modules, lora_fields
-from nola_edge.hub import base_path
-from nola_edge.merge.fit import check_no_magnitudes, location
+from nola_edge.files.atomic import AtomicOutput
+from nola_edge.files.checkpoint import Checkpoint
+from nola_edge.files.hub import base_path
+from nola_edge.files.replaceable import lora_folder
+from nola_edge.merge.low_rank import stored_features
 from nola_edge.merge.plan import Prefix, load_adapters, plan_merge
-from nola_edge.merge.update import stored_features
-from nola_edge.output import AtomicOutput
-from nola_edge.replaceable import lora_folder
 from nola_edge.type_names import check_type
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from nola_edge.adapter.low_rank import LowRankAdapter
+    from nola_edge.adapters.base import LowRankAdapter
+    from nola_edge.files.tensors import Tensor
+    from nola_edge.merge.low_rank import Term
     from nola_edge.merge.plan import MergePlan
-    from nola_edge.merge.update import Term
-    from nola_edge.tensors import Tensor
 
     Adapters = tuple[tuple[LowRankAdapter, float], ...]
 

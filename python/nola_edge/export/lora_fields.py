@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from nola_edge.adapter.patterns import PatternTable
+from nola_edge.adapters.patterns import PatternTable
 from nola_edge.export.alpha import alpha_of
 
 if TYPE_CHECKING:

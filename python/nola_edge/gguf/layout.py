@@ -5,13 +5,13 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from nola_edge.gguf.file import padded, tensor_bytes
-from nola_edge.gguf.types import TENSOR_TYPES
+from nola_edge.files.gguf import padded, tensor_bytes
+from nola_edge.files.gguf_types import TENSOR_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from nola_edge.gguf.file import GgufFile
+    from nola_edge.files.gguf import GgufFile
 
 
 class Layout:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_edge import arguments
-from nola_edge.copying import copy_range, pwrite_all, start_writeback
-from nola_edge.gguf.file import GgufFile
+from nola_edge.files.atomic import AtomicOutput
+from nola_edge.files.copying import copy_range, pwrite_all, start_writeback
+from nola_edge.files.gguf import GgufFile
+from nola_edge.files.replaceable import gguf_model
 from nola_edge.gguf.layout import Layout
 from nola_edge.gguf.plan import GgufPlan, plan_gguf
 from nola_edge.gguf.requantize import merge_rows, requantized_windows
@@ -18,17 +20,15 @@ from nola_edge.gguf.survival import Survival
 from nola_edge.merge.blocks import Buffers, Workers, read_merged, runs_of
 from nola_edge.merge.plan import load_adapters
 from nola_edge.merge.windows import windows, work_bytes
-from nola_edge.output import AtomicOutput
-from nola_edge.replaceable import gguf_model
 from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nola_edge.files.safetensors import TensorInfo
     from nola_edge.gguf.plan import TensorMerge
-    from nola_edge.merge.update import RowUpdate
+    from nola_edge.merge.low_rank import RowUpdate
     from nola_edge.merge.windows import Runs, Window
-    from nola_edge.safetensors_file import TensorInfo
 
 _COPY_BYTES = 64 << 20
 #: Requantising takes so many times the bytes of the data, everything in between included.

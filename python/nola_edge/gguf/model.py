@@ -16,7 +16,7 @@ from nola_edge.gguf.architectures import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nola_edge.gguf.file import GgufFile
+    from nola_edge.files.gguf import GgufFile
 
 _SPLIT = "split.count"
 

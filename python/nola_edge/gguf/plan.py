@@ -5,24 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from nola_edge.adapters.belongs import check_alone, check_factor_sizes, check_shapes, location
 from nola_edge.errors import AdapterError, MismatchError, printable
-from nola_edge.gguf.file import tensor_bytes
-from nola_edge.gguf.interleaved import InterleavedUpdate
+from nola_edge.files.gguf import tensor_bytes
+from nola_edge.files.gguf_types import FLOAT_TYPES, TENSOR_TYPES
 from nola_edge.gguf.model import model_of_gguf
 from nola_edge.gguf.quantization import WRITABLE_TYPES, check_codecs
-from nola_edge.gguf.types import FLOAT_TYPES, TENSOR_TYPES
-from nola_edge.merge.fit import check_alone, check_factor_sizes, check_shapes, location
-from nola_edge.merge.update import Term, make_updates, stored_features
+from nola_edge.gguf.row_order import InterleavedUpdate
+from nola_edge.merge.low_rank import Term, make_updates, stored_features
 from nola_edge.type_names import check_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from nola_edge.adapter.low_rank import LowRankAdapter
+    from nola_edge.adapters.base import LowRankAdapter
+    from nola_edge.files.gguf import GgufFile
+    from nola_edge.files.safetensors import TensorInfo
     from nola_edge.gguf.architectures import Model, Target
-    from nola_edge.gguf.file import GgufFile
-    from nola_edge.merge.update import RowUpdate
-    from nola_edge.safetensors_file import TensorInfo
+    from nola_edge.merge.low_rank import RowUpdate
 
 _OUTPUT = "output.weight"
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import ArgumentError, MismatchError
-from nola_edge.gguf.types import FLOAT_TYPES, REQUANTIZED_TYPES, TENSOR_TYPES
+from nola_edge.files.gguf_types import FLOAT_TYPES, REQUANTIZED_TYPES, TENSOR_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

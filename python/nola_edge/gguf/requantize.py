@@ -8,9 +8,9 @@ import numpy as np
 
 from nola_edge import ops
 from nola_edge.errors import NotFiniteError
+from nola_edge.files.gguf_types import FLOAT_TYPES
 from nola_edge.gguf.quantization import dequantize, quantize
 from nola_edge.gguf.survival import Survival
-from nola_edge.gguf.types import FLOAT_TYPES
 from nola_edge.merge.blocks import apply_update, read_runs, runs_of
 from nola_edge.merge.windows import windows
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nola_edge.input_file import InputFile
-    from nola_edge.merge.update import RowUpdate
+    from nola_edge.files.input_file import InputFile
+    from nola_edge.files.safetensors import TensorInfo
+    from nola_edge.merge.low_rank import RowUpdate
     from nola_edge.merge.windows import Window
-    from nola_edge.safetensors_file import TensorInfo
 
 
 #: Elements of a window that is dequantised and quantised anew.

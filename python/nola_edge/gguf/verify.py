@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from nola_edge import arguments
 from nola_edge.errors import printable
-from nola_edge.gguf.file import GgufFile
+from nola_edge.files.gguf import GgufFile
 from nola_edge.gguf.layout import Layout
 from nola_edge.gguf.model import model_of_gguf
 from nola_edge.gguf.plan import GgufPlan, matched_tensors, plan_gguf
 from nola_edge.gguf.quantization import WRITABLE_TYPES
 from nola_edge.gguf.requantize import merge_rows, requantized_windows
+from nola_edge.merge.audit.compare import compare, stored_blocks
+from nola_edge.merge.audit.compare_files import first_difference
+from nola_edge.merge.audit.report import FileDifference, VerifyReport
 from nola_edge.merge.blocks import read_merged, runs_of
-from nola_edge.merge.compare import compare, stored_blocks
-from nola_edge.merge.compare_files import first_difference
 from nola_edge.merge.plan import load_adapters
-from nola_edge.merge.report import FileDifference, VerifyReport
 from nola_edge.merge.windows import windows
 from nola_edge.threads import check_threads
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from nola_edge.adapter.low_rank import LowRankAdapter
-    from nola_edge.merge.compare import Produce
-    from nola_edge.merge.update import RowUpdate
+    from nola_edge.adapters.base import LowRankAdapter
+    from nola_edge.files.safetensors import TensorInfo
+    from nola_edge.merge.audit.compare import Produce
+    from nola_edge.merge.low_rank import RowUpdate
     from nola_edge.merge.windows import Runs, Window
-    from nola_edge.safetensors_file import TensorInfo
 
     Adapters = tuple[tuple[LowRankAdapter, float], ...]
 

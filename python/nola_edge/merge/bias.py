@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_edge import ops
+from nola_edge.adapters.belongs import location
 from nola_edge.dtypes import MERGEABLE
 from nola_edge.errors import AdapterError, MismatchError, NotFiniteError, printable
-from nola_edge.merge.fit import location
-from nola_edge.tensors import StoredTensor, Tensor
+from nola_edge.files.tensors import StoredTensor, Tensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from nola_edge.adapter.low_rank import LowRankAdapter
+    from nola_edge.adapters.base import LowRankAdapter
     from nola_edge.merge.plan import MergePlan
 
 

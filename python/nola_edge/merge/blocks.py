@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nola_edge.input_file import InputFile
-    from nola_edge.merge.update import RowUpdate
+    from nola_edge.files.input_file import InputFile
+    from nola_edge.files.safetensors import TensorInfo
+    from nola_edge.merge.low_rank import RowUpdate
     from nola_edge.merge.windows import Runs, Window
-    from nola_edge.safetensors_file import TensorInfo
 
 #: What work that is outstanding may need in all.
 _WORK_BYTES = 40 << 20

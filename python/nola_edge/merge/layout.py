@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nola_edge.copying import copy_file
 from nola_edge.dtypes import safetensors_dtype
-from nola_edge.jsonio import encode
+from nola_edge.files.copying import copy_file
+from nola_edge.files.paths import inside
+from nola_edge.files.safetensors import encode_header
+from nola_edge.files.strict_json import encode
 from nola_edge.merge.tied import CONFIG_NAME, untied_config
-from nola_edge.paths import inside
-from nola_edge.safetensors_file import encode_header
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nola_edge.files.atomic import AtomicOutput
+    from nola_edge.files.safetensors import SafetensorsFile
+    from nola_edge.files.tensors import Tensor
     from nola_edge.merge.plan import MergePlan
-    from nola_edge.output import AtomicOutput
-    from nola_edge.safetensors_file import SafetensorsFile
-    from nola_edge.tensors import Tensor
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_edge import arguments
-from nola_edge.adapter.files import EMBEDDINGS
-from nola_edge.adapter.fingerprints import base_fingerprint
-from nola_edge.adapter.load import load_adapter
-from nola_edge.adapter.low_rank import LowRankAdapter
-from nola_edge.checkpoint import Checkpoint
+from nola_edge.adapters.base import LowRankAdapter
+from nola_edge.adapters.belongs import (
+    check_alone,
+    check_factor_sizes,
+    check_fingerprint,
+    check_shapes,
+    location,
+)
+from nola_edge.adapters.fingerprints import base_fingerprint
+from nola_edge.adapters.load import load_adapter
+from nola_edge.adapters.module_names import WEIGHT, match_modules
+from nola_edge.adapters.nola_files import EMBEDDINGS
 from nola_edge.dtypes import MERGEABLE, numpy_dtype
 from nola_edge.errors import (
     AdapterError,
@@ -27,23 +34,16 @@ from nola_edge.errors import (
     NotFiniteError,
     printable,
 )
+from nola_edge.files.checkpoint import Checkpoint
+from nola_edge.files.tensors import CastTensor
 from nola_edge.merge.bias import AddedBias, add_bias
-from nola_edge.merge.fit import (
-    check_alone,
-    check_factor_sizes,
-    check_fingerprint,
-    check_shapes,
-    location,
-)
 from nola_edge.merge.heads import is_head
-from nola_edge.merge.matching import WEIGHT, match_modules
+from nola_edge.merge.low_rank import Term, stored_features
 from nola_edge.merge.tied import check_tied
-from nola_edge.merge.update import Term, stored_features
-from nola_edge.tensors import CastTensor
 
 if TYPE_CHECKING:
-    from nola_edge.safetensors_file import SafetensorsFile, TensorInfo
-    from nola_edge.tensors import Tensor
+    from nola_edge.files.safetensors import SafetensorsFile, TensorInfo
+    from nola_edge.files.tensors import Tensor
 
 
 _OVERRIDE = "pass --no-check-base (in Python check_base=False)"

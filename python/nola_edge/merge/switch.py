@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from nola_edge import arguments
-from nola_edge.adapter.low_rank import LowRankAdapter
-from nola_edge.checkpoint import Checkpoint
+from nola_edge.adapters.base import LowRankAdapter
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import ArgumentError, ChangedError, MismatchError, printable
-from nola_edge.hub import base_path
+from nola_edge.files.checkpoint import Checkpoint
+from nola_edge.files.hub import base_path
 from nola_edge.merge.blocks import Workers, submit_merge
 from nola_edge.merge.gate import Gate
-from nola_edge.merge.lazy import MergedCheckpoint
+from nola_edge.merge.low_rank import make_updates
+from nola_edge.merge.open import MergedCheckpoint
 from nola_edge.merge.overlaps import array_extent, find_overlaps, have_common_element
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
-from nola_edge.merge.update import make_updates
 from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nola_edge.adapter.files import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS
+from nola_edge.adapters.nola_files import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS
 from nola_edge.errors import MismatchError
-from nola_edge.jsonio import encode, loads_object
-from nola_edge.paths import read_inside
+from nola_edge.files.paths import read_inside
+from nola_edge.files.strict_json import encode, loads_object
 
 if TYPE_CHECKING:
-    from nola_edge.checkpoint import Checkpoint
+    from nola_edge.files.checkpoint import Checkpoint
     from nola_edge.merge.plan import MergePlan
 
 CONFIG_NAME = "config.json"

@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_edge import arguments
-from nola_edge.checkpoint import Checkpoint
 from nola_edge.dtypes import safetensors_dtype
-from nola_edge.hub import base_path
-from nola_edge.merge.audit import audit
+from nola_edge.files.checkpoint import Checkpoint
+from nola_edge.files.hub import base_path
+from nola_edge.files.tensors import BLOCK_ELEMENTS
+from nola_edge.merge.audit.compare import compare, stored_blocks
+from nola_edge.merge.audit.compare_files import compare_files
+from nola_edge.merge.audit.diagnosis import audit
+from nola_edge.merge.audit.report import VerifyReport
 from nola_edge.merge.blocks import read_merged, runs_of
-from nola_edge.merge.compare import compare, stored_blocks
-from nola_edge.merge.compare_files import compare_files
+from nola_edge.merge.low_rank import make_updates
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
-from nola_edge.merge.report import VerifyReport
-from nola_edge.merge.update import make_updates
 from nola_edge.merge.windows import Runs, windows
-from nola_edge.tensors import BLOCK_ELEMENTS
 from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from nola_edge.merge.compare import Produce
-    from nola_edge.tensors import Tensor
+    from nola_edge.files.tensors import Tensor
+    from nola_edge.merge.audit.compare import Produce
 
 
 def verify_checkpoint(
@@ -47,7 +47,7 @@ def verify_checkpoint(
 
     Where merged weights differ, as those of another program may, the report says how: what part of
     the wanted change is there, by how many ulps they differ, and which mistake explains that
-    (:class:`~nola_edge.merge.report.Difference`).
+    (:class:`~nola_edge.merge.audit.report.Difference`).
 
     Parameters
     ----------

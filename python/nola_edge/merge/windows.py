@@ -15,8 +15,8 @@ from nola_edge.dtypes import MERGEABLE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from nola_edge.merge.update import RowUpdate
-    from nola_edge.safetensors_file import TensorInfo
+    from nola_edge.files.safetensors import TensorInfo
+    from nola_edge.merge.low_rank import RowUpdate
 
 _FLOAT_BYTES = 4
 #: Large enough to make a thread's turn worthwhile, small enough to stay in the last-level cache.

@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_edge import arguments
-from nola_edge.checkpoint import Checkpoint
-from nola_edge.hub import base_path
+from nola_edge.files.atomic import AtomicOutput
+from nola_edge.files.checkpoint import Checkpoint
+from nola_edge.files.hub import base_path
+from nola_edge.files.replaceable import checkpoint_folder, safetensors_file
 from nola_edge.merge.heads import label_notes
 from nola_edge.merge.layout import OutputFile, output_files, write_companions
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
-from nola_edge.merge.together import Piece, write_together
-from nola_edge.output import AtomicOutput
-from nola_edge.replaceable import checkpoint_folder, safetensors_file
+from nola_edge.merge.weight_files import Piece, write_together
 from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nola_edge.replaceable import Obstacle
+    from nola_edge.files.replaceable import Obstacle
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from nola_edge.adapter.fingerprints import modules_fingerprint, shapes_fingerprint
+from nola_edge.adapters.fingerprints import modules_fingerprint, shapes_fingerprint
 from nola_edge.peft.config import NolaConfig
 from nola_edge.peft.layer import NolaLinearLayer
 from nola_edge.peft.shared import refuse_shared_weights

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from nola_edge.adapter.fingerprints import checkpoint_fingerprint
+from nola_edge.adapters.fingerprints import checkpoint_fingerprint
 from nola_edge.errors import NolaEdgeError
 
 

@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 
 from peft.config import PeftConfig
 
-from nola_edge.adapter.config import NOLA_VERSION, PEFT_TYPE, AdapterConfig
-from nola_edge.adapter.fingerprints import (
+from nola_edge.adapters.fingerprints import (
     basis_fingerprint,
     modules_fingerprint,
     shapes_fingerprint,
 )
+from nola_edge.adapters.nola_config import NOLA_VERSION, PEFT_TYPE, AdapterConfig
 from nola_edge.errors import NolaEdgeError
-from nola_edge.jsonio import encode
+from nola_edge.files.strict_json import encode
 from nola_edge.peft.base import fingerprint_of_folder
 from nola_edge.peft.register import peft_type
 from nola_edge.peft.spellings import is_off, take_over

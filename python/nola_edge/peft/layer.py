@@ -19,9 +19,9 @@ from nola_edge.peft.merging import MergingLayer
 from nola_edge.torch.factors import FactorCache, Factors, fresh_coefficients, trained_alpha
 from nola_edge.torch.functional import nola_delta
 from nola_edge.torch.linear import is_conv1d
-from nola_edge.torch.plan import NolaTerm
 from nola_edge.torch.quantize import fake_quantize
 from nola_edge.torch.sharding import Shard, check_layout, computed_shard, whole_tensor
+from nola_edge.torch.terms import NolaTerm
 
 
 class NolaLinearLayer(MergingLayer):

@@ -12,7 +12,7 @@ from torch import nn
 
 from nola_edge.errors import NotFiniteError
 from nola_edge.torch.merge import merge_factors_
-from nola_edge.torch.plan import NolaTerm
+from nola_edge.torch.terms import NolaTerm
 
 
 class MergingLayer(nn.Module, BaseTunerLayer):

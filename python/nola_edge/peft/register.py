@@ -19,7 +19,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType, register_peft_method
 from transformers.integrations.peft import PeftAdapterMixin
 
-from nola_edge.adapter.config import PEFT_TYPE
+from nola_edge.adapters.nola_config import PEFT_TYPE
 
 
 def peft_type() -> PeftType:

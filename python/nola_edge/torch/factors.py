@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from nola_edge import _core
-from nola_edge.adapter.start import unit_start
+from nola_edge.adapters.start import unit_start
 from nola_edge.errors import ArgumentError
 from nola_edge.ops import Basis, stream_id
 
 # cpu, cuda, host register kernels; host after those that have their own
-from nola_edge.torch import cpu, cuda, host, library  # noqa: F401
-from nola_edge.torch.library import signed_stream
+from nola_edge.torch import operators
+from nola_edge.torch.backends import cpu, cuda, through_host  # noqa: F401
+from nola_edge.torch.operators import signed_stream
 from nola_edge.torch.sharding import WHOLE, Shard
 
 if TYPE_CHECKING:
@@ -74,14 +75,14 @@ class Factors:
         return self if shard == self.shard else dataclasses.replace(self, shard=shard)
 
     @property
-    def a_source(self) -> library.Source:
+    def a_source(self) -> operators.Source:
         """Return which matrix this process's columns of A are, as the operators take it."""
         shape = (self.r, self.in_features)
         cols = self.shard.cols or (0, self.in_features)
         return self.seed, self._streams[0], self.basis, shape, (0, self.r), cols
 
     @property
-    def b_source(self) -> library.Source:
+    def b_source(self) -> operators.Source:
         """Return which matrix this process's rows of B are, as the operators take it."""
         shape = (self.out_features, self.r)
         rows = self.shard.rows or (0, self.out_features)
@@ -89,11 +90,11 @@ class Factors:
 
     def a(self, alpha: torch.Tensor) -> torch.Tensor:
         """Return this process's columns of A, (r, in) float32."""
-        return library.expand(self.shard.share_alpha(alpha), self.a_source)
+        return operators.expand(self.shard.share_alpha(alpha), self.a_source)
 
     def b(self, beta: torch.Tensor) -> torch.Tensor:
         """Return this process's rows of B, (out, r) float32."""
-        return library.expand(self.shard.share_beta(beta), self.b_source)
+        return operators.expand(self.shard.share_beta(beta), self.b_source)
 
     def largest_product(self, alpha: torch.Tensor, beta: torch.Tensor) -> float:
         """Bound the elements of B A by the coefficients alone.
@@ -205,7 +206,7 @@ class FactorCache:
             return offered.a.to(dtype), offered.b.to(dtype)
         training = torch.is_grad_enabled() and (alpha.requires_grad or beta.requires_grad)
         keepable = all(
-            library.is_plain(c) and not library.has_group_kernels(c.device.type)
+            operators.is_plain(c) and not operators.has_group_kernels(c.device.type)
             for c in (alpha, beta)
         )
         if training or not keepable:

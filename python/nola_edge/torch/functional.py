@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from nola_edge.arguments import integer, pair
 from nola_edge.errors import ArgumentError
-from nola_edge.torch import library
+from nola_edge.torch import operators
 from nola_edge.torch.factors import Factors, checked_seed
-from nola_edge.torch.library import signed_stream
+from nola_edge.torch.operators import signed_stream
 from nola_edge.torch.sharding import WHOLE, Shard
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def expand(
     ArgumentError
         If an argument does not fit; the message begins with its name.
     """
-    return library.expand(coefficients, _source(seed, stream, basis, shape, rows, cols))
+    return operators.expand(coefficients, _source(seed, stream, basis, shape, rows, cols))
 
 
 def project(
@@ -86,7 +86,7 @@ def project(
         if grad.dim() != 2:
             raise ArgumentError(f"must have 2 dimensions, got {tuple(grad.shape)}", field="grad")
         shape = (grad.shape[0], grad.shape[1])
-    return library.project(grad, num_basis, _source(seed, stream, basis, shape, rows, cols))
+    return operators.project(grad, num_basis, _source(seed, stream, basis, shape, rows, cols))
 
 
 def _source(
@@ -96,7 +96,7 @@ def _source(
     shape: tuple[int, int],
     rows: Range | None,
     cols: Range | None,
-) -> library.Source:
+) -> operators.Source:
     """Return the operators' arguments after the tensor; a slice that is not given is whole."""
     if not torch.compiler.is_compiling():  # where sizes may be symbols
         shape = pair("shape", shape)

@@ -83,7 +83,7 @@ class NolaLinear(nn.Module):
         coefficient_bits: int | None = None,
     ) -> None:
         super().__init__()
-        from nola_edge.adapter.config import AdapterConfig
+        from nola_edge.adapters.nola_config import AdapterConfig
 
         self.transposed = is_conv1d(base_layer)
         if not (isinstance(base_layer, nn.Linear) or self.transposed):
@@ -226,9 +226,9 @@ def to_adapter(model: nn.Module) -> Any:
     """
     import dataclasses
 
-    from nola_edge.adapter.adapter import Adapter
-    from nola_edge.adapter.files import Coefficients
-    from nola_edge.adapter.fingerprints import modules_fingerprint, shapes_fingerprint
+    from nola_edge.adapters.fingerprints import modules_fingerprint, shapes_fingerprint
+    from nola_edge.adapters.nola import Adapter
+    from nola_edge.adapters.nola_files import Coefficients
 
     layers = [module for module in model.modules() if isinstance(module, NolaLinear)]
     if not layers:

@@ -8,11 +8,11 @@ import torch
 
 from nola_edge import _core
 from nola_edge.errors import ArgumentError, ArgumentTypeError, NotFiniteError
-from nola_edge.torch import cpu, cuda
+from nola_edge.torch.backends import cpu, cuda
+from nola_edge.torch.expand_together import expand_group
 from nola_edge.torch.factors import Factors, concatenated
-from nola_edge.torch.plan import MERGEABLE, Term
 from nola_edge.torch.sharding import Shard, local_window, whole_tensor
-from nola_edge.torch.together import expand_group
+from nola_edge.torch.terms import MERGEABLE, Term
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -191,7 +191,7 @@ def merge_many_(updates: Sequence[tuple[torch.Tensor, Sequence[Term], bool]]) ->
     ------
     NotFiniteError
         If a coefficient is infinite or NaN, and nothing was changed; or if a merged element is:
-        weights then hold it; :func:`nola_edge.torch.model.check_finite` tells before.
+        weights then hold it; :func:`nola_edge.models.merge.check_finite` tells before.
     """
     on_device: dict[torch.device, list[Any]] = {}
     others = []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from nola_edge.adapter.quantize import SMALLEST_SCALE
+from nola_edge.adapters.quantize import SMALLEST_SCALE
 
 
 def fake_quantize(coefficients: torch.Tensor, bits: int | None) -> torch.Tensor:
     """Round coefficients to what an adapter stored with so many bits would hold.
 
-    The values are those of :func:`nola_edge.adapter.quantize.quantize`, bit for bit; the gradient
+    The values are those of :func:`nola_edge.adapters.quantize.quantize`, bit for bit; the gradient
     is that of the identity (a straight-through estimator, Bengio et al. 2013).
 
     Parameters

@@ -12,7 +12,7 @@ import torch
 from nola_edge.torch.sharding import WHOLE, Shard
 
 if TYPE_CHECKING:
-    from nola_edge.adapter.low_rank import LowRankAdapter
+    from nola_edge.adapters.base import LowRankAdapter
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,17 @@
 ... )  # doctest: +SKIP
 
 The model is a plain one: its weights are merged, and nothing of the adapter is left in it.
-``config.py`` is what a caller gives, ``quantizer.py`` what transformers calls.
+``load.py`` says it in one call; ``config.py`` is what a caller gives, ``quantizer.py`` what
+transformers calls.
 """
 
 from nola_edge.extras import explained
 
 try:
     from nola_edge.transformers.config import NolaMergeConfig
+    from nola_edge.transformers.load import load_merged
     from nola_edge.transformers.quantizer import NolaMergeQuantizer
 except ModuleNotFoundError as error:
     raise explained(error, "nola_edge.transformers", "peft") from None
 
-__all__ = ["NolaMergeConfig", "NolaMergeQuantizer"]
+__all__ = ["NolaMergeConfig", "NolaMergeQuantizer", "load_merged"]

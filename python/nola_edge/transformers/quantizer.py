@@ -10,12 +10,12 @@ from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
-from nola_edge.adapter.fingerprints import checkpoint_fingerprint
+from nola_edge.adapters.belongs import check_fingerprint
+from nola_edge.adapters.fingerprints import checkpoint_fingerprint
 from nola_edge.errors import MismatchError, NolaEdgeError
-from nola_edge.merge.fit import check_fingerprint
-from nola_edge.torch.from_files import MergesFromFiles
+from nola_edge.models.loader import MergesFromFiles
+from nola_edge.models.plan import PlannedMerge, check_resident, plan_merges
 from nola_edge.torch.merge import merge_factors_
-from nola_edge.torch.plan import PlannedMerge, check_resident, plan_merges
 from nola_edge.transformers.config import METHOD, NolaMergeConfig
 
 if TYPE_CHECKING:

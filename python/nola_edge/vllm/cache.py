@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nola_edge import arguments
-from nola_edge.adapter import Adapter
-from nola_edge.checkpoint import Checkpoint
+from nola_edge.adapters import Adapter
 from nola_edge.dtypes import MERGEABLE
 from nola_edge.errors import ArgumentError, ChangedError, OutputError, printable
 from nola_edge.export.lora import export_lora
+from nola_edge.files.checkpoint import Checkpoint
+from nola_edge.files.temporary import sweep_folder, temporary_path
 from nola_edge.merge.plan import plan_merge
-from nola_edge.temporary import sweep_folder, temporary_path
 from nola_edge.type_names import check_type
 from nola_edge.vllm.entries import Entry, check_servable, is_entry_name
 from nola_edge.vllm.locks import is_at, locked, try_lock

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_edge.adapter.files import CONFIG_NAME, PREFIX, WEIGHTS_NAME
+from nola_edge.adapters.nola_files import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import AdapterError, NolaEdgeError, printable
 from nola_edge.export.lora import lora_config
-from nola_edge.jsonio import dumps, loads_object
-from nola_edge.merge.update import stored_features
-from nola_edge.paths import inside, read_inside
-from nola_edge.safetensors_file import SafetensorsFile, encode_header
+from nola_edge.files.paths import inside, read_inside
+from nola_edge.files.safetensors import SafetensorsFile, encode_header
+from nola_edge.files.strict_json import dumps, loads_object
+from nola_edge.merge.low_rank import stored_features
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nola_edge.adapter import Adapter
+    from nola_edge.adapters import Adapter
     from nola_edge.merge.plan import MergePlan
 
 #: To be raised when the same adapter is to give other files.

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from nola_edge.errors import ArgumentError, printable
-from nola_edge.paths import inside
+from nola_edge.files.paths import inside
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,162 @@
+"""What a merge asks of an adapter, whatever method trained it: ``W' = W + s B A`` for some modules.
+
+A new method is one subclass, and an entry in :mod:`nola_edge.adapters.load`; nothing that merges,
+writes, verifies or exports knows which method an adapter is of.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Literal
+
+from nola_edge import arguments
+from nola_edge.adapters.nola_files import is_saved
+from nola_edge.errors import UnknownModuleError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from nola_edge.files.tensors import Tensor, TensorMapping
+    from nola_edge.ops import Range
+
+    Factor = Literal["A", "B"]
+
+
+class LowRankAdapter(ABC):
+    """An adapter that adds a product of two thin factors to the weight of each of its modules.
+
+    Attributes
+    ----------
+    path : Path or None
+        Where it was loaded from.
+    modules : mapping
+        Keyed by the adapter's own names of its modules, at least one.
+    whole_tensors : TensorMapping
+        Tensor name -> array that takes a tensor's place: ``modules_to_save`` and biases.
+    """
+
+    path: Path | None
+    modules: Mapping[str, Any]
+    whole_tensors: TensorMapping
+
+    def find(self, module: str) -> Any:
+        """Return what is held for a module.
+
+        Raises
+        ------
+        UnknownModuleError
+            If the adapter has no such module; it is a KeyError too.
+        """
+        found = self.modules.get(arguments.text("module", module))
+        if found is None:
+            raise UnknownModuleError(
+                f"{printable(module)} is not one of the adapter's {len(self.modules)} modules; its "
+                "`modules` lists them",
+                field="module",
+                value=module,
+            )
+        return found
+
+    @abstractmethod
+    def rank(self, module: str) -> int:
+        """Return r of a module."""
+
+    @abstractmethod
+    def scaling_of(self, module: str) -> float:
+        """Return s of a module, in double."""
+
+    @abstractmethod
+    def factor_a(
+        self,
+        module: str,
+        in_features: int,
+        cols: Range | None = None,
+        num_threads: int | None = None,
+        *,
+        rows: Range | None = None,
+    ) -> NDArray[np.float32]:
+        """Return A, (r, in_features), or the columns, or rows, (start, stop) of it: float32."""
+
+    @abstractmethod
+    def factor_b(
+        self,
+        module: str,
+        out_features: int,
+        rows: Range | None = None,
+        num_threads: int | None = None,
+        *,
+        cols: Range | None = None,
+    ) -> NDArray[np.float32]:
+        """Return B, (out_features, r), or the rows, or columns, (start, stop) of it: float32."""
+
+    @property
+    @abstractmethod
+    def fan_in_fan_out(self) -> bool:
+        """Whether the weights of layers are stored as (in, out), as GPT-2's Conv1D does."""
+
+    def is_embedding(self, module: str) -> bool:
+        """Tell whether a module is an embedding, whose weight is (tokens, features) = (in, out)."""
+        return False
+
+    def transposed(self, module: str) -> bool:
+        """Tell whether the weight of a module is stored as (in, out) in a checkpoint."""
+        return self.fan_in_fan_out or self.is_embedding(module)
+
+    def shape(self, module: str) -> tuple[int, int] | None:
+        """Return the only (out_features, in_features) that fit; None if several do."""
+        return None
+
+    def accepts(self, module: str, out_features: int, in_features: int) -> bool:
+        """Tell whether the factors fit a module of this shape."""
+        return self.shape(module) in (None, (out_features, in_features))
+
+    @property
+    def base_fingerprint(self) -> str | None:
+        """Return the fingerprint of the base that it was made for, if it records one."""
+        return None
+
+    @property
+    def shapes_fingerprint(self) -> str | None:
+        """Return the fingerprint of its modules' shapes, if it records one."""
+        return None
+
+    def magnitude(self, module: str) -> Tensor | None:
+        """Return DoRA's norms of the merged weights, (out_features,); None where there are none."""
+        return None
+
+    @property
+    def added_biases(self) -> Mapping[str, Tensor]:
+        """Return module -> (out_features,) that is added to the bias, times s as B A is."""
+        return {}
+
+    @property
+    @abstractmethod
+    def modules_to_save(self) -> tuple[str, ...]:
+        """Return the modules whose tensors it has whole."""
+
+    def may_add(self, name: str) -> bool:
+        """Tell whether a whole tensor may be one that the base does not have."""
+        return is_saved(name, self.modules_to_save)
+
+    @property
+    def bookkeeping(self) -> Mapping[str, Any]:
+        """Return fields that say how it was trained or found, by PEFT's names."""
+        return {}
+
+    def work(self, factor: Factor) -> int:
+        """Return roughly the multiply-adds that an element of a factor takes."""
+        return 1
+
+    @property
+    def held_bytes(self) -> int:
+        """Return the bytes that it holds in memory."""
+        return sum(tensor.held for tensor in self.whole_tensors.tensors.values())
+
+    @property
+    def open_files(self) -> int:
+        """Return how many files it keeps open."""
+        return int(any(not tensor.held for tensor in self.whole_tensors.tensors.values()))

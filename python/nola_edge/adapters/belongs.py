@@ -1,0 +1,189 @@
+"""Whether an adapter's modules have the shapes of a base's weights, whatever file holds these."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nola_edge.adapters.fingerprints import shapes_fingerprint
+from nola_edge.errors import AdapterError, ArgumentError, MismatchError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from nola_edge.adapters.base import LowRankAdapter
+    from nola_edge.merge.low_rank import Term
+
+#: An expanded factor is at most as large as the weight, or this, 16 MB.
+_MAX_FACTOR_ELEMENTS = 2**22
+
+
+def location(adapter: LowRankAdapter) -> Path:
+    """Return where an adapter came from, to be named in errors."""
+    return Path(adapter.path) if adapter.path is not None else Path("<adapter in memory>")
+
+
+def check_factor_sizes(
+    adapter: LowRankAdapter, module: str, shape: tuple[int, ...], file: Path, name: str
+) -> None:
+    """Refuse a rank that would make the factors of a weight larger than the weight.
+
+    Raises
+    ------
+    MismatchError
+    """
+    rank = adapter.rank(module)
+    if rank * max(shape) > max(math.prod(shape), _MAX_FACTOR_ELEMENTS):
+        raise MismatchError(
+            f"has shape {list(shape)}, with which the rank r = {rank} of "
+            f"{printable(str(location(adapter)))} makes factors larger than the weight",
+            file=file,
+            field=name,
+        )
+
+
+def check_shapes(
+    adapter: LowRankAdapter, shapes: Mapping[str, tuple[int, int]], file: Path
+) -> None:
+    """Refuse a base whose modules have other shapes than those the adapter was made for.
+
+    Parameters
+    ----------
+    adapter : LowRankAdapter
+    shapes : mapping
+        Module name -> (out_features, in_features) in the base.
+    file : Path
+        The base.
+
+    Raises
+    ------
+    MismatchError
+    """
+    for module, shape in shapes.items():
+        _check_shape(adapter, module, shape, file)
+    recorded = adapter.shapes_fingerprint
+    if recorded not in (None, shapes_fingerprint(shapes)):
+        found = sorted({f"{out} x {into}" for out, into in shapes.values()})
+        raise MismatchError(
+            f"{printable(str(location(adapter)))} was made for modules of other shapes than "
+            f"these ({printable(', '.join(found))}), so its random matrices do not belong here; "
+            "merge into the base that it was trained on",
+            file=file,
+            field="shapes_fingerprint",
+            value=recorded,
+        )
+
+
+def _check_shape(adapter: LowRankAdapter, module: str, found: tuple[int, int], file: Path) -> None:
+    if adapter.accepts(module, *found):
+        return
+    wanted = adapter.shape(module)
+    if wanted is not None and adapter.is_embedding(module) and wanted[0] == found[0]:
+        raise MismatchError(
+            f"has {found[1]} tokens here, and {printable(str(location(adapter)))} was trained with "
+            f"{wanted[1]}: the vocabulary was resized; resize the base's likewise "
+            f"(model.resize_token_embeddings({wanted[1]}), then save_pretrained) and merge into "
+            "that",
+            file=file,
+            field=module,
+            value=found[1],
+        )
+    flip = ""
+    if wanted == found[::-1] and not adapter.is_embedding(module):
+        flag = "false" if adapter.fan_in_fan_out else "true"
+        flip = f", or say how the base stores it: fan_in_fan_out: {flag} in its configuration"
+    made = "do not fit" if wanted is None else f"make {wanted[0]} x {wanted[1]}"
+    raise MismatchError(
+        f"is {found[0]} x {found[1]} here (out x in), and the factors that "
+        f"{printable(str(location(adapter)))} has for it {made}; merge "
+        f"into the base that it was trained on{flip}",
+        file=file,
+        field=module,
+        value=found,
+    )
+
+
+def check_alone(terms: Sequence[Term], name: str) -> None:
+    """Refuse DoRA beside another adapter in one weight, or with a weight of its own.
+
+    What it makes of a weight is no sum: it scales the result.
+
+    Parameters
+    ----------
+    terms : sequence of Term
+        All that is merged into one tensor.
+    name : str
+        Of the tensor.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    for term in terms:
+        if term.adapter.magnitude(term.module) is None or (len(terms) == 1 and term.weight == 1):
+            continue
+        reason = (
+            f"is merged with weight {term.weight:g}"
+            if len(terms) == 1
+            else "shares a weight with other adapters"
+        )
+        raise ArgumentError(
+            f"{printable(name)} {reason}, and DoRA (use_dora) scales the whole weight to norms "
+            "that were trained for it alone; merge it by itself",
+            file=location(term.adapter),
+            field="adapter",
+        )
+
+
+def check_no_magnitudes(adapter: LowRankAdapter, what: str) -> None:
+    """Refuse DoRA where only sums are known.
+
+    Parameters
+    ----------
+    adapter : LowRankAdapter
+    what : str
+        What only knows sums, and what to do instead, for the message.
+
+    Raises
+    ------
+    AdapterError
+    """
+    for module in adapter.modules:
+        if adapter.magnitude(module) is not None:
+            raise AdapterError(
+                f"is DoRA, which scales merged weights; {what}",
+                file=location(adapter),
+                field="use_dora",
+            )
+
+
+def check_fingerprint(adapter: LowRankAdapter, found: str, file: Path, override: str) -> None:
+    """Refuse a base that is another than the one an adapter recorded.
+
+    Parameters
+    ----------
+    adapter : LowRankAdapter
+        With a recorded fingerprint.
+    found : str
+        The base's.
+    file : Path
+        The base.
+    override : str
+        How to merge all the same, for the message; empty where that is not possible.
+
+    Raises
+    ------
+    MismatchError
+    """
+    recorded = adapter.base_fingerprint
+    if found != recorded:
+        advice = f"; to merge all the same, {override}" if override else ""
+        raise MismatchError(
+            f"{printable(str(location(adapter)))} was made for a base with fingerprint "
+            f"{recorded}, this one has {found} (another model, another dtype, or already "
+            f"merged){advice}",
+            file=file,
+            field="base_fingerprint",
+            value=found,
+        )

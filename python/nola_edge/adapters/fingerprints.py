@@ -1,0 +1,110 @@
+"""Short digests that catch a foreign generator, renamed or reshaped modules, the wrong base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nola_edge import ops
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from nola_edge.files.safetensors import SafetensorsFile, TensorInfo
+
+_WINDOWS = 64
+_WINDOW_BYTES = 64
+_WHOLE_BYTES = _WINDOWS * _WINDOW_BYTES
+
+
+def basis_fingerprint(seed: int) -> str:
+    """Return eight words of the generator for a seed, as 64 hexadecimal digits.
+
+    The blocks at counters (0, 0, stream) and (0, 1, stream), with the stream of factor A of a
+    module named ``nola_edge.fingerprint``.
+    """
+    stream = ops.stream_id("nola_edge.fingerprint", "A")
+    key = (seed & 0xFFFFFFFF, seed >> 32)
+    words: list[int] = []
+    for draw in (0, 1):
+        words += ops.philox((0, draw, stream & 0xFFFFFFFF, stream >> 32), key)
+    return "".join(f"{word:08x}" for word in words)
+
+
+def modules_fingerprint(modules: Iterable[str]) -> str:
+    """Return FNV-1a-64 over the sorted module names joined by newlines, as 16 digits."""
+    return _fnv1a("\n".join(sorted(modules)))
+
+
+def shapes_fingerprint(shapes: Mapping[str, tuple[int, int]]) -> str:
+    """Return FNV-1a-64 over the sorted lines ``"<module> <out>x<in>"``, as 16 digits.
+
+    An element's place in a matrix says which random number it gets, so an adapter is for one
+    shape, though coefficients would fit any.
+
+    Parameters
+    ----------
+    shapes : mapping
+        Module name -> (out_features, in_features).
+    """
+    lines = (f"{module} {out}x{into}" for module, (out, into) in shapes.items())
+    return _fnv1a("\n".join(sorted(lines)))
+
+
+def _fnv1a(text: str) -> str:
+    digest = 0xCBF29CE484222325
+    for byte in text.encode():
+        digest = ((digest ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+    return f"{digest:016x}"
+
+
+def base_fingerprint(targets: Iterable[tuple[str, SafetensorsFile, TensorInfo]]) -> str:
+    r"""Return BLAKE2b-128 over the base's target tensors, as 32 digits.
+
+    For every module in sorted order: the line ``"<module> <dtype> <shape joined by x>\\n"`` in
+    UTF-8, then the tensor's bytes if there are at most 4096, else 64 windows of 64 bytes, window i
+    beginning at floor(i * (nbytes - 64) / 63). A sample, quick to take of a large model: it tells
+    bases apart, it does not prove them equal.
+
+    Parameters
+    ----------
+    targets : iterable of (module, file, entry)
+    """
+    from hashlib import blake2b
+
+    digest = blake2b(digest_size=16)
+    for module, file, info in sorted(targets, key=lambda target: target[0]):
+        shape = "x".join(map(str, info.shape))
+        digest.update(f"{module} {info.dtype} {shape}\n".encode())
+        for begin, count in _windows(info.nbytes):
+            window = bytearray(count)
+            file.read_into(memoryview(window), info.start + begin)
+            digest.update(window)
+    return digest.hexdigest()
+
+
+def _windows(nbytes: int) -> list[tuple[int, int]]:
+    if nbytes <= _WHOLE_BYTES:
+        return [(0, nbytes)]
+    last = nbytes - _WINDOW_BYTES
+    return [(i * last // (_WINDOWS - 1), _WINDOW_BYTES) for i in range(_WINDOWS)]
+
+
+def checkpoint_fingerprint(base: str | Path, modules: Iterable[str]) -> str:
+    """Open a checkpoint and return the :func:`base_fingerprint` of some of its modules.
+
+    Raises
+    ------
+    NolaEdgeError
+        If the checkpoint cannot be used, or lacks a module.
+    """
+    from nola_edge.adapters.module_names import match_modules
+    from nola_edge.files.checkpoint import Checkpoint
+
+    with Checkpoint.open(base) as checkpoint:
+        names = match_modules(
+            list(modules), checkpoint.tensors, adapter=Path("<adapter>"), base=checkpoint.path
+        )
+        return base_fingerprint(
+            (module, *checkpoint.tensors[name]) for module, name in names.items()
+        )

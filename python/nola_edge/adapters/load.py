@@ -1,0 +1,137 @@
+"""Load an adapter of any method that is known here, by the ``peft_type`` that it says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nola_edge.adapters.nola import Adapter
+from nola_edge.adapters.nola_config import PEFT_TYPE
+from nola_edge.adapters.nola_files import CONFIG_NAME
+from nola_edge.errors import AdapterError, FormatError, printable
+from nola_edge.files.hub import adapter_path
+from nola_edge.files.input_file import opening
+from nola_edge.files.paths import read_inside
+from nola_edge.files.safetensors import SafetensorsFile
+from nola_edge.files.strict_json import loads_object
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nola_edge.adapters.base import LowRankAdapter
+
+_KNOWN = f"{PEFT_TYPE}, LORA and VERA"
+#: Methods that leave every weight alone.
+_NO_WEIGHTS = (
+    "ADAPTION_PROMPT",
+    "CARTRIDGE",
+    "CPT",
+    "MULTITASK_PROMPT_TUNING",
+    "PREFIX_TUNING",
+    "PROMPT_TUNING",
+    "P_TUNING",
+)
+#: Files of LoRA in other layouts than PEFT's: what diffusers calls its own, and parts of names.
+_DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
+_KOHYA_PARTS = (".lora_down.", ".lora_up.", ".hada_w1", ".lokr_w1")
+_CONVERT = (
+    "load it in diffusers (load_lora_weights) and save each part as PEFT does: "
+    "pipe.unet.save_lora_adapter(…), or merge it there (fuse_lora, then save_pretrained)"
+)
+
+
+def load_adapter(path: str | Path, *, revision: str | None = None) -> LowRankAdapter:
+    """Load an adapter folder or a packed file, or download a folder by its Hub id.
+
+    Only JSON and safetensors are read, never pickle.
+
+    Parameters
+    ----------
+    path : path or str
+        As for :meth:`Adapter.load`.
+    revision : str, optional
+        On the Hub.
+
+    Returns
+    -------
+    LowRankAdapter
+        An :class:`Adapter` for NOLA, a :class:`~nola_edge.adapters.lora.LoraAdapter` for LoRA, a
+        :class:`~nola_edge.adapters.vera.VeraAdapter` for VeRA.
+
+    Raises
+    ------
+    NolaEdgeError
+        If it is of a method that is not known here, a file is missing, broken or cannot be read,
+        or a field or a tensor is not understood.
+    """
+    folder = adapter_path(path, revision)
+    with opening(folder):
+        if not folder.is_dir():
+            return _load_file(folder)
+        config = _read_config(folder)
+        method = config.get("peft_type", PEFT_TYPE)
+        if method == PEFT_TYPE:
+            return Adapter.load(folder)
+        if method == "LORA":
+            from nola_edge.adapters.lora import LoraAdapter
+
+            return LoraAdapter.from_folder(folder, config)
+        if method == "VERA":
+            from nola_edge.adapters.vera import VeraAdapter
+
+            return VeraAdapter(folder, config)
+    raise _unknown(method, folder / CONFIG_NAME)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Return a folder's configuration; empty where there is none, which NOLA's reader refuses."""
+    if not (folder / CONFIG_NAME).is_file():
+        if (folder / _DIFFUSERS_NAME).is_file():
+            raise AdapterError(
+                f"holds {_DIFFUSERS_NAME}, a LoRA in the layout of diffusers, and no "
+                f"{CONFIG_NAME}; {_CONVERT}",
+                file=folder,
+            )
+        return {}
+    return loads_object(read_inside(folder, CONFIG_NAME), file=folder / CONFIG_NAME)
+
+
+def _unknown(method: object, file: Path) -> AdapterError:
+    advice = "merge it with PEFT (merge_and_unload, then save_pretrained)"
+    if method in _NO_WEIGHTS:
+        advice = "it changes no weights, so that there is nothing to merge: load it with PEFT"
+    return AdapterError(
+        f"is {printable(repr(method))}, and adapters of {_KNOWN} are merged here; {advice}",
+        file=file,
+        field="peft_type",
+        value=method,
+    )
+
+
+def _load_file(path: Path) -> Adapter:
+    try:
+        return Adapter.load(path)
+    except AdapterError:
+        _refuse_other_layouts(path)
+        raise
+
+
+def _refuse_other_layouts(path: Path) -> None:
+    """Refuse a single file that is a LoRA in the layout of another program, by name."""
+    try:
+        with SafetensorsFile.open(path) as file:
+            names = list(file.tensors)
+    except FormatError:
+        return  # said by who reads it
+    for name in names:
+        if any(part in name for part in _KOHYA_PARTS):
+            layout = "kohya's layout"
+        elif ".lora_A." in name or ".lora_B." in name or ".lora.down." in name:
+            layout = "the layout of diffusers, or PEFT's without its folder"
+        else:
+            continue
+        raise AdapterError(
+            f"is of a LoRA in {layout}, without a configuration that says how it is scaled; give "
+            f"PEFT's folder with {CONFIG_NAME}. Of an image model: {_CONVERT}",
+            file=path,
+            field=name,
+        )

@@ -1,0 +1,124 @@
+"""LoRA: the factors themselves are in the file, and each module has its own rank and scaling."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from nola_edge.adapters.lora_config import LoraConfig
+from nola_edge.adapters.lora_files import read_lora
+from nola_edge.adapters.nola_files import CONFIG_NAME, open_weights
+from nola_edge.adapters.stored import StoredAdapter
+from nola_edge.files.tensors import TensorMapping
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from nola_edge.adapters.lora_files import LoraModule
+    from nola_edge.files.tensors import Tensor
+    from nola_edge.ops import Range
+
+
+class LoraAdapter(StoredAdapter):
+    """A LoRA whose factors stay in their file, and are read as they are merged.
+
+    Attributes
+    ----------
+    config : LoraConfig
+    modules : dict
+        Module name -> :class:`LoraModule`, in the order of the file.
+    whole_tensors : TensorMapping
+        Tensor name -> array, for ``modules_to_save`` and biases.
+    path : Path or None
+        Where it was loaded from.
+    """
+
+    config: LoraConfig
+    modules: dict[str, LoraModule]
+
+    def __init__(
+        self,
+        config: LoraConfig,
+        modules: Mapping[str, LoraModule],
+        whole_tensors: Mapping[str, Tensor],
+        path: Path,
+    ) -> None:
+        self.config = config
+        self.modules = dict(modules)
+        self.whole_tensors = TensorMapping(whole_tensors)
+        self.path = path
+
+    @classmethod
+    def from_folder(cls, folder: Path, data: dict[str, Any]) -> LoraAdapter:
+        """Read a folder of PEFT, whose parsed ``adapter_config.json`` is `data`.
+
+        Raises
+        ------
+        NolaEdgeError
+            If a file is missing or is not what it claims, or a field or tensor is not understood.
+        """
+        config = LoraConfig.from_json(data, file=folder / CONFIG_NAME)
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(open_weights(folder))
+            modules, whole = read_lora(file, config)
+            file.check_unchanged()
+            stack.pop_all()  # the factors stay in the file
+        return cls(config, modules, whole, folder)
+
+    def rank(self, module: str) -> int:
+        """Return r of a module."""
+        return self._module(module).a.shape[0]
+
+    def scaling_of(self, module: str) -> float:
+        """Return s of a module, in double."""
+        return self._module(module).scaling
+
+    def factor_a(
+        self,
+        module: str,
+        in_features: int,
+        cols: Range | None = None,
+        num_threads: int | None = None,
+        *,
+        rows: Range | None = None,
+    ) -> NDArray[np.float32]:
+        """Read A, (r, in_features), or the columns, or rows, (start, stop) of it: float32."""
+        return self._module(module).a.window(rows, cols)
+
+    def factor_b(
+        self,
+        module: str,
+        out_features: int,
+        rows: Range | None = None,
+        num_threads: int | None = None,
+        *,
+        cols: Range | None = None,
+    ) -> NDArray[np.float32]:
+        """Read B, (out_features, r), or the rows, or columns, (start, stop) of it: float32."""
+        return self._module(module).b.window(rows, cols)
+
+    def is_embedding(self, module: str) -> bool:
+        """Tell whether a module is an embedding, whose weight is (tokens, features) = (in, out)."""
+        return self._module(module).is_embedding
+
+    def shape(self, module: str) -> tuple[int, int]:
+        """Return the (out_features, in_features) of the stored factors."""
+        found = self._module(module)
+        return found.b.shape[0], found.a.shape[1]
+
+    def magnitude(self, module: str) -> Tensor | None:
+        """Return DoRA's norms of the merged weights, (out_features,); None where there are none."""
+        return self._module(module).magnitude
+
+    @property
+    def added_biases(self) -> dict[str, Tensor]:
+        """Return module -> (out_features,) that is added to the bias, times s as B A is."""
+        return {name: m.bias for name, m in self.modules.items() if m.bias is not None}
+
+    def _module(self, module: str) -> LoraModule:
+        found: LoraModule = self.find(module)
+        return found

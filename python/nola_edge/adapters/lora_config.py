@@ -1,0 +1,144 @@
+"""``adapter_config.json`` of a LoRA: the fields of PEFT's that matter to merged weights.
+
+A field that may change the weights and is not understood must be off, or the adapter is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nola_edge.adapters.peft_fields import BOOKKEEPING, WITH_PEFT, Fields, is_alpha, is_rank
+from nola_edge.errors import AdapterError, printable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: Known fields that say how the adapter was trained or found; they never change merged weights.
+_LORA_BOOKKEEPING = frozenset(
+    {
+        "corda_config",
+        "eva_config",
+        "loftq_config",
+        "lora_dropout",
+        "lora_dtype",
+        "lora_ga_config",
+        "lorap_lr_ratio",
+        "megatron_config",
+        "megatron_core",
+        "qalora_group_size",
+    }
+)
+_DEPENDS = (
+    "what it adds depends on the input, so that no weights are equal to it; serve it with PEFT"
+)
+#: Fields of which it is known what they do, and what to do about them.
+_REFUSED = {
+    "use_qalora": f"its A is grouped over inputs, which is not done here; {WITH_PEFT}",
+    "use_bdlora": f"its factors are block-diagonal, which is not done here; {WITH_PEFT}",
+    "kasa_config": f"it has a diagonal between B and A, and a changed base; {WITH_PEFT}",
+    "trainable_token_indices": f"rows of the embedding were trained by themselves; {WITH_PEFT}",
+    "target_parameters": (
+        "programs lay out the factors of stacked experts in different ways, and the file does not "
+        "say which; merge it with the program that trained it"
+    ),
+    "layer_replication": "it is for a base with repeated layers, which no file holds; use PEFT",
+    "ensure_weight_tying": (
+        "input and output share one adapter; train with ensure_weight_tying=False, or merge it "
+        "with PEFT"
+    ),
+    "arrow_config": _DEPENDS,
+    "alora_invocation_tokens": _DEPENDS,
+    "monteclora_config": _DEPENDS,
+}
+#: Beginnings of init_lora_weights after which training goes on from the base as it was.
+_KEEP_BASE = ("gaussian", "eva", "orthogonal", "mica")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The fields that matter to merged weights, and the rest as it was.
+
+    Attributes
+    ----------
+    r : int
+        Rank of modules that `rank_pattern` does not match, 1 .. 65536.
+    lora_alpha : float
+        Of modules that `alpha_pattern` does not match.
+    use_rslora : bool
+        Scaling by sqrt(r) instead of r.
+    rank_pattern, alpha_pattern : dict
+        Regular expression, as PEFT matches it -> r or lora_alpha.
+    fan_in_fan_out : bool
+        Whether the weights of layers are stored as (in, out), as GPT-2's Conv1D does.
+    bias : str
+        ``"none"``, ``"all"`` or ``"lora_only"``: whether bias tensors are in the file.
+    lora_bias : bool
+        Whether B has a bias, which is added to the layer's.
+    use_dora : bool
+        Whether merged weights are scaled to norms that are in the file.
+    modules_to_save : tuple of str
+        Modules whose tensors are in the file whole.
+    bookkeeping : dict
+        Known fields without influence on the weights, kept as they are.
+    """
+
+    r: int
+    lora_alpha: float
+    use_rslora: bool = False
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    fan_in_fan_out: bool = False
+    bias: str = "none"
+    lora_bias: bool = False
+    use_dora: bool = False
+    modules_to_save: tuple[str, ...] = ()
+    bookkeeping: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def from_json(data: dict[str, Any], *, file: Path) -> LoraConfig:
+        """Check a parsed ``adapter_config.json``.
+
+        Raises
+        ------
+        AdapterError
+            Naming the file, the field and its value.
+        """
+        fields = Fields(data, file, _REFUSED)
+        start = fields.take("init_lora_weights", True)
+        if not (isinstance(start, bool) or start in _KEEP_BASE):
+            raise AdapterError(
+                f"is {printable(repr(start))}: such a start changes the base, and the adapter "
+                "belongs to the changed one; merge it with PEFT, or save it with "
+                "save_pretrained(…, path_initial_model_for_weight_conversion=…), which makes a "
+                "plain LoRA of it",
+                file=file,
+                field="init_lora_weights",
+                value=start,
+            )
+        config = LoraConfig(
+            r=fields.rank("r"),
+            lora_alpha=fields.alpha("lora_alpha"),
+            use_rslora=fields.flag("use_rslora"),
+            rank_pattern=fields.pattern("rank_pattern", is_rank, "a rank"),
+            alpha_pattern=fields.pattern("alpha_pattern", is_alpha, "a number"),
+            fan_in_fan_out=fields.flag("fan_in_fan_out"),
+            bias=fields.choice("bias", ("none", "all", "lora_only")),
+            lora_bias=fields.flag("lora_bias"),
+            use_dora=fields.flag("use_dora"),
+            modules_to_save=fields.names("modules_to_save"),
+            bookkeeping=fields.those_of(BOOKKEEPING | _LORA_BOOKKEEPING),
+        )
+        if config.lora_bias and config.bias != "none":
+            raise AdapterError(
+                f"is {config.bias!r} together with lora_bias, which is not done here; {WITH_PEFT}",
+                file=file,
+                field="bias",
+            )
+        fields.refuse_rest()
+        return config
+
+    def scaling(self, rank: int, alpha: float) -> float:
+        """Return s = alpha / r, or alpha / sqrt(r) with rsLoRA, in double."""
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)

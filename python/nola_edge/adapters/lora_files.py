@@ -1,0 +1,197 @@
+"""The tensors of a LoRA as PEFT saves it, each checked.
+
+PEFT's names within ``base_model.model.<module>``: ``lora_A.weight`` (r, in) and ``lora_B.weight``
+(out, r) of a layer; ``lora_embedding_A`` (r, tokens) and ``lora_embedding_B`` (features, r) of an
+embedding, whose weight is stored as (tokens, features); ``lora_B.bias`` (out,) with ``lora_bias``;
+``lora_magnitude_vector`` (out,) with ``use_dora``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nola_edge.adapters.factor_file import FactorFile
+from nola_edge.adapters.nola_files import CONFIG_NAME, prefixed_names
+from nola_edge.adapters.patterns import PatternTable
+from nola_edge.errors import AdapterError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from nola_edge.adapters.lora_config import LoraConfig
+    from nola_edge.adapters.stored_matrix import StoredMatrix
+    from nola_edge.files.safetensors import SafetensorsFile
+    from nola_edge.files.tensors import Tensor
+
+A, B = ".lora_A.weight", ".lora_B.weight"
+EMBEDDING_A, EMBEDDING_B = ".lora_embedding_A", ".lora_embedding_B"
+BIAS = ".lora_B.bias"
+MAGNITUDE = ".lora_magnitude_vector"
+_PARTNERS = {A: B, B: A, EMBEDDING_A: EMBEDDING_B, EMBEDDING_B: EMBEDDING_A}
+_FROZEN = ".base_layer.weight"
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """The two factors of one module, in their file.
+
+    Attributes
+    ----------
+    a : StoredMatrix
+        (r, in_features).
+    b : StoredMatrix
+        (out_features, r).
+    scaling : float
+    bias : Tensor or None
+        (out_features,), added to the layer's bias times the scaling.
+    is_embedding : bool
+    magnitude : Tensor or None
+        (out_features,), DoRA's norms of the merged weights.
+    """
+
+    a: StoredMatrix
+    b: StoredMatrix
+    scaling: float
+    bias: Tensor | None
+    is_embedding: bool
+    magnitude: Tensor | None = None
+
+
+def read_lora(
+    file: SafetensorsFile, config: LoraConfig
+) -> tuple[dict[str, LoraModule], dict[str, Tensor]]:
+    """Return module -> factors, and tensor name -> whole tensor; both stay in the file.
+
+    Raises
+    ------
+    NolaEdgeError
+        If a tensor is not what the configuration announces, or a value is not finite.
+    """
+    return _Reader(file, config).read()
+
+
+class _Reader:
+    """Sorts the tensors of a file into factors and whole tensors; each is used or refused."""
+
+    def __init__(self, file: SafetensorsFile, config: LoraConfig) -> None:
+        self._file = file
+        self._config = config
+        self._tensors = FactorFile(file, config)
+        self._ranks = PatternTable(config.rank_pattern, config.r)
+        self._alphas = PatternTable(config.alpha_pattern, config.lora_alpha)
+
+    def read(self) -> tuple[dict[str, LoraModule], dict[str, Tensor]]:
+        """Return module -> factors, and tensor name -> whole tensor."""
+        parts: dict[str, dict[str, str]] = {}
+        rest: dict[str, str] = {}
+        for name, stored in prefixed_names(self._file):
+            # Some versions of PEFT call the vector's only parameter by its name.
+            local = stored.removesuffix(".weight") if MAGNITUDE in stored else stored
+            ending = next((e for e in (*_PARTNERS, BIAS, MAGNITUDE) if local.endswith(e)), "")
+            module = local.removesuffix(ending)
+            if ending and module:
+                parts.setdefault(module, {})[ending] = name
+            else:
+                rest[name] = local
+        if not parts:
+            raise AdapterError(
+                f"has no factors (no *{A}); is this a LoRA that PEFT saved?", file=self._file.path
+            )
+        modules = {module: self._module(module, names) for module, names in parts.items()}
+        rest = {
+            name: local for name, local in rest.items() if not self._is_frozen(name, local, modules)
+        }
+        for name, local in rest.items():
+            self._check_known(name, local)
+        return modules, self._tensors.whole_tensors(rest)
+
+    def _module(self, module: str, names: dict[str, str]) -> LoraModule:
+        self._check_complete(names)
+        is_embedding = EMBEDDING_A in names
+        name_a, name_b = (
+            names[ending] for ending in ((EMBEDDING_A, EMBEDDING_B) if is_embedding else (A, B))
+        )
+        a, b = self._tensors.matrix(name_a), self._tensors.matrix(name_b)
+        rank, alpha = self._rank_and_alpha(module)
+        self._check_rank(name_a, a, a.shape[0], rank)
+        self._check_rank(name_b, b, b.shape[1], rank)
+        has_bias = self._config.lora_bias and not is_embedding
+        return LoraModule(
+            a,
+            b,
+            self._config.scaling(rank, alpha),
+            self._vector(names, name_b, BIAS, has_bias, b.shape[0]),
+            is_embedding,
+            self._vector(names, name_b, MAGNITUDE, self._config.use_dora, b.shape[0]),
+        )
+
+    def _check_complete(self, names: dict[str, str]) -> None:
+        """Refuse a module whose tensors are not those of one layer or one embedding."""
+        for ending, partner in _PARTNERS.items():
+            if ending in names and partner not in names:
+                raise self._tensors.refusal(
+                    names[ending], f"has no partner {partner[1:]}; the file is not complete"
+                )
+        if A not in names and EMBEDDING_A not in names:
+            name = next(iter(names.values()))
+            raise self._tensors.refusal(name, "has no factors; the file is not complete")
+        if A in names and EMBEDDING_A in names:
+            raise self._tensors.refusal(
+                names[A], "is of a layer, and the same module is an embedding too"
+            )
+
+    def _check_rank(self, name: str, factor: StoredMatrix, found: int, rank: int) -> None:
+        if found != rank:
+            shape = " x ".join(map(str, factor.shape))
+            raise self._tensors.refusal(
+                name,
+                f"is {shape}, of rank {found}; {CONFIG_NAME} says rank {rank} (r, or "
+                "rank_pattern): correct it there, since the scaling follows from it",
+            )
+
+    def _rank_and_alpha(self, module: str) -> tuple[int, float]:
+        try:
+            return self._ranks[module], self._alphas[module]
+        except AdapterError as error:
+            error.file = self._file.path
+            raise
+
+    def _vector(
+        self, names: dict[str, str], beside: str, ending: str, wanted: bool, out_features: int
+    ) -> Tensor | None:
+        """Return what a field of the configuration announces, one number for every output."""
+        field = {BIAS: "lora_bias", MAGNITUDE: "use_dora"}[ending]
+        if ending not in names:
+            if wanted:
+                raise self._tensors.refusal(
+                    beside, f"has no {ending[1:]} beside it, which {field} announces"
+                )
+            return None
+        name = names[ending]
+        if not wanted:
+            raise self._tensors.refusal(
+                name, f"is there, and {field} does not announce it in {CONFIG_NAME}"
+            )
+        return self._tensors.vector(name, out_features)
+
+    def _check_known(self, name: str, local: str) -> None:
+        if ".lora_A." in local or ".lora_B." in local:
+            raise self._tensors.refusal(
+                name,
+                "has a name between factor and weight; PEFT's save_pretrained leaves out the "
+                "adapter's (…lora_A.weight): save it with that",
+            )
+
+    def _is_frozen(self, name: str, local: str, modules: Mapping[str, LoraModule]) -> bool:
+        """Tell whether it is the weight that PEFT saves beside an adapted embedding: the base's."""
+        module = modules.get(local.removesuffix(_FROZEN))
+        if module is None or not local.endswith(_FROZEN):
+            return False
+        out_features, in_features = module.b.shape[0], module.a.shape[1]
+        shape = self._file.tensors[name].shape
+        if shape not in ((out_features, in_features), (in_features, out_features)):
+            raise self._tensors.refusal(
+                name, f"has shape {list(shape)}, which its factors do not fit"
+            )
+        return True

@@ -1,0 +1,497 @@
+"""Load, create, validate and save adapters."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nola_edge import arguments, ops
+from nola_edge.adapters.base import LowRankAdapter
+from nola_edge.adapters.fingerprints import (
+    base_fingerprint,
+    basis_fingerprint,
+    modules_fingerprint,
+    shapes_fingerprint,
+)
+from nola_edge.adapters.nola_config import AdapterConfig
+from nola_edge.adapters.nola_files import (
+    ALPHA,
+    BETA,
+    CONFIG_NAME,
+    PREFIX,
+    WEIGHTS_NAME,
+    Coefficients,
+    check_saved_modules,
+    load_folder,
+    quantized_tensors,
+    stored_name,
+    write_config,
+    write_tensors,
+)
+from nola_edge.adapters.packed import load_packed, write_packed
+from nola_edge.adapters.quantize import check_bits, rounded
+from nola_edge.adapters.start import check_shape, target_names, unit_start
+from nola_edge.errors import AdapterError, NotFiniteError, printable
+from nola_edge.files.atomic import AtomicOutput
+from nola_edge.files.hub import adapter_path, base_path
+from nola_edge.files.input_file import opening
+from nola_edge.files.replaceable import nola_folder, packed_adapter
+from nola_edge.files.strict_json import MAX_CONFIG_BYTES
+from nola_edge.files.tensors import TensorMapping
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from nola_edge.adapters.base import Factor
+    from nola_edge.files.tensors import Tensor
+
+
+class Adapter(LowRankAdapter):
+    """A NOLA adapter: configuration, coefficients per module, and whole tensors.
+
+    Attributes
+    ----------
+    config : AdapterConfig
+    modules : dict
+        Module name -> :class:`Coefficients`, in the order of the file.
+    whole_tensors : TensorMapping
+        Tensor name -> array, for ``modules_to_save`` and biases; those of a file stay in it, and
+        are read when they are asked for.
+    path : Path or None
+        Where it was loaded from.
+    """
+
+    modules: dict[str, Coefficients]
+
+    def __init__(
+        self,
+        config: AdapterConfig,
+        modules: Mapping[str, Coefficients],
+        whole_tensors: Mapping[str, NDArray[Any] | Tensor] | None = None,
+        *,
+        path: Path | None = None,
+    ) -> None:
+        self.config = _still_true(config, modules)
+        self.modules = dict(modules)
+        self.whole_tensors = TensorMapping(whole_tensors or {})
+        self.path = path
+        _check_contents(self)
+
+    def __repr__(self) -> str:
+        config = self.config
+        where = "in memory" if self.path is None else printable(self.path)
+        bits = "" if config.coefficient_bits is None else f" of {config.coefficient_bits} bits"
+        whole = len(self.whole_tensors)
+        parts = [
+            f"NOLA rank {config.r}",
+            f"{config.num_basis_a} + {config.num_basis_b} coefficients{bits}",
+            f"{len(self.modules)} module{'s' * (len(self.modules) != 1)}",
+            *[f"{whole} whole tensor{'s' * (whole != 1)}"] * (whole > 0),
+            f"seed {config.seed}",
+        ]
+        return f"<Adapter {where}: {', '.join(parts)}>"
+
+    @property
+    def scaling(self) -> float:
+        """Return s, in double."""
+        return self.config.scaling
+
+    def rank(self, module: str) -> int:
+        """Return r, the same for every module."""
+        return self.config.r
+
+    def scaling_of(self, module: str) -> float:
+        """Return s, the same for every module, in double."""
+        return self.config.scaling
+
+    @property
+    def fan_in_fan_out(self) -> bool:
+        """Whether target weights are stored as (in, out), as GPT-2's Conv1D does."""
+        return self.config.fan_in_fan_out
+
+    @property
+    def base_fingerprint(self) -> str | None:
+        """Return the fingerprint of the base that it was made for, if it records one."""
+        return self.config.base_fingerprint
+
+    @property
+    def shapes_fingerprint(self) -> str | None:
+        """Return the fingerprint of its modules' shapes, if it records one."""
+        return self.config.shapes_fingerprint
+
+    @property
+    def modules_to_save(self) -> tuple[str, ...]:
+        """Return the modules whose tensors it has whole."""
+        return self.config.modules_to_save
+
+    @property
+    def bookkeeping(self) -> dict[str, Any]:
+        """Return fields that say how it was trained or found."""
+        return self.config.bookkeeping
+
+    def work(self, factor: Factor) -> int:
+        """Return the coefficients of a factor: each is a multiply-add for every element."""
+        return self.config.num_basis_a if factor == "A" else self.config.num_basis_b
+
+    @property
+    def held_bytes(self) -> int:
+        """Return the bytes that it holds in memory."""
+        return 4 * self.num_coefficients + super().held_bytes
+
+    @property
+    def num_coefficients(self) -> int:
+        """Return how many numbers were trained, whole tensors apart."""
+        return sum(c.alpha.size + c.beta.size for c in self.modules.values())
+
+    @classmethod
+    def load(cls, path: str | Path, *, revision: str | None = None) -> Adapter:
+        """Load an adapter folder or a packed file, or download a folder by its Hub id.
+
+        Only JSON and safetensors are read, never pickle.
+
+        Parameters
+        ----------
+        path : path or str
+            ``owner/name``, or ``owner/name@revision``, is looked up on the Hub only if nothing
+            called ``owner`` is here and ``HF_HUB_OFFLINE`` is not set; a line of logging says so.
+        revision : str, optional
+            On the Hub.
+
+        Raises
+        ------
+        NolaEdgeError
+            If a file is missing, broken or cannot be read, a field or a tensor is not understood,
+            counts disagree, or a coefficient is not finite.
+        """
+        folder = adapter_path(path, revision)
+        packed = folder.is_file()
+        with opening(folder):
+            config, modules, whole = load_packed(folder) if packed else load_folder(folder)
+        check_saved_modules(whole, config, folder if packed else folder / CONFIG_NAME)
+        if modules:
+            _check_fingerprints(config, modules, folder if packed else folder / CONFIG_NAME)
+        try:
+            return cls(config, modules, whole, path=folder)
+        except AdapterError as error:
+            error.file = folder if packed else folder / WEIGHTS_NAME
+            raise
+
+    @classmethod
+    def create(
+        cls,
+        modules: Mapping[str, tuple[int, int]],
+        *,
+        r: int,
+        num_basis_a: int,
+        num_basis_b: int,
+        seed: int,
+        lora_alpha: float,
+        basis: str = "rademacher",
+        use_rslora: bool = False,
+        fan_in_fan_out: bool = False,
+        base: str | Path | None = None,
+    ) -> Adapter:
+        """Create a fresh adapter, which changes nothing: alpha a scaled unit vector, beta zero.
+
+        Parameters
+        ----------
+        modules : mapping
+            Module name -> (out_features, in_features).
+        r, num_basis_a, num_basis_b, seed, lora_alpha, basis, use_rslora, fan_in_fan_out
+            See :class:`AdapterConfig`.
+        base : path or str, optional
+            A checkpoint, or its Hub id, whose fingerprint is recorded.
+
+        Raises
+        ------
+        AdapterError
+            If a field is out of range.
+        MismatchError
+            If `base` lacks a module, or has it in another shape.
+        """
+        for module, shape in modules.items():
+            check_shape(module, shape)
+        config = AdapterConfig(
+            r=r,
+            num_basis_a=num_basis_a,
+            num_basis_b=num_basis_b,
+            seed=seed,
+            lora_alpha=lora_alpha,
+            basis=basis,
+            use_rslora=use_rslora,
+            fan_in_fan_out=fan_in_fan_out,
+            modules_fingerprint=modules_fingerprint(modules),
+            shapes_fingerprint=shapes_fingerprint(modules),
+            bookkeeping={"target_modules": target_names(modules)},
+        )
+        fresh: dict[str, Coefficients] = {}
+        for module, (_, in_features) in modules.items():
+            alpha = unit_start(num_basis_a, in_features)
+            fresh[module] = Coefficients(alpha, np.zeros(num_basis_b, np.float32))
+        adapter = cls(config, fresh)
+        if base is not None:
+            from nola_edge.files.checkpoint import Checkpoint
+            from nola_edge.merge.plan import plan_merge
+
+            with Checkpoint.open(base_path(base)) as checkpoint:
+                plan = plan_merge(checkpoint, ((adapter, 1.0),))
+                targets = [(t[0].module, *plan.tensor(name)) for name, t in plan.merges.items()]
+                found = base_fingerprint(targets)
+            adapter = cls(dataclasses.replace(config, base_fingerprint=found), fresh)
+        return adapter
+
+    def replace(
+        self, modules: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+    ) -> Adapter:
+        """Return an adapter with other coefficients, (alpha, beta) for each module given.
+
+        Raises
+        ------
+        AdapterError
+            If a count differs from the configuration's, or a module is not there.
+        NotFiniteError
+            If a coefficient is infinite or NaN.
+        """
+        unknown = [name for name in modules if name not in self.modules]
+        if unknown:
+            raise AdapterError("is not a module of the adapter", file=self.path, field=unknown[0])
+        new = {name: Coefficients(alpha, beta) for name, (alpha, beta) in modules.items()}
+        return Adapter(self.config, {**self.modules, **new}, self.whole_tensors)
+
+    def factors(
+        self,
+        module: str,
+        out_features: int,
+        in_features: int,
+        num_threads: int | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Expand the two factors of a module (docs/basis-v1.md).
+
+        Parameters
+        ----------
+        module : str
+            The adapter's own name of it.
+        out_features, in_features : int
+        num_threads : int, optional
+
+        Returns
+        -------
+        A : (r, in_features) float32
+        B : (out_features, r) float32
+
+        Raises
+        ------
+        UnknownModuleError
+            If the adapter has no such module; it is a KeyError too.
+        """
+        return (
+            self.factor_a(module, in_features, num_threads=num_threads),
+            self.factor_b(module, out_features, num_threads=num_threads),
+        )
+
+    def factor_a(
+        self,
+        module: str,
+        in_features: int,
+        cols: ops.Range | None = None,
+        num_threads: int | None = None,
+        *,
+        rows: ops.Range | None = None,
+    ) -> NDArray[np.float32]:
+        """Expand A, or the columns, or rows, (start, stop) of it: float32."""
+        shape = (self.config.r, in_features)
+        alpha = self.find(module).alpha
+        return self._expand(
+            alpha, module, "A", shape, rows=rows, cols=cols, num_threads=num_threads
+        )
+
+    def factor_b(
+        self,
+        module: str,
+        out_features: int,
+        rows: ops.Range | None = None,
+        num_threads: int | None = None,
+        *,
+        cols: ops.Range | None = None,
+    ) -> NDArray[np.float32]:
+        """Expand B, or the rows, or columns, (start, stop) of it: float32."""
+        shape = (out_features, self.config.r)
+        beta = self.find(module).beta
+        return self._expand(beta, module, "B", shape, rows=rows, cols=cols, num_threads=num_threads)
+
+    def _expand(
+        self,
+        coefficients: NDArray[np.float32],
+        module: str,
+        factor: Factor,
+        shape: tuple[int, int],
+        **options: Any,
+    ) -> NDArray[np.float32]:
+        basis: Any = self.config.basis
+        stream = ops.stream_id(module, factor)
+        return ops.expand(
+            coefficients, seed=self.config.seed, stream=stream, shape=shape, basis=basis, **options
+        )
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the adapter as a PEFT folder, with fingerprints of its basis and modules.
+
+        Parameters
+        ----------
+        path : path
+            Absent or complete at every instant.
+        force : bool
+            Replace an existing folder.
+
+        Raises
+        ------
+        OutputError
+        """
+        path = arguments.path("path", path)
+        config = self._fingerprinted()
+        bits = config.coefficient_bits
+        tensors: dict[str, NDArray[Any] | Tensor] = {}
+        for module, coefficients in self.modules.items():
+            for suffix, values in ((ALPHA, coefficients.alpha), (BETA, coefficients.beta)):
+                name = PREFIX + module + suffix
+                if bits is None:
+                    tensors[name] = values
+                else:
+                    tensors.update(quantized_tensors(name, values, bits))
+        for name, tensor in self.whole_tensors.tensors.items():
+            tensors[PREFIX + stored_name(name, self.modules)] = tensor
+        with AtomicOutput(
+            path,
+            inputs=self._inputs(path, force),
+            force=force,
+            directory=True,
+            replaces=nola_folder,
+        ) as out:
+            with out.file(WEIGHTS_NAME) as weights:
+                write_tensors(weights, tensors)
+            with out.file(CONFIG_NAME) as file:
+                write_config(file, config.to_json(), MAX_CONFIG_BYTES)
+
+    def _inputs(self, path: str | Path, force: bool) -> list[Path]:
+        """Return what may not be written to; with `force` the adapter may replace itself."""
+        if self.path is None or (force and Path(path).resolve() == self.path.resolve()):
+            return []
+        return [self.path]
+
+    def pack(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the adapter as one file, for shipping (docs/adapter-format.md, *Packed*).
+
+        Parameters
+        ----------
+        path : path
+            Absent or complete at every instant.
+        force : bool
+            Replace an existing file.
+
+        Raises
+        ------
+        OutputError
+        """
+        path = arguments.path("path", path)
+        with (
+            AtomicOutput(
+                path,
+                inputs=self._inputs(path, force),
+                force=force,
+                directory=False,
+                replaces=packed_adapter,
+            ) as out,
+            out.file() as file,
+        ):
+            write_packed(file, self._fingerprinted(), self.modules, self.whole_tensors.tensors)
+
+    def quantize(self, bits: int) -> Adapter:
+        """Return the adapter with coefficients rounded to few bits, to be stored so.
+
+        Parameters
+        ----------
+        bits : {3, 4, 8}
+
+        Raises
+        ------
+        ArgumentError
+            If `bits` is not supported.
+        """
+        config = dataclasses.replace(self.config, coefficient_bits=check_bits(bits))
+        modules = {
+            name: Coefficients(rounded(c.alpha, bits), rounded(c.beta, bits))
+            for name, c in self.modules.items()
+        }
+        return Adapter(config, modules, self.whole_tensors, path=self.path)
+
+    def _fingerprinted(self) -> AdapterConfig:
+        return dataclasses.replace(
+            self.config,
+            basis_fingerprint=basis_fingerprint(self.config.seed),
+            modules_fingerprint=modules_fingerprint(self.modules),
+        )
+
+
+def _check_contents(adapter: Adapter) -> None:
+    """Check what holds for every adapter, loaded or made."""
+    if not adapter.modules:
+        raise AdapterError("has no coefficients (no *.nola_alpha tensor)", file=adapter.path)
+    config = adapter.config
+    for module, coefficients in adapter.modules.items():
+        if not module or not module.isprintable():
+            raise AdapterError("is not a module name", file=adapter.path, field=module)
+        counts = (("alpha", config.num_basis_a), ("beta", config.num_basis_b))
+        for name, count in counts:
+            values = getattr(coefficients, name)
+            if values.shape != (count,):
+                raise AdapterError(
+                    f"{name} has shape {list(values.shape)}, the configuration says [{count}]",
+                    file=adapter.path,
+                    field=module,
+                )
+            if not np.isfinite(values).all():
+                raise NotFiniteError(
+                    f"{name} holds an infinite or NaN coefficient", file=adapter.path, field=module
+                )
+            bits = config.coefficient_bits
+            if bits is not None and not np.array_equal(rounded(values, bits), values):
+                raise AdapterError(
+                    f"{name} holds coefficients that {bits} bits cannot; quantize the adapter",
+                    file=adapter.path,
+                    field=module,
+                )
+
+
+def _still_true(config: AdapterConfig, modules: Mapping[str, Coefficients]) -> AdapterConfig:
+    """Drop the fingerprints of another set of modules: they say nothing of this one."""
+    if config.modules_fingerprint in (None, modules_fingerprint(modules)):
+        return config
+    return dataclasses.replace(
+        config, modules_fingerprint=None, shapes_fingerprint=None, base_fingerprint=None
+    )
+
+
+def _check_fingerprints(
+    config: AdapterConfig, modules: Mapping[str, Coefficients], path: Path
+) -> None:
+    found = basis_fingerprint(config.seed)
+    if config.basis_fingerprint not in (None, found):
+        raise AdapterError(
+            f"is {printable(config.basis_fingerprint)}, but the seed gives {found}: the adapter "
+            "was made with another generator",
+            file=path,
+            field="basis_fingerprint",
+        )
+    found = modules_fingerprint(modules)
+    if config.modules_fingerprint not in (None, found):
+        raise AdapterError(
+            f"is {printable(config.modules_fingerprint)}, but the tensors' names give {found}: "
+            "modules were renamed, added or lost since it was made",
+            file=path,
+            field="modules_fingerprint",
+        )

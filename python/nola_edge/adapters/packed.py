@@ -1,0 +1,234 @@
+"""One file for shipping: an adapter whose names do not outweigh its numbers.
+
+A safetensors file needs some sixty bytes of header for each tensor, more than the coefficients of
+a module in four bits. Packed, all coefficients are one tensor, and configuration and names are
+compressed JSON. The container is still safetensors, read by the same strict reader
+(docs/adapter-format.md, *Packed*).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nola_edge.adapters.nola_config import AdapterConfig
+from nola_edge.adapters.nola_files import Coefficients, check_readable, load_whole, write_tensors
+from nola_edge.adapters.quantize import Quantized, check_scale, dequantize, packed_size, quantize
+from nola_edge.errors import AdapterError, FormatError, OutputError, printable
+from nola_edge.files.json_cursor import Cursor
+from nola_edge.files.safetensors import SafetensorsFile
+from nola_edge.files.strict_json import MAX_CONFIG_BYTES, dumps, encode
+from nola_edge.files.torch_file import begins_as_torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from nola_edge.files.tensors import Tensor
+
+FORMAT = "nola-packed-1"
+
+_ABOUT = "about"
+_COEFFICIENTS = "coefficients"
+_SCALES = "scales"
+_WHOLE = "whole."
+_MAX_ABOUT_BYTES = 4_000_000
+#: As many as the linear layers of every expert of the largest models.
+_MAX_MODULES = 100_000
+_MAX_NAME = 8192
+
+
+def write_packed(
+    path: Path,
+    config: AdapterConfig,
+    modules: Mapping[str, Coefficients],
+    whole: Mapping[str, Tensor],
+) -> None:
+    """Write a packed adapter to a new file.
+
+    Raises
+    ------
+    NolaEdgeError
+        If the configuration cannot be written so that every reader understands it, or there are
+        more modules, or a larger configuration, than are read again.
+    """
+    about = {"config": config.to_json(), "modules": list(modules)}
+    text = encode(about, separators=(",", ":"), sort_keys=True)
+    check_readable(len(dumps(about["config"])), MAX_CONFIG_BYTES, "config")
+    check_readable(len(text), _MAX_ABOUT_BYTES, _ABOUT)
+    if len(modules) > _MAX_MODULES:
+        raise OutputError(
+            f"{len(modules)} modules are more than the {_MAX_MODULES} that are read; use a folder",
+            file=path.name,
+        )
+    factors = [values for c in modules.values() for values in (c.alpha, c.beta)]
+    tensors: dict[str, NDArray[Any] | Tensor] = {}
+    bits = config.coefficient_bits
+    if bits is None:
+        tensors[_COEFFICIENTS] = np.concatenate(factors)
+    else:
+        quantized = [quantize(values, bits) for values in factors]
+        tensors[_SCALES] = np.array([q.scale for q in quantized], np.float32)
+        tensors[_COEFFICIENTS] = np.concatenate([q.packed for q in quantized])
+    tensors[_ABOUT] = np.frombuffer(zlib.compress(text, 9), np.uint8)
+    for name, values in whole.items():
+        tensors[_WHOLE + name] = values
+    write_tensors(path, tensors, {"format": FORMAT})
+
+
+def load_packed(
+    path: Path,
+) -> tuple[AdapterConfig, dict[str, Coefficients], dict[str, Tensor]]:
+    """Read a packed adapter.
+
+    Raises
+    ------
+    NolaEdgeError
+        If the file is not what it claims. Nothing is allocated before its size is checked.
+    """
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(_opened(path))
+        if (file.metadata or {}).get("format") != FORMAT or _ABOUT not in file.tensors:
+            raise AdapterError(
+                "is not a packed adapter; give one that nola-edge pack made, or the folder that "
+                "holds adapter_config.json",
+                file=path,
+            )
+        config, names = _parse_about(_inflate(file), path)
+        modules = _coefficients(file, config, names)
+        whole = {
+            name.removeprefix(_WHOLE): load_whole(file, name, name.removeprefix(_WHOLE), config)
+            for name in _whole_names(file)
+        }
+        file.check_unchanged()
+        if whole:
+            stack.pop_all()  # they stay in the file
+    return config, modules, whole
+
+
+def _opened(path: Path) -> SafetensorsFile:
+    try:
+        return SafetensorsFile.open(path)
+    except FormatError:
+        if path.is_file():
+            _refuse_no_adapter(path)
+        raise
+
+
+def _refuse_no_adapter(path: Path) -> None:
+    """Refuse what does not even begin as a safetensors file, by what is wanted here."""
+    with path.open("rb") as file:
+        begin = file.read(9)
+    if begin.startswith(b"GGUF"):
+        raise FormatError("is a GGUF file, not an adapter", file=path)
+    if begin[8:] != b"{" and not begins_as_torch(begin):
+        raise FormatError("is not an adapter: give its folder or a packed .nola file", file=path)
+
+
+def _whole_names(file: SafetensorsFile) -> Iterator[str]:
+    for name in file.tensors:
+        if name in (_ABOUT, _COEFFICIENTS, _SCALES):
+            continue
+        if not name.startswith(_WHOLE) or not name.isprintable():
+            raise AdapterError(f"does not begin with {_WHOLE!r}", file=file.path, field=name)
+        yield name
+
+
+def _inflate(file: SafetensorsFile) -> bytes:
+    """Decompress the JSON, and no more than a configuration can be."""
+    inflater = zlib.decompressobj()
+    try:
+        text = inflater.decompress(file.read(_ABOUT).tobytes(), _MAX_ABOUT_BYTES)
+    except zlib.error:
+        text = b""
+    if not inflater.eof or inflater.unused_data:
+        raise AdapterError("is not compressed JSON", file=file.path, field=_ABOUT)
+    return text
+
+
+def _parse_about(data: bytes, path: Path) -> tuple[AdapterConfig, list[str]]:
+    """Return the configuration and the modules' names."""
+    cursor = Cursor(data, file=path)
+    config: Any = None
+    names: list[str] = []
+    for key in cursor.keys(2):
+        if key == "config":
+            config = cursor.value(MAX_CONFIG_BYTES)
+        elif key == "modules":
+            names = _module_names(cursor, path)
+        else:
+            raise AdapterError("is not understood", file=path, field=key)
+    cursor.end()
+    if not isinstance(config, dict):
+        raise AdapterError("is missing", file=path, field="config")
+    if not names:
+        raise AdapterError("is missing", file=path, field="modules")
+    return AdapterConfig.from_json(config, file=path), names
+
+
+def _module_names(cursor: Cursor, path: Path) -> list[str]:
+    def refuse(found: object) -> AdapterError:
+        return AdapterError(
+            f"is {printable(str(found))}, not a list of distinct printable names",
+            file=path,
+            field="modules",
+        )
+
+    if cursor.peek() != "[":
+        raise refuse(cursor.value(_MAX_NAME))
+    names: dict[str, None] = {}
+    for name in cursor.items(_MAX_MODULES, _MAX_NAME):
+        if not isinstance(name, str) or not name.isprintable() or name in names:
+            raise refuse([name])
+        names[name] = None
+    if not names:
+        raise refuse([])
+    return list(names)
+
+
+def _coefficients(
+    file: SafetensorsFile, config: AdapterConfig, names: list[str]
+) -> dict[str, Coefficients]:
+    counts = (config.num_basis_a, config.num_basis_b)
+    bits = config.coefficient_bits
+    if bits is None:
+        per_module = sum(counts)
+        flat = _tensor(file, _COEFFICIENTS, "F32", len(names) * per_module)
+        rows = flat.reshape(len(names), per_module)
+        return {
+            name: Coefficients(row[: counts[0]], row[counts[0] :])
+            for name, row in zip(names, rows, strict=True)
+        }
+    sizes = [packed_size(count, bits) for count in counts]
+    scales = _tensor(file, _SCALES, "F32", 2 * len(names))
+    flat = _tensor(file, _COEFFICIENTS, "U8", len(names) * sum(sizes))
+    rows = flat.reshape(len(names), sum(sizes))
+    modules: dict[str, Coefficients] = {}
+    for i, name in enumerate(names):
+        parts = (rows[i, : sizes[0]], rows[i, sizes[0] :])
+        try:
+            alpha, beta = (
+                dequantize(Quantized(part, check_scale(scale)), count, bits)
+                for part, scale, count in zip(parts, scales[2 * i : 2 * i + 2], counts, strict=True)
+            )
+        except ValueError as error:
+            raise AdapterError(str(error), file=file.path, field=name) from None
+        modules[name] = Coefficients(alpha, beta)
+    return modules
+
+
+def _tensor(file: SafetensorsFile, name: str, dtype: str, count: int) -> NDArray[Any]:
+    info = file.tensors.get(name)
+    if info is None or info.dtype != dtype or info.shape != (count,):
+        found = "is missing" if info is None else f"is {info.dtype} {list(info.shape)}"
+        raise AdapterError(
+            f"{found}; configuration and names ask for {dtype} [{count}]",
+            file=file.path,
+            field=name,
+        )
+    return file.read(name)

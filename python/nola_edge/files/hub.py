@@ -1,0 +1,249 @@
+"""Find what is given by a path or by its id on the Hugging Face Hub: adapters, and models.
+
+A local path always works, an id where ``huggingface_hub`` is installed (the extra ``hub``). A path
+that is not here is looked up, with a line that says so, only if it cannot be a mistyped one.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nola_edge import arguments
+from nola_edge.errors import (
+    AdapterError,
+    ArgumentError,
+    CheckpointError,
+    NolaEdgeError,
+    printable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+# Without handlers of the caller's, Python prints a warning as one line on stderr.
+LOGGER = logging.getLogger("nola_edge")
+
+_HUB_ID = re.compile(
+    r"(?P<name>(?P<owner>\w[\w.-]*)/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?", re.ASCII
+)
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+#: One of them is enough.
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
+_YES = ("1", "ON", "YES", "TRUE")
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What is looked for.
+
+    Attributes
+    ----------
+    what : str
+        With its article.
+    argument : str
+        Its name among a function's arguments.
+    error : type
+        Of a refusal.
+    config : str
+        A file that each has, by which a download is found again.
+    download : callable
+        From name and revision to the local folder.
+    """
+
+    what: str
+    argument: str
+    error: type[NolaEdgeError]
+    config: str
+    download: Callable[[str, str | None], str]
+
+
+def adapter_path(location: str | Path, revision: str | None = None) -> Path:
+    """Return the local folder, or packed file, of an adapter.
+
+    Where ``HF_HUB_OFFLINE`` is set the Hub is not asked, and what an earlier download left in its
+    cache will do.
+
+    Parameters
+    ----------
+    location : path or str
+        A folder, a packed file, or ``owner/name`` on the Hugging Face Hub, with ``@revision`` if
+        it is not the newest of ``main``. What is here wins.
+    revision : str, optional
+        Branch, tag or commit on the Hub.
+
+    Raises
+    ------
+    AdapterError
+        If there is no such folder and it cannot be downloaded.
+    """
+    return _find(location, revision, _ADAPTER)
+
+
+def base_path(location: str | Path, revision: str | None = None) -> Path:
+    """Return the local file or folder of a base; as :func:`adapter_path`.
+
+    Of a model on the Hub comes what a merge reads: the weights in safetensors, once, with their
+    index, and what is no weights, such as configuration and tokenizer.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none and it cannot be downloaded.
+    """
+    return _find(location, revision, _MODEL)
+
+
+def is_id(location: str) -> bool:
+    """Tell whether something that is not here could be an id on the Hub, with a revision or not."""
+    return _HUB_ID.fullmatch(location) is not None
+
+
+def repository(location: str) -> str:
+    """Return a Hub id without its revision; what is no id as it is."""
+    named = _HUB_ID.fullmatch(location)
+    return location if named is None else named["name"]
+
+
+def _find(location: str | Path, revision: str | None, kind: _Kind) -> Path:
+    path = arguments.path(kind.argument, location)
+    if path.exists():
+        return path
+    named = _HUB_ID.fullmatch(location) if isinstance(location, str) else None
+    if named is None or ".." in (named["revision"] or ""):
+        raise kind.error("does not exist", file=location)
+    if os.path.lexists(named["owner"]):
+        raise kind.error(
+            f"does not exist, but {printable(named['owner'])} does, so this is not {kind.what} on "
+            "the Hugging Face Hub; correct the path",
+            file=location,
+        )
+    if revision is not None and named["revision"] not in (None, revision):
+        raise ArgumentError(
+            f"is {printable(revision)!r}, and {printable(location)} says another",
+            field="revision",
+            value=revision,
+        )
+    find = _cached if _is_offline() else _download
+    return find(named["name"], revision or named["revision"], kind)
+
+
+def _is_offline() -> bool:
+    return any(
+        os.environ.get(name, "").upper() in _YES
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+
+
+def _cached(name: str, revision: str | None, kind: _Kind) -> Path:
+    """Return the folder of an earlier download; nothing but the disk is asked."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(name, kind.config, revision=revision)
+    except (ImportError, ValueError):
+        found = None
+    shown = _shown(name, revision)
+    if not isinstance(found, str):
+        raise kind.error(
+            "does not exist, and is not in the cache of the Hugging Face Hub, which is not asked "
+            "while HF_HUB_OFFLINE is set",
+            file=shown,
+        )
+    folder = Path(found).parent
+    LOGGER.warning(
+        "%s: is not here, taken from the cache of the Hugging Face Hub; only what was downloaded "
+        "earlier is used%s",
+        shown,
+        ", without a tokenizer file" if kind is _MODEL and _lacks_tokenizer(folder) else "",
+    )
+    return folder
+
+
+def _lacks_tokenizer(folder: Path) -> bool:
+    return not any((folder / name).is_file() for name in _TOKENIZERS)
+
+
+def _download(name: str, revision: str | None, kind: _Kind) -> Path:
+    shown = _shown(name, revision)
+    try:
+        import huggingface_hub  # noqa: F401 - whether it is there
+    except ImportError:
+        raise kind.error(
+            "does not exist here; to download it from the Hub: pip install 'nola-edge[hub]'",
+            file=shown,
+        ) from None
+    LOGGER.warning("%s: is not here, looked up on the Hugging Face Hub", shown)
+    try:
+        return Path(kind.download(name, revision))
+    except NolaEdgeError as error:
+        error.file = shown
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise kind.error(
+            f"does not exist here and cannot be had from the Hub: {printable(reason[0])}",
+            file=shown,
+        ) from None
+
+
+def _shown(name: str, revision: str | None) -> str:
+    return name if revision is None else f"{name}@{printable(revision)}"
+
+
+def _download_adapter(name: str, revision: str | None) -> str:
+    return _snapshot(name, revision, _ADAPTER_FILES)
+
+
+def _download_model(name: str, revision: str | None) -> str:
+    """Download the files that say which others are needed, then those."""
+    from huggingface_hub import HfApi
+
+    from nola_edge.files.folder import needed_files, weights_among
+
+    names = HfApi().list_repo_files(name, revision=revision)
+    weights = weights_among(names)
+    if weights is None:
+        raise CheckpointError(_no_weights(names))
+    first = _snapshot(name, revision, [n for n in names if n in (weights, *_TELLING)])
+    folder = _snapshot(name, revision, needed_files(names, weights, Path(first)))
+    if folder != first:
+        raise CheckpointError("changed on the Hub while it was downloaded; run again")
+    return folder
+
+
+def _no_weights(names: Sequence[str]) -> str:
+    gguf = [name for name in names if name.endswith(".gguf")]
+    if gguf:
+        return (
+            f"has no safetensors weights, but {printable(gguf[0])}; download that file, and give "
+            "its path"
+        )
+    return "has no safetensors weights, or several, of which no name says which is wanted"
+
+
+def _snapshot(name: str, revision: str | None, files: Collection[str]) -> str:
+    from huggingface_hub import snapshot_download
+
+    return str(
+        snapshot_download(name, revision=revision, allow_patterns=list(map(glob.escape, files)))
+    )
+
+
+#: Say which files belong to a model.
+_TELLING = ("modules.json", "config.json")
+_ADAPTER = _Kind("an adapter", "path", AdapterError, "adapter_config.json", _download_adapter)
+_MODEL = _Kind("a model", "base", CheckpointError, "config.json", _download_model)

@@ -1,0 +1,218 @@
+"""Compare the tensors of a file block by block with what they should be."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from nola_edge.dtypes import numpy_dtype
+from nola_edge.errors import NotFiniteError
+from nola_edge.merge.audit.report import Difference, VerifyReport
+from nola_edge.merge.blocks import Buffers, Workers, read_runs
+from nola_edge.merge.windows import BLOCK_BYTES, Runs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from nola_edge.files.input_file import InputFile
+    from nola_edge.files.safetensors import TensorInfo
+
+#: Gives a block's expected bytes, in the buffer it gets or in memory of its own.
+Produce = Callable[[memoryview], memoryview]
+
+
+#: Elements that are compared at a time, in double.
+_AT_ONCE = 1 << 16
+
+
+class Expected(Protocol):
+    """The tensors that there should be."""
+
+    @property
+    def names(self) -> list[str]:
+        """Return their names, in order."""
+
+    @property
+    def merged(self) -> int:
+        """Return how many of them adapters change."""
+
+    def form(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Return dtype and shape of a tensor."""
+
+    def blocks(self, name: str) -> Iterator[tuple[Runs, Produce]]:
+        """Yield place and producer of each block of a tensor's bytes."""
+
+
+def stored_blocks(file: InputFile, info: TensorInfo) -> Iterator[tuple[Runs, Produce]]:
+    """Yield the blocks of a tensor that should be what a file holds."""
+
+    def read(begin: int, out: memoryview) -> memoryview:
+        file.read_into(out, begin)
+        return out
+
+    for begin in range(0, info.nbytes, BLOCK_BYTES):
+        count = min(BLOCK_BYTES, info.nbytes - begin)
+        yield Runs(begin, count), partial(read, info.start + begin)
+
+
+def compare(
+    expected: Expected,
+    candidate: Mapping[str, tuple[InputFile, TensorInfo]],
+    num_threads: int | None,
+    progress: Callable[[int], None],
+) -> VerifyReport:
+    """Compare tensors with those that there should be.
+
+    Parameters
+    ----------
+    expected : Expected
+    candidate : mapping
+        Name -> file and entry of what there is.
+    num_threads : int, optional
+    progress : callable
+        Called with the number of bytes compared since the last call.
+
+    Returns
+    -------
+    VerifyReport
+    """
+    comparison = _Comparison(expected, candidate, progress)
+    with Workers(num_threads) as workers:
+        for name in expected.names:
+            comparison.submit(name, workers)
+    return comparison.report()
+
+
+class _Comparison:
+    """Compares blocks on several threads and gathers what differs, tensor by tensor."""
+
+    def __init__(
+        self,
+        expected: Expected,
+        candidate: Mapping[str, tuple[InputFile, TensorInfo]],
+        progress: Callable[[int], None],
+    ) -> None:
+        self._expected = expected
+        self._candidate = candidate
+        self._progress = progress
+        self._form: dict[str, Difference] = {}
+        self._values: dict[str, tuple[int, float]] = {}
+        self._not_finite: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._have, self._want = Buffers(), Buffers()
+
+    def submit(self, name: str, workers: Workers) -> None:
+        """Check a tensor's form at once and have its bytes compared."""
+        if name not in self._candidate:
+            self._form[name] = Difference(name, "missing", "not in the merged files")
+            return
+        found = self._candidate[name][1]
+        dtype, shape = self._expected.form(name)
+        if found.dtype != dtype:
+            self._form[name] = Difference(name, "dtype", f"{found.dtype} instead of {dtype}")
+            return
+        if tuple(found.shape) != shape:
+            detail = f"{list(found.shape)} instead of {list(shape)}"
+            self._form[name] = Difference(name, "shape", detail)
+            return
+        for runs, produce in self._expected.blocks(name):
+            # What is there, what there should be, and what that takes to make.
+            workers.submit(self._compare, name, runs, produce, nbytes=3 * runs.nbytes)
+
+    def _compare(self, name: str, runs: Runs, produce: Produce) -> None:
+        file, found = self._candidate[name]
+        have = read_runs(file, found, runs, self._have.get(runs.nbytes))
+        try:
+            want = produce(self._want.get(runs.nbytes))
+        except NotFiniteError as error:  # a merge is refused, so nothing that is there is right
+            with self._lock:
+                self._not_finite[name] = error.message
+            self._progress(runs.nbytes)
+            return
+        left, right = np.frombuffer(have, np.uint8), np.frombuffer(want, np.uint8)
+        if not np.array_equal(left, right):
+            count, distance = _distance(left, right, found.dtype)
+            with self._lock:
+                elements, largest = self._values.get(name, (0, 0.0))
+                self._values[name] = elements + count, _larger(largest, distance)
+        self._progress(runs.nbytes)
+
+    def report(self) -> VerifyReport:
+        """Return the findings, in the order of the base's tensors."""
+        report = VerifyReport(merged=self._expected.merged)
+        for name in self._expected.names:
+            if name in self._form:
+                report.differences.append(self._form[name])
+                if self._form[name].problem == "missing":
+                    continue
+            elif name in self._not_finite:
+                report.differences.append(Difference(name, "values", self._not_finite[name]))
+            elif name in self._values:
+                elements, largest = self._values[name]
+                info = self._candidate[name][1]
+                detail, elements = _said(elements, largest, info)
+                report.differences.append(Difference(name, "values", detail, elements, largest))
+            report.tensors += 1
+            report.nbytes += self._candidate[name][1].nbytes
+        wanted = set(self._expected.names)
+        report.differences += [
+            Difference(name, "unexpected", "neither in the base nor in an adapter")
+            for name in self._candidate
+            if name not in wanted
+        ]
+        return report
+
+
+def _said(differing: int, largest: float, info: TensorInfo) -> tuple[str, int]:
+    """Say how many elements differ, and return that; of less than a byte, their bytes are known."""
+    count = max(1, int(np.prod(info.shape)))
+    if _has_bytes_only(info.dtype):
+        return f"{differing} of {info.nbytes} bytes differ", min(differing, count)
+    by = "" if math.isnan(largest) else f", by at most {largest:.3g}"
+    return f"{differing} of {count} elements differ{by}", differing
+
+
+def _has_bytes_only(dtype: str) -> bool:
+    try:
+        numpy_dtype(dtype)
+    except TypeError:
+        return True
+    return False
+
+
+def _distance(have: NDArray[np.uint8], want: NDArray[np.uint8], dtype: str) -> tuple[int, float]:
+    """Return (differing elements, largest absolute difference) of two blocks of bytes."""
+    if _has_bytes_only(dtype):
+        return int((have != want).sum()), float("nan")
+    kind = numpy_dtype(dtype)
+    count, largest = 0, 0.0
+    step = _AT_ONCE * kind.itemsize
+    for start in range(0, have.size, step):
+        part = slice(start, start + step)
+        differing, distance = _distance_of(have[part].view(kind), want[part].view(kind))
+        count += differing
+        largest = _larger(largest, distance)
+    return count, largest
+
+
+def _larger(one: float, other: float) -> float:
+    """Return the larger; NaN, for no distance, is larger than any."""
+    return float(np.maximum(one, other))
+
+
+def _distance_of(have: NDArray[Any], want: NDArray[Any]) -> tuple[int, float]:
+    size = have.itemsize
+    bytes_differ = have.view(np.uint8) != want.view(np.uint8)
+    differing = bytes_differ.reshape(-1, size).any(axis=1)
+    try:
+        with np.errstate(all="ignore"):
+            left, right = (values[differing].astype(np.float64) for values in (have, want))
+            largest = float(np.abs(left - right).max(initial=0.0))
+    except TypeError:
+        largest = float("nan")
+    return int(differing.sum()), largest

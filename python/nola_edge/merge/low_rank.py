@@ -1,0 +1,228 @@
+"""The low-rank update of one stored weight, from one adapter or several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from nola_edge import ops
+from nola_edge.merge.windows import ANY, Whole, strips
+from nola_edge.threads import thread_count
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from nola_edge.adapters.base import LowRankAdapter
+    from nola_edge.files.safetensors import TensorInfo
+
+
+@dataclass(frozen=True)
+class Term:
+    """One adapter's share in a weight.
+
+    Attributes
+    ----------
+    adapter : LowRankAdapter
+    module : str
+        The adapter's own module name; it determines the streams.
+    weight : float
+        Factor on the adapter's scaling, 1 for a plain merge.
+    transposed : bool
+        The weight is stored as (in, out).
+    """
+
+    adapter: LowRankAdapter
+    module: str
+    weight: float
+    transposed: bool
+
+    @property
+    def scaling(self) -> float:
+        """Return weight * s in double; the core rounds it to float32."""
+        return self.weight * self.adapter.scaling_of(self.module)
+
+    @property
+    def rank(self) -> int:
+        """Return the rank that it adds to the update."""
+        return self.adapter.rank(self.module)
+
+
+#: Basis elements from which on more threads pay. Below, threads of OpenMP that wait for more work
+#: would only take the processor from those that merge.
+_WORTH_THREADS = 1 << 28
+
+
+def stored_features(shape: tuple[int, ...], fan_in_fan_out: bool) -> tuple[int, int]:
+    """Return (out_features, in_features) of a stored matrix; GPT-2's Conv1D stores (in, out)."""
+    rows, cols = shape
+    return (cols, rows) if fan_in_fan_out else (rows, cols)
+
+
+class RowUpdate(Protocol):
+    """What changes some columns of a stored weight, row by row: ``scaling * left @ right``."""
+
+    @property
+    def cols(self) -> tuple[int, int]:
+        """Return the columns (start, stop)."""
+
+    @property
+    def right(self) -> NDArray[np.float32]:
+        """Return these columns of the right factor, (r, stop - start)."""
+
+    @property
+    def scaling(self) -> float:
+        """Return the factor on the product."""
+
+    @property
+    def threads(self) -> int:
+        """Return how many threads share the work, and the memory for it."""
+
+    def left(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return rows of the left factor, (stop - start, r)."""
+
+    @property
+    def needs(self) -> Whole:
+        """Return which lines a window must hold whole."""
+
+    def magnitude(self, start: int, stop: int) -> NDArray[np.float32] | None:
+        """Return DoRA's norms of the outputs: of these rows (n, 1), or of all columns (1, n)."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """``stored[:, cols] += scaling * left @ right`` for a stored matrix of shape (rows, cols).
+
+    The right factor is expanded once and for all. Rows of the left one are expanded by the
+    thread that merges them, so that this work is spread as merging is.
+
+    Attributes
+    ----------
+    terms : tuple of Term
+    shape : (rows, cols)
+    cols : (start, stop)
+    right : (r, stop - start) float32
+        r is the sum of the adapters' ranks.
+    scaling : float
+    threads : int
+        That share the work, and the memory for it.
+    needs : Whole
+        Which lines a window must hold whole.
+    """
+
+    terms: tuple[Term, ...]
+    shape: tuple[int, int]
+    cols: tuple[int, int]
+    right: NDArray[np.float32]
+    scaling: float
+    threads: int
+    needs: Whole = ANY
+
+    def magnitude(self, start: int, stop: int) -> NDArray[np.float32] | None:
+        """Return DoRA's norms of the outputs: of these rows (n, 1), or of all columns (1, n)."""
+        term = self.terms[0]
+        found = term.adapter.magnitude(term.module)
+        if found is None:
+            return None
+        values = found.read(*(self.cols if term.transposed else (start, stop))).astype(np.float32)
+        return values[None, :] if term.transposed else values[:, None]
+
+    def left(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Expand the rows of the left factor, (stop - start, r), on the calling thread."""
+        parts = []
+        for term in self.terms:
+            adapter, module = term.adapter, term.module
+            out_features, in_features = stored_features(self.shape, term.transposed)
+            if term.transposed:
+                parts.append(adapter.factor_a(module, in_features, (start, stop), 1).T)
+            else:
+                b = adapter.factor_b(module, out_features, (start, stop), 1)
+                parts.append(_scaled(b, term, self.terms))
+        return _joined(parts, 1)
+
+
+def total_rank(terms: Sequence[Term]) -> int:
+    """Return the rank of the update that terms make up."""
+    return sum(term.rank for term in terms)
+
+
+def needs_of(terms: Sequence[Term]) -> Whole:
+    """Return which lines of a weight a window must hold whole: those whose norm DoRA sets."""
+    scaled = [t for t in terms if t.adapter.magnitude(t.module) is not None]
+    return Whole(
+        rows=any(not term.transposed for term in scaled),
+        cols=any(term.transposed for term in scaled),
+    )
+
+
+def make_updates(
+    terms: Sequence[Term], info: TensorInfo, num_threads: int | None = None
+) -> Iterator[Update]:
+    """Yield the updates of a weight, one for each strip of it, one at a time.
+
+    Parameters
+    ----------
+    terms : sequence of Term
+        At least one.
+    info : TensorInfo
+        Of the stored weight, which is not empty.
+    num_threads : int, optional
+        As for :func:`make_update`.
+    """
+    for cols in strips(info, total_rank(terms), needs_of(terms)):
+        yield make_update(terms, info.shape, cols, num_threads)
+
+
+def make_update(
+    terms: Sequence[Term],
+    shape: tuple[int, ...],
+    cols: tuple[int, int],
+    num_threads: int | None = None,
+) -> Update:
+    """Prepare the update of some columns of a weight (docs/design.md, *Merge*).
+
+    One term keeps its scaling for the final multiply-add. Several are one update of concatenated
+    rank, each B multiplied beforehand by its own scaling, so that the sum is rounded once.
+
+    Parameters
+    ----------
+    terms : sequence of Term
+        At least one.
+    shape : (int, int)
+        Of the stored weight.
+    cols : (start, stop)
+    num_threads : int, optional
+        At most, to expand the right factor, and that will merge. Default: the processors this
+        process may use.
+
+    Returns
+    -------
+    Update
+    """
+    most = thread_count(num_threads)
+    parts = []
+    for term in terms:
+        adapter, module = term.adapter, term.module
+        out_features, in_features = stored_features(shape, term.transposed)
+        work = (cols[1] - cols[0]) * term.rank * adapter.work("B" if term.transposed else "A")
+        threads = num_threads if work >= _WORTH_THREADS else 1
+        if term.transposed:
+            b = adapter.factor_b(module, out_features, cols, threads)
+            parts.append(_scaled(b, term, terms).T)
+        else:
+            parts.append(adapter.factor_a(module, in_features, cols, threads))
+    scaling = terms[0].scaling if len(terms) == 1 else 1.0
+    needs, right = needs_of(terms), _joined(parts, 0)
+    return Update(tuple(terms), (shape[0], shape[1]), cols, right, scaling, most, needs)
+
+
+def _scaled(b: NDArray[np.float32], term: Term, terms: Sequence[Term]) -> NDArray[np.float32]:
+    return b if len(terms) == 1 else ops.scaled(b, term.scaling)
+
+
+def _joined(parts: list[NDArray[np.float32]], axis: int) -> NDArray[np.float32]:
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
+    return np.ascontiguousarray(whole)

@@ -1,0 +1,1 @@
+"""One base merged with many adapters, each into an output of its own."""

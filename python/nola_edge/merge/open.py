@@ -1,0 +1,135 @@
+"""Merge at load: a read-only mapping from tensor names to arrays, nothing written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nola_edge import arguments
+from nola_edge.dtypes import numpy_dtype
+from nola_edge.errors import printable
+from nola_edge.files.checkpoint import Checkpoint
+from nola_edge.files.hub import base_path
+from nola_edge.merge.blocks import Workers, submit_merge
+from nola_edge.merge.low_rank import make_updates
+from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
+from nola_edge.threads import check_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+
+class MergedCheckpoint(Mapping[str, "NDArray[Any]"]):
+    """The tensors of a base checkpoint with adapters merged in, computed on access.
+
+    An untouched tensor is a read-only view of the mapped file and shares its memory with the page
+    cache; a merged one is a new, writable array each time it is asked for. Usable from several
+    threads. Close it, or use it as a context manager; views keep the mapping alive.
+
+    Attributes
+    ----------
+    plan : MergePlan
+        Which tensors are merged, replaced and added.
+    """
+
+    def __init__(self, plan: MergePlan, num_threads: int | None = None) -> None:
+        self.plan = plan
+        self._num_threads = num_threads
+
+    def __repr__(self) -> str:
+        base, merged = self.plan.base.path, len(self.plan.merges)
+        return f"<MergedCheckpoint {printable(base)}: {len(self)} tensors, {merged} merged>"
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        plan = self.plan
+        if name in plan.merges:
+            return self._merged(name)
+        if name in plan.replaced:
+            return plan.replaced[name].array()
+        if name in plan.added:
+            return plan.added[name].array()
+        if name not in plan.base.tensors:
+            raise KeyError(name)
+        file, _ = plan.tensor(name)
+        file.check_unchanged()
+        return file.array(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.plan.base.tensors or name in self.plan.added
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.plan.base.tensors
+        yield from self.plan.added
+
+    def __len__(self) -> int:
+        return len(self.plan.base.tensors) + len(self.plan.added)
+
+    def _merged(self, name: str) -> NDArray[Any]:
+        file, info = self.plan.tensor(name)
+        merged: NDArray[Any] = np.empty(info.shape, dtype=numpy_dtype(info.dtype))
+        if merged.size == 0:
+            return merged
+        updates = make_updates(self.plan.merges[name], info, self._num_threads)
+        data = merged.view(np.uint8).reshape(-1)
+        with Workers(self._num_threads) as workers:
+            submit_merge(workers, file, info, updates, data.data)
+        file.check_unchanged()
+        return merged
+
+    def close(self) -> None:
+        """Close the base's files; arrays that were handed out stay valid."""
+        self.plan.base.close()
+
+    def __enter__(self) -> MergedCheckpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_merged(
+    base: str | Path,
+    adapter: Any,
+    *,
+    num_threads: int | None = None,
+    check_base: bool = True,
+) -> MergedCheckpoint:
+    """Open a checkpoint as if the adapters had been merged into it.
+
+    Parameters
+    ----------
+    base : path or str
+        A safetensors file, a Hugging Face folder, or a Hub id as for :func:`merge_checkpoint`.
+    adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
+    num_threads : int, optional
+        Default: the processors this process may use.
+    check_base : bool
+        Refuse an adapter that records the fingerprint of another base.
+
+    Returns
+    -------
+    MergedCheckpoint
+        Read-only mapping name -> array, in the order of the files.
+
+    Raises
+    ------
+    NolaEdgeError
+        If a file is not what it claims, or adapter and base do not fit; all of it is checked here
+        except whether merged weights are finite and the base unchanged, which access checks.
+    """
+    check_threads(num_threads)
+    arguments.path("base", base)
+    adapters = load_adapters(adapter)
+    checkpoint = Checkpoint.open(base_path(base))
+    try:
+        return MergedCheckpoint(
+            plan_merge(checkpoint, adapters, check_base=check_base), num_threads
+        )
+    except BaseException:
+        checkpoint.close()
+        raise

@@ -1,0 +1,88 @@
+"""Merge weights that a loader has mapped out of their files into memory of their own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from nola_edge.files.safetensors import TensorInfo
+from nola_edge.merge.blocks import Workers, submit_merge
+from nola_edge.merge.low_rank import make_updates
+from nola_edge.models.mapped_memory import MappedFiles, byte_view
+from nola_edge.torch.terms import MERGEABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from nola_edge.files.input_file import InputFile
+    from nola_edge.merge.low_rank import Term
+
+
+class MergesFromFiles:
+    """Collects merges of mapped weights and does them together.
+
+    Together, because threads that merge and a loader that runs Python would keep waiting for each
+    other: for the interpreter, which only one of them can hold.
+
+    Parameters
+    ----------
+    paths : iterable of path
+        The files that the loader reads.
+    """
+
+    def __init__(self, paths: Iterable[str | Path]) -> None:
+        self._files = MappedFiles(paths)
+        self._waiting: list[tuple[InputFile, TensorInfo, Sequence[Term], torch.Tensor]] = []
+
+    def add(self, name: str, tensor: torch.Tensor, terms: Sequence[Term]) -> torch.Tensor | None:
+        """Plan the merge of a weight.
+
+        Parameters
+        ----------
+        name : str
+            For errors.
+        tensor : torch.Tensor
+            As the loader gives it; left as it is.
+        terms : sequence of Term
+            What is merged into it.
+
+        Returns
+        -------
+        torch.Tensor or None
+            A tensor that holds the merged weight after :meth:`run`; None if `tensor` is not mapped
+            from one of the files.
+        """
+        if tensor.device.type != "cpu" or not tensor.is_contiguous():
+            return None
+        if hasattr(tensor, "device_mesh"):
+            return None  # its memory is a part of it
+        if tensor.dtype not in MERGEABLE or (found := self._files.find(tensor)) is None:
+            return None
+        file, start = found
+        shape = tuple(tensor.shape)
+        info = TensorInfo(name, MERGEABLE[tensor.dtype], shape, start, start + tensor.nbytes)
+        merged = torch.empty(shape, dtype=tensor.dtype, device="cpu")
+        self._waiting.append((file, info, terms, merged))
+        return merged
+
+    def run(self) -> None:
+        """Do what has been planned since the last time, on all of torch's threads.
+
+        Raises
+        ------
+        NolaEdgeError
+            If a merged weight is not finite, or a file cannot be read or has changed.
+        """
+        waiting, self._waiting = self._waiting, []
+        threads = torch.get_num_threads()
+        with Workers(threads) as workers:
+            for file, info, terms, merged in waiting:
+                updates = make_updates(terms, info, threads)
+                submit_merge(workers, file, info, updates, byte_view(merged))
+        self._files.check_unchanged()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._files.close()

@@ -1,0 +1,127 @@
+"""Switch a resident torch model between adapters, exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from nola_edge.adapters.module_names import match_modules
+from nola_edge.dtypes import numpy_dtype
+from nola_edge.errors import MismatchError, printable
+from nola_edge.merge.switch import Switch
+from nola_edge.models.mapped_memory import byte_view, find_shared
+from nola_edge.models.plan import check_resident
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+_WEIGHT = ".weight"
+
+
+class AdapterSwitch(Switch):
+    """Switch a model in memory between adapters, and back to none, without drift.
+
+    >>> switch = AdapterSwitch(model, "base")       # doctest: +SKIP
+    >>> switch.add("french", "adapters/french")     # doctest: +SKIP
+    >>> switch.use("french")                        # doctest: +SKIP
+    >>> with switch.running():                      # doctest: +SKIP
+    ...     model(**inputs)
+    >>> switch.use(None)                            # doctest: +SKIP
+
+    Each switch writes the weights that change anew, merged from the mapped base; other parameters
+    are never touched. The weights have the bits of a checkpoint that ``merge_checkpoint`` wrote, as
+    ``from_pretrained`` would load it in the model's dtypes. Threads that compute with the model
+    while others switch do so inside :meth:`running`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Loaded from `base`, with nothing merged; parameters on any device.
+    base, check_base, num_threads
+        See :class:`nola_edge.merge.switch.Switch`.
+    """
+
+    def __init__(self, model: nn.Module, base: str | Path, **options: Any) -> None:
+        super().__init__(base, **options)
+        self.model = model
+        self._names: dict[str, str] = {}
+
+    def _check(self, names: list[str]) -> None:
+        # Every time: parameters may have been offloaded, split or tied since the last.
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        where = Path(f"<{type(self.model).__name__}>")
+        new = [name for name in names if name not in self._names]
+        matched = {**self._names, **self._match(new, parameters, where)}
+        for name in names:
+            if matched[name] not in parameters:
+                raise MismatchError("is not in the model", file=where, field=matched[name])
+        check_resident(parameters, [matched[name] for name in names], where)
+        shared = find_shared(parameters)
+        for name in names:
+            self._check_parameter(name, matched[name], parameters[matched[name]], where)
+            if matched[name] in shared:
+                raise MismatchError(
+                    f"shares its tensor with {printable(shared[matched[name]])}, which would "
+                    "change too; load the base with tie_word_embeddings=False",
+                    file=where,
+                    field=matched[name],
+                )
+        self._names = matched
+
+    def _match(
+        self, tensors: list[str], parameters: Mapping[str, torch.Tensor], where: Path
+    ) -> dict[str, str]:
+        """Return the parameter of each of the base's tensors."""
+        modules = [name.removesuffix(_WEIGHT) for name in tensors if name.endswith(_WEIGHT)]
+        found = match_modules(modules, parameters, adapter=self._base.path, base=where)
+        matched = {module + _WEIGHT: name for module, name in found.items()}
+        return {name: matched.get(name, name) for name in tensors}
+
+    def _check_parameter(
+        self, tensor: str, name: str, parameter: torch.Tensor, where: Path
+    ) -> None:
+        info = self._base.tensors[tensor][1]
+        if hasattr(parameter, "device_mesh") or not parameter.is_floating_point():
+            raise MismatchError("is split or quantised", file=where, field=name)
+        if tuple(parameter.shape) != info.shape:
+            raise MismatchError(
+                f"is {list(parameter.shape)}, the base has {list(info.shape)}",
+                file=where,
+                field=name,
+            )
+
+    def _parameter(self, tensor: str) -> torch.Tensor:
+        # Looked up each time: a parameter may have been moved to another device.
+        return self.model.get_parameter(self._names[tensor]).data
+
+    def _holds(self, name: str, values: NDArray[Any]) -> bool:
+        parameter = self._parameter(name)
+        wanted = _tensor(values).to(parameter.dtype)
+        return torch.equal(parameter.cpu().view(torch.uint8), wanted.view(torch.uint8))
+
+    def _memory(self, name: str) -> memoryview | None:
+        parameter, info = self._parameter(name), self._base.tensors[name][1]
+        if (
+            parameter.device.type != "cpu"
+            or not parameter.is_contiguous()
+            or str(parameter.dtype) != f"torch.{numpy_dtype(info.dtype).name}"
+        ):
+            return None
+        return byte_view(parameter)
+
+    def _store(self, name: str, values: NDArray[Any]) -> None:
+        self._parameter(name).copy_(_tensor(values))
+
+
+def _tensor(values: NDArray[Any]) -> torch.Tensor:
+    """Return a tensor of an array's memory, or of a copy where that is read-only."""
+    array = values if values.flags.writeable else np.array(values)
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

@@ -1,0 +1,1 @@
+"""Kernels of the operators, by kind of device."""

@@ -1,0 +1,145 @@
+"""Switching a torch model between adapters: what loading the merged checkpoint would give."""
+
+from __future__ import annotations
+
+import os
+
+import accelerate
+import pytest
+import torch
+import transformers
+
+import nola_edge as ne
+import nola_edge.torch as nt
+from nola_edge.errors import ChangedError, MismatchError
+from nola_edge.synthetic import trained_adapter
+from tests.integrations.test_transformers import assert_same, decoder, load, shapes_of
+
+pytestmark = pytest.mark.filterwarnings("default")  # of transformers' own making
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_each_state_is_that_of_the_loaded_merge(tmp_path, dtype):
+    model = decoder().to(torch.bfloat16)
+    base = tmp_path / "base"
+    model.save_pretrained(base, max_shard_size="100KB")
+    for name, part in (("a", "_proj."), ("b", "q_proj")):
+        trained_adapter(shapes_of(model, part), r=4, num_basis=20, seed=ord(name)).save(
+            tmp_path / name
+        )
+        ne.merge_checkpoint(base, tmp_path / name, tmp_path / f"merged-{name}")
+    resident = load(base, dtype=dtype)
+    pointers = {name: p.data_ptr() for name, p in resident.named_parameters()}
+    with nt.AdapterSwitch(resident, base) as switch:
+        for name in ("a", "b"):
+            switch.add(name, tmp_path / name)
+        for name in ("a", "b", None, "b", "a", None):
+            switch.use(name)
+            source = base if name is None else tmp_path / f"merged-{name}"
+            assert_same(resident, load(source, dtype=dtype))
+            with switch.running():
+                resident(input_ids=torch.tensor([[1, 2, 3]]))
+    assert {name: p.data_ptr() for name, p in resident.named_parameters()} == pointers
+
+
+def test_a_real_encoder_with_another_prefix(encoder, encoder_adapter, tmp_path):
+    ne.merge_checkpoint(encoder, encoder_adapter, tmp_path / "merged")
+    cls = transformers.AutoModelForSequenceClassification
+    torch.manual_seed(0)
+    resident = load(encoder, cls=cls)
+    torch.manual_seed(0)
+    merged = load(tmp_path / "merged", cls=cls)
+    torch.manual_seed(0)
+    plain = load(encoder, cls=cls)
+    with nt.AdapterSwitch(resident, encoder) as switch:
+        switch.add("one", encoder_adapter)
+        switch.use("one")
+        assert_same(resident, merged)
+        switch.use(None)
+        assert_same(resident, plain)
+
+
+def test_a_model_that_is_not_the_base(tmp_path):
+    model = decoder()
+    model.save_pretrained(tmp_path / "base")
+    adapter = trained_adapter(shapes_of(model, "q_proj"), r=4, num_basis=20)
+    nt.merge_(model, adapter)
+    with nt.AdapterSwitch(model, tmp_path / "base") as switch:
+        switch.add("one", adapter)
+        with pytest.raises(MismatchError, match="in memory is not what the base has"):
+            switch.use("one")
+    other = decoder(hidden_size=32, num_attention_heads=2)
+    with nt.AdapterSwitch(other, tmp_path / "base") as switch:
+        switch.add("one", adapter)
+        with pytest.raises(MismatchError, match=r"is \[32, 32\], the base has \[64, 64\]"):
+            switch.use("one")
+
+
+def test_a_tied_weight_is_refused(tmp_path):
+    model = decoder(tie_word_embeddings=True)
+    decoder().save_pretrained(tmp_path / "base")
+    with nt.AdapterSwitch(model, tmp_path / "base") as switch:
+        switch.add("one", trained_adapter({"lm_head": (100, 64)}, r=2, num_basis=4))
+        with pytest.raises(MismatchError, match="shares its tensor"):
+            switch.use("one")
+
+
+@pytest.fixture
+def resident(tmp_path):
+    """A model that is its base, and a switch that knows two adapters."""
+    model = decoder()
+    model.save_pretrained(tmp_path / "base")
+    with nt.AdapterSwitch(model, tmp_path / "base") as switch:
+        for name, part in (("all", "_proj."), ("queries", "q_proj")):
+            switch.add(name, trained_adapter(shapes_of(model, part), r=4, num_basis=20, seed=7))
+        yield switch
+
+
+def bits(model):
+    return {n: p.detach().clone() for n, p in model.named_parameters() if not p.is_meta}
+
+
+def assert_refused(switch, selection, error, match):
+    before = bits(switch.model)
+    with pytest.raises(error, match=match):
+        switch.use(selection)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in bits(switch.model).items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_base_that_was_overwritten_between_two_uses(resident, tmp_path, dtype):
+    """Whether the file is read straight into the weights, or through another dtype."""
+    resident.model.to(dtype)
+    resident.use("all")
+    path = tmp_path / "base" / "model.safetensors"
+    held = bytearray(path.read_bytes())
+    held[len(held) // 2 :] = bytes(len(held) - len(held) // 2)
+    path.write_bytes(held)
+    os.utime(path, ns=(0, 1))
+    for selection in ("queries", None, "all"):
+        assert_refused(resident, selection, ChangedError, "changed while it was read")
+    assert resident.active == "all"
+
+
+def test_weights_that_were_offloaded_since(resident, tmp_path):
+    """What is written to the meta device is gone without a word."""
+    resident.use("all")
+    accelerate.disk_offload(resident.model, tmp_path / "disk", execution_device="cpu")
+    assert_refused(resident, "queries", MismatchError, "is on the meta device")
+    assert_refused(resident, None, MismatchError, "load the model without offloading")
+    assert resident.active == "all"
+
+
+def test_a_weight_that_is_a_part_of_another_tensor(resident):
+    attention = resident.model.model.layers[0].self_attn
+    fused = torch.cat([attention.q_proj.weight.detach(), attention.k_proj.weight.detach()])
+    attention.fused = torch.nn.Parameter(fused)
+    attention.q_proj.weight = torch.nn.Parameter(fused[:64])
+    assert_refused(resident, "queries", MismatchError, r"shares its tensor with .*\.fused")
+
+
+def test_a_weight_that_was_tied_since(resident):
+    resident.use("queries")
+    first, second = (layer.self_attn.q_proj for layer in resident.model.model.layers)
+    first.weight = second.weight
+    assert_refused(resident, None, MismatchError, "shares its tensor")
