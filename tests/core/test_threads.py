@@ -11,7 +11,7 @@ import pytest
 
 import nola_edge as ne
 from nola_edge.errors import ArgumentError
-from nola_edge.merge.blocks import Workers
+from nola_edge.workers import Workers
 from tests.conftest import MODULES, snapshot, tiny_adapter, write_safetensors
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the limits are Linux's")

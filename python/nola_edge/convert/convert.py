@@ -27,8 +27,8 @@ from nola_edge.errors import AdapterError, ArgumentError
 from nola_edge.export.lora_fields import lora_fields
 from nola_edge.files.atomic import AtomicOutput
 from nola_edge.files.replaceable import lora_folder
-from nola_edge.merge.blocks import Workers
 from nola_edge.threads import check_threads
+from nola_edge.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -17,10 +17,11 @@ from nola_edge.gguf.layout import Layout
 from nola_edge.gguf.plan import GgufPlan, plan_gguf
 from nola_edge.gguf.requantize import merge_rows, requantized_windows
 from nola_edge.gguf.survival import Survival
-from nola_edge.merge.blocks import Buffers, Workers, read_merged, runs_of
+from nola_edge.merge.blocks import read_merged, runs_of
 from nola_edge.merge.plan import load_adapters
 from nola_edge.merge.windows import windows, work_bytes
 from nola_edge.threads import check_threads
+from nola_edge.workers import Buffers, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

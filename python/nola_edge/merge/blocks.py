@@ -6,10 +6,6 @@ in cache. Windows are independent: any thread may take any of them and the bytes
 
 from __future__ import annotations
 
-import threading
-from collections import deque
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,11 +15,10 @@ from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import NotFiniteError
 from nola_edge.merge.dora import merge_scaled_
 from nola_edge.merge.windows import windows, work_bytes
-from nola_edge.pacing import check_stopped, stopped_by
-from nola_edge.threads import startable_threads, thread_count
+from nola_edge.workers import Buffers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -32,9 +27,7 @@ if TYPE_CHECKING:
     from nola_edge.files.safetensors import TensorInfo
     from nola_edge.merge.low_rank import RowUpdate
     from nola_edge.merge.windows import Runs, Window
-
-#: What work that is outstanding may need in all.
-_WORK_BYTES = 40 << 20
+    from nola_edge.workers import Workers
 
 
 def runs_of(info: TensorInfo, window: Window) -> Runs:
@@ -173,109 +166,3 @@ def _merge_in_memory(
     merged = read_merged(file, info, update, window, buffers.get(runs.nbytes))
     for offset, piece in runs.pieces(merged):
         out[offset : offset + len(piece)] = piece
-
-
-class Buffers:
-    """One growing buffer for each thread that asks, reused from block to block."""
-
-    def __init__(self) -> None:
-        self._local = threading.local()
-
-    def get(self, nbytes: int) -> memoryview:
-        """Return this thread's buffer, writable, of just so many bytes."""
-        buffer: NDArray[np.uint8] | None = getattr(self._local, "buffer", None)
-        if buffer is None or buffer.size < nbytes:
-            buffer = np.empty(nbytes, np.uint8)
-            self._local.buffer = buffer
-        return buffer.data[:nbytes]
-
-
-class Workers:
-    """A bounded thread pool that stops at the first failure.
-
-    At most a few pieces of work per thread are outstanding, so that producers of work hold
-    little memory; leaving the context waits for what was submitted, or, on an exception
-    (Ctrl-C included), drops what has not begun and stops the rest at its next piece
-    (:mod:`nola_edge.pacing`).
-    """
-
-    def __init__(self, num_threads: int | None) -> None:
-        self._count = startable_threads(thread_count(num_threads))
-        # Where no thread can be made, the caller's does the work.
-        self._executor = (
-            ThreadPoolExecutor(self._count, thread_name_prefix="nola-edge") if self._count else None
-        )
-        #: What has not begun.
-        self._queue: deque[tuple[Future[None], Callable[[], object]]] = deque()
-        #: What is outstanding, with the bytes that it needs.
-        self._pending: dict[Future[None], int] = {}
-        self._stop = threading.Event()
-
-    def submit(self, work: Callable[..., object], *args: Any, nbytes: int = 0) -> None:
-        """Queue work, waiting while the queue is full; raise what earlier work raised.
-
-        Parameters
-        ----------
-        work : callable
-        *args
-        nbytes : int
-            Memory that it needs, for which it waits too.
-        """
-        check_stopped()
-        if self._executor is None:
-            work(*args)
-            return
-        self._drain(2 * self._count, max(0, _WORK_BYTES - nbytes))
-        future: Future[None] = Future()
-        self._pending[future] = nbytes
-        self._queue.append((future, partial(work, *args)))
-        try:
-            self._executor.submit(self._run_stoppable)
-        except (RuntimeError, MemoryError):  # no thread can be made any more
-            self._run_next()
-
-    def _run_stoppable(self) -> None:
-        with stopped_by(self._stop):
-            self._run_next()
-
-    def _run_next(self) -> None:
-        """Do the oldest work in the queue, if another thread has not."""
-        try:
-            future, work = self._queue.popleft()
-        except IndexError:
-            return
-        try:
-            check_stopped()
-            work()
-        except BaseException as error:
-            future.set_exception(error)
-            raise  # to the caller, if it is the caller's thread
-        else:
-            future.set_result(None)
-
-    def finish(self) -> None:
-        """Wait for all work; raise what it raised."""
-        self._drain(0, 0)
-
-    def close(self) -> None:
-        """Drop what has not begun, stop the rest and wait for that."""
-        self._stop.set()
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-
-    def _drain(self, most: int, most_bytes: int) -> None:
-        while len(self._pending) > most or sum(self._pending.values()) > most_bytes:
-            done, _ = wait(self._pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                del self._pending[future]
-                future.result()
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self.finish()
-        finally:
-            self.close()

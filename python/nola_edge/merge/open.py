@@ -13,10 +13,11 @@ from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import printable
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.hub import base_path
-from nola_edge.merge.blocks import Workers, submit_merge
+from nola_edge.merge.blocks import submit_merge
 from nola_edge.merge.low_rank import make_updates
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
 from nola_edge.threads import check_threads
+from nola_edge.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,10 +20,11 @@ import numpy as np
 from nola_edge.adapters.belongs import location
 from nola_edge.errors import NotFiniteError
 from nola_edge.files.copying import copy_range, pwrite_all, start_writeback
-from nola_edge.merge.blocks import Buffers, Workers, merge_window, read_runs, runs_of
+from nola_edge.merge.blocks import merge_window, read_runs, runs_of
 from nola_edge.merge.low_rank import make_update, needs_of, total_rank
 from nola_edge.merge.windows import strips, windows, work_bytes
 from nola_edge.pacing import check_stopped
+from nola_edge.workers import Buffers, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from nola_edge.files.safetensors import TensorInfo
-from nola_edge.merge.blocks import Workers, submit_merge
+from nola_edge.merge.blocks import submit_merge
 from nola_edge.merge.low_rank import make_updates
 from nola_edge.models.mapped_memory import MappedFiles, byte_view
 from nola_edge.torch.terms import MERGEABLE
+from nola_edge.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -13,8 +13,9 @@ import numpy as np
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import NotFiniteError
 from nola_edge.merge.audit.report import Difference, VerifyReport
-from nola_edge.merge.blocks import Buffers, Workers, read_runs
+from nola_edge.merge.blocks import read_runs
 from nola_edge.merge.windows import BLOCK_BYTES, Runs
+from nola_edge.workers import Buffers, Workers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

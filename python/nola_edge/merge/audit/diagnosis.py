@@ -19,9 +19,10 @@ from nola_edge.errors import NotFiniteError
 from nola_edge.merge.audit import faults
 from nola_edge.merge.audit.measure import Block, Measurement
 from nola_edge.merge.audit.other_layers import change_in, nearest_layers, read_window
-from nola_edge.merge.blocks import Workers, apply_update, runs_of
+from nola_edge.merge.blocks import apply_update, runs_of
 from nola_edge.merge.low_rank import make_update, needs_of, total_rank
 from nola_edge.merge.windows import ANY, Window, strips, windows, work_bytes
+from nola_edge.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
