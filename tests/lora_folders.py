@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from nola_edge.adapters.nola_files import CONFIG_NAME, PREFIX, WEIGHTS_NAME
+from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from nola_edge.dtypes import numpy_dtype
 from tests.conftest import MODULES, load_all, write_safetensors
 

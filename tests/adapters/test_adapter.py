@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from nola_edge import Adapter, NolaEdgeError
 from nola_edge.adapters.fingerprints import modules_fingerprint
-from nola_edge.adapters.nola_files import ALPHA, BETA, CONFIG_NAME, PREFIX, WEIGHTS_NAME
+from nola_edge.adapters.nola_files import ALPHA, BETA
+from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from tests.conftest import load_all, snapshot, tiny_adapter, write_safetensors
 from tests.reference.basis import stream_id
 from tests.reference.merge import factors

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import nola_edge as ne
 from nola_edge import Adapter, NolaEdgeError
 from nola_edge.adapters.nola_config import BOOKKEEPING, AdapterConfig
-from nola_edge.adapters.nola_files import CONFIG_NAME, PREFIX, WEIGHTS_NAME
+from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from tests.cli.test_cli import run
 from tests.conftest import load_all, snapshot, tiny_adapter, write_safetensors
 from tests.files.test_jsonio import said_by, texts, values

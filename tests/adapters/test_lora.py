@@ -15,8 +15,8 @@ import nola_edge as ne
 from nola_edge import Adapter
 from nola_edge.adapters import load_adapter
 from nola_edge.adapters.lora import LoraAdapter
-from nola_edge.adapters.nola_files import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from nola_edge.adapters.patterns import PatternTable, why_unusable
+from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from nola_edge.errors import AdapterError, NolaEdgeError, UnknownModuleError
 from tests.conftest import MODULES, load_all, snapshot, tiny_adapter, write_safetensors
 from tests.fuzz.mutate import mutated_json

@@ -205,8 +205,8 @@ def test_broken_packed_files(change, tmp_path):
 
 
 def rewrite(path, tensors):
-    from nola_edge.adapters.nola_files import write_tensors
     from nola_edge.adapters.packed import FORMAT
+    from nola_edge.adapters.peft_folder import write_tensors
 
     path.unlink()
     write_tensors(path, tensors, {"format": FORMAT})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nola_edge as ne
-from nola_edge.adapters.nola_files import CONFIG_NAME, PREFIX, WEIGHTS_NAME
+from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from nola_edge.errors import NolaEdgeError
 from tests.conftest import MODULES, load_all, snapshot, write_safetensors
 from tests.merge.checks import merged, refused

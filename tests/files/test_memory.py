@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from nola_edge import Adapter
-from nola_edge.adapters.nola_files import CONFIG_NAME, WEIGHTS_NAME
+from nola_edge.adapters.peft_folder import CONFIG_NAME, WEIGHTS_NAME
 from nola_edge.files.safetensors import encode_header
 from nola_edge.synthetic import trained_adapter
 from tests.conftest import write_safetensors

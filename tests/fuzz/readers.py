@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from nola_edge.adapters.nola_config import AdapterConfig
-from nola_edge.adapters.nola_files import CONFIG_NAME, load_config, write_config, write_tensors
+from nola_edge.adapters.nola_files import load_config
 from nola_edge.adapters.packed import FORMAT, load_packed, write_packed
+from nola_edge.adapters.peft_folder import CONFIG_NAME, write_config, write_tensors
 from nola_edge.errors import NolaEdgeError
 from nola_edge.files.copying import pwrite_all
 from nola_edge.files.gguf import GgufFile

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import nola_edge as ne
 from nola_edge import Adapter
-from nola_edge.adapters.nola_files import PREFIX
+from nola_edge.adapters.peft_folder import PREFIX
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.merge.audit import compare, diagnosis

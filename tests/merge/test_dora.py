@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nola_edge as ne
-from nola_edge.adapters.nola_files import PREFIX, WEIGHTS_NAME
+from nola_edge.adapters.peft_folder import PREFIX, WEIGHTS_NAME
 from nola_edge.errors import AdapterError, ArgumentError, NotFiniteError
 from nola_edge.export.lora import export_lora
 from nola_edge.merge import windows

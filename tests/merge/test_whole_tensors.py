@@ -9,7 +9,7 @@ import pytest
 
 import nola_edge as ne
 from nola_edge import Adapter, NolaEdgeError
-from nola_edge.adapters.nola_files import WEIGHTS_NAME
+from nola_edge.adapters.peft_folder import WEIGHTS_NAME
 from nola_edge.errors import (
     AdapterError,
     ChangedError,

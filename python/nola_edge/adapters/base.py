@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Literal
 
 from nola_edge import arguments
-from nola_edge.adapters.nola_files import is_saved
+from nola_edge.adapters.whole_tensors import is_saved
 from nola_edge.errors import UnknownModuleError, printable
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nola_edge.adapters.nola_files import is_saved, load_whole, local_name
 from nola_edge.adapters.stored_matrix import StoredMatrix
+from nola_edge.adapters.whole_tensors import is_saved, load_whole, local_name
 from nola_edge.dtypes import MERGEABLE
 from nola_edge.errors import AdapterError, NotFiniteError
 from nola_edge.files.tensors import StoredTensor
@@ -13,7 +13,7 @@ from nola_edge.files.tensors import StoredTensor
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from nola_edge.adapters.nola_files import Announcing
+    from nola_edge.adapters.whole_tensors import Announcing
     from nola_edge.files.safetensors import SafetensorsFile
     from nola_edge.files.tensors import Tensor
 

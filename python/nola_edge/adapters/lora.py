@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.lora_config import LoraConfig
 from nola_edge.adapters.lora_files import read_lora
-from nola_edge.adapters.nola_files import CONFIG_NAME, open_weights
+from nola_edge.adapters.peft_folder import CONFIG_NAME, open_weights
 from nola_edge.adapters.stored import StoredAdapter
 from nola_edge.files.tensors import TensorMapping
 

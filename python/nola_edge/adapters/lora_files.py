@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nola_edge.adapters.factor_file import FactorFile
-from nola_edge.adapters.nola_files import CONFIG_NAME, prefixed_names
 from nola_edge.adapters.patterns import PatternTable
+from nola_edge.adapters.peft_folder import CONFIG_NAME, prefixed_names
 from nola_edge.errors import AdapterError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nola_edge.adapters.nola_files import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS
+from nola_edge.adapters.whole_tensors import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS
 from nola_edge.errors import MismatchError, printable
 
 if TYPE_CHECKING:

@@ -17,23 +17,18 @@ from nola_edge.adapters.fingerprints import (
     shapes_fingerprint,
 )
 from nola_edge.adapters.nola_config import AdapterConfig
-from nola_edge.adapters.nola_files import (
-    ALPHA,
-    BETA,
+from nola_edge.adapters.nola_files import ALPHA, BETA, Coefficients, load_folder, quantized_tensors
+from nola_edge.adapters.packed import load_packed, write_packed
+from nola_edge.adapters.peft_folder import (
     CONFIG_NAME,
     PREFIX,
     WEIGHTS_NAME,
-    Coefficients,
-    check_saved_modules,
-    load_folder,
-    quantized_tensors,
-    stored_name,
     write_config,
     write_tensors,
 )
-from nola_edge.adapters.packed import load_packed, write_packed
 from nola_edge.adapters.quantize import check_bits, rounded
 from nola_edge.adapters.start import check_shape, target_names, unit_start
+from nola_edge.adapters.whole_tensors import check_saved_modules, stored_name
 from nola_edge.errors import AdapterError, NotFiniteError, printable
 from nola_edge.files.atomic import AtomicOutput
 from nola_edge.files.hub import adapter_path, base_path

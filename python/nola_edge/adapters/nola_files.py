@@ -1,49 +1,40 @@
-"""An adapter's two files: read with every tensor checked, and written."""
+"""The two files of a NOLA adapter, read with every tensor checked; its tensors, written."""
 
 from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nola_edge.adapters.nola_config import AdapterConfig
+from nola_edge.adapters.peft_folder import (
+    CONFIG_NAME,
+    PREFIX,
+    holds_model,
+    open_weights,
+    prefixed_names,
+)
 from nola_edge.adapters.quantize import Quantized, check_scale, dequantize, packed_size, quantize
-from nola_edge.dtypes import MERGEABLE, safetensors_dtype
-from nola_edge.errors import AdapterError, NotFiniteError, OutputError, printable
-from nola_edge.files.folder import weights_among
-from nola_edge.files.paths import cache_hint, inside, read_inside, subfolders_hint, subfolders_with
-from nola_edge.files.safetensors import METADATA, SafetensorsFile, encode_header
-from nola_edge.files.strict_json import encode, loads_object
-from nola_edge.files.tensors import StoredTensor, Tensor, tensor_of
-from nola_edge.files.torch_file import torch_file_refused
+from nola_edge.adapters.whole_tensors import load_whole, local_name
+from nola_edge.dtypes import MERGEABLE
+from nola_edge.errors import AdapterError, NotFiniteError
+from nola_edge.files.paths import cache_hint, read_inside, subfolders_hint, subfolders_with
+from nola_edge.files.safetensors import SafetensorsFile
+from nola_edge.files.strict_json import loads_object
+from nola_edge.files.tensors import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
-_PICKLED_NAME = "adapter_model.bin"
-PREFIX = "base_model.model."
 ALPHA = ".nola_alpha"
 BETA = ".nola_beta"
 SCALE = "_scale"
-_WRAPPED_BIAS = ".base_layer.bias"
 _WRAPPED_WEIGHT = ".base_layer.weight"
-INPUT_EMBEDDINGS = (
-    "embed_tokens.weight",
-    "wte.weight",
-    "word_embeddings.weight",
-    "embed_in.weight",
-)
-OUTPUT_EMBEDDINGS = ("lm_head.weight", "embed_out.weight")
-#: What PEFT adds to ``modules_to_save`` for a classifier, whatever the model calls it.
-HEADS = ("classifier", "score")
-EMBEDDINGS = INPUT_EMBEDDINGS + OUTPUT_EMBEDDINGS
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,76 +61,6 @@ class Coefficients:
             values = np.array(getattr(self, name), dtype=np.float32)
             values.flags.writeable = False
             object.__setattr__(self, name, values)
-
-
-class Announcing(Protocol):
-    """A configuration, of which two fields announce whole tensors."""
-
-    @property
-    def bias(self) -> str:
-        """Return ``"none"``, or which biases are in the file."""
-
-    @property
-    def modules_to_save(self) -> tuple[str, ...]:
-        """Return the modules whose tensors are in the file whole."""
-
-
-def write_tensors(
-    path: Path,
-    tensors: Mapping[str, NDArray[Any] | Tensor],
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write a safetensors file, tensors in the given order, block by block."""
-    entries = [
-        (name, safetensors_dtype(values.dtype), values.shape, values.nbytes)
-        for name, values in tensors.items()
-    ]
-    with path.open("xb") as file:
-        file.write(encode_header(entries, dict(metadata or {"format": "pt"})))
-        for values in tensors.values():
-            for block in tensor_of(values).blocks():
-                file.write(block.view(np.uint8).data)
-
-
-def write_config(path: Path, config: Mapping[str, Any], most: int | None = None) -> None:
-    """Write a configuration as PEFT does: sorted, indented.
-
-    Raises
-    ------
-    NolaEdgeError
-        If a field cannot be written so that every reader understands it, or all take more than
-        `most` bytes.
-    """
-    data = encode(config, file=path.name, indent=2, sort_keys=True) + b"\n"
-    check_readable(len(data), most, CONFIG_NAME)
-    with path.open("xb") as file:
-        file.write(data)
-
-
-def check_readable(nbytes: int, most: int | None, what: str) -> None:
-    """Refuse to write what would be too large to be read again.
-
-    Raises
-    ------
-    OutputError
-    """
-    if most is not None and nbytes > most:
-        raise OutputError(
-            f"would have {nbytes} bytes, more than the {most} that are read; name the targets by "
-            "their last parts",
-            file=what,
-            field="target_modules",
-        )
-
-
-def holds_model(folder: Path) -> bool:
-    """Tell whether a folder is a model's, which was given in the place of an adapter's."""
-    if not folder.is_dir() or (folder / CONFIG_NAME).exists():
-        return False
-    names = [path.name for path in folder.iterdir() if path.is_file()]
-    return WEIGHTS_NAME not in names and (
-        "config.json" in names or weights_among(names) is not None
-    )
 
 
 def load_config(folder: Path) -> AdapterConfig:
@@ -184,21 +105,6 @@ def load_folder(
     return config, modules, whole
 
 
-def open_weights(folder: Path) -> SafetensorsFile:
-    """Open ``adapter_model.safetensors``.
-
-    Raises
-    ------
-    NolaEdgeError
-        If it is missing, or its header breaks a rule of the format.
-    """
-    if not (folder / WEIGHTS_NAME).is_file():
-        if (folder / _PICKLED_NAME).exists():
-            raise torch_file_refused(folder / _PICKLED_NAME, folder)
-        raise AdapterError(f"has no {WEIGHTS_NAME}", file=folder)
-    return SafetensorsFile.open(inside(folder, WEIGHTS_NAME))
-
-
 def load_tensors(
     file: SafetensorsFile, config: AdapterConfig
 ) -> tuple[dict[str, Coefficients], dict[str, Tensor]]:
@@ -231,26 +137,6 @@ def load_tensors(
                 )
     modules = {m: Coefficients(pair[ALPHA], pair[BETA]) for m, pair in pairs.items()}
     return modules, whole
-
-
-def prefixed_names(file: SafetensorsFile, apart: Container[str] = ()) -> Iterator[tuple[str, str]]:
-    """Yield the name of each tensor but some, as it is and without PEFT's prefix.
-
-    Raises
-    ------
-    AdapterError
-        If one has no such prefix, or cannot be printed.
-    """
-    for name in file.tensors:
-        if name in apart:
-            continue
-        if not name.startswith(PREFIX) or not name.isprintable():
-            raise AdapterError(
-                f"does not begin with {PREFIX!r}, as PEFT's save_pretrained names it",
-                file=file.path,
-                field=name,
-            )
-        yield name, name[len(PREFIX) :]
 
 
 def _named_tensors(file: SafetensorsFile, config: AdapterConfig) -> Iterator[str]:
@@ -317,74 +203,3 @@ def quantized_tensors(name: str, values: NDArray[np.float32], bits: int) -> dict
     """Return the two tensors that hold the coefficients of one factor in few bits."""
     quantized = quantize(values, bits)
     return {name: quantized.packed, name + SCALE: np.array([quantized.scale], np.float32)}
-
-
-def stored_name(local: str, modules: Container[str]) -> str:
-    """Return the name that PEFT gives a whole tensor: the bias of an adapted layer is wrapped."""
-    module = local.removesuffix(".bias")
-    return module + _WRAPPED_BIAS if module != local and module in modules else local
-
-
-def local_name(stored: str) -> str:
-    """Return the name in the model: PEFT names the bias of an adapted layer by what it wrapped."""
-    if not stored.endswith(_WRAPPED_BIAS):
-        return stored
-    return stored.removesuffix(_WRAPPED_BIAS) + ".bias"
-
-
-def is_saved(local: str, modules: Iterable[str]) -> bool:
-    """Tell whether a tensor belongs to one of the modules that are saved whole."""
-    return any(f".{module}." in f".{local}" or local == module for module in modules)
-
-
-def check_saved_modules(whole: Iterable[str], config: Announcing, file: Path) -> None:
-    """Refuse an adapter that lacks a module that ``modules_to_save`` announces.
-
-    PEFT announces every name that it knows for a classifier's head; a model has one of them.
-
-    Raises
-    ------
-    AdapterError
-    """
-    names, announced = list(whole), config.modules_to_save
-    missing = [m for m in announced if not any(is_saved(name, [m]) for name in names)]
-    if not set(HEADS) & set(announced) <= set(missing):  # there is a head
-        missing = [module for module in missing if module not in HEADS]
-    if missing:
-        raise AdapterError(
-            f"announces {printable(missing[0])!r}, and the adapter holds no tensor of it; save the "
-            "adapter again, or remove the name if the model has no such module",
-            file=file,
-            field="modules_to_save",
-            value=missing[0],
-        )
-
-
-def load_whole(
-    file: SafetensorsFile, name: str, local: str, config: Announcing, *, own: str = "coefficients"
-) -> Tensor:
-    """Check the tensor `name`, called `local` in the model, if the configuration announces it.
-
-    It stays in the file, which must stay open. What the adapter's `own` tensors are called is for
-    the message.
-    """
-    bias = config.bias != "none" and local.endswith(".bias")
-    where: dict[str, Any] = {"file": file.path, "field": name}
-    if local == METADATA or not (is_saved(local, config.modules_to_save) or bias):
-        advice = ""
-        if local.endswith(EMBEDDINGS):
-            advice = (
-                "; PEFT saved an embedding along: save with save_embedding_layers=False, or name "
-                "it in modules_to_save if it was trained or resized"
-            )
-        raise AdapterError(
-            f"is neither {own} nor a tensor that modules_to_save or bias announce{advice}",
-            **where,
-        )
-    info = file.tensors[name]
-    if info.dtype not in MERGEABLE:
-        raise AdapterError(f"has dtype {info.dtype}, must be {', '.join(MERGEABLE)}", **where)
-    tensor = StoredTensor(file, name)
-    if not tensor.is_finite():
-        raise NotFiniteError("holds an infinite or NaN value", **where)
-    return tensor

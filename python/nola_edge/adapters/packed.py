@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_edge.adapters.nola_config import AdapterConfig
-from nola_edge.adapters.nola_files import Coefficients, check_readable, load_whole, write_tensors
+from nola_edge.adapters.nola_files import Coefficients
+from nola_edge.adapters.peft_folder import check_readable, write_tensors
 from nola_edge.adapters.quantize import Quantized, check_scale, dequantize, packed_size, quantize
+from nola_edge.adapters.whole_tensors import load_whole
 from nola_edge.errors import AdapterError, FormatError, OutputError, printable
 from nola_edge.files.json_cursor import Cursor
 from nola_edge.files.safetensors import SafetensorsFile

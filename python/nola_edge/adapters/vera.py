@@ -16,8 +16,8 @@ import numpy as np
 
 from nola_edge import ops
 from nola_edge.adapters.factor_file import FactorFile
-from nola_edge.adapters.nola_files import CONFIG_NAME, PREFIX, open_weights, prefixed_names
 from nola_edge.adapters.peft_fields import BOOKKEEPING, Fields
+from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX, open_weights, prefixed_names
 from nola_edge.adapters.stored import StoredAdapter
 from nola_edge.errors import AdapterError
 from nola_edge.files.tensors import TensorMapping

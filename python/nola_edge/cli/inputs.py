@@ -73,7 +73,7 @@ def local_adapters(texts: Iterable[str], order: str = "") -> list[tuple[str, flo
     NolaEdgeError
         If there is no such adapter, or a weight is no number.
     """
-    from nola_edge.adapters.nola_files import holds_model
+    from nola_edge.adapters.peft_folder import holds_model
     from nola_edge.errors import AdapterError
     from nola_edge.files.hub import adapter_path
 

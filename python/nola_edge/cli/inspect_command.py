@@ -131,7 +131,7 @@ def _summary(adapter: Adapter, shapes: Shapes | None, checked: set[str]) -> dict
 
 def _num_bytes(path: Path) -> int:
     """Return the bytes of what makes the adapter, whatever else lies in its folder."""
-    from nola_edge.adapters.nola_files import CONFIG_NAME, WEIGHTS_NAME
+    from nola_edge.adapters.peft_folder import CONFIG_NAME, WEIGHTS_NAME
 
     files = [path] if path.is_file() else [path / CONFIG_NAME, path / WEIGHTS_NAME]
     return sum(file.stat().st_size for file in files)

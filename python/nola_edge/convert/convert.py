@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nola_edge import arguments, ops
 from nola_edge.adapters.nola_config import MAX_RANK
-from nola_edge.adapters.nola_files import (
+from nola_edge.adapters.peft_folder import (
     CONFIG_NAME,
     PREFIX,
     WEIGHTS_NAME,

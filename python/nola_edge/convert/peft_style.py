@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from nola_edge.adapters.nola_files import CONFIG_NAME, PREFIX
+from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX
 from nola_edge.convert.factor import Layer, Part, Plan
 from nola_edge.convert.seeded import check_counts, read_pair, sort_names
 from nola_edge.errors import AdapterError, ArgumentError, printable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_edge.adapters.nola_files import CONFIG_NAME, WEIGHTS_NAME
+from nola_edge.adapters.peft_folder import CONFIG_NAME, WEIGHTS_NAME
 from nola_edge.dtypes import MERGEABLE
 from nola_edge.errors import AdapterError, FormatError, NotFiniteError
 from nola_edge.files.paths import inside, read_inside

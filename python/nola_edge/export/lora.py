@@ -12,14 +12,14 @@ from nola_edge import arguments
 from nola_edge.adapters import Adapter
 from nola_edge.adapters.belongs import check_no_magnitudes, location
 from nola_edge.adapters.lora_files import BIAS, EMBEDDING_A, EMBEDDING_B, A, B
-from nola_edge.adapters.nola_files import (
+from nola_edge.adapters.peft_folder import (
     CONFIG_NAME,
     PREFIX,
     WEIGHTS_NAME,
-    stored_name,
     write_config,
     write_tensors,
 )
+from nola_edge.adapters.whole_tensors import stored_name
 from nola_edge.dtypes import MERGEABLE, numpy_dtype
 from nola_edge.errors import ArgumentError
 from nola_edge.export.alpha import alpha_of

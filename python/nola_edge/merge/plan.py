@@ -25,7 +25,7 @@ from nola_edge.adapters.belongs import (
 from nola_edge.adapters.fingerprints import base_fingerprint
 from nola_edge.adapters.load import load_adapter
 from nola_edge.adapters.module_names import WEIGHT, match_modules
-from nola_edge.adapters.nola_files import EMBEDDINGS
+from nola_edge.adapters.whole_tensors import EMBEDDINGS
 from nola_edge.dtypes import MERGEABLE, numpy_dtype
 from nola_edge.errors import (
     AdapterError,

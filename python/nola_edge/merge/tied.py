@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nola_edge.adapters.nola_files import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS
+from nola_edge.adapters.whole_tensors import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS
 from nola_edge.errors import MismatchError
 from nola_edge.files.paths import read_inside
 from nola_edge.files.strict_json import encode, loads_object

@@ -18,7 +18,8 @@ from torch import nn
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from nola_edge.adapters.nola_files import ALPHA, BETA, PREFIX
+from nola_edge.adapters.nola_files import ALPHA, BETA
+from nola_edge.adapters.peft_folder import PREFIX
 from nola_edge.peft.adapted import adapted_layers
 from nola_edge.peft.config import NolaConfig
 from nola_edge.peft.names import plain_name

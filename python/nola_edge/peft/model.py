@@ -16,7 +16,8 @@ from peft.utils import (
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import nn
 
-from nola_edge.adapters.nola_files import ALPHA, BETA, PREFIX, SCALE
+from nola_edge.adapters.nola_files import ALPHA, BETA, SCALE
+from nola_edge.adapters.peft_folder import PREFIX
 from nola_edge.peft.adapted import adapted_layers, check_injected, stream_shapes, take_out
 from nola_edge.peft.base import loaded_from, warn_of_other_base
 from nola_edge.peft.bypassed import refuse_fused, warn_of_attention, warn_of_bypassed

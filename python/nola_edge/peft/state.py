@@ -10,7 +10,8 @@ from collections.abc import Collection, Mapping
 
 import torch
 
-from nola_edge.adapters.nola_files import ALPHA, BETA, PREFIX, SCALE, quantized_tensors
+from nola_edge.adapters.nola_files import ALPHA, BETA, SCALE, quantized_tensors
+from nola_edge.adapters.peft_folder import PREFIX
 from nola_edge.adapters.quantize import Quantized, check_scale, dequantize, packed_size
 from nola_edge.peft.config import NolaConfig, replace_prefix
 from nola_edge.torch.sharding import whole_tensor

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_edge.adapters.nola_files import CONFIG_NAME, PREFIX, WEIGHTS_NAME
+from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import AdapterError, NolaEdgeError, printable
 from nola_edge.export.lora import lora_config
