@@ -11,18 +11,23 @@ import pytest
 
 import nola_edge as ne
 from nola_edge import Adapter
+from nola_edge.adapters.packed import packed_obstacle
+from nola_edge.adapters.peft_folder import adapter_obstacle
 from nola_edge.errors import OutputError
-from nola_edge.files import atomic, mounts, replaceable, written
+from nola_edge.files import atomic, mounts, written
 from nola_edge.files.atomic import AtomicOutput
 from nola_edge.files.copying import copy_range
+from nola_edge.files.gguf import gguf_lora_obstacle, gguf_model_obstacle
+from nola_edge.files.safetensors import safetensors_obstacle
+from nola_edge.merge.layout import checkpoint_obstacle
 from tests.conftest import snapshot, write_safetensors
 from tests.files.test_temporary import dead_temporary
 
-OURS = replaceable.checkpoint_folder([])
+OURS = checkpoint_obstacle([])
 
 
 def write(target, directory=True, **options):
-    options.setdefault("replaces", OURS if directory else replaceable.safetensors_file)
+    options.setdefault("replaces", OURS if directory else safetensors_obstacle)
     output = AtomicOutput(target, directory=directory, **options)
     with output as out, out.file("a.safetensors" if directory else "") as path:
         path.write_bytes(b"content")
@@ -82,7 +87,7 @@ def test_force_spares_a_file_that_is_no_output(tmp_path):
             tmp_path / "out",
             directory=False,
             force=True,
-            replaces=replaceable.safetensors_file,
+            replaces=safetensors_obstacle,
         ),
     ):
         pass
@@ -355,10 +360,10 @@ def test_what_force_may_replace_in_folders(files, checkpoint, kind, tmp_path):
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    own = replaceable.checkpoint_folder([Path("config.json"), Path("tokenizer/vocabulary.txt")])
+    own = checkpoint_obstacle([Path("config.json"), Path("tokenizer/vocabulary.txt")])
     assert (own(folder) is None) == checkpoint
-    assert (replaceable.nola_folder(folder) is None) == (kind == "NOLA")
-    assert (replaceable.lora_folder(folder) is None) == (kind == "LORA")
+    assert (adapter_obstacle("NOLA")(folder) is None) == (kind == "NOLA")
+    assert (adapter_obstacle("LORA")(folder) is None) == (kind == "LORA")
 
 
 def test_what_force_may_replace_in_files(tiny, tmp_path):
@@ -375,16 +380,16 @@ def test_what_force_may_replace_in_files(tiny, tmp_path):
     write_safetensors(tmp_path / "plain", {"a": np.ones(3, np.float32)})
     (tmp_path / "text").write_text('{"text": {"mine": "with a brace at its ninth letter"}}')
     allowed = {
-        "model": [replaceable.gguf_model],
-        "lora": [replaceable.gguf_lora],
-        "packed": [replaceable.packed_adapter, replaceable.safetensors_file],
-        "plain": [replaceable.safetensors_file],
+        "model": [gguf_model_obstacle],
+        "lora": [gguf_lora_obstacle],
+        "packed": [packed_obstacle, safetensors_obstacle],
+        "plain": [safetensors_obstacle],
         "text": [],
     }
     for name, tests in allowed.items():
         for test in (
-            replaceable.gguf_model, replaceable.gguf_lora, replaceable.packed_adapter,
-            replaceable.safetensors_file,
+            gguf_model_obstacle, gguf_lora_obstacle, packed_obstacle,
+            safetensors_obstacle,
         ):  # fmt: skip
             assert (test(tmp_path / name) is None) == (test in tests), (name, test.__name__)
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import nola_edge as ne
+from nola_edge.adapters.packed import packed_obstacle
 from nola_edge.errors import NotFiniteError, OutputError
 from nola_edge.files.atomic import AtomicOutput
-from nola_edge.files.replaceable import packed_adapter
 from tests.cli.test_cli import run
 from tests.conftest import snapshot, tiny_adapter
 
@@ -124,7 +124,7 @@ def test_python_and_the_command_line_make_them(tiny, tmp_path):
     ne.merge_each(base, {"one": adapter}, tmp_path / "e" / "q")
     assert (tmp_path / "e" / "q" / "one" / "config.json").exists()
     tiny_adapter().pack(tmp_path / "n" / "a.nola")
-    assert packed_adapter(tmp_path / "n" / "a.nola") is None
+    assert packed_obstacle(tmp_path / "n" / "a.nola") is None
 
 
 def test_a_merge_that_fails_late_leaves_no_parents(tiny, tmp_path):

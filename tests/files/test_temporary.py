@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nola_edge.files import temporary
-from nola_edge.files.replaceable import nothing_yet
+from nola_edge.files.obstacles import nothing_yet
 from nola_edge.files.temporary import EXCHANGED, NEW, REPLACED, sweep, sweep_folder, temporary_path
 
 WEEK = 7 * 24 * 3600

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nola_edge.errors import ChangedError, FormatError, NolaEdgeError
-from nola_edge.files.gguf import GgufFile, LongValue
+from nola_edge.files.gguf import GgufFile
+from nola_edge.files.gguf_cursor import LongValue
 from nola_edge.files.gguf_types import TENSOR_TYPES
 from nola_edge.files.signature import is_gguf
 from tests.conftest import snapshot

@@ -6,7 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from nola_edge.files.gguf import GgufFile, LongValue
+from nola_edge.files.gguf import GgufFile
+from nola_edge.files.gguf_cursor import LongValue
 from nola_edge.files.gguf_writer import write_gguf
 
 gguf = pytest.importorskip("gguf")

@@ -10,7 +10,8 @@ from nola_edge import ops
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from nola_edge.files.safetensors import SafetensorsFile, TensorInfo
+    from nola_edge.files.safetensors import SafetensorsFile
+    from nola_edge.files.tensor_info import TensorInfo
 
 _WINDOWS = 64
 _WINDOW_BYTES = 64

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nola_edge.adapters.hub import adapter_path
 from nola_edge.adapters.nola import Adapter
 from nola_edge.adapters.nola_config import PEFT_TYPE
 from nola_edge.adapters.peft_folder import CONFIG_NAME
 from nola_edge.errors import AdapterError, FormatError, printable
-from nola_edge.files.hub import adapter_path
 from nola_edge.files.input_file import opening
 from nola_edge.files.paths import read_inside
 from nola_edge.files.safetensors import SafetensorsFile

@@ -16,13 +16,15 @@ from nola_edge.adapters.fingerprints import (
     modules_fingerprint,
     shapes_fingerprint,
 )
-from nola_edge.adapters.nola_config import AdapterConfig
+from nola_edge.adapters.hub import adapter_path
+from nola_edge.adapters.nola_config import PEFT_TYPE, AdapterConfig
 from nola_edge.adapters.nola_files import ALPHA, BETA, Coefficients, load_folder, quantized_tensors
-from nola_edge.adapters.packed import load_packed, write_packed
+from nola_edge.adapters.packed import load_packed, packed_obstacle, write_packed
 from nola_edge.adapters.peft_folder import (
     CONFIG_NAME,
     PREFIX,
     WEIGHTS_NAME,
+    adapter_obstacle,
     write_config,
     write_tensors,
 )
@@ -31,9 +33,8 @@ from nola_edge.adapters.start import check_shape, target_names, unit_start
 from nola_edge.adapters.whole_tensors import check_saved_modules, stored_name
 from nola_edge.errors import AdapterError, NotFiniteError, printable
 from nola_edge.files.atomic import AtomicOutput
-from nola_edge.files.hub import adapter_path, base_path
+from nola_edge.files.hub import base_path
 from nola_edge.files.input_file import opening
-from nola_edge.files.replaceable import nola_folder, packed_adapter
 from nola_edge.files.strict_json import MAX_CONFIG_BYTES
 from nola_edge.files.tensors import TensorMapping
 
@@ -365,7 +366,7 @@ class Adapter(LowRankAdapter):
             inputs=self._inputs(path, force),
             force=force,
             directory=True,
-            replaces=nola_folder,
+            replaces=adapter_obstacle(PEFT_TYPE),
         ) as out:
             with out.file(WEIGHTS_NAME) as weights:
                 write_tensors(weights, tensors)
@@ -399,7 +400,7 @@ class Adapter(LowRankAdapter):
                 inputs=self._inputs(path, force),
                 force=force,
                 directory=False,
-                replaces=packed_adapter,
+                replaces=packed_obstacle,
             ) as out,
             out.file() as file,
         ):

@@ -21,7 +21,7 @@ from nola_edge.adapters.quantize import Quantized, check_scale, dequantize, pack
 from nola_edge.adapters.whole_tensors import load_whole
 from nola_edge.errors import AdapterError, FormatError, OutputError, printable
 from nola_edge.files.json_cursor import Cursor
-from nola_edge.files.safetensors import SafetensorsFile
+from nola_edge.files.safetensors import SafetensorsFile, stated_format
 from nola_edge.files.strict_json import MAX_CONFIG_BYTES, dumps, encode
 from nola_edge.files.torch_file import begins_as_torch
 
@@ -234,3 +234,9 @@ def _tensor(file: SafetensorsFile, name: str, dtype: str, count: int) -> NDArray
             field=name,
         )
     return file.read(name)
+
+
+def packed_obstacle(path: Path) -> str | None:
+    """Say what keeps a path from being replaced by a packed adapter: it is none itself."""
+    packed = (stated_format(path) or "").startswith("nola-packed-")
+    return None if packed else "is not a packed adapter"

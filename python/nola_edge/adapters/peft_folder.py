@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_edge.dtypes import safetensors_dtype
-from nola_edge.errors import AdapterError, OutputError
+from nola_edge.errors import AdapterError, NolaEdgeError, OutputError
 from nola_edge.files.folder import weights_among
-from nola_edge.files.paths import inside
+from nola_edge.files.obstacles import foreign, names_below
+from nola_edge.files.paths import inside, read_inside
 from nola_edge.files.safetensors import SafetensorsFile, encode_header
-from nola_edge.files.strict_json import encode
+from nola_edge.files.strict_json import encode, loads_object
 from nola_edge.files.tensors import tensor_of
 from nola_edge.files.torch_file import torch_file_refused
 
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from nola_edge.files.obstacles import Obstacle
     from nola_edge.files.tensors import Tensor
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _PICKLED_NAME = "adapter_model.bin"
 PREFIX = "base_model.model."
+_OWN_FILES = {CONFIG_NAME, WEIGHTS_NAME, "head.safetensors"}
 
 
 def write_tensors(
@@ -120,3 +123,23 @@ def prefixed_names(file: SafetensorsFile, apart: Container[str] = ()) -> Iterato
                 field=name,
             )
         yield name, name[len(PREFIX) :]
+
+
+def adapter_obstacle(peft_type: str) -> Obstacle:
+    """Make a test for a folder with an adapter of a method and nothing else."""
+
+    def test(path: Path) -> str | None:
+        files = set(names_below(path))
+        if files - _OWN_FILES:
+            return foreign(files - _OWN_FILES)
+        if CONFIG_NAME not in files:
+            return f"holds no {CONFIG_NAME}"
+        try:
+            config = loads_object(read_inside(path, CONFIG_NAME), file=path)
+        except (NolaEdgeError, OSError):
+            return f"holds an {CONFIG_NAME} that cannot be read"
+        if config.get("peft_type") == peft_type:
+            return None
+        return f"holds an {CONFIG_NAME} whose peft_type is not {peft_type}"
+
+    return test

@@ -73,9 +73,9 @@ def local_adapters(texts: Iterable[str], order: str = "") -> list[tuple[str, flo
     NolaEdgeError
         If there is no such adapter, or a weight is no number.
     """
+    from nola_edge.adapters.hub import adapter_path
     from nola_edge.adapters.peft_folder import holds_model
     from nola_edge.errors import AdapterError
-    from nola_edge.files.hub import adapter_path
 
     given = [ui.parse_adapter(text) for text in texts]
     found = [(adapter_path(location), weight) for location, weight in given]

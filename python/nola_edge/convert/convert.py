@@ -14,6 +14,7 @@ from nola_edge.adapters.peft_folder import (
     CONFIG_NAME,
     PREFIX,
     WEIGHTS_NAME,
+    adapter_obstacle,
     write_config,
     write_tensors,
 )
@@ -26,7 +27,6 @@ from nola_edge.convert.styles import plan_conversion
 from nola_edge.errors import AdapterError, ArgumentError
 from nola_edge.export.lora_fields import lora_fields
 from nola_edge.files.atomic import AtomicOutput
-from nola_edge.files.replaceable import lora_folder
 from nola_edge.threads import check_threads
 from nola_edge.workers import Workers
 
@@ -185,7 +185,7 @@ def convert_checkpoint(
             force=force,
             directory=True,
             expected_bytes=4 * nbytes,
-            replaces=lora_folder,
+            replaces=adapter_obstacle("LORA"),
         ) as out:
             with out.file(WEIGHTS_NAME) as weights:
                 write_tensors(weights, _tensors(plan, device, num_threads, progress))

@@ -21,10 +21,9 @@ from nola_edge.export.alpha import alpha_of
 from nola_edge.export.factors import factor_tensor
 from nola_edge.files.atomic import AtomicOutput
 from nola_edge.files.checkpoint import Checkpoint
-from nola_edge.files.gguf import GgufFile
+from nola_edge.files.gguf import GgufFile, gguf_lora_obstacle
 from nola_edge.files.hub import base_path
 from nola_edge.files.paths import read_inside
-from nola_edge.files.replaceable import gguf_lora
 from nola_edge.files.signature import is_gguf
 from nola_edge.files.strict_json import loads_object
 from nola_edge.files.tensors import ComputedTensor, StackedTensor
@@ -137,7 +136,7 @@ def export_gguf_lora(
     inputs = [base, *(Path(a.path) for a, _ in adapters if a.path is not None)]
     with (
         AtomicOutput(
-            output, inputs=inputs, force=force, directory=False, replaces=gguf_lora
+            output, inputs=inputs, force=force, directory=False, replaces=gguf_lora_obstacle
         ) as out,
         out.file() as path,
         contextlib.closing(gguf.GGUFWriter(path, model.architecture.name)) as writer,

@@ -16,6 +16,7 @@ from nola_edge.adapters.peft_folder import (
     CONFIG_NAME,
     PREFIX,
     WEIGHTS_NAME,
+    adapter_obstacle,
     write_config,
     write_tensors,
 )
@@ -28,7 +29,6 @@ from nola_edge.export.lora_fields import fields_of_modules, lora_fields
 from nola_edge.files.atomic import AtomicOutput
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.hub import base_path
-from nola_edge.files.replaceable import lora_folder
 from nola_edge.merge.low_rank import stored_features
 from nola_edge.merge.plan import Prefix, load_adapters, plan_merge
 from nola_edge.type_names import check_type
@@ -95,7 +95,7 @@ def export_lora(
         tensors.update(_other_tensors(plan, names))
         inputs = [checkpoint.path, *(Path(a.path) for a, _ in adapters if a.path is not None)]
         with AtomicOutput(
-            output, inputs=inputs, force=force, directory=True, replaces=lora_folder
+            output, inputs=inputs, force=force, directory=True, replaces=adapter_obstacle("LORA")
         ) as out:
             with out.file(WEIGHTS_NAME) as weights:
                 write_tensors(weights, tensors)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from nola_edge.errors import OutputError, printable
 from nola_edge.files.mounts import file_system
+from nola_edge.files.obstacles import anything, names_below, nothing_yet
 from nola_edge.files.parents import Parents, free_bytes, nearest_folder
 from nola_edge.files.renaming import exchange, rename_new
-from nola_edge.files.replaceable import anything, names_below, nothing_yet
 from nola_edge.files.temporary import (
     NEW,
     REPLACED,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from nola_edge.files.replaceable import Obstacle
+    from nola_edge.files.obstacles import Obstacle
 
 
 class AtomicOutput:
@@ -58,7 +58,7 @@ class AtomicOutput:
         Refuse at once if the disk has less space.
     replaces : callable
         Says what of a path is not of the kind that is written
-        (:mod:`nola_edge.files.replaceable`); by default anything is.
+        (:mod:`nola_edge.files.obstacles`); by default anything is.
     if_exists : str
         What to do about an existing target, for the message.
 

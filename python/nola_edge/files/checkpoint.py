@@ -24,7 +24,7 @@ from nola_edge.files.signature import is_gguf
 from nola_edge.files.strict_json import MAX_CONFIG_BYTES
 
 if TYPE_CHECKING:
-    from nola_edge.files.safetensors import TensorInfo
+    from nola_edge.files.tensor_info import TensorInfo
 
 _MAX_NAMES = 1 << 18
 _MAX_SHARD_NAME = 4096

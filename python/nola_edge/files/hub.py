@@ -1,4 +1,4 @@
-"""Find what is given by a path or by its id on the Hugging Face Hub: adapters, and models.
+"""Find what is given by a path or by its id on the Hugging Face Hub.
 
 A local path always works, an id where ``huggingface_hub`` is installed (the extra ``hub``). A path
 that is not here is looked up, with a line that says so, only if it cannot be a mistyped one.
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from nola_edge import arguments
 from nola_edge.errors import (
-    AdapterError,
     ArgumentError,
     CheckpointError,
     NolaEdgeError,
@@ -32,7 +31,6 @@ LOGGER = logging.getLogger("nola_edge")
 _HUB_ID = re.compile(
     r"(?P<name>(?P<owner>\w[\w.-]*)/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?", re.ASCII
 )
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 #: One of them is enough.
 _TOKENIZERS = (
     "tokenizer.json",
@@ -47,7 +45,7 @@ _YES = ("1", "ON", "YES", "TRUE")
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Kind:
     """What is looked for.
 
     Attributes
@@ -62,6 +60,8 @@ class _Kind:
         A file that each has, by which a download is found again.
     download : callable
         From name and revision to the local folder.
+    cached : callable
+        What to say of the folder of an earlier download, after "taken from the cache".
     """
 
     what: str
@@ -69,32 +69,14 @@ class _Kind:
     error: type[NolaEdgeError]
     config: str
     download: Callable[[str, str | None], str]
-
-
-def adapter_path(location: str | Path, revision: str | None = None) -> Path:
-    """Return the local folder, or packed file, of an adapter.
-
-    Where ``HF_HUB_OFFLINE`` is set the Hub is not asked, and what an earlier download left in its
-    cache will do.
-
-    Parameters
-    ----------
-    location : path or str
-        A folder, a packed file, or ``owner/name`` on the Hugging Face Hub, with ``@revision`` if
-        it is not the newest of ``main``. What is here wins.
-    revision : str, optional
-        Branch, tag or commit on the Hub.
-
-    Raises
-    ------
-    AdapterError
-        If there is no such folder and it cannot be downloaded.
-    """
-    return _find(location, revision, _ADAPTER)
+    cached: Callable[[Path], str] = lambda _: ""
 
 
 def base_path(location: str | Path, revision: str | None = None) -> Path:
-    """Return the local file or folder of a base; as :func:`adapter_path`.
+    """Return the local file or folder of a base.
+
+    Where ``HF_HUB_OFFLINE`` is set the Hub is not asked, and what an earlier download left in its
+    cache will do.
 
     Of a model on the Hub comes what a merge reads: the weights in safetensors, once, with their
     index, and what is no weights, such as configuration and tokenizer.
@@ -104,7 +86,7 @@ def base_path(location: str | Path, revision: str | None = None) -> Path:
     CheckpointError
         If there is none and it cannot be downloaded.
     """
-    return _find(location, revision, _MODEL)
+    return find(location, revision, _MODEL)
 
 
 def is_id(location: str) -> bool:
@@ -118,7 +100,16 @@ def repository(location: str) -> str:
     return location if named is None else named["name"]
 
 
-def _find(location: str | Path, revision: str | None, kind: _Kind) -> Path:
+def find(location: str | Path, revision: str | None, kind: Kind) -> Path:
+    """Return the local folder, or file, of something of a kind.
+
+    Raises
+    ------
+    NolaEdgeError
+        Of the kind's own type, if it is not here and cannot be downloaded.
+    ArgumentError
+        If two revisions are named, or the location is no path.
+    """
     path = arguments.path(kind.argument, location)
     if path.exists():
         return path
@@ -137,8 +128,8 @@ def _find(location: str | Path, revision: str | None, kind: _Kind) -> Path:
             field="revision",
             value=revision,
         )
-    find = _cached if _is_offline() else _download
-    return find(named["name"], revision or named["revision"], kind)
+    fetch = _cached if _is_offline() else _download
+    return fetch(named["name"], revision or named["revision"], kind)
 
 
 def _is_offline() -> bool:
@@ -148,7 +139,7 @@ def _is_offline() -> bool:
     )
 
 
-def _cached(name: str, revision: str | None, kind: _Kind) -> Path:
+def _cached(name: str, revision: str | None, kind: Kind) -> Path:
     """Return the folder of an earlier download; nothing but the disk is asked."""
     try:
         from huggingface_hub import try_to_load_from_cache
@@ -168,16 +159,18 @@ def _cached(name: str, revision: str | None, kind: _Kind) -> Path:
         "%s: is not here, taken from the cache of the Hugging Face Hub; only what was downloaded "
         "earlier is used%s",
         shown,
-        ", without a tokenizer file" if kind is _MODEL and _lacks_tokenizer(folder) else "",
+        kind.cached(folder),
     )
     return folder
 
 
-def _lacks_tokenizer(folder: Path) -> bool:
-    return not any((folder / name).is_file() for name in _TOKENIZERS)
+def _without_tokenizer(folder: Path) -> str:
+    if any((folder / name).is_file() for name in _TOKENIZERS):
+        return ""
+    return ", without a tokenizer file"
 
 
-def _download(name: str, revision: str | None, kind: _Kind) -> Path:
+def _download(name: str, revision: str | None, kind: Kind) -> Path:
     shown = _shown(name, revision)
     try:
         import huggingface_hub  # noqa: F401 - whether it is there
@@ -204,10 +197,6 @@ def _shown(name: str, revision: str | None) -> str:
     return name if revision is None else f"{name}@{printable(revision)}"
 
 
-def _download_adapter(name: str, revision: str | None) -> str:
-    return _snapshot(name, revision, _ADAPTER_FILES)
-
-
 def _download_model(name: str, revision: str | None) -> str:
     """Download the files that say which others are needed, then those."""
     from huggingface_hub import HfApi
@@ -218,8 +207,8 @@ def _download_model(name: str, revision: str | None) -> str:
     weights = weights_among(names)
     if weights is None:
         raise CheckpointError(_no_weights(names))
-    first = _snapshot(name, revision, [n for n in names if n in (weights, *_TELLING)])
-    folder = _snapshot(name, revision, needed_files(names, weights, Path(first)))
+    first = snapshot(name, revision, [n for n in names if n in (weights, *_TELLING)])
+    folder = snapshot(name, revision, needed_files(names, weights, Path(first)))
     if folder != first:
         raise CheckpointError("changed on the Hub while it was downloaded; run again")
     return folder
@@ -235,7 +224,8 @@ def _no_weights(names: Sequence[str]) -> str:
     return "has no safetensors weights, or several, of which no name says which is wanted"
 
 
-def _snapshot(name: str, revision: str | None, files: Collection[str]) -> str:
+def snapshot(name: str, revision: str | None, files: Collection[str]) -> str:
+    """Download files of a repository, those that it has, and return their folder."""
     from huggingface_hub import snapshot_download
 
     return str(
@@ -245,5 +235,6 @@ def _snapshot(name: str, revision: str | None, files: Collection[str]) -> str:
 
 #: Say which files belong to a model.
 _TELLING = ("modules.json", "config.json")
-_ADAPTER = _Kind("an adapter", "path", AdapterError, "adapter_config.json", _download_adapter)
-_MODEL = _Kind("a model", "base", CheckpointError, "config.json", _download_model)
+_MODEL = Kind(
+    "a model", "base", CheckpointError, "config.json", _download_model, _without_tokenizer
+)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from nola_edge.errors import FormatError, printable
 from nola_edge.files.input_file import InputFile
 from nola_edge.files.json_cursor import Cursor
 from nola_edge.files.strict_json import dumps
+from nola_edge.files.tensor_info import TensorInfo
 from nola_edge.files.torch_file import begins_as_torch, torch_file_refused
 
 if TYPE_CHECKING:
@@ -36,35 +36,6 @@ _MAX_SIZE = 2**63
 _MAX_DIMENSIONS = 64
 #: The one key of a header that is not a tensor.
 METADATA = "__metadata__"
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One entry of a header.
-
-    Attributes
-    ----------
-    name, dtype : str
-    shape : tuple of int
-    start, stop : int
-        Byte offsets in the file.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor."""
-        return self.stop - self.start
-
-    @property
-    def size(self) -> int:
-        """Elements of the tensor."""
-        return math.prod(self.shape)
 
 
 class SafetensorsFile(InputFile):
@@ -314,3 +285,17 @@ def encode_header(
             field="header",
         )
     return len(text).to_bytes(8, "little") + text
+
+
+def safetensors_obstacle(path: Path) -> str | None:
+    """Say what keeps a path from being replaced by a safetensors file: it is none itself."""
+    return "is not a safetensors file" if stated_format(path) is None else None
+
+
+def stated_format(path: Path) -> str | None:
+    """Return what a safetensors file says of itself, or nothing; None of what is no such file."""
+    try:
+        with SafetensorsFile.open(path) as file:
+            return (file.metadata or {}).get("format", "")
+    except FormatError:
+        return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from nola_edge.errors import OutputError, printable
 from nola_edge.files.mounts import keeps_inodes
-from nola_edge.files.replaceable import names_below
+from nola_edge.files.obstacles import names_below
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nola_edge import arguments
 from nola_edge.files.atomic import AtomicOutput
 from nola_edge.files.copying import copy_range, pwrite_all, start_writeback
-from nola_edge.files.gguf import GgufFile
-from nola_edge.files.replaceable import gguf_model
+from nola_edge.files.gguf import GgufFile, gguf_model_obstacle
 from nola_edge.gguf.layout import Layout
 from nola_edge.gguf.plan import GgufPlan, plan_gguf
 from nola_edge.gguf.requantize import merge_rows, requantized_windows
@@ -26,7 +25,7 @@ from nola_edge.workers import Buffers, Workers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nola_edge.files.safetensors import TensorInfo
+    from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.gguf.plan import TensorMerge
     from nola_edge.merge.low_rank import RowUpdate
     from nola_edge.merge.windows import Runs, Window
@@ -123,7 +122,7 @@ def merge_gguf(
             force=force,
             directory=False,
             expected_bytes=layout.size,
-            replaces=gguf_model,
+            replaces=gguf_model_obstacle,
         ) as out:
             with out.file() as path:
                 survival = _write(plan, layout, path, num_threads, progress or (lambda _: None))

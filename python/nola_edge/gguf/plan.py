@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from nola_edge.adapters.base import LowRankAdapter
     from nola_edge.files.gguf import GgufFile
-    from nola_edge.files.safetensors import TensorInfo
+    from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.gguf.architectures import Model, Target
     from nola_edge.merge.low_rank import RowUpdate
 

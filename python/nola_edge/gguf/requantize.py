@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nola_edge.files.input_file import InputFile
-    from nola_edge.files.safetensors import TensorInfo
+    from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.merge.low_rank import RowUpdate
     from nola_edge.merge.windows import Window
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nola_edge.adapters.base import LowRankAdapter
-    from nola_edge.files.safetensors import TensorInfo
+    from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.merge.audit.compare import Produce
     from nola_edge.merge.low_rank import RowUpdate
     from nola_edge.merge.windows import Runs, Window

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nola_edge.dtypes import safetensors_dtype
+from nola_edge.errors import printable
 from nola_edge.files.copying import copy_file
+from nola_edge.files.folder import is_index
+from nola_edge.files.obstacles import foreign, names_below
 from nola_edge.files.paths import inside
 from nola_edge.files.safetensors import encode_header
 from nola_edge.files.strict_json import encode
 from nola_edge.merge.tied import CONFIG_NAME, untied_config
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from nola_edge.files.atomic import AtomicOutput
+    from nola_edge.files.obstacles import Obstacle
     from nola_edge.files.safetensors import SafetensorsFile
     from nola_edge.files.tensors import Tensor
     from nola_edge.merge.plan import MergePlan
+
+_SUFFIX = ".safetensors"
+_ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -115,3 +123,22 @@ def write_companions(
                 target.write_bytes(content)
             else:
                 copy_file(content, target)
+
+
+def checkpoint_obstacle(companions: Collection[Path]) -> Obstacle:
+    """Make a test for a folder with weights and nothing but these and files of given names."""
+    own = {str(path) for path in companions}
+
+    def is_own(name: str) -> bool:
+        return name in own or ("/" not in name and (is_index(name) or name.endswith(_SUFFIX)))
+
+    def test(path: Path) -> str | None:
+        names = os.listdir(path)
+        if _ADAPTER_CONFIG in names:
+            return foreign([_ADAPTER_CONFIG])
+        others = [name for name in names_below(path) if not is_own(name)]
+        if not others and not any(name.endswith(_SUFFIX) for name in names):
+            return f"holds {printable(min(names))} but no weights"
+        return foreign(others)
+
+    return test

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nola_edge.adapters.base import LowRankAdapter
-    from nola_edge.files.safetensors import TensorInfo
+    from nola_edge.files.tensor_info import TensorInfo
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ from nola_edge.merge.low_rank import Term, stored_features
 from nola_edge.merge.tied import check_tied
 
 if TYPE_CHECKING:
-    from nola_edge.files.safetensors import SafetensorsFile, TensorInfo
+    from nola_edge.files.safetensors import SafetensorsFile
+    from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.files.tensors import Tensor
 
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from nola_edge.files.atomic import AtomicOutput
-    from nola_edge.files.safetensors import SafetensorsFile, TensorInfo
+    from nola_edge.files.safetensors import SafetensorsFile
+    from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.files.tensors import Tensor
     from nola_edge.merge.layout import OutputFile
     from nola_edge.merge.low_rank import Update

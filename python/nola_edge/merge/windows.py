@@ -15,7 +15,7 @@ from nola_edge.dtypes import MERGEABLE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from nola_edge.files.safetensors import TensorInfo
+    from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.merge.low_rank import RowUpdate
 
 _FLOAT_BYTES = 4

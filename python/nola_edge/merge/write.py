@@ -12,9 +12,9 @@ from nola_edge import arguments
 from nola_edge.files.atomic import AtomicOutput
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.hub import base_path
-from nola_edge.files.replaceable import checkpoint_folder, safetensors_file
+from nola_edge.files.safetensors import safetensors_obstacle
 from nola_edge.merge.heads import label_notes
-from nola_edge.merge.layout import OutputFile, output_files, write_companions
+from nola_edge.merge.layout import OutputFile, checkpoint_obstacle, output_files, write_companions
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
 from nola_edge.merge.weight_files import Piece, write_together
 from nola_edge.threads import check_threads
@@ -22,7 +22,7 @@ from nola_edge.threads import check_threads
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nola_edge.files.replaceable import Obstacle
+    from nola_edge.files.obstacles import Obstacle
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def merge_checkpoint(
 
 def replaces_of(base: Checkpoint) -> Obstacle:
     """Return what tests whether a merge may replace a path: it must be one into a like base."""
-    return checkpoint_folder(base.companions()) if base.is_folder else safetensors_file
+    return checkpoint_obstacle(base.companions()) if base.is_folder else safetensors_obstacle
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nola_edge.files.safetensors import TensorInfo
+from nola_edge.files.tensor_info import TensorInfo
 from nola_edge.merge.blocks import submit_merge
 from nola_edge.merge.low_rank import make_updates
 from nola_edge.models.mapped_memory import MappedFiles, byte_view

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nola_edge.files.input_file import InputFile
-    from nola_edge.files.safetensors import TensorInfo
+    from nola_edge.files.tensor_info import TensorInfo
 
 #: Gives a block's expected bytes, in the buffer it gets or in memory of its own.
 Produce = Callable[[memoryview], memoryview]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from nola_edge.files.input_file import InputFile
-    from nola_edge.files.safetensors import TensorInfo
+    from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.merge.audit.faults import Prediction
     from nola_edge.merge.audit.report import Difference
     from nola_edge.merge.low_rank import Update

@@ -1,0 +1,50 @@
+"""What keeps a path from being replaced by ``--force``: that it is not what a command writes.
+
+Each format has a test of its own. It returns what is in the way, for a message that begins with
+the path: "holds notes.txt, which this does not write". It returns None of what may be replaced.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nola_edge.errors import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    #: Says what of a path keeps it from being replaced; None of one that may be.
+    Obstacle = Callable[[Path], str | None]
+
+
+def nothing_yet(path: Path) -> bool:
+    """Tell whether a path is an empty folder or an empty regular file."""
+    if path.is_dir():
+        return not os.listdir(path)
+    return path.is_file() and path.stat().st_size == 0
+
+
+def anything(path: Path) -> str | None:
+    """Say that a path holds something, whatever it is."""
+    if nothing_yet(path):
+        return None
+    return foreign(names_below(path)) if path.is_dir() else "is not empty"
+
+
+def foreign(names: Collection[str]) -> str | None:
+    """Say that a folder holds files which are not written; None where there are none."""
+    if not names:
+        return None
+    more = " and more" * (len(names) > 1)
+    return f"holds {printable(min(names))}{more}, which this does not write"
+
+
+def names_below(folder: Path) -> list[str]:
+    """Return every file below a folder, and the folders that are links or hidden."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        odd = [name for name in folders if Path(place, name).is_symlink() or name.startswith(".")]
+        found += [str(Path(place, name).relative_to(folder)) for name in [*names, *odd]]
+    return found
