@@ -6,14 +6,15 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nola_edge.adapters.fingerprints import shapes_fingerprint
-from nola_edge.errors import AdapterError, ArgumentError, MismatchError, printable
+from nola_edge.adapters.fingerprints import base_fingerprint, shapes_fingerprint
+from nola_edge.adapters.module_names import match_modules
+from nola_edge.errors import AdapterError, MismatchError, printable
+from nola_edge.files.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from nola_edge.adapters.base import LowRankAdapter
-    from nola_edge.merge.low_rank import Term
 
 #: An expanded factor is at most as large as the weight, or this, 16 MB.
 _MAX_FACTOR_ELEMENTS = 2**22
@@ -104,38 +105,6 @@ def _check_shape(adapter: LowRankAdapter, module: str, found: tuple[int, int], f
     )
 
 
-def check_alone(terms: Sequence[Term], name: str) -> None:
-    """Refuse DoRA beside another adapter in one weight, or with a weight of its own.
-
-    What it makes of a weight is no sum: it scales the result.
-
-    Parameters
-    ----------
-    terms : sequence of Term
-        All that is merged into one tensor.
-    name : str
-        Of the tensor.
-
-    Raises
-    ------
-    ArgumentError
-    """
-    for term in terms:
-        if term.adapter.magnitude(term.module) is None or (len(terms) == 1 and term.weight == 1):
-            continue
-        reason = (
-            f"is merged with weight {term.weight:g}"
-            if len(terms) == 1
-            else "shares a weight with other adapters"
-        )
-        raise ArgumentError(
-            f"{printable(name)} {reason}, and DoRA (use_dora) scales the whole weight to norms "
-            "that were trained for it alone; merge it by itself",
-            file=location(term.adapter),
-            field="adapter",
-        )
-
-
 def check_no_magnitudes(adapter: LowRankAdapter, what: str) -> None:
     """Refuse DoRA where only sums are known.
 
@@ -156,6 +125,36 @@ def check_no_magnitudes(adapter: LowRankAdapter, what: str) -> None:
                 file=location(adapter),
                 field="use_dora",
             )
+
+
+def fingerprint_of_base(adapter: LowRankAdapter, base: Path) -> str:
+    """Open a checkpoint, check that an adapter fits it, and return its fingerprint.
+
+    Raises
+    ------
+    NolaEdgeError
+        If the checkpoint cannot be used, lacks a module, or has it in another shape.
+    """
+    with Checkpoint.open(base) as checkpoint:
+        names = match_modules(
+            list(adapter.modules),
+            checkpoint.tensors,
+            adapter=location(adapter),
+            base=checkpoint.path,
+        )
+        targets = [(module, *checkpoint.tensors[name]) for module, name in names.items()]
+        shapes: dict[str, tuple[int, int]] = {}
+        for module, file, info in targets:
+            if len(info.shape) != 2:
+                raise MismatchError(
+                    f"has shape {list(info.shape)}, not that of a matrix",
+                    file=file.path,
+                    field=info.name,
+                )
+            rows, cols = info.shape
+            shapes[module] = (cols, rows) if adapter.transposed(module) else (rows, cols)
+        check_shapes(adapter, shapes, checkpoint.path)
+        return base_fingerprint(targets)
 
 
 def check_fingerprint(adapter: LowRankAdapter, found: str, file: Path, override: str) -> None:

@@ -10,19 +10,19 @@ import numpy as np
 
 from nola_edge import arguments, ops
 from nola_edge.adapters.base import LowRankAdapter
+from nola_edge.adapters.belongs import fingerprint_of_base
 from nola_edge.adapters.fingerprints import (
-    base_fingerprint,
     basis_fingerprint,
     modules_fingerprint,
     shapes_fingerprint,
 )
 from nola_edge.adapters.hub import adapter_path
+from nola_edge.adapters.nola_checks import check_contents, check_fingerprints, still_true
 from nola_edge.adapters.nola_config import PEFT_TYPE, AdapterConfig
-from nola_edge.adapters.nola_files import ALPHA, BETA, Coefficients, load_folder, quantized_tensors
+from nola_edge.adapters.nola_files import Coefficients, load_folder, named_tensors
 from nola_edge.adapters.packed import load_packed, packed_obstacle, write_packed
 from nola_edge.adapters.peft_folder import (
     CONFIG_NAME,
-    PREFIX,
     WEIGHTS_NAME,
     adapter_obstacle,
     write_config,
@@ -30,8 +30,8 @@ from nola_edge.adapters.peft_folder import (
 )
 from nola_edge.adapters.quantize import check_bits, rounded
 from nola_edge.adapters.start import check_shape, target_names, unit_start
-from nola_edge.adapters.whole_tensors import check_saved_modules, stored_name
-from nola_edge.errors import AdapterError, NotFiniteError, printable
+from nola_edge.adapters.whole_tensors import check_saved_modules
+from nola_edge.errors import AdapterError, printable
 from nola_edge.files.atomic import AtomicOutput
 from nola_edge.files.hub import base_path
 from nola_edge.files.input_file import opening
@@ -72,11 +72,11 @@ class Adapter(LowRankAdapter):
         *,
         path: Path | None = None,
     ) -> None:
-        self.config = _still_true(config, modules)
+        self.config = still_true(config, modules)
         self.modules = dict(modules)
         self.whole_tensors = TensorMapping(whole_tensors or {})
         self.path = path
-        _check_contents(self)
+        check_contents(self.config, self.modules, path)
 
     def __repr__(self) -> str:
         config = self.config
@@ -170,7 +170,7 @@ class Adapter(LowRankAdapter):
             config, modules, whole = load_packed(folder) if packed else load_folder(folder)
         check_saved_modules(whole, config, folder if packed else folder / CONFIG_NAME)
         if modules:
-            _check_fingerprints(config, modules, folder if packed else folder / CONFIG_NAME)
+            check_fingerprints(config, modules, folder if packed else folder / CONFIG_NAME)
         try:
             return cls(config, modules, whole, path=folder)
         except AdapterError as error:
@@ -231,13 +231,7 @@ class Adapter(LowRankAdapter):
             fresh[module] = Coefficients(alpha, np.zeros(num_basis_b, np.float32))
         adapter = cls(config, fresh)
         if base is not None:
-            from nola_edge.files.checkpoint import Checkpoint
-            from nola_edge.merge.plan import plan_merge
-
-            with Checkpoint.open(base_path(base)) as checkpoint:
-                plan = plan_merge(checkpoint, ((adapter, 1.0),))
-                targets = [(t[0].module, *plan.tensor(name)) for name, t in plan.merges.items()]
-                found = base_fingerprint(targets)
+            found = fingerprint_of_base(adapter, base_path(base))
             adapter = cls(dataclasses.replace(config, base_fingerprint=found), fresh)
         return adapter
 
@@ -350,17 +344,7 @@ class Adapter(LowRankAdapter):
         """
         path = arguments.path("path", path)
         config = self._fingerprinted()
-        bits = config.coefficient_bits
-        tensors: dict[str, NDArray[Any] | Tensor] = {}
-        for module, coefficients in self.modules.items():
-            for suffix, values in ((ALPHA, coefficients.alpha), (BETA, coefficients.beta)):
-                name = PREFIX + module + suffix
-                if bits is None:
-                    tensors[name] = values
-                else:
-                    tensors.update(quantized_tensors(name, values, bits))
-        for name, tensor in self.whole_tensors.tensors.items():
-            tensors[PREFIX + stored_name(name, self.modules)] = tensor
+        tensors = named_tensors(config, self.modules, self.whole_tensors.tensors)
         with AtomicOutput(
             path,
             inputs=self._inputs(path, force),
@@ -430,64 +414,4 @@ class Adapter(LowRankAdapter):
             self.config,
             basis_fingerprint=basis_fingerprint(self.config.seed),
             modules_fingerprint=modules_fingerprint(self.modules),
-        )
-
-
-def _check_contents(adapter: Adapter) -> None:
-    """Check what holds for every adapter, loaded or made."""
-    if not adapter.modules:
-        raise AdapterError("has no coefficients (no *.nola_alpha tensor)", file=adapter.path)
-    config = adapter.config
-    for module, coefficients in adapter.modules.items():
-        if not module or not module.isprintable():
-            raise AdapterError("is not a module name", file=adapter.path, field=module)
-        counts = (("alpha", config.num_basis_a), ("beta", config.num_basis_b))
-        for name, count in counts:
-            values = getattr(coefficients, name)
-            if values.shape != (count,):
-                raise AdapterError(
-                    f"{name} has shape {list(values.shape)}, the configuration says [{count}]",
-                    file=adapter.path,
-                    field=module,
-                )
-            if not np.isfinite(values).all():
-                raise NotFiniteError(
-                    f"{name} holds an infinite or NaN coefficient", file=adapter.path, field=module
-                )
-            bits = config.coefficient_bits
-            if bits is not None and not np.array_equal(rounded(values, bits), values):
-                raise AdapterError(
-                    f"{name} holds coefficients that {bits} bits cannot; quantize the adapter",
-                    file=adapter.path,
-                    field=module,
-                )
-
-
-def _still_true(config: AdapterConfig, modules: Mapping[str, Coefficients]) -> AdapterConfig:
-    """Drop the fingerprints of another set of modules: they say nothing of this one."""
-    if config.modules_fingerprint in (None, modules_fingerprint(modules)):
-        return config
-    return dataclasses.replace(
-        config, modules_fingerprint=None, shapes_fingerprint=None, base_fingerprint=None
-    )
-
-
-def _check_fingerprints(
-    config: AdapterConfig, modules: Mapping[str, Coefficients], path: Path
-) -> None:
-    found = basis_fingerprint(config.seed)
-    if config.basis_fingerprint not in (None, found):
-        raise AdapterError(
-            f"is {printable(config.basis_fingerprint)}, but the seed gives {found}: the adapter "
-            "was made with another generator",
-            file=path,
-            field="basis_fingerprint",
-        )
-    found = modules_fingerprint(modules)
-    if config.modules_fingerprint not in (None, found):
-        raise AdapterError(
-            f"is {printable(config.modules_fingerprint)}, but the tensors' names give {found}: "
-            "modules were renamed, added or lost since it was made",
-            file=path,
-            field="modules_fingerprint",
         )

@@ -17,7 +17,7 @@ from nola_edge.adapters.peft_folder import (
     prefixed_names,
 )
 from nola_edge.adapters.quantize import Quantized, check_scale, dequantize, packed_size, quantize
-from nola_edge.adapters.whole_tensors import load_whole, local_name
+from nola_edge.adapters.whole_tensors import load_whole, local_name, stored_name
 from nola_edge.dtypes import MERGEABLE
 from nola_edge.errors import AdapterError, NotFiniteError
 from nola_edge.files.paths import cache_hint, read_inside, subfolders_hint, subfolders_with
@@ -26,7 +26,7 @@ from nola_edge.files.strict_json import loads_object
 from nola_edge.files.tensors import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -203,3 +203,20 @@ def quantized_tensors(name: str, values: NDArray[np.float32], bits: int) -> dict
     """Return the two tensors that hold the coefficients of one factor in few bits."""
     quantized = quantize(values, bits)
     return {name: quantized.packed, name + SCALE: np.array([quantized.scale], np.float32)}
+
+
+def named_tensors(
+    config: AdapterConfig, modules: Mapping[str, Coefficients], whole: Mapping[str, Tensor]
+) -> dict[str, NDArray[Any] | Tensor]:
+    """Return the tensors of an adapter's file by their names there."""
+    named: dict[str, NDArray[Any] | Tensor] = {}
+    for module, coefficients in modules.items():
+        for suffix, values in ((ALPHA, coefficients.alpha), (BETA, coefficients.beta)):
+            name = PREFIX + module + suffix
+            if config.coefficient_bits is None:
+                named[name] = values
+            else:
+                named.update(quantized_tensors(name, values, config.coefficient_bits))
+    for name, tensor in whole.items():
+        named[PREFIX + stored_name(name, modules)] = tensor
+    return named

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nola_edge.adapters.belongs import check_alone, check_factor_sizes, check_shapes, location
+from nola_edge.adapters.belongs import check_factor_sizes, check_shapes, location
 from nola_edge.errors import AdapterError, MismatchError, printable
 from nola_edge.files.gguf import tensor_bytes
 from nola_edge.files.gguf_types import FLOAT_TYPES, TENSOR_TYPES
 from nola_edge.gguf.model import model_of_gguf
 from nola_edge.gguf.quantization import WRITABLE_TYPES, check_codecs
 from nola_edge.gguf.row_order import InterleavedUpdate
+from nola_edge.merge.dora import check_alone
 from nola_edge.merge.low_rank import Term, make_updates, stored_features
 from nola_edge.type_names import check_type
 

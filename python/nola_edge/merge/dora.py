@@ -14,10 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_edge import ops
-from nola_edge.errors import NotFiniteError
+from nola_edge.adapters.belongs import location
+from nola_edge.errors import ArgumentError, NotFiniteError, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
+
+    from nola_edge.merge.low_rank import Term
 
 #: Elements whose squares are in memory at a time.
 _ELEMENTS = 1 << 16
@@ -75,3 +80,35 @@ def sums_of_squares(values: NDArray[np.float32]) -> NDArray[np.float64]:
         squares = squares[:, :half].copy()
         squares[:, : rest.shape[1]] += rest
     return squares
+
+
+def check_alone(terms: Sequence[Term], name: str) -> None:
+    """Refuse DoRA beside another adapter in one weight, or with a weight of its own.
+
+    What it makes of a weight is no sum: it scales the result.
+
+    Parameters
+    ----------
+    terms : sequence of Term
+        All that is merged into one tensor.
+    name : str
+        Of the tensor.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    for term in terms:
+        if term.adapter.magnitude(term.module) is None or (len(terms) == 1 and term.weight == 1):
+            continue
+        reason = (
+            f"is merged with weight {term.weight:g}"
+            if len(terms) == 1
+            else "shares a weight with other adapters"
+        )
+        raise ArgumentError(
+            f"{printable(name)} {reason}, and DoRA (use_dora) scales the whole weight to norms "
+            "that were trained for it alone; merge it by itself",
+            file=location(term.adapter),
+            field="adapter",
+        )

@@ -16,7 +16,6 @@ import numpy as np
 from nola_edge import arguments
 from nola_edge.adapters.base import LowRankAdapter
 from nola_edge.adapters.belongs import (
-    check_alone,
     check_factor_sizes,
     check_fingerprint,
     check_shapes,
@@ -37,6 +36,7 @@ from nola_edge.errors import (
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.tensors import CastTensor
 from nola_edge.merge.bias import AddedBias, add_bias
+from nola_edge.merge.dora import check_alone
 from nola_edge.merge.heads import is_head
 from nola_edge.merge.low_rank import Term, stored_features
 from nola_edge.merge.tied import check_tied

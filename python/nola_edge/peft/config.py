@@ -19,7 +19,7 @@ from nola_edge.adapters.nola_config import NOLA_VERSION, PEFT_TYPE, AdapterConfi
 from nola_edge.errors import NolaEdgeError
 from nola_edge.files.strict_json import encode
 from nola_edge.peft.base import fingerprint_of_folder
-from nola_edge.peft.register import peft_type
+from nola_edge.peft.method import peft_type
 from nola_edge.peft.spellings import is_off, take_over
 from nola_edge.torch.factors import STARTS
 

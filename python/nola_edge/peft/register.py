@@ -1,9 +1,8 @@
-"""Make PEFT know a method that it does not ship.
+"""Register the method with PEFT, and step in where PEFT does not ask a method.
 
-PEFT looks methods up by a member of an enumeration and has no hook for others. A ``str``
-enumeration cannot be subclassed, but it can be given a member. Nor does it ask a method before it
-loads coefficients into an adapter that is there, or what to say in the card of a model; and
-transformers, which loads adapters by itself too, asks nobody how a file holds parameters.
+It asks none before it loads coefficients into an adapter that is there, nor what to say in the card
+of a model; and transformers, which loads adapters by itself too, asks nobody how a file holds
+parameters.
 """
 
 from __future__ import annotations
@@ -16,35 +15,20 @@ from typing import Any
 
 from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.utils import PeftType, register_peft_method
+from peft.utils import register_peft_method
 from transformers.integrations.peft import PeftAdapterMixin
 
-from nola_edge.adapters.nola_config import PEFT_TYPE
-
-
-def peft_type() -> PeftType:
-    """Return ``PeftType.NOLA``, which is made on the first call.
-
-    A PEFT that ships a method of that name has a member already; it is used.
-    """
-    if PEFT_TYPE not in PeftType.__members__:
-        member = str.__new__(PeftType, PEFT_TYPE)
-        member._name_ = PEFT_TYPE
-        member._value_ = PEFT_TYPE
-        member.__objclass__ = PeftType  # type: ignore[attr-defined]
-        member._sort_order_ = len(PeftType.__members__)  # type: ignore[attr-defined]
-        PeftType._member_names_.append(PEFT_TYPE)
-        PeftType._member_map_[PEFT_TYPE] = member
-        PeftType._value2member_map_[PEFT_TYPE] = member
-    return PeftType[PEFT_TYPE]
+from nola_edge.peft import card
+from nola_edge.peft.combined import refuse_saving, without_combined
+from nola_edge.peft.config import NolaConfig
+from nola_edge.peft.direct import with_parameters
+from nola_edge.peft.method import peft_type
+from nola_edge.peft.model import NolaModel
+from nola_edge.peft.publishing import publish
 
 
 def register() -> None:
     """Register the tuner with PEFT; again does nothing."""
-    from nola_edge.peft.config import NolaConfig
-    from nola_edge.peft.direct import with_parameters
-    from nola_edge.peft.model import NolaModel
-
     if peft_type() not in PEFT_TYPE_TO_CONFIG_MAPPING:
         register_peft_method(name="nola", config_cls=NolaConfig, model_cls=NolaModel)
         PeftModel.load_adapter = _checked(PeftModel.load_adapter)  # type: ignore[method-assign]
@@ -63,7 +47,6 @@ def _checked(load_adapter: Any) -> Any:
     Loaded under the name of an adapter that is there, coefficients alone are taken from the file,
     by PEFT and by the Trainer that resumes. With another seed they would mean another matrix.
     """
-    from nola_edge.peft.config import NolaConfig
 
     @functools.wraps(load_adapter)
     def checked(
@@ -79,8 +62,6 @@ def _checked(load_adapter: Any) -> Any:
 
 def _publishing(push_to_hub: Any) -> Any:
     """Make ``PeftModel.push_to_hub`` keep the card of NOLA adapters."""
-    from nola_edge.peft.config import NolaConfig
-    from nola_edge.peft.publishing import publish
 
     @functools.wraps(push_to_hub)
     def pushed(self: PeftModel, *args: Any, **kw: Any) -> Any:
@@ -92,10 +73,6 @@ def _publishing(push_to_hub: Any) -> Any:
 
 def _with_cards(save_pretrained: Any) -> Any:
     """Make ``PeftModel.save_pretrained`` write a card for each NOLA adapter."""
-    from nola_edge.peft import card
-    from nola_edge.peft.combined import refuse_saving, without_combined
-    from nola_edge.peft.config import NolaConfig
-
     signature = inspect.signature(save_pretrained)
 
     @functools.wraps(save_pretrained)
