@@ -2,12 +2,14 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <exception>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 
 #include "nola/basis.h"
@@ -58,14 +60,6 @@ inline Basis basis_from_name(std::string_view name) {
                                 "' is not known; use 'rademacher' or 'uniform'");
 }
 
-inline BasisStream make_stream(std::string_view basis, std::uint64_t seed, std::uint64_t stream) {
-    return {basis_from_name(basis), seed, stream};
-}
-
-inline Window make_window(Extent rows, Extent cols) {
-    return {rows.first, rows.second, cols.first, cols.second};
-}
-
 // By name, since numpy and torch spell their types alike.
 inline ElementType element_type_from_name(const char* argument, std::string_view dtype) {
     if (dtype == "float32") {
@@ -97,3 +91,27 @@ inline float float32_of(double value) {
 void define_pointer_functions(pybind11::module_& m);
 
 }  // namespace nola::bindings
+
+// A matrix comes as a tuple: basis, seed, stream, num_basis, shape, rows, cols.
+template <>
+struct pybind11::detail::type_caster<nola::Matrix> {
+    PYBIND11_TYPE_CASTER(nola::Matrix, const_name("tuple"));
+
+    bool load(handle source, bool convert) {
+        using nola::bindings::Extent;
+        using Fields = std::tuple<std::string_view, std::uint64_t, std::uint64_t, std::size_t,
+                                  Extent, Extent, Extent>;
+        make_caster<Fields> fields;
+        if (!fields.load(source, convert)) {
+            return false;
+        }
+        const auto [basis, seed, stream, num_basis, shape, rows, cols] = cast_op<Fields>(fields);
+        value = {nola::bindings::basis_from_name(basis),
+                 seed,
+                 stream,
+                 num_basis,
+                 {shape.first, shape.second},
+                 {rows.first, rows.second, cols.first, cols.second}};
+        return true;
+    }
+};

@@ -25,9 +25,6 @@ namespace {
 
 using nola::bindings::ArgumentTypeError;
 using nola::bindings::basis_from_name;
-using nola::bindings::Extent;
-using nola::bindings::make_stream;
-using nola::bindings::make_window;
 
 std::string describe(const py::array& array) {
     std::string text = py::str(array.dtype()).cast<std::string>() + " (";
@@ -67,40 +64,33 @@ std::size_t extent(const py::array& array, py::ssize_t axis) {
     return static_cast<std::size_t>(array.shape(axis));
 }
 
-py::array_t<float> expand(py::array coefficients, std::uint64_t seed, std::uint64_t stream,
-                          Extent shape, std::string_view basis, Extent rows, Extent cols,
-                          int num_threads) {
+py::array_t<float> expand(const nola::Matrix& matrix, py::array coefficients, int num_threads) {
     const float* data = float_data(coefficients, "coefficients", 1);
-    if (coefficients.size() == 0) {
-        throw std::invalid_argument("coefficients: is empty");
+    if (extent(coefficients, 0) != matrix.num_basis) {
+        throw std::invalid_argument("coefficients: are not one for each of " +
+                                    std::to_string(matrix.num_basis) + " bases, got " +
+                                    describe(coefficients));
     }
-    const nola::BasisStream source = make_stream(basis, seed, stream);
-    const nola::Window window = make_window(rows, cols);
-    const nola::Shape full{shape.first, shape.second};
-    nola::check_basis_arguments(source, extent(coefficients, 0), full, window);
-    py::array_t<float> out({window.rows(), window.cols()});
+    nola::check_matrix(matrix);
+    py::array_t<float> out({matrix.window.rows(), matrix.window.cols()});
     float* result = out.mutable_data();
     {
         const py::gil_scoped_release release;
-        nola::expand(source, data, extent(coefficients, 0), full, window, result, num_threads);
+        nola::expand(matrix, data, result, num_threads);
     }
     return out;
 }
 
-py::array_t<float> project(py::array grad, std::uint64_t seed, std::uint64_t stream,
-                           std::size_t num_basis, Extent shape, std::string_view basis, Extent rows,
-                           Extent cols, int num_threads) {
+py::array_t<float> project(const nola::Matrix& matrix, py::array grad, int num_threads) {
     const float* data = float_data(grad, "grad", 2);
-    const nola::BasisStream source = make_stream(basis, seed, stream);
-    const nola::Window window = make_window(rows, cols);
-    const nola::Shape full{shape.first, shape.second};
-    nola::check_basis_arguments(source, num_basis, full, window);
+    nola::check_matrix(matrix);
+    const nola::Window& window = matrix.window;
     if (extent(grad, 0) != window.rows() || extent(grad, 1) != window.cols()) {
         throw std::invalid_argument("grad: shape of " + describe(grad) +
                                     " is not that of the slice, (" + std::to_string(window.rows()) +
                                     ", " + std::to_string(window.cols()) + ")");
     }
-    py::array_t<float> out(static_cast<py::ssize_t>(num_basis));
+    py::array_t<float> out(static_cast<py::ssize_t>(matrix.num_basis));
     float* result = out.mutable_data();
     bool finished = false;
     {
@@ -109,8 +99,7 @@ py::array_t<float> project(py::array grad, std::uint64_t seed, std::uint64_t str
             const py::gil_scoped_acquire acquire;
             return PyErr_CheckSignals() != 0;
         };
-        finished =
-            nola::project(source, data, full, window, result, num_basis, num_threads, stopped);
+        finished = nola::project(matrix, data, result, num_threads, stopped);
     }
     if (!finished) {
         throw py::error_already_set();  // what a signal's handler raised
@@ -224,12 +213,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         },
         py::arg("basis"), py::arg("num_basis"));
     m.def("philox", &nola::philox4x32_10, py::arg("counter"), py::arg("key"));
-    m.def("expand", &expand, py::arg("coefficients"), py::arg("seed"), py::arg("stream"),
-          py::arg("shape"), py::arg("basis"), py::arg("rows"), py::arg("cols"),
-          py::arg("num_threads"));
-    m.def("project", &project, py::arg("grad"), py::arg("seed"), py::arg("stream"),
-          py::arg("num_basis"), py::arg("shape"), py::arg("basis"), py::arg("rows"),
-          py::arg("cols"), py::arg("num_threads"));
+    m.def("expand", &expand, py::arg("matrix"), py::arg("coefficients"), py::arg("num_threads"));
+    m.def("project", &project, py::arg("matrix"), py::arg("grad"), py::arg("num_threads"));
     m.def("merge", &merge, py::arg("weight"), py::arg("lora_b"), py::arg("lora_a"),
           py::arg("scaling"), py::arg("num_threads"));
     m.def(

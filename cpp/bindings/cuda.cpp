@@ -78,48 +78,30 @@ struct Place {
     }
 };
 
-cuda::Source make_source(std::uint64_t stream, std::size_t num_basis, Extent shape, Extent rows,
-                         Extent cols) {
-    return {stream, num_basis, {shape.first, shape.second}, make_window(rows, cols)};
-}
-
 void check_seed(std::uint64_t seed) {
     if (seed > kMaxSeed) {
         throw std::invalid_argument("seed: must be below 2^63");
     }
 }
 
-void expand_at(std::uintptr_t coefficients, std::size_t num_basis, std::uint64_t seed,
-               std::uint64_t stream, Extent shape, std::string_view basis, Extent rows, Extent cols,
-               std::uintptr_t out, std::string_view dtype, int device, std::uintptr_t queue) {
-    check_seed(seed);
-    const Basis kind = basis_from_name(basis);
-    const auto plan = cuda::plan_expand(kind, {{make_source(stream, num_basis, shape, rows, cols),
-                                                at<const float>(coefficients), at<void>(out)}});
+void expand_at(const Matrix& matrix, std::uintptr_t coefficients, std::uintptr_t out,
+               std::string_view dtype, int device, std::uintptr_t queue) {
+    const auto plan = cuda::plan_expand({{matrix, at<const float>(coefficients), at<void>(out)}});
     const ElementType type = element_type_from_name("out", dtype);
     const py::gil_scoped_release release;
     const Place place(device, queue);
-    check(cuda::expand(kind, seed, type, plan.jobs[0], place.stream), "expand", device);
+    check(cuda::expand(matrix.basis, matrix.seed, type, plan.jobs[0], place.stream), "expand",
+          device);
 }
 
-std::size_t project_workspace(std::size_t num_basis, Extent shape, std::string_view basis,
-                              Extent rows, Extent cols) {
-    return cuda::project_workspace(basis_from_name(basis),
-                                   make_source(0, num_basis, shape, rows, cols));
-}
-
-void project_at(std::uintptr_t grad, std::string_view dtype, std::size_t num_basis,
-                std::uint64_t seed, std::uint64_t stream, Extent shape, std::string_view basis,
-                Extent rows, Extent cols, std::uintptr_t out, std::uintptr_t workspace, int device,
-                std::uintptr_t queue) {
-    check_seed(seed);
-    const Basis kind = basis_from_name(basis);
-    const auto plan = cuda::plan_project(kind, {{make_source(stream, num_basis, shape, rows, cols),
-                                                 at<const void>(grad), at<float>(out)}});
+void project_at(const Matrix& matrix, std::uintptr_t grad, std::string_view dtype,
+                std::uintptr_t out, std::uintptr_t workspace, int device, std::uintptr_t queue) {
+    const auto plan = cuda::plan_project({{matrix, at<const void>(grad), at<float>(out)}});
     const ElementType type = element_type_from_name("grad", dtype);
     const py::gil_scoped_release release;
     const Place place(device, queue);
-    check(cuda::project(kind, seed, type, plan.jobs[0], at<double>(workspace), place.stream),
+    check(cuda::project(matrix.basis, matrix.seed, type, plan.jobs[0], at<double>(workspace),
+                        place.stream),
           "project", device);
 }
 
@@ -139,8 +121,7 @@ void merge_at(std::uintptr_t base, std::uintptr_t out, std::string_view dtype, E
 
 // Groups. Planning makes a table of bytes, which the caller copies to the device; a launch takes
 // both, the host's to see how much there is to do.
-using BasisTask =
-    std::tuple<std::uint64_t, std::size_t, Extent, Extent, Extent, std::uintptr_t, std::uintptr_t>;
+using MatrixTask = std::tuple<Matrix, std::uintptr_t, std::uintptr_t>;
 using MergeTaskTuple = std::tuple<std::uintptr_t, std::uintptr_t, Extent, std::size_t,
                                   std::uintptr_t, std::uintptr_t, std::size_t, std::size_t, double>;
 
@@ -163,14 +144,13 @@ cuda::DeviceGroup<Job> group_of(std::string_view table, std::uintptr_t on_device
     return group;
 }
 
-py::bytes plan_expand(std::string_view basis, const std::vector<BasisTask>& tasks) {
+py::bytes plan_expand(const std::vector<MatrixTask>& tasks) {
     std::vector<cuda::ExpandTask> all;
     all.reserve(tasks.size());
-    for (const auto& [stream, num_basis, shape, rows, cols, coefficients, out] : tasks) {
-        all.push_back({make_source(stream, num_basis, shape, rows, cols),
-                       at<const float>(coefficients), at<void>(out)});
+    for (const auto& [matrix, coefficients, out] : tasks) {
+        all.push_back({matrix, at<const float>(coefficients), at<void>(out)});
     }
-    return table_of(cuda::plan_expand(basis_from_name(basis), all));
+    return table_of(cuda::plan_expand(all));
 }
 
 void expand_group(std::string_view basis, std::uint64_t seed, std::string_view dtype,
@@ -184,14 +164,13 @@ void expand_group(std::string_view basis, std::uint64_t seed, std::string_view d
     check(cuda::expand(basis_from_name(basis), seed, type, group, place.stream), "expand", device);
 }
 
-py::tuple plan_project(std::string_view basis, const std::vector<BasisTask>& tasks) {
+py::tuple plan_project(const std::vector<MatrixTask>& tasks) {
     std::vector<cuda::ProjectTask> all;
     all.reserve(tasks.size());
-    for (const auto& [stream, num_basis, shape, rows, cols, grad, out] : tasks) {
-        all.push_back({make_source(stream, num_basis, shape, rows, cols), at<const void>(grad),
-                       at<float>(out)});
+    for (const auto& [matrix, grad, out] : tasks) {
+        all.push_back({matrix, at<const void>(grad), at<float>(out)});
     }
-    const auto plan = cuda::plan_project(basis_from_name(basis), all);
+    const auto plan = cuda::plan_project(all);
     return py::make_tuple(table_of(plan), plan.workspace);
 }
 
@@ -236,23 +215,19 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
     translate_argument_errors();
     m.attr("compiler") = NOLA_CUDA_COMPILER;
     m.attr("architectures") = architectures();
-    m.def("expand_at", &expand_at, py::arg("coefficients"), py::arg("num_basis"), py::arg("seed"),
-          py::arg("stream"), py::arg("shape"), py::arg("basis"), py::arg("rows"), py::arg("cols"),
-          py::arg("out"), py::arg("dtype"), py::arg("device"), py::arg("queue"));
-    m.def("project_workspace", &project_workspace, py::arg("num_basis"), py::arg("shape"),
-          py::arg("basis"), py::arg("rows"), py::arg("cols"));
-    m.def("project_at", &project_at, py::arg("grad"), py::arg("dtype"), py::arg("num_basis"),
-          py::arg("seed"), py::arg("stream"), py::arg("shape"), py::arg("basis"), py::arg("rows"),
-          py::arg("cols"), py::arg("out"), py::arg("workspace"), py::arg("device"),
-          py::arg("queue"));
+    m.def("expand_at", &expand_at, py::arg("matrix"), py::arg("coefficients"), py::arg("out"),
+          py::arg("dtype"), py::arg("device"), py::arg("queue"));
+    m.def("project_workspace", &cuda::project_workspace, py::arg("matrix"));
+    m.def("project_at", &project_at, py::arg("matrix"), py::arg("grad"), py::arg("dtype"),
+          py::arg("out"), py::arg("workspace"), py::arg("device"), py::arg("queue"));
     m.def("merge_at", &merge_at, py::arg("base"), py::arg("out"), py::arg("dtype"),
           py::arg("shape"), py::arg("stride"), py::arg("lora_b"), py::arg("lora_a"),
           py::arg("a_stride"), py::arg("rank"), py::arg("scaling"), py::arg("not_finite"),
           py::arg("device"), py::arg("queue"));
-    m.def("plan_expand", &plan_expand, py::arg("basis"), py::arg("tasks"));
+    m.def("plan_expand", &plan_expand, py::arg("tasks"));
     m.def("expand_group", &expand_group, py::arg("basis"), py::arg("seed"), py::arg("dtype"),
           py::arg("table"), py::arg("on_device"), py::arg("device"), py::arg("queue"));
-    m.def("plan_project", &plan_project, py::arg("basis"), py::arg("tasks"));
+    m.def("plan_project", &plan_project, py::arg("tasks"));
     m.def("project_group", &project_group, py::arg("basis"), py::arg("seed"), py::arg("dtype"),
           py::arg("table"), py::arg("on_device"), py::arg("workspace"), py::arg("device"),
           py::arg("queue"));

@@ -17,22 +17,15 @@ namespace nola::bindings {
 namespace py = pybind11;
 namespace {
 
-void expand_at(std::uintptr_t coefficients, std::size_t num_basis, std::uint64_t seed,
-               std::uint64_t stream, Extent shape, std::string_view basis, Extent rows, Extent cols,
-               std::uintptr_t out, int num_threads) {
-    const BasisStream source = make_stream(basis, seed, stream);
+void expand_at(const Matrix& matrix, std::uintptr_t coefficients, std::uintptr_t out,
+               int num_threads) {
     const py::gil_scoped_release release;
-    expand(source, at<const float>(coefficients), num_basis, {shape.first, shape.second},
-           make_window(rows, cols), at<float>(out), num_threads);
+    expand(matrix, at<const float>(coefficients), at<float>(out), num_threads);
 }
 
-void project_at(std::uintptr_t grad, std::size_t num_basis, std::uint64_t seed,
-                std::uint64_t stream, Extent shape, std::string_view basis, Extent rows,
-                Extent cols, std::uintptr_t out, int num_threads) {
-    const BasisStream source = make_stream(basis, seed, stream);
+void project_at(const Matrix& matrix, std::uintptr_t grad, std::uintptr_t out, int num_threads) {
     const py::gil_scoped_release release;
-    project(source, at<const float>(grad), {shape.first, shape.second}, make_window(rows, cols),
-            at<float>(out), num_basis, num_threads);
+    project(matrix, at<const float>(grad), at<float>(out), num_threads);
 }
 
 bool merge_at(std::uintptr_t weight, std::string_view dtype, Extent shape, std::uintptr_t lora_b,
@@ -55,12 +48,10 @@ void scale_at(std::uintptr_t values, std::size_t count, double factor) {
 }  // namespace
 
 void define_pointer_functions(py::module_& m) {
-    m.def("expand_at", &expand_at, py::arg("coefficients"), py::arg("num_basis"), py::arg("seed"),
-          py::arg("stream"), py::arg("shape"), py::arg("basis"), py::arg("rows"), py::arg("cols"),
-          py::arg("out"), py::arg("num_threads"));
-    m.def("project_at", &project_at, py::arg("grad"), py::arg("num_basis"), py::arg("seed"),
-          py::arg("stream"), py::arg("shape"), py::arg("basis"), py::arg("rows"), py::arg("cols"),
-          py::arg("out"), py::arg("num_threads"));
+    m.def("expand_at", &expand_at, py::arg("matrix"), py::arg("coefficients"), py::arg("out"),
+          py::arg("num_threads"));
+    m.def("project_at", &project_at, py::arg("matrix"), py::arg("grad"), py::arg("out"),
+          py::arg("num_threads"));
     m.def("merge_at", &merge_at, py::arg("weight"), py::arg("dtype"), py::arg("shape"),
           py::arg("lora_b"), py::arg("lora_a"), py::arg("rank"), py::arg("scaling"),
           py::arg("num_threads"));

@@ -17,8 +17,8 @@ std::uint64_t stream_id(std::string_view module, Factor factor) {
     return hash;
 }
 
-float gain(Basis kind, std::size_t num_basis) {
-    const double sigma = kind == Basis::kRademacher ? 1.0 : std::sqrt(3.0 / 4294967295.0);
+float gain(Basis basis, std::size_t num_basis) {
+    const double sigma = basis == Basis::kRademacher ? 1.0 : std::sqrt(3.0 / 4294967295.0);
     return static_cast<float>(sigma / std::sqrt(static_cast<double>(num_basis)));
 }
 

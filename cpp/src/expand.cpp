@@ -16,12 +16,11 @@ using kernels::kSignGroup;
 using kernels::kSignTable;
 
 // c_i = fl32(alpha_i * g), padded with zeros to whole draws.
-std::vector<float> scaled_coefficients(const BasisStream& stream, const float* coefficients,
-                                       std::size_t num_basis, std::size_t per_draw) {
-    const std::size_t draws = draw_count(stream.kind, num_basis);
-    std::vector<float> scaled(draws * per_draw, 0.0F);
-    const float g = gain(stream.kind, num_basis);
-    std::transform(coefficients, coefficients + num_basis, scaled.begin(),
+std::vector<float> scaled_coefficients(const Matrix& matrix, const float* coefficients,
+                                       std::size_t per_draw) {
+    std::vector<float> scaled(draw_count(matrix) * per_draw, 0.0F);
+    const float g = gain(matrix.basis, matrix.num_basis);
+    std::transform(coefficients, coefficients + matrix.num_basis, scaled.begin(),
                    [g](float alpha) { return alpha * g; });
     return scaled;
 }
@@ -46,28 +45,26 @@ std::vector<float> sign_tables(const std::vector<float>& scaled) {
 
 }  // namespace
 
-void expand(const BasisStream& stream, const float* coefficients, std::size_t num_basis,
-            Shape shape, Window window, float* out, int num_threads) {
-    check_basis_arguments(stream, num_basis, shape, window);
+void expand(const Matrix& matrix, const float* coefficients, float* out, int num_threads) {
+    check_matrix(matrix);
     check_aligned("coefficients", coefficients, alignof(float));
     check_aligned("out", out, alignof(float));
     const kernels::KernelSet& kernel_set = active_kernels();
-    const kernels::Generator generator = make_generator(stream);
-    const std::uint32_t draws = draw_count(stream.kind, num_basis);
+    const kernels::Generator generator = make_generator(matrix);
+    const std::uint32_t draws = draw_count(matrix);
 
     std::vector<float> weights;
     {
         const FpEnvironment environment;
-        weights =
-            stream.kind == Basis::kRademacher
-                ? sign_tables(scaled_coefficients(stream, coefficients, num_basis,
-                                                  kernels::kRademacherPerDraw))
-                : scaled_coefficients(stream, coefficients, num_basis, kernels::kUniformPerDraw);
+        weights = matrix.basis == Basis::kRademacher
+                      ? sign_tables(
+                            scaled_coefficients(matrix, coefficients, kernels::kRademacherPerDraw))
+                      : scaled_coefficients(matrix, coefficients, kernels::kUniformPerDraw);
     }
-    const auto kernel = stream.kind == Basis::kRademacher ? kernel_set.expand_rademacher
-                                                          : kernel_set.expand_uniform;
+    const auto kernel = matrix.basis == Basis::kRademacher ? kernel_set.expand_rademacher
+                                                           : kernel_set.expand_uniform;
 
-    const Pieces pieces(shape, window);
+    const Pieces pieces(matrix.shape, matrix.window);
     parallel_for(pieces.count(), num_threads, [&](std::size_t index) {
         const Piece piece = pieces[index];
         if (piece.begin >= piece.end) {

@@ -18,9 +18,9 @@ void check_range(const char* name, std::size_t begin, std::size_t end, std::size
 
 }  // namespace
 
-void check_basis_arguments(const BasisStream& stream, std::size_t num_basis, Shape shape,
-                           Window window) {
-    if (stream.seed > kMaxSeed) {
+void check_matrix(const Matrix& matrix) {
+    const auto& [basis, seed, stream, num_basis, shape, window] = matrix;
+    if (seed > kMaxSeed) {
         throw std::invalid_argument("seed: must be below 2^63");
     }
     if (num_basis == 0 || num_basis > kMaxBasisCount) {
@@ -35,10 +35,10 @@ void check_basis_arguments(const BasisStream& stream, std::size_t num_basis, Sha
     check_range("cols", window.col_begin, window.col_end, shape.cols);
 }
 
-kernels::Generator make_generator(const BasisStream& stream) {
+kernels::Generator make_generator(const Matrix& matrix) {
     kernels::Generator generator{};
-    PhiloxKey key = {static_cast<std::uint32_t>(stream.seed),
-                     static_cast<std::uint32_t>(stream.seed >> 32)};
+    PhiloxKey key = {static_cast<std::uint32_t>(matrix.seed),
+                     static_cast<std::uint32_t>(matrix.seed >> 32)};
     for (auto& round_key : generator.key) {
         round_key[0] = key[0];
         round_key[1] = key[1];
@@ -46,17 +46,17 @@ kernels::Generator make_generator(const BasisStream& stream) {
         key[1] += kPhiloxWeyl1;
     }
     const std::uint64_t product =
-        std::uint64_t{kPhiloxMultiplier1} * static_cast<std::uint32_t>(stream.stream);
+        std::uint64_t{kPhiloxMultiplier1} * static_cast<std::uint32_t>(matrix.stream);
     generator.product1_hi = static_cast<std::uint32_t>(product >> 32);
     generator.product1_lo = static_cast<std::uint32_t>(product);
-    generator.stream_hi = static_cast<std::uint32_t>(stream.stream >> 32);
+    generator.stream_hi = static_cast<std::uint32_t>(matrix.stream >> 32);
     return generator;
 }
 
-std::uint32_t draw_count(Basis kind, std::size_t num_basis) {
+std::uint32_t draw_count(const Matrix& matrix) {
     const std::size_t per_draw =
-        kind == Basis::kRademacher ? kernels::kRademacherPerDraw : kernels::kUniformPerDraw;
-    return static_cast<std::uint32_t>((num_basis + per_draw - 1) / per_draw);
+        matrix.basis == Basis::kRademacher ? kernels::kRademacherPerDraw : kernels::kUniformPerDraw;
+    return static_cast<std::uint32_t>((matrix.num_basis + per_draw - 1) / per_draw);
 }
 
 }  // namespace nola

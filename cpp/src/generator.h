@@ -8,9 +8,9 @@
 
 namespace nola {
 
-kernels::Generator make_generator(const BasisStream& stream);
+kernels::Generator make_generator(const Matrix& matrix);
 
-// Draws needed for num_basis bases.
-std::uint32_t draw_count(Basis kind, std::size_t num_basis);
+// Draws needed for all of a matrix's bases.
+std::uint32_t draw_count(const Matrix& matrix);
 
 }  // namespace nola

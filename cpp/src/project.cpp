@@ -43,21 +43,20 @@ struct Chunks {
 // signed sum, total - 2 * (sum over the elements of sign -1).
 class PieceProjector {
 public:
-    PieceProjector(const kernels::KernelSet& kernel_set, const BasisStream& stream,
-                   std::uint32_t draws)
+    PieceProjector(const kernels::KernelSet& kernel_set, const Matrix& matrix, std::uint32_t draws)
         : kernels_(kernel_set),
-          generator_(make_generator(stream)),
-          kind_(stream.kind),
+          generator_(make_generator(matrix)),
+          basis_(matrix.basis),
           draws_(draws),
-          partial_(std::size_t{draws} * (kind_ == Basis::kRademacher
+          partial_(std::size_t{draws} * (basis_ == Basis::kRademacher
                                              ? kRademacherPerDraw
                                              : kUniformPerDraw * kStripeLanes)) {}
 
     // Null where memory runs out.
     static std::unique_ptr<PieceProjector> make(const kernels::KernelSet& kernel_set,
-                                                const BasisStream& stream, std::uint32_t draws) {
+                                                const Matrix& matrix, std::uint32_t draws) {
         try {
-            return std::make_unique<PieceProjector>(kernel_set, stream, draws);
+            return std::make_unique<PieceProjector>(kernel_set, matrix, draws);
         } catch (const std::bad_alloc&) {
             return nullptr;
         }
@@ -73,7 +72,7 @@ public:
             stripes = padded_;
         }
         std::fill(partial_.begin(), partial_.end(), 0.0F);
-        if (kind_ == Basis::kRademacher) {
+        if (basis_ == Basis::kRademacher) {
             kernels_.project_rademacher(generator_, span.range, stripes, draws_, partial_.data());
             double total = 0.0;
             for (std::size_t e = 0; e < length; ++e) {
@@ -95,7 +94,7 @@ public:
 private:
     const kernels::KernelSet& kernels_;
     kernels::Generator generator_;
-    Basis kind_;
+    Basis basis_;
     std::uint32_t draws_;
     std::vector<float> partial_;
     alignas(64) float padded_[Pieces::kPieceElements];
@@ -129,17 +128,17 @@ private:
 
 }  // namespace
 
-bool project(const BasisStream& stream, const float* grad, Shape shape, Window window, float* out,
-             std::size_t num_basis, int num_threads, const std::function<bool()>& stopped) {
-    check_basis_arguments(stream, num_basis, shape, window);
+bool project(const Matrix& matrix, const float* grad, float* out, int num_threads,
+             const std::function<bool()>& stopped) {
+    check_matrix(matrix);
     check_aligned("grad", grad, alignof(float));
     check_aligned("out", out, alignof(float));
-    const std::uint32_t draws = draw_count(stream.kind, num_basis);
+    const std::uint32_t draws = draw_count(matrix);
     const std::size_t num_sums =
         std::size_t{draws} *
-        (stream.kind == Basis::kRademacher ? kRademacherPerDraw : kUniformPerDraw);
+        (matrix.basis == Basis::kRademacher ? kRademacherPerDraw : kUniformPerDraw);
 
-    const Pieces pieces(shape, window);
+    const Pieces pieces(matrix.shape, matrix.window);
     const Chunks chunks(pieces.count(), num_sums);
     std::vector<double> sums(chunks.count * num_sums, 0.0);
     const kernels::KernelSet& kernel_set = active_kernels();
@@ -147,7 +146,7 @@ bool project(const BasisStream& stream, const float* grad, Shape shape, Window w
     Stop stop(stopped);
     parallel_for(chunks.count, num_threads, [&](std::size_t chunk) {
         // No exception may leave a parallel region; this is the only one there is.
-        const auto projector = PieceProjector::make(kernel_set, stream, draws);
+        const auto projector = PieceProjector::make(kernel_set, matrix, draws);
         if (projector == nullptr) {
             exhausted.store(true, std::memory_order_relaxed);
             return;
@@ -170,8 +169,8 @@ bool project(const BasisStream& stream, const float* grad, Shape shape, Window w
         return false;
     }
     const FpEnvironment environment;
-    const auto g = static_cast<double>(gain(stream.kind, num_basis));
-    for (std::size_t i = 0; i < num_basis; ++i) {
+    const auto g = static_cast<double>(gain(matrix.basis, matrix.num_basis));
+    for (std::size_t i = 0; i < matrix.num_basis; ++i) {
         double sum = 0.0;
         for (std::size_t chunk = 0; chunk < chunks.count; ++chunk) {
             sum += sums[chunk * num_sums + i];

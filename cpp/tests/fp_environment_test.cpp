@@ -28,16 +28,14 @@ std::vector<float> compute(std::vector<float> weight, const std::vector<float>& 
     const std::vector<float> alpha = {1.1e-44F, 3e-45F, 1e-40F, 1e-44F, 7e-41F};
     std::vector<float> results;
     for (const nola::Basis kind : {nola::Basis::kRademacher, nola::Basis::kUniform}) {
-        const nola::BasisStream stream{kind, 9, 4};
         const nola::Shape shape{40, 64};
+        const nola::Matrix matrix{kind, 9, 4, alpha.size(), shape, nola::Window::whole(shape)};
         std::vector<float> a(shape.rows * shape.cols);
-        nola::expand(stream, alpha.data(), alpha.size(), shape, nola::Window::whole(shape),
-                     a.data(), 2);
+        nola::expand(matrix, alpha.data(), a.data(), 2);
         CHECK(nola::merge(weight.data(), nola::ElementType::kFloat32, 64, 64,
                           {b.data(), a.data(), 40, 0.7F}, 2));
         std::vector<float> gradient(alpha.size());
-        nola::project(stream, a.data(), shape, nola::Window::whole(shape), gradient.data(),
-                      gradient.size(), 2);
+        nola::project(matrix, a.data(), gradient.data(), 2);
         nola::scale(gradient.data(), gradient.size(), 0.1);
         for (const auto& part : {a, weight, gradient}) {
             results.insert(results.end(), part.begin(), part.end());

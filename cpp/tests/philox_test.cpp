@@ -25,14 +25,14 @@ TEST_CASE("philox: the 10000th value of std::philox4x32") {
 
 TEST_CASE("philox: the kernels' words, read back as signs of 32 bases") {
     nola::test::for_each_isa([] {
-        const nola::BasisStream zero{nola::Basis::kRademacher, 0, 0};
         for (std::size_t element = 0; element < 64; element += 16) {
             std::uint32_t bits = 0;
             for (std::uint32_t i = 0; i < 32; ++i) {
                 std::vector<float> one_hot(32, 0.0F);
                 one_hot[i] = 1.0F;
                 float value = 0.0F;
-                nola::expand(zero, one_hot.data(), 32, {1, 64}, {0, 1, element, element + 1},
+                const nola::Window window{0, 1, element, element + 1};
+                nola::expand({nola::Basis::kRademacher, 0, 0, 32, {1, 64}, window}, one_hot.data(),
                              &value, 1);
                 bits |= static_cast<std::uint32_t>(value < 0.0F) << i;
             }

@@ -36,13 +36,17 @@ int main() {
     // A plan of one task goes into the launch by value. One of many is a group: its jobs are copied
     // to the device, and DeviceGroup says where, how many, and which is the last.
     nola::cuda::ExpandTask task;
-    task.source = {nola::stream_id("model.layers.0.self_attn.q_proj", nola::Factor::kA),
-                   alpha.size(), shape, nola::Window::whole(shape)};
+    task.matrix = {nola::Basis::kRademacher,
+                   kSeed,
+                   nola::stream_id("model.layers.0.self_attn.q_proj", nola::Factor::kA),
+                   alpha.size(),
+                   shape,
+                   nola::Window::whole(shape)};
     task.coefficients = coefficients;
     task.out = out;
-    const auto plan = nola::cuda::plan_expand(nola::Basis::kRademacher, {task});
+    const auto plan = nola::cuda::plan_expand({task});
     const cudaError_t error =
-        nola::cuda::expand(nola::Basis::kRademacher, kSeed, nola::ElementType::kFloat32,
+        nola::cuda::expand(task.matrix.basis, task.matrix.seed, nola::ElementType::kFloat32,
                            plan.jobs[0], /*stream=*/nullptr);
     if (!report(error, "expand")) {
         return 1;

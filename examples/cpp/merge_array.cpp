@@ -22,14 +22,13 @@ int main() {
     }
 
     std::vector<float> a(kRank * kIn), b(kOut * kRank);
-    const nola::Shape a_shape{kRank, kIn}, b_shape{kOut, kRank};
-    const auto stream = [&](nola::Factor factor) {
-        return nola::BasisStream{nola::Basis::kRademacher, kSeed, nola::stream_id(module, factor)};
+    const auto matrix = [&](nola::Factor factor, nola::Shape shape) {
+        return nola::Matrix{
+            nola::Basis::kRademacher,  kSeed, nola::stream_id(module, factor), kBasis, shape,
+            nola::Window::whole(shape)};
     };
-    nola::expand(stream(nola::Factor::kA), alpha.data(), kBasis, a_shape,
-                 nola::Window::whole(a_shape), a.data());
-    nola::expand(stream(nola::Factor::kB), beta.data(), kBasis, b_shape,
-                 nola::Window::whole(b_shape), b.data());
+    nola::expand(matrix(nola::Factor::kA, {kRank, kIn}), alpha.data(), a.data());
+    nola::expand(matrix(nola::Factor::kB, {kOut, kRank}), beta.data(), b.data());
 
     std::vector<float> weight(kOut * kIn, 1.0F);
     const nola::LowRank update{b.data(), a.data(), kRank, 2.0F};

@@ -5,6 +5,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 _T = TypeVar("_T")
+_Extent = tuple[int, int]
+#: basis, seed, stream, num_basis, shape, rows, cols
+_Matrix = tuple[str, int, int, int, _Extent, _Extent, _Extent]
 
 __version__: str
 compiler: str
@@ -14,26 +17,9 @@ def stream_id(module: str, factor: str) -> int: ...
 def gain(basis: str, num_basis: int) -> float: ...
 def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]: ...
 def expand(
-    coefficients: NDArray[Any],
-    seed: int,
-    stream: int,
-    shape: tuple[int, int],
-    basis: str,
-    rows: tuple[int, int],
-    cols: tuple[int, int],
-    num_threads: int,
+    matrix: _Matrix, coefficients: NDArray[Any], num_threads: int
 ) -> NDArray[np.float32]: ...
-def project(
-    grad: NDArray[Any],
-    seed: int,
-    stream: int,
-    num_basis: int,
-    shape: tuple[int, int],
-    basis: str,
-    rows: tuple[int, int],
-    cols: tuple[int, int],
-    num_threads: int,
-) -> NDArray[np.float32]: ...
+def project(matrix: _Matrix, grad: NDArray[Any], num_threads: int) -> NDArray[np.float32]: ...
 def merge(
     weight: NDArray[Any],
     lora_b: NDArray[Any],
@@ -41,30 +27,8 @@ def merge(
     scaling: float,
     num_threads: int,
 ) -> bool: ...
-def expand_at(
-    coefficients: int,
-    num_basis: int,
-    seed: int,
-    stream: int,
-    shape: tuple[int, int],
-    basis: str,
-    rows: tuple[int, int],
-    cols: tuple[int, int],
-    out: int,
-    num_threads: int,
-) -> None: ...
-def project_at(
-    grad: int,
-    num_basis: int,
-    seed: int,
-    stream: int,
-    shape: tuple[int, int],
-    basis: str,
-    rows: tuple[int, int],
-    cols: tuple[int, int],
-    out: int,
-    num_threads: int,
-) -> None: ...
+def expand_at(matrix: _Matrix, coefficients: int, out: int, num_threads: int) -> None: ...
+def project_at(matrix: _Matrix, grad: int, out: int, num_threads: int) -> None: ...
 def merge_at(
     weight: int,
     dtype: str,

@@ -3,47 +3,21 @@
 from collections.abc import Sequence
 
 _Extent = tuple[int, int]
-#: stream, num_basis, shape, rows, cols, and two addresses
-_Task = tuple[int, int, _Extent, _Extent, _Extent, int, int]
+#: basis, seed, stream, num_basis, shape, rows, cols
+_Matrix = tuple[str, int, int, int, _Extent, _Extent, _Extent]
+
+#: A matrix, and the addresses of what is read and what is written.
+_Task = tuple[_Matrix, int, int]
 
 compiler: str
 architectures: list[int]
 
 def expand_at(
-    coefficients: int,
-    num_basis: int,
-    seed: int,
-    stream: int,
-    shape: tuple[int, int],
-    basis: str,
-    rows: tuple[int, int],
-    cols: tuple[int, int],
-    out: int,
-    dtype: str,
-    device: int,
-    queue: int,
+    matrix: _Matrix, coefficients: int, out: int, dtype: str, device: int, queue: int
 ) -> None: ...
-def project_workspace(
-    num_basis: int,
-    shape: tuple[int, int],
-    basis: str,
-    rows: tuple[int, int],
-    cols: tuple[int, int],
-) -> int: ...
+def project_workspace(matrix: _Matrix) -> int: ...
 def project_at(
-    grad: int,
-    dtype: str,
-    num_basis: int,
-    seed: int,
-    stream: int,
-    shape: tuple[int, int],
-    basis: str,
-    rows: tuple[int, int],
-    cols: tuple[int, int],
-    out: int,
-    workspace: int,
-    device: int,
-    queue: int,
+    matrix: _Matrix, grad: int, dtype: str, out: int, workspace: int, device: int, queue: int
 ) -> None: ...
 def merge_at(
     base: int,
@@ -60,11 +34,11 @@ def merge_at(
     device: int,
     queue: int,
 ) -> None: ...
-def plan_expand(basis: str, tasks: Sequence[_Task]) -> bytes: ...
+def plan_expand(tasks: Sequence[_Task]) -> bytes: ...
 def expand_group(
     basis: str, seed: int, dtype: str, table: bytes, on_device: int, device: int, queue: int
 ) -> None: ...
-def plan_project(basis: str, tasks: Sequence[_Task]) -> tuple[bytes, int]: ...
+def plan_project(tasks: Sequence[_Task]) -> tuple[bytes, int]: ...
 def project_group(
     basis: str,
     seed: int,

@@ -137,25 +137,42 @@ def expand(
     """
     shape = pair("shape", shape)
     values = _as_float32(coefficients, "coefficients")
-    rows = (0, shape[0]) if rows is None else pair("rows", rows)
-    cols = (0, shape[1]) if cols is None else pair("cols", cols)
-    source = (
-        integer("seed", seed, 0, 1 << 63),
-        integer("stream", stream, 0, 1 << 64),
-        shape,
-        text("basis", basis),
-    )
+    if values.size == 0:
+        raise ArgumentError("is empty", field="coefficients")
+    source = _source(basis, seed, stream, values.size, shape)
+    rows, cols = _window(shape, rows, cols)
     threads = _threads(num_threads)
     inside = rows[0] <= rows[1] <= shape[0] and cols[0] <= cols[1] <= shape[1]
     work = (rows[1] - rows[0]) * (cols[1] - cols[0]) * values.size
     if not inside or work <= _AT_ONCE:
-        return _core.expand(values, *source, rows, cols, threads)
-    _core.expand(values, *source, (0, 0), (0, 0), threads)  # checks the other arguments
+        return _core.expand((*source, rows, cols), values, threads)
+    _core.expand((*source, (0, 0), (0, 0)), values, threads)  # checks the other arguments
     out = np.empty((rows[1] - rows[0], cols[1] - cols[0]), np.float32)
     for row_piece, col_piece in _pieces(rows, cols, values.size):
         at = out[row_piece[0] - rows[0] :, col_piece[0] - cols[0] :].ctypes.data
-        _core.expand_at(values.ctypes.data, values.size, *source, row_piece, col_piece, at, threads)
+        _core.expand_at((*source, row_piece, col_piece), values.ctypes.data, at, threads)
     return out
+
+
+def _source(
+    basis: str, seed: int, stream: int, num_basis: int, shape: tuple[int, int]
+) -> tuple[str, int, int, int, tuple[int, int]]:
+    """Return what a matrix of the core is made of, but for its window."""
+    return (
+        text("basis", basis),
+        integer("seed", seed, 0, 1 << 63),
+        integer("stream", stream, 0, 1 << 64),
+        num_basis,
+        shape,
+    )
+
+
+def _window(shape: tuple[int, int], rows: Range | None, cols: Range | None) -> tuple[Range, Range]:
+    """Return the rows and columns that are wanted, all of them by default."""
+    return (
+        (0, shape[0]) if rows is None else pair("rows", rows),
+        (0, shape[1]) if cols is None else pair("cols", cols),
+    )
 
 
 def _pieces(rows: Range, cols: Range, num_basis: int) -> Iterator[tuple[Range, Range]]:
@@ -213,17 +230,9 @@ def project(
             raise ArgumentError(f"must have 2 dimensions, got {values.ndim}", field="grad")
         shape = (values.shape[0], values.shape[1])
     shape = pair("shape", shape)
-    return _core.project(
-        values,
-        integer("seed", seed, 0, 1 << 63),
-        integer("stream", stream, 0, 1 << 64),
-        integer("num_basis", num_basis, 1, 1 << 32),
-        shape,
-        text("basis", basis),
-        (0, shape[0]) if rows is None else pair("rows", rows),
-        (0, shape[1]) if cols is None else pair("cols", cols),
-        _threads(num_threads),
-    )
+    source = _source(basis, seed, stream, integer("num_basis", num_basis, 1, 1 << 32), shape)
+    matrix = (*source, *_window(shape, rows, cols))
+    return _core.project(matrix, values, _threads(num_threads))
 
 
 def merge_(

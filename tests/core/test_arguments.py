@@ -190,15 +190,21 @@ def test_an_unaligned_weight_is_refused_like_any_other():
     assert (weight == 1).all()
 
 
+def test_coefficients_are_one_for_each_basis_of_the_matrix():
+    matrix = ("rademacher", 1, 2, 3, (4, 4), (0, 4), (0, 4))
+    refused("coefficients", lambda: _core.expand(matrix, np.ones(2, np.float32), 1))
+    assert _core.expand(matrix, np.ones(3, np.float32), 1).shape == (4, 4)
+
+
 def test_addresses_that_are_not_aligned_are_refused():
     room = np.zeros(64, np.float32)
     place, odd = room.ctypes.data, room.ctypes.data + 1
-    basis = (1, 2, (4, 4), "rademacher", (0, 4), (0, 4))
+    matrix = ("rademacher", 1, 2, 3, (4, 4), (0, 4), (0, 4))
     merge = ("float32", (2, 2), place, place, 1, 1.0, 1)
-    refused("coefficients", lambda: _core.expand_at(odd, 3, *basis, place, 1))
-    refused("out", lambda: _core.expand_at(place, 3, *basis, odd, 1))
-    refused("grad", lambda: _core.project_at(odd, 3, *basis, place, 1))
-    refused("out", lambda: _core.project_at(place, 3, *basis, odd, 1))
+    refused("coefficients", lambda: _core.expand_at(matrix, odd, place, 1))
+    refused("out", lambda: _core.expand_at(matrix, place, odd, 1))
+    refused("grad", lambda: _core.project_at(matrix, odd, place, 1))
+    refused("out", lambda: _core.project_at(matrix, place, odd, 1))
     refused("weight", lambda: _core.merge_at(odd, *merge))
     refused("lora_b", lambda: _core.merge_at(place, *merge[:2], odd, *merge[3:]))
     refused("lora_a", lambda: _core.merge_at(place, *merge[:3], odd, *merge[4:]))

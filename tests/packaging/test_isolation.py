@@ -38,9 +38,7 @@ FOREIGN bool merge(void* weight, ElementType, std::size_t, std::size_t, const Lo
 FOREIGN void scale(float* values, std::size_t, double) { *values = 42; }
 FOREIGN float gain(Basis, std::size_t) { return 42; }
 FOREIGN std::uint64_t stream_id(std::string_view, Factor) { return 42; }
-FOREIGN void expand(const BasisStream&, const float*, std::size_t, Shape, Window, float* out, int) {
-    *out = 42;
-}
+FOREIGN void expand(const Matrix&, const float*, float* out, int) { *out = 42; }
 }  // namespace nola
 """
 WORK = """
@@ -75,13 +73,14 @@ for isa in _core.supported_isas():
     _core.force_isa(isa)
     for basis in ("rademacher", "uniform"):
         values = np.linspace(-1, 1, 37, dtype=np.float32)
-        a = _core.expand(values, 7, 3, (4, 300), basis, (0, 4), (0, 300), 1)
+        matrix = (basis, 7, 3, 37, (4, 300), (0, 4), (0, 300))
+        a = _core.expand(matrix, values, 1)
         w = np.full((9, 300), 1e-39, np.float32)
         assert _core.merge(w, a[:, :9].T.copy(), a, 1e-38, 1)
         w[0, 0] = np.nan
         assert not _core.merge(w, a[:, :9].T.copy(), a, 1e-38, 1)
         w[0, 0] = 0
-        p = _core.project(a, 7, 3, 37, (4, 300), basis, (0, 4), (0, 300), 1)
+        p = _core.project(matrix, a, 1)
         print((a.tobytes() + w.tobytes() + p.tobytes()).hex())
 """
 

@@ -15,14 +15,6 @@ enum class Basis : std::uint8_t {
     kUniform,     // sixteen bits per element: an odd integer in [-65535, 65535]
 };
 
-// One family of basis matrices. `seed` is below 2^63 and belongs to the adapter; `stream` belongs
-// to one factor of one module (see stream_id).
-struct BasisStream {
-    Basis kind = Basis::kRademacher;
-    std::uint64_t seed = 0;
-    std::uint64_t stream = 0;
-};
-
 struct Shape {
     std::size_t rows = 0;
     std::size_t cols = 0;
@@ -40,6 +32,18 @@ struct Window {
     constexpr std::size_t cols() const { return col_end - col_begin; }
 };
 
+// A sum of random matrices with coefficients, g * sum_i c_i * basis_i, and the window of it that is
+// wanted. `seed` is below 2^63 and belongs to the adapter; `stream` belongs to one factor of one
+// module (see stream_id).
+struct Matrix {
+    Basis basis = Basis::kRademacher;
+    std::uint64_t seed = 0;
+    std::uint64_t stream = 0;
+    std::size_t num_basis = 0;
+    Shape shape;
+    Window window;
+};
+
 enum class Factor : char { kA = 'A', kB = 'B' };
 
 // The element counter has 32 bits and advances by 16 every 64 elements.
@@ -53,11 +57,10 @@ std::uint64_t stream_id(std::string_view module, Factor factor);
 
 // g = fl32(sigma / sqrt(num_basis)), sigma = 1 (rademacher) or sqrt(3 / (2^32 - 1)) (uniform):
 // scales a combination of num_basis unit coefficients to unit variance.
-float gain(Basis kind, std::size_t num_basis);
+float gain(Basis basis, std::size_t num_basis);
 
 // What expand and project check before they allocate or write anything: throws
-// std::invalid_argument naming the argument.
-void check_basis_arguments(const BasisStream& stream, std::size_t num_basis, Shape shape,
-                           Window window);
+// std::invalid_argument naming the field.
+void check_matrix(const Matrix& matrix);
 
 }  // namespace nola

@@ -7,14 +7,13 @@
 
 namespace nola {
 
-// Writes the window of the combination into `out`, window.rows() x window.cols() floats, row-major
-// and contiguous. `coefficients` (num_basis floats) must not overlap `out`.
+// Writes the matrix's window into `out`, window.rows() x window.cols() floats, row-major and
+// contiguous. `coefficients` (num_basis floats) must not overlap `out`.
 //
 // Deterministic to the bit: the same values on every ISA, for any number of threads and any way of
 // cutting a matrix into windows. Thread-safe. num_threads <= 0 takes OpenMP's default;
 // more than four for each processor, or than can be made, are not started.
 // Throws std::invalid_argument, naming the argument, before anything is written.
-void expand(const BasisStream& stream, const float* coefficients, std::size_t num_basis,
-            Shape shape, Window window, float* out, int num_threads = 0);
+void expand(const Matrix& matrix, const float* coefficients, float* out, int num_threads = 0);
 
 }  // namespace nola

@@ -8,8 +8,9 @@
 
 namespace nola {
 
-// Reads the window of a gradient from `grad` (window.rows() x window.cols() floats, row-major,
-// contiguous) and writes num_basis floats to `out`; elements outside the window count as zero.
+// Reads the gradient of the matrix's window from `grad` (window.rows() x window.cols() floats,
+// row-major, contiguous) and writes num_basis floats to `out`; elements outside the window count as
+// zero.
 //
 // The order of summation depends only on the arguments: the same bits on every ISA and for any
 // number of threads. Thread-safe. num_threads as for expand.
@@ -17,8 +18,7 @@ namespace nola {
 //
 // A sum in a fixed order cannot be cut into calls. So `stopped`, if given, is asked now and then on
 // the calling thread whether to give up; then nothing is written, and the result is false.
-bool project(const BasisStream& stream, const float* grad, Shape shape, Window window, float* out,
-             std::size_t num_basis, int num_threads = 0,
+bool project(const Matrix& matrix, const float* grad, float* out, int num_threads = 0,
              const std::function<bool()>& stopped = nullptr);
 
 }  // namespace nola

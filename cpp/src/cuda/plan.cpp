@@ -22,16 +22,16 @@ void check_pointer(const void* pointer, const char* name) {
     }
 }
 
-Slots make_slots(const Source& source) {
-    const Window& window = source.window;
+Slots make_slots(const Matrix& matrix) {
+    const Window& window = matrix.window;
     Slots slots{};
     if (window.rows() == 0 || window.cols() == 0) {
         return slots;
     }
-    const bool contiguous = window.cols() == source.shape.cols || window.rows() == 1;
+    const bool contiguous = window.cols() == matrix.shape.cols || window.rows() == 1;
     const std::uint64_t runs = contiguous ? 1 : window.rows();
-    slots.first = std::uint64_t{window.row_begin} * source.shape.cols + window.col_begin;
-    slots.step = source.shape.cols;
+    slots.first = std::uint64_t{window.row_begin} * matrix.shape.cols + window.col_begin;
+    slots.step = matrix.shape.cols;
     slots.run_length = contiguous ? window.rows() * window.cols() : window.cols();
     // One run begins where it begins; of many, some begin at the last element of a stripe.
     const std::uint64_t lead = runs == 1 ? slots.first % kStripe : kStripe - 1;
@@ -47,16 +47,16 @@ StreamWords make_stream_words(std::uint64_t stream) {
             static_cast<std::uint32_t>(product)};
 }
 
-// What expansions and projections share; checks the source.
+// What expansions and projections share; checks the matrix.
 template <class Job>
-Job make_basis_job(Basis kind, const Source& source) {
-    check_basis_arguments({kind, 0, source.stream}, source.num_basis, source.shape, source.window);
+Job make_basis_job(const Matrix& matrix) {
+    check_matrix(matrix);
     Job job{};
-    job.slots = make_slots(source);
-    job.stream = make_stream_words(source.stream);
-    job.gain = gain(kind, source.num_basis);
-    job.num_basis = source.num_basis;
-    job.draws = draw_count(kind, source.num_basis);
+    job.slots = make_slots(matrix);
+    job.stream = make_stream_words(matrix.stream);
+    job.gain = gain(matrix.basis, matrix.num_basis);
+    job.num_basis = matrix.num_basis;
+    job.draws = draw_count(matrix);
     return job;
 }
 
@@ -96,15 +96,26 @@ void check_count(const std::vector<Job>& tasks) {
     }
 }
 
+template <class Task>
+void check_tasks(const std::vector<Task>& tasks) {
+    check_count(tasks);
+    for (const Task& task : tasks) {
+        const Matrix& first = tasks.front().matrix;
+        if (task.matrix.seed != first.seed || task.matrix.basis != first.basis) {
+            throw std::invalid_argument("tasks: have more than one seed or kind of basis");
+        }
+    }
+}
+
 }  // namespace
 
-Plan<ExpandJob> plan_expand(Basis kind, const std::vector<ExpandTask>& tasks) {
-    check_count(tasks);
+Plan<ExpandJob> plan_expand(const std::vector<ExpandTask>& tasks) {
+    check_tasks(tasks);
     Plan<ExpandJob> plan;
     plan.jobs.reserve(tasks.size());
     std::uint64_t end = 0;
     for (const ExpandTask& task : tasks) {
-        auto job = make_basis_job<ExpandJob>(kind, task.source);
+        auto job = make_basis_job<ExpandJob>(task.matrix);
         if (job.slots.count != 0) {
             check_pointer(task.coefficients, "coefficients");
             check_pointer(task.out, "out");
@@ -118,20 +129,20 @@ Plan<ExpandJob> plan_expand(Basis kind, const std::vector<ExpandTask>& tasks) {
     return plan;
 }
 
-std::size_t project_workspace(Basis kind, const Source& source) {
-    ProjectJob job = make_basis_job<ProjectJob>(kind, source);
+std::size_t project_workspace(const Matrix& matrix) {
+    ProjectJob job = make_basis_job<ProjectJob>(matrix);
     partition(job);
     return static_cast<std::size_t>(sums_of(job)) * sizeof(double);
 }
 
-Plan<ProjectJob> plan_project(Basis kind, const std::vector<ProjectTask>& tasks) {
-    check_count(tasks);
+Plan<ProjectJob> plan_project(const std::vector<ProjectTask>& tasks) {
+    check_tasks(tasks);
     Plan<ProjectJob> plan;
     plan.jobs.reserve(tasks.size());
     std::uint64_t end_groups = 0;
     std::uint64_t sums = 0;
     for (const ProjectTask& task : tasks) {
-        auto job = make_basis_job<ProjectJob>(kind, task.source);
+        auto job = make_basis_job<ProjectJob>(task.matrix);
         check_pointer(task.out, "out");
         if (job.slots.count != 0) {
             check_pointer(task.grad, "grad");

@@ -120,19 +120,18 @@ void check_expand(Basis kind) {
         const auto alpha = random_floats(one.k, static_cast<unsigned>(one.k));
         const std::vector<float> none(one.window.rows() * one.window.cols(), -1.0F);
         expected.push_back(none);
-        nola::expand({kind, kSeed, one.k}, alpha.data(), one.k, one.shape, one.window,
-                     expected.back().data());
+        const nola::Matrix matrix{kind, kSeed, one.k, one.k, one.shape, one.window};
+        nola::expand(matrix, alpha.data(), expected.back().data());
         coefficients.emplace_back(alpha);
         single.emplace_back(none);
         grouped.emplace_back(none);
-        const nola::cuda::Source source{one.k, one.k, one.shape, one.window};
-        const auto plan = nola::cuda::plan_expand(
-            kind, {{source, coefficients.back().data(), single.back().data()}});
+        const auto plan =
+            nola::cuda::plan_expand({{matrix, coefficients.back().data(), single.back().data()}});
         check(nola::cuda::expand(kind, kSeed, ElementType::kFloat32, plan.jobs[0], nullptr),
               "expand");
-        tasks.push_back({source, coefficients.back().data(), grouped.back().data()});
+        tasks.push_back({matrix, coefficients.back().data(), grouped.back().data()});
     }
-    const auto plan = nola::cuda::plan_expand(kind, tasks);
+    const auto plan = nola::cuda::plan_expand(tasks);
     const Device<nola::cuda::ExpandJob> table(plan.jobs);
     check(nola::cuda::expand(kind, kSeed, ElementType::kFloat32, group_of(plan, table), nullptr),
           "expand group");
@@ -151,11 +150,11 @@ void check_large_expand(Basis kind) {
     const std::size_t count = shape.rows * shape.cols;
     const auto alpha = random_floats(kBases, 9);
     std::vector<float> wide(count);
-    nola::expand({kind, kSeed, 5}, alpha.data(), kBases, shape, Window::whole(shape), wide.data());
+    const nola::Matrix matrix{kind, kSeed, 5, kBases, shape, Window::whole(shape)};
+    nola::expand(matrix, alpha.data(), wide.data());
     const Device<float> coefficients(alpha);
-    const nola::cuda::Source source{5, kBases, shape, Window::whole(shape)};
     const Device<float> out(std::vector<float>(count, -1.0F));
-    const auto plan = nola::cuda::plan_expand(kind, {{source, coefficients.data(), out.data()}});
+    const auto plan = nola::cuda::plan_expand({{matrix, coefficients.data(), out.data()}});
     check(nola::cuda::expand(kind, kSeed, ElementType::kFloat32, plan.jobs[0], nullptr), "expand");
     check(cudaDeviceSynchronize(), "expand");
     expect(same_bits(out.values(), wide), "expand, large");
@@ -166,7 +165,7 @@ void check_large_expand(Basis kind) {
                "rounding on the CPU");
         const Device<std::uint16_t> narrow(std::vector<std::uint16_t>(count, 0xFFFFU));
         const auto job =
-            nola::cuda::plan_expand(kind, {{source, coefficients.data(), narrow.data()}}).jobs[0];
+            nola::cuda::plan_expand({{matrix, coefficients.data(), narrow.data()}}).jobs[0];
         check(nola::cuda::expand(kind, kSeed, type, job, nullptr), "expand");
         check(cudaDeviceSynchronize(), "expand");
         expect(same_bits(narrow.values(), expected), "expand to two bytes");
@@ -179,12 +178,12 @@ void check_narrow_project(Basis kind) {
     const Shape shape{37, 300};
     const std::size_t count = shape.rows * shape.cols;
     const auto values = random_floats(count, 4);
-    const nola::cuda::Source source{5, kBases, shape, Window::whole(shape)};
+    const nola::Matrix matrix{kind, kSeed, 5, kBases, shape, Window::whole(shape)};
     const Device<double> workspace(
-        std::vector<double>(nola::cuda::project_workspace(kind, source) / sizeof(double), 1e300));
+        std::vector<double>(nola::cuda::project_workspace(matrix) / sizeof(double), 1e300));
     const auto projected = [&](ElementType type, const void* grad) {
         const Device<float> out(std::vector<float>(kBases, -1.0F));
-        const auto plan = nola::cuda::plan_project(kind, {{source, grad, out.data()}});
+        const auto plan = nola::cuda::plan_project({{matrix, grad, out.data()}});
         check(nola::cuda::project(kind, kSeed, type, plan.jobs[0], workspace.data(), nullptr),
               "project");
         check(cudaDeviceSynchronize(), "project");
@@ -229,22 +228,21 @@ void check_project(Basis kind) {
         norms.push_back(std::sqrt(square / static_cast<double>(one.k)));
         const std::vector<float> none(one.k, -1.0F);
         expected.push_back(none);
-        nola::project({kind, kSeed, one.k}, grad.data(), one.shape, one.window,
-                      expected.back().data(), one.k);
+        const nola::Matrix matrix{kind, kSeed, one.k, one.k, one.shape, one.window};
+        nola::project(matrix, grad.data(), expected.back().data());
         grads.emplace_back(grad);
         single.emplace_back(none);
         grouped.emplace_back(none);
-        const nola::cuda::Source source{one.k, one.k, one.shape, one.window};
         const auto plan =
-            nola::cuda::plan_project(kind, {{source, grads.back().data(), single.back().data()}});
+            nola::cuda::plan_project({{matrix, grads.back().data(), single.back().data()}});
         const Device<double> workspace(std::vector<double>(plan.workspace / sizeof(double), 1e300));
         check(nola::cuda::project(kind, kSeed, ElementType::kFloat32, plan.jobs[0],
                                   workspace.data(), nullptr),
               "project");
         check(cudaDeviceSynchronize(), "project");
-        tasks.push_back({source, grads.back().data(), grouped.back().data()});
+        tasks.push_back({matrix, grads.back().data(), grouped.back().data()});
     }
-    const auto plan = nola::cuda::plan_project(kind, tasks);
+    const auto plan = nola::cuda::plan_project(tasks);
     const Device<nola::cuda::ProjectJob> table(plan.jobs);
     const Device<double> workspace(std::vector<double>(plan.workspace / sizeof(double), 1e300));
     check(nola::cuda::project(kind, kSeed, ElementType::kFloat32, group_of(plan, table),

@@ -12,6 +12,7 @@ namespace {
 
 using nola::Basis;
 using nola::ElementType;
+using nola::Matrix;
 using nola::Shape;
 using nola::Window;
 using nola::cuda::ExpandTask;
@@ -34,13 +35,11 @@ struct Case {
           window(part),
           out(part.rows() * part.cols() + 2, kGuard) {}
 
-    ExpandTask task() {
-        return {{stream, alpha.size(), shape, window}, alpha.data(), out.data() + 1};
-    }
+    Matrix matrix(Basis kind) const { return {kind, kSeed, stream, alpha.size(), shape, window}; }
+    ExpandTask task(Basis kind) { return {matrix(kind), alpha.data(), out.data() + 1}; }
     bool is_right(Basis kind) const {
         std::vector<float> expected(out.size(), kGuard);
-        nola::expand({kind, kSeed, stream}, alpha.data(), alpha.size(), shape, window,
-                     expected.data() + 1, 1);
+        nola::expand(matrix(kind), alpha.data(), expected.data() + 1, 1);
         return std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)) == 0;
     }
 };
@@ -67,7 +66,7 @@ std::vector<Case> cases() {
 TEST_CASE("cuda expand: the bits of the CPU for one job at a time") {
     for (const Basis kind : {Basis::kRademacher, Basis::kUniform}) {
         for (Case& one : cases()) {
-            const auto plan = nola::cuda::plan_expand(kind, {one.task()});
+            const auto plan = nola::cuda::plan_expand({one.task(kind)});
             const nola::cuda::OneJob<nola::cuda::ExpandJob> job{plan.jobs[0]};
             nola::test::run_expand(kind, kSeed, ElementType::kFloat32, job, job.job.end, 3);
             CHECK(one.is_right(kind));
@@ -82,9 +81,9 @@ TEST_CASE("cuda expand: a group, for any grid") {
             std::vector<ExpandTask> tasks;
             tasks.reserve(all.size());
             for (Case& one : all) {
-                tasks.push_back(one.task());
+                tasks.push_back(one.task(kind));
             }
-            const auto plan = nola::cuda::plan_expand(kind, tasks);
+            const auto plan = nola::cuda::plan_expand(tasks);
             nola::test::run_expand(kind, kSeed, ElementType::kFloat32, nola::test::table_of(plan),
                                    plan.jobs.back().end, per_block);
             for (const Case& one : all) {
@@ -99,14 +98,13 @@ TEST_CASE("cuda expand: halves and bfloat16 are the rounded sums") {
     const std::size_t count = one.window.rows() * one.window.cols();
     std::vector<std::uint16_t> out(count);
     for (const ElementType type : {ElementType::kFloat16, ElementType::kBFloat16}) {
-        ExpandTask task = one.task();
+        ExpandTask task = one.task(Basis::kRademacher);
         task.out = out.data();
-        const auto plan = nola::cuda::plan_expand(Basis::kRademacher, {task});
+        const auto plan = nola::cuda::plan_expand({task});
         nola::test::run_expand(Basis::kRademacher, kSeed, type, nola::test::table_of(plan),
                                plan.jobs[0].end, 1);
         std::vector<float> wide(count);
-        nola::expand({Basis::kRademacher, kSeed, one.stream}, one.alpha.data(), one.alpha.size(),
-                     one.shape, one.window, wide.data(), 1);
+        nola::expand(one.matrix(Basis::kRademacher), one.alpha.data(), wide.data(), 1);
         // A merge of nothing into zero rounds a value and changes nothing else.
         std::vector<std::uint16_t> expected(count);
         const float unit = 1.0F;
@@ -115,24 +113,33 @@ TEST_CASE("cuda expand: halves and bfloat16 are the rounded sums") {
     }
 }
 
+TEST_CASE("cuda expand: a plan is for one seed and one kind of basis") {
+    Case one(4, {2, 3}, {0, 2, 0, 3});
+    const ExpandTask task = one.task(Basis::kRademacher);
+    ExpandTask other_seed = task;
+    other_seed.matrix.seed += 1;
+    CHECK_NOTHROW(nola::cuda::plan_expand({task, task}));
+    CHECK_THROWS_AS(nola::cuda::plan_expand({task, other_seed}), std::invalid_argument);
+    CHECK_THROWS_AS(nola::cuda::plan_expand({task, one.task(Basis::kUniform)}),
+                    std::invalid_argument);
+}
+
 TEST_CASE("cuda expand: a plan refuses what the CPU refuses") {
     Case good(4, {2, 3}, {0, 2, 0, 3});
-    const auto plan = [](const ExpandTask& task) {
-        return nola::cuda::plan_expand(Basis::kRademacher, {task});
-    };
-    ExpandTask task = good.task();
+    const auto plan = [](const ExpandTask& task) { return nola::cuda::plan_expand({task}); };
+    ExpandTask task = good.task(Basis::kRademacher);
     CHECK_NOTHROW(plan(task));
-    task.source.num_basis = 0;
+    task.matrix.num_basis = 0;
     CHECK_THROWS_AS(plan(task), std::invalid_argument);
-    task = good.task();
-    task.source.window.col_end = 4;
+    task = good.task(Basis::kRademacher);
+    task.matrix.window.col_end = 4;
     CHECK_THROWS_AS(plan(task), std::invalid_argument);
-    task = good.task();
+    task = good.task(Basis::kRademacher);
     task.out = nullptr;
     CHECK_THROWS_AS(plan(task), std::invalid_argument);
-    task = good.task();
+    task = good.task(Basis::kRademacher);
     task.coefficients = nullptr;
     CHECK_THROWS_AS(plan(task), std::invalid_argument);
-    task.source.window.row_end = 0;  // nothing to read
+    task.matrix.window.row_end = 0;  // nothing to read
     CHECK_NOTHROW(plan(task));
 }

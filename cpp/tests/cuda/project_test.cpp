@@ -12,6 +12,7 @@ namespace {
 
 using nola::Basis;
 using nola::ElementType;
+using nola::Matrix;
 using nola::Shape;
 using nola::Window;
 using nola::cuda::ProjectTask;
@@ -33,11 +34,12 @@ struct Case {
                                          static_cast<std::uint32_t>(num_basis))),
           out(num_basis + 1, -1.0F) {}
 
-    ProjectTask task() { return {{7 + k, k, shape, window}, grad.data(), out.data()}; }
+    Matrix matrix(Basis kind) const { return {kind, kSeed, 7 + k, k, shape, window}; }
+    ProjectTask task(Basis kind) { return {matrix(kind), grad.data(), out.data()}; }
 
     // Against sums in double, relative to the gradient's norm; of many bases a few.
     bool is_right(Basis kind) const {
-        const nola::BasisStream source{kind, kSeed, 7 + k};
+        const Matrix source = matrix(kind);
         const std::size_t step = k * grad.size() < 2000000 ? 1 : 97;
         double square = 0.0;
         for (const float g : grad) {
@@ -89,14 +91,14 @@ TEST_CASE("cuda project: the sums of the CPU, and a group's are those of its job
         std::vector<ProjectTask> tasks;
         tasks.reserve(grouped.size());
         for (Case& one : grouped) {
-            tasks.push_back(one.task());
+            tasks.push_back(one.task(kind));
         }
-        const auto group = nola::cuda::plan_project(kind, tasks);
+        const auto group = nola::cuda::plan_project(tasks);
         nola::test::run_project(kind, kSeed, ElementType::kFloat32, nola::test::table_of(group),
                                 group.jobs.back(), dirty(group.workspace).data());
         auto single = cases();
         for (std::size_t i = 0; i < single.size(); ++i) {
-            const auto plan = nola::cuda::plan_project(kind, {single[i].task()});
+            const auto plan = nola::cuda::plan_project({single[i].task(kind)});
             const nola::cuda::OneJob<nola::cuda::ProjectJob> job{plan.jobs[0]};
             nola::test::run_project(kind, kSeed, ElementType::kFloat32, job, job.job,
                                     dirty(plan.workspace).data());
@@ -119,9 +121,9 @@ TEST_CASE("cuda project: gradients of two bytes are widened") {
             for (std::size_t e = 0; e < narrow.size(); ++e) {
                 one.grad[e] = nola::cuda::load_element(type, narrow.data(), e);
             }
-            ProjectTask task = one.task();
+            ProjectTask task = one.task(kind);
             task.grad = narrow.data();
-            const auto plan = nola::cuda::plan_project(kind, {task});
+            const auto plan = nola::cuda::plan_project({task});
             nola::test::run_project(kind, kSeed, type, nola::test::table_of(plan), plan.jobs.back(),
                                     dirty(plan.workspace).data());
             CHECK(one.is_right(kind));
@@ -131,17 +133,15 @@ TEST_CASE("cuda project: gradients of two bytes are widened") {
 
 TEST_CASE("cuda project: a plan refuses what the CPU refuses") {
     Case good(4, {2, 3}, {0, 2, 0, 3});
-    const auto plan = [](const ProjectTask& task) {
-        return nola::cuda::plan_project(Basis::kUniform, {task});
-    };
-    ProjectTask task = good.task();
+    const auto plan = [](const ProjectTask& task) { return nola::cuda::plan_project({task}); };
+    ProjectTask task = good.task(Basis::kUniform);
     CHECK_NOTHROW(plan(task));
     task.out = nullptr;
     CHECK_THROWS_AS(plan(task), std::invalid_argument);
-    task = good.task();
+    task = good.task(Basis::kUniform);
     task.grad = nullptr;
     CHECK_THROWS_AS(plan(task), std::invalid_argument);
-    task = good.task();
-    task.source.shape = {std::size_t{1} << 18, std::size_t{1} << 17};
+    task = good.task(Basis::kUniform);
+    task.matrix.shape = {std::size_t{1} << 18, std::size_t{1} << 17};
     CHECK_THROWS_AS(plan(task), std::invalid_argument);
 }

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     Extent = Sequence[int]
     #: seed, stream (signed), basis, shape, rows, cols
     Source = tuple[int, int, str, Extent, Extent, Extent]
+    _Pair = tuple[int, int]
+    #: basis, seed, stream (unsigned), num_basis, shape, rows, cols
+    Matrix = tuple[str, int, int, int, _Pair, _Pair, _Pair]
 
 LIBRARY = torch.library.Library("nola_edge", "DEF")
 
@@ -46,9 +49,13 @@ def signed_stream(stream: int) -> int:
     return stream - (1 << 64) if stream >> 63 else stream
 
 
-def unsigned_stream(stream: int) -> int:
-    """Undo :func:`signed_stream`."""
-    return stream & 0xFFFF_FFFF_FFFF_FFFF
+def core_matrix(
+    num_basis: int, seed: int, stream: int, basis: str, shape: Extent, rows: Extent, cols: Extent
+) -> Matrix:
+    """Return the matrix of so many bases of a source as the compiled modules take it."""
+    unsigned = stream & 0xFFFF_FFFF_FFFF_FFFF  # undoes signed_stream
+    extents = ((shape[0], shape[1]), (rows[0], rows[1]), (cols[0], cols[1]))
+    return basis, seed, unsigned, num_basis, *extents
 
 
 def check_coefficients(coefficients: torch.Tensor) -> None:

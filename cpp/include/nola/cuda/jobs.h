@@ -14,25 +14,16 @@
 
 namespace nola::cuda {
 
-// The part of an expansion or a projection that says which matrix. A launch has one seed and one
-// kind of basis, since an adapter has.
-struct Source {
-    std::uint64_t stream = 0;
-    std::size_t num_basis = 0;
-    Shape shape;
-    Window window;
-};
-
 // `out`: window.rows() x window.cols() elements of the launch's type, row-major, contiguous.
 struct ExpandTask {
-    Source source;
+    Matrix matrix;
     const float* coefficients = nullptr;  // num_basis
     void* out = nullptr;
 };
 
 // `grad`: as `out` above. `out`: num_basis.
 struct ProjectTask {
-    Source source;
+    Matrix matrix;
     const void* grad = nullptr;
     float* out = nullptr;
 };
@@ -124,12 +115,13 @@ struct Plan {
 };
 
 // Throw std::invalid_argument, naming the argument, for what expand(), project() and merge() on the
-// host refuse. Null pointers are refused where elements are to be read or written.
-Plan<ExpandJob> plan_expand(Basis kind, const std::vector<ExpandTask>& tasks);
-Plan<ProjectJob> plan_project(Basis kind, const std::vector<ProjectTask>& tasks);
+// host refuse, and for matrices of several seeds or kinds of basis: a launch has one of each, since
+// an adapter has. Null pointers are refused where elements are to be read or written.
+Plan<ExpandJob> plan_expand(const std::vector<ExpandTask>& tasks);
+Plan<ProjectJob> plan_project(const std::vector<ProjectTask>& tasks);
 Plan<MergeJob> plan_merge(ElementType type, const std::vector<MergeTask>& tasks);
 
 // Bytes that the projection of one matrix needs.
-std::size_t project_workspace(Basis kind, const Source& source);
+std::size_t project_workspace(const Matrix& matrix);
 
 }  // namespace nola::cuda

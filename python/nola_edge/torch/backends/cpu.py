@@ -10,8 +10,8 @@ from nola_edge import _core
 from nola_edge.torch.operators import (
     check_coefficients,
     check_grad,
+    core_matrix,
     register_kernels,
-    unsigned_stream,
 )
 
 if TYPE_CHECKING:
@@ -50,18 +50,8 @@ def expand(
     values = _readable(coefficients)
     size = (max(0, rows[1] - rows[0]), max(0, cols[1] - cols[0]))
     out = torch.empty(size, dtype=torch.float32, device=_CPU)
-    _core.expand_at(
-        values.data_ptr(),
-        values.numel(),
-        seed,
-        unsigned_stream(stream),
-        (shape[0], shape[1]),
-        basis,
-        (rows[0], rows[1]),
-        (cols[0], cols[1]),
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
+    matrix = core_matrix(values.numel(), seed, stream, basis, shape, rows, cols)
+    _core.expand_at(matrix, values.data_ptr(), out.data_ptr(), torch.get_num_threads())
     return out
 
 
@@ -79,18 +69,8 @@ def project(
     check_grad(grad, rows, cols)
     values = _readable(grad)
     out = torch.empty((num_basis,), dtype=torch.float32, device=_CPU)
-    _core.project_at(
-        values.data_ptr(),
-        num_basis,
-        seed,
-        unsigned_stream(stream),
-        (shape[0], shape[1]),
-        basis,
-        (rows[0], rows[1]),
-        (cols[0], cols[1]),
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
+    matrix = core_matrix(num_basis, seed, stream, basis, shape, rows, cols)
+    _core.project_at(matrix, values.data_ptr(), out.data_ptr(), torch.get_num_threads())
     return out
 
 

@@ -18,9 +18,9 @@ import torch
 from nola_edge.torch.operators import (
     check_coefficients,
     check_grad,
+    core_matrix,
     register_group_kernels,
     register_kernels,
-    unsigned_stream,
 )
 
 if TYPE_CHECKING:
@@ -79,19 +79,9 @@ def expand(
     values = _readable(coefficients, (torch.float32,))
     out = torch.empty(_size(rows, cols), dtype=torch.float32, device=values.device)
     with torch.cuda.device(values.device):
-        _kernels().expand_at(
-            values.data_ptr(),
-            values.numel(),
-            seed,
-            unsigned_stream(stream),
-            (shape[0], shape[1]),
-            basis,
-            (rows[0], rows[1]),
-            (cols[0], cols[1]),
-            out.data_ptr(),
-            "float32",
-            *_place(values.device),
-        )
+        matrix = core_matrix(values.numel(), seed, stream, basis, shape, rows, cols)
+        place = _place(values.device)
+        _kernels().expand_at(matrix, values.data_ptr(), out.data_ptr(), "float32", *place)
     return out
 
 
@@ -109,17 +99,14 @@ def project(
     check_grad(grad, rows, cols)
     values = _readable(grad, tuple(_NAMES))
     device = values.device
-    matrix = ((shape[0], shape[1]), basis, (rows[0], rows[1]), (cols[0], cols[1]))
+    matrix = core_matrix(num_basis, seed, stream, basis, shape, rows, cols)
     with torch.cuda.device(device):
-        workspace = _workspace(_kernels().project_workspace(num_basis, *matrix), device)
+        workspace = _workspace(_kernels().project_workspace(matrix), device)
         out = torch.empty((num_basis,), dtype=torch.float32, device=device)
         _kernels().project_at(
+            matrix,
             values.data_ptr(),
             _NAMES[values.dtype],
-            num_basis,
-            seed,
-            unsigned_stream(stream),
-            *matrix,
             out.data_ptr(),
             workspace.data_ptr(),
             *_place(device),
@@ -178,13 +165,6 @@ class _Tables:
 _TABLES = _Tables()
 
 
-def _task(source: Source, num_basis: int, first: int, second: int) -> tuple[Any, ...]:
-    """Return a matrix as the groups of the compiled module take it; the addresses come last."""
-    _, stream, _, shape, rows, cols = source
-    extents = ((shape[0], shape[1]), (rows[0], rows[1]), (cols[0], cols[1]))
-    return unsigned_stream(stream), num_basis, *extents, first, second
-
-
 def expand_group(
     coefficients: Sequence[torch.Tensor], sources: Sequence[Source]
 ) -> list[torch.Tensor]:
@@ -206,10 +186,10 @@ def expand_group(
 
     def plan() -> Any:
         tasks = [
-            _task(source, count, address, out.data_ptr())
+            (core_matrix(count, *source), address, out.data_ptr())
             for source, (address, count), out in zip(sources, addresses, outs, strict=True)
         ]
-        return _kernels().plan_expand(basis, tasks)
+        return _kernels().plan_expand(tasks)
 
     with torch.cuda.device(device):
         table, copied = _TABLES.get(sources, (flat.data_ptr(), addresses), device, plan)
@@ -242,7 +222,9 @@ def project_group(
             )
 
             def plan(addresses: Any = addresses) -> Any:
-                return _kernels().plan_project(basis, [_task(*task) for task in addresses])
+                return _kernels().plan_project(
+                    [(core_matrix(count, *source), *rest) for source, count, *rest in addresses]
+                )
 
             key = (dtype, flat.data_ptr(), tuple(task[1:] for task in addresses))
             (table, size), copied = _TABLES.get(sources, key, device, plan)
