@@ -5,7 +5,6 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -124,29 +123,64 @@ nola::ElementType element_type(const py::array& weight) {
                             describe(weight));
 }
 
-bool overlaps(const py::array& a, const py::array& b) {
-    const auto* a_begin = static_cast<const char*>(a.data());
-    const auto* b_begin = static_cast<const char*>(b.data());
-    return a_begin < b_begin + b.nbytes() && b_begin < a_begin + a.nbytes();
+// Elements from row to row, of an array whose rows are contiguous.
+std::size_t row_stride(const py::array& array) {
+    return array.shape(0) < 2 ? extent(array, 1)
+                              : static_cast<std::size_t>(array.strides(0) / array.itemsize());
 }
 
-bool merge(py::array& weight, py::array lora_b, py::array lora_a, double scaling, int num_threads) {
-    const nola::ElementType type = element_type(weight);
-    if (weight.ndim() != 2) {
-        throw std::invalid_argument("weight: must have 2 dimensions, got " + describe(weight));
+// Refuses an array that is not a matrix of contiguous rows, in order and without overlap.
+void check_rows(const py::array& array, const char* name) {
+    if (array.ndim() != 2) {
+        throw std::invalid_argument(std::string(name) + ": must have 2 dimensions, got " +
+                                    describe(array));
     }
-    if (!is_contiguous(weight)) {
-        throw std::invalid_argument("weight: must be C-contiguous; it is merged in place");
+    const bool side_by_side = array.shape(1) < 2 || array.strides(1) == array.itemsize();
+    const bool one_after_another =
+        array.shape(0) < 2 || array.strides(0) >= array.shape(1) * array.itemsize();
+    if (array.size() != 0 && !(side_by_side && one_after_another)) {
+        throw std::invalid_argument(std::string(name) + ": must have contiguous rows");
     }
-    if (!weight.writeable()) {
-        throw std::invalid_argument("weight: is read-only; pass a writable copy");
+}
+
+bool is_same_memory(const py::array& a, const py::array& b) {
+    return a.data() == b.data() && row_stride(a) == row_stride(b);
+}
+
+bool overlap(const py::array& a, const py::array& b) {
+    const auto end = [](const py::array& array) {
+        const auto* last = static_cast<const char*>(array.data());
+        for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
+            last += (array.shape(axis) - 1) * array.strides(axis);
+        }
+        return last + array.itemsize();
+    };
+    return a.size() != 0 && b.size() != 0 && static_cast<const char*>(a.data()) < end(b) &&
+           static_cast<const char*>(b.data()) < end(a);
+}
+
+// Refuses an array that cannot take the merged `weight`.
+void check_out(const py::array& out, const char* name, const py::array& weight) {
+    check_rows(out, name);
+    if (!out.writeable()) {
+        throw std::invalid_argument(std::string(name) + ": is read-only; pass a writable copy");
     }
-    const bool shared = overlaps(weight, lora_b) || overlaps(weight, lora_a);
+    if (!out.dtype().equal(weight.dtype()) || out.shape(0) != weight.shape(0) ||
+        out.shape(1) != weight.shape(1)) {
+        throw std::invalid_argument(std::string(name) + ": must be " + describe(weight) +
+                                    " like weight, got " + describe(out));
+    }
+    if (overlap(out, weight) && !is_same_memory(out, weight)) {
+        throw std::invalid_argument(std::string(name) +
+                                    ": overlaps weight in memory, and is not the same");
+    }
+}
+
+nola::LowRank checked_factors(py::array& lora_b, py::array& lora_a, const py::array& weight) {
     nola::LowRank update;
     update.b = float_data(lora_b, "lora_b", 2);
     update.a = float_data(lora_a, "lora_a", 2);
     update.rank = extent(lora_a, 0);
-    update.scaling = nola::bindings::float32_of(scaling);
     if (extent(lora_b, 0) != extent(weight, 0) || extent(lora_b, 1) != update.rank) {
         throw std::invalid_argument("lora_b: must be (" + std::to_string(weight.shape(0)) + ", " +
                                     std::to_string(update.rank) +
@@ -158,21 +192,38 @@ bool merge(py::array& weight, py::array lora_b, py::array lora_a, double scaling
         throw std::invalid_argument("lora_a: must have " + std::to_string(weight.shape(1)) +
                                     " columns like weight, got " + describe(lora_a));
     }
+    return update;
+}
+
+// `out` may be `weight`.
+bool merge(const py::array& weight, const py::array& out, py::array lora_b, py::array lora_a,
+           double scaling, int num_threads) {
+    const char* written = out.is(weight) ? "weight" : "out";
+    nola::Weight merged;
+    merged.type = element_type(weight);
+    check_rows(weight, "weight");
+    check_out(out, written, weight);
+    const bool shared = overlap(out, lora_b) || overlap(out, lora_a);
+    nola::LowRank update = checked_factors(lora_b, lora_a, weight);
+    update.scaling = nola::bindings::float32_of(scaling);
     if (shared) {
-        throw std::invalid_argument(
-            "weight: overlaps a factor in memory; pass a copy of the factor");
+        throw std::invalid_argument(std::string(written) +
+                                    ": overlaps a factor in memory; pass a copy of the factor");
     }
-    py::array target = aligned(weight);
-    void* data = target.mutable_data();
-    const std::size_t rows = extent(weight, 0);
-    const std::size_t cols = extent(weight, 1);
+    py::array target = aligned(out);
+    const py::array base = is_same_memory(weight, out) ? target : aligned(weight);
+    merged.shape = {extent(weight, 0), extent(weight, 1)};
+    merged.base = base.data();
+    merged.base_stride = row_stride(base);
+    merged.out = target.mutable_data();
+    merged.out_stride = row_stride(target);
     bool finite = false;
     {
         const py::gil_scoped_release release;
-        finite = nola::merge(data, type, rows, cols, update, num_threads);
+        finite = nola::merge(merged, update, num_threads);
     }
-    if (!target.is(weight)) {
-        std::memcpy(weight.mutable_data(), data, rows * cols * element_size(type));
+    if (!target.is(out)) {
+        out.attr("__setitem__")(py::ellipsis(), target);
     }
     return finite;
 }
@@ -215,7 +266,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.def("philox", &nola::philox4x32_10, py::arg("counter"), py::arg("key"));
     m.def("expand", &expand, py::arg("matrix"), py::arg("coefficients"), py::arg("num_threads"));
     m.def("project", &project, py::arg("matrix"), py::arg("grad"), py::arg("num_threads"));
-    m.def("merge", &merge, py::arg("weight"), py::arg("lora_b"), py::arg("lora_a"),
+    m.def("merge", &merge, py::arg("weight"), py::arg("out"), py::arg("lora_b"), py::arg("lora_a"),
           py::arg("scaling"), py::arg("num_threads"));
     m.def(
         "in_specified_environment",

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdint>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "alignment.h"
@@ -94,31 +96,52 @@ std::size_t packed_cols(std::size_t rank, std::size_t block) {
     return std::max<std::size_t>(1, kPackedFloats / std::max<std::size_t>(1, rank * block)) * block;
 }
 
-}  // namespace
+void check_place(const char* name, const void* place, std::size_t stride, const Weight& weight) {
+    if (place == nullptr) {
+        throw std::invalid_argument(std::string(name) + ": null");
+    }
+    if (stride < weight.shape.cols) {
+        throw std::invalid_argument(std::string(name) + ": has a stride of less than a row");
+    }
+    check_aligned(name, place, element_size(weight.type));
+}
 
-void scale(float* values, std::size_t count, double factor) {
-    check_aligned("values", values, alignof(float));
-    const FpEnvironment environment;
-    const auto rounded = static_cast<float>(factor);
-    for (std::size_t i = 0; i < count; ++i) {
-        values[i] *= rounded;
+// Refuses to write where something is still to be read.
+void check_apart(const Weight& weight) {
+    const auto begin = [](const void* place) { return reinterpret_cast<std::uintptr_t>(place); };
+    const auto end = [&](const void* place, std::size_t stride) {
+        const std::size_t elements = (weight.shape.rows - 1) * stride + weight.shape.cols;
+        return begin(place) + elements * element_size(weight.type);
+    };
+    const bool one = weight.base == weight.out && weight.base_stride == weight.out_stride;
+    if (!one && begin(weight.base) < end(weight.out, weight.out_stride) &&
+        begin(weight.out) < end(weight.base, weight.base_stride)) {
+        throw std::invalid_argument("out: overlaps base in memory, and is not the same");
     }
 }
 
-bool merge(void* weight, ElementType type, std::size_t rows, std::size_t cols,
-           const LowRank& update, int num_threads) {
-    if (weight == nullptr && rows * cols != 0) {
-        throw std::invalid_argument("weight: null");
-    }
-    if ((update.a == nullptr || update.b == nullptr) && update.rank != 0 && rows * cols != 0) {
+void check_factors(const LowRank& update) {
+    if ((update.a == nullptr || update.b == nullptr) && update.rank != 0) {
         throw std::invalid_argument("update: a factor is null");
     }
-    check_aligned("weight", weight, element_size(type));
     check_aligned("lora_b", update.b, alignof(float));
     check_aligned("lora_a", update.a, alignof(float));
-    if (rows == 0 || cols == 0) {
-        return true;
-    }
+}
+
+// Where a kernel reads and writes from an element on.
+MergeArgs place_of(const Weight& weight, std::size_t row, std::size_t col) {
+    const std::size_t size = element_size(weight.type);
+    MergeArgs args{};
+    args.base = static_cast<const char*>(weight.base) + (row * weight.base_stride + col) * size;
+    args.out = static_cast<char*>(weight.out) + (row * weight.out_stride + col) * size;
+    args.base_stride = weight.base_stride;
+    args.out_stride = weight.out_stride;
+    return args;
+}
+
+bool merge_checked(const Weight& weight, const LowRank& update, int num_threads) {
+    const auto [rows, cols] = weight.shape;
+    const ElementType type = weight.type;
     if (!std::isfinite(update.scaling) || !all_finite(update.b, rows * update.rank) ||
         !all_finite(update.a, update.rank * cols)) {
         return false;
@@ -128,7 +151,6 @@ bool merge(void* weight, ElementType type, std::size_t rows, std::size_t cols,
     const std::size_t pair = type == ElementType::kBFloat16 ? kernel_set.bf16_pair : 0;
     const std::size_t col_step = block_cols(update.rank, cols, kernel_set.panel);
     const std::size_t row_step = kernel_set.tile_rows * 8;
-    const std::size_t size = element_size(type);
     std::atomic<bool> finite{true};
     const std::size_t group_step = packed_cols(update.rank, col_step);
     for (std::size_t group = 0; group < cols; group += group_step) {
@@ -144,10 +166,8 @@ bool merge(void* weight, ElementType type, std::size_t rows, std::size_t cols,
         parallel_for(row_blocks * col_blocks, num_threads, [&](std::size_t piece) {
             const std::size_t row = piece % row_blocks * row_step;
             const std::size_t col = piece / row_blocks * col_step;
-            MergeArgs args{};
-            args.weight = static_cast<char*>(weight) + (row * cols + group + col) * size;
-            args.stride = cols;
-            args.rows = std::min(row_step, rows - row);
+            MergeArgs args = place_of(weight, row, group + col);
+            args.rows = std::min(row_step, weight.shape.rows - row);
             args.cols = std::min(col_step, group_cols - col);
             args.b = update.b + row * update.rank;
             args.a = packed.data() + col * update.rank;
@@ -159,6 +179,39 @@ bool merge(void* weight, ElementType type, std::size_t rows, std::size_t cols,
         });
     }
     return finite.load(std::memory_order_relaxed);
+}
+
+}  // namespace
+
+void scale(float* values, std::size_t count, double factor) {
+    check_aligned("values", values, alignof(float));
+    const FpEnvironment environment;
+    const auto rounded = static_cast<float>(factor);
+    for (std::size_t i = 0; i < count; ++i) {
+        values[i] *= rounded;
+    }
+}
+
+bool merge(const Weight& weight, const LowRank& update, int num_threads) {
+    if (weight.shape.rows == 0 || weight.shape.cols == 0) {
+        return true;
+    }
+    check_place("base", weight.base, weight.base_stride, weight);
+    check_place("out", weight.out, weight.out_stride, weight);
+    check_apart(weight);
+    check_factors(update);
+    return merge_checked(weight, update, num_threads);
+}
+
+bool merge(void* weight, ElementType type, std::size_t rows, std::size_t cols,
+           const LowRank& update, int num_threads) {
+    const Weight in_place{weight, weight, type, {rows, cols}, cols, cols};
+    if (rows == 0 || cols == 0) {
+        return true;
+    }
+    check_place("weight", weight, cols, in_place);
+    check_factors(update);
+    return merge_checked(in_place, update, num_threads);
 }
 
 }  // namespace nola

@@ -189,3 +189,58 @@ TEST_CASE("merge: pointers that are not aligned are refused before anything is w
                          std::invalid_argument);
     CHECK(merges(2, floats, floats));
 }
+
+TEST_CASE("merge: from one place to another, in windows, as in place") {
+    nola::test::for_each_isa([] {
+        constexpr std::size_t kRows = 13;
+        constexpr std::size_t kCols = 131;
+        constexpr std::size_t kRank = 5;
+        const auto b = nola::test::random_floats(kRows * kRank, 1);
+        const auto a = nola::test::random_floats(kRank * kCols, 2);
+        const nola::LowRank update{b.data(), a.data(), kRank, 0.7F};
+        for (const auto& [base_stride, out_stride] :
+             {std::pair<std::size_t, std::size_t>{kCols, kCols}, {140, kCols}, {kCols, 150}}) {
+            const auto base = nola::test::random_floats(kRows * base_stride, 3);
+            auto got = nola::test::random_floats(kRows * out_stride, 4);
+            std::vector<float> expected(kRows * kCols);
+            for (std::size_t m = 0; m < kRows; ++m) {
+                std::memcpy(&expected[m * kCols], &base[m * base_stride], kCols * sizeof(float));
+            }
+            CHECK(nola::merge(expected.data(), ElementType::kFloat32, kRows, kCols, update, 1));
+            auto guarded = got;
+            for (std::size_t m = 0; m < kRows; ++m) {
+                std::memcpy(&guarded[m * out_stride], &expected[m * kCols], kCols * sizeof(float));
+            }
+            CHECK(nola::merge({base.data(),
+                               got.data(),
+                               ElementType::kFloat32,
+                               {kRows, kCols},
+                               base_stride,
+                               out_stride},
+                              update, 2));
+            CHECK(std::memcmp(got.data(), guarded.data(), got.size() * sizeof(float)) == 0);
+        }
+    });
+}
+
+TEST_CASE("merge: places that cannot be are refused before anything is written") {
+    std::vector<float> room(64, 1.0F);
+    const auto before = room;
+    const float one = 1.0F;
+    const std::vector<float> a(4, 1.0F);
+    const auto merged = [&](const float* base, float* out, std::size_t base_stride) {
+        const nola::Weight weight{base, out, ElementType::kFloat32, {1, 4}, base_stride, 4};
+        return nola::merge(weight, {&one, a.data(), 1, 1.0F}, 1);
+    };
+    CHECK_THROWS_WITH_AS((void)merged(nullptr, room.data(), 4), doctest::Contains("base: "),
+                         std::invalid_argument);
+    CHECK_THROWS_WITH_AS((void)merged(room.data(), nullptr, 4), doctest::Contains("out: "),
+                         std::invalid_argument);
+    CHECK_THROWS_WITH_AS((void)merged(room.data() + 2, room.data(), 4),
+                         doctest::Contains("out: overlaps"), std::invalid_argument);
+    CHECK_THROWS_WITH_AS((void)merged(room.data() + 8, room.data(), 3), doctest::Contains("base: "),
+                         std::invalid_argument);
+    CHECK(room == before);
+    CHECK(merged(room.data(), room.data(), 4));
+    CHECK(merged(room.data() + 4, room.data(), 4));
+}

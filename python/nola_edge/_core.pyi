@@ -22,6 +22,7 @@ def expand(
 def project(matrix: _Matrix, grad: NDArray[Any], num_threads: int) -> NDArray[np.float32]: ...
 def merge(
     weight: NDArray[Any],
+    out: NDArray[Any],
     lora_b: NDArray[Any],
     lora_a: NDArray[Any],
     scaling: float,

@@ -248,7 +248,7 @@ def merge_(
     Parameters
     ----------
     weight : (out, in) float32, float16 or bfloat16 (``ml_dtypes``)
-        Changed in place; C-contiguous and writable. One that is not aligned costs a copy.
+        Changed in place; writable, with contiguous rows. One that is not aligned costs a copy.
     lora_b : (out, r) float32, C-contiguous
     lora_a : (r, in) float32, C-contiguous
     scaling : float
@@ -264,13 +264,68 @@ def merge_(
         If a factor is infinite or NaN, and nothing was changed, or if a merged element is;
         `weight` then holds it.
     """
-    for name, array in (("weight", weight), ("lora_b", lora_b), ("lora_a", lora_a)):
-        if not isinstance(array, np.ndarray):
-            raise ArgumentTypeError(
-                f"must be a numpy array, got {type(array).__name__}", field=name
-            )
+    _merge(weight, weight, lora_b, lora_a, scaling, num_threads)
+
+
+def merged(
+    weight: NDArray[Any],
+    lora_b: NDArray[np.float32],
+    lora_a: NDArray[np.float32],
+    scaling: float = 1.0,
+    *,
+    out: NDArray[Any] | None = None,
+    num_threads: int | None = None,
+) -> NDArray[Any]:
+    """Return ``weight + scaling * lora_b @ lora_a``, in fp32 and rounded once.
+
+    The bits are those of :func:`merge_` into a copy, which this does not make: the weight is read
+    once, from a mapped file as well, and the result written once.
+
+    Parameters
+    ----------
+    weight : (out, in) float32, float16 or bfloat16 (``ml_dtypes``)
+        Left as it is; with contiguous rows. One that is not aligned costs a copy.
+    lora_b : (out, r) float32, C-contiguous
+    lora_a : (r, in) float32, C-contiguous
+    scaling : float
+        s, rounded to float32.
+    out : array, optional
+        Where the result goes: of the weight's shape and dtype, writable, with contiguous rows. It
+        is `weight`, or overlaps neither that nor a factor. Default: a new array.
+    num_threads : int, optional
+        Default: OpenMP's. At most four for each processor are used.
+
+    Returns
+    -------
+    (out, in), of the weight's dtype
+        `out`, if it was given.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument does not fit; nothing was changed, the message names the argument.
+    NotFiniteError
+        If a factor is infinite or NaN, and nothing was changed, or if a merged element is; `out`
+        then holds it.
+    """
+    if out is None:
+        _check_arrays(weight=weight)
+        out = np.empty(weight.shape, weight.dtype)
+    _merge(weight, out, lora_b, lora_a, scaling, num_threads)
+    return out
+
+
+def _merge(
+    weight: NDArray[Any],
+    out: NDArray[Any],
+    lora_b: NDArray[np.float32],
+    lora_a: NDArray[np.float32],
+    scaling: float,
+    num_threads: int | None,
+) -> None:
+    _check_arrays(weight=weight, out=out, lora_b=lora_b, lora_a=lora_a)
     scaling = number("scaling", scaling)
-    if _merge_rows(weight, lora_b, lora_a, scaling, _threads(num_threads)):
+    if _merge_rows(weight, out, lora_b, lora_a, scaling, _threads(num_threads)):
         return
     for name, value in (("lora_b", lora_b), ("lora_a", lora_a), ("scaling", scaling)):
         if not np.isfinite(value).all():
@@ -278,8 +333,17 @@ def merge_(
     raise NotFiniteError("a merged weight is infinite or NaN", field="weight")
 
 
+def _check_arrays(**arrays: Any) -> None:
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise ArgumentTypeError(
+                f"must be a numpy array, got {type(array).__name__}", field=name
+            )
+
+
 def _merge_rows(
     weight: NDArray[Any],
+    out: NDArray[Any],
     lora_b: NDArray[np.float32],
     lora_a: NDArray[np.float32],
     scaling: float,
@@ -287,17 +351,33 @@ def _merge_rows(
 ) -> bool:
     """Merge, much at a time row by row, paced; tell whether all that went in and came is finite."""
     work = weight.size * len(lora_a) if lora_a.ndim else 0
-    fits = weight.ndim == lora_a.ndim == 2 and lora_b.shape == (len(weight), len(lora_a))
-    apart = not np.may_share_memory(weight, lora_b) and not np.may_share_memory(weight, lora_a)
-    if work <= _AT_ONCE or not fits or not apart:
-        return _core.merge(weight, lora_b, lora_a, scaling, threads)
+    if work <= _AT_ONCE or not _can_be_cut(weight, out, lora_b, lora_a):
+        return _core.merge(weight, out, lora_b, lora_a, scaling, threads)
     if lora_b.dtype == np.float32 and not np.isfinite(lora_b).all():
         return False  # before a row was changed
     finite = True
     for start, stop in paced(0, len(weight), _AT_ONCE * len(weight) // work):
         rows = slice(start, stop)
-        finite &= _core.merge(weight[rows], lora_b[rows], lora_a, scaling, threads)
+        source = weight[rows]
+        target = source if out is weight else out[rows]
+        finite &= _core.merge(source, target, lora_b[rows], lora_a, scaling, threads)
     return finite
+
+
+def _can_be_cut(
+    weight: NDArray[Any], out: NDArray[Any], lora_b: NDArray[Any], lora_a: NDArray[Any]
+) -> bool:
+    """Tell whether nothing can be wrong with a merge that is not with one of some of its rows."""
+    fits = weight.ndim == lora_a.ndim == 2 and lora_b.shape == (len(weight), len(lora_a))
+    alike = out.shape == weight.shape and out.dtype == weight.dtype
+    apart = not any(np.may_share_memory(out, factor) for factor in (lora_b, lora_a))
+    apart &= out is weight or not np.may_share_memory(out, weight)
+    return (
+        fits
+        and alike
+        and apart
+        and all(array.strides[0] >= array.shape[1] * array.itemsize for array in (weight, out))
+    )
 
 
 def scaled(values: NDArray[np.float32], factor: float) -> NDArray[np.float32]:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nola_edge as ne
-from nola_edge import _core
-from nola_edge.errors import NotFiniteError
+from nola_edge import _core, ops
+from nola_edge.errors import ArgumentError, NotFiniteError
 from tests.conftest import ISAS
 from tests.reference import merge as reference
 
@@ -33,6 +33,10 @@ def test_bits_of_the_reference_on_every_isa(rows, cols, rank, dtype, exponent, e
         got = weight.copy()
         ne.merge_(got, b, a, scaling, num_threads=threads)
         assert got.tobytes() == expected.tobytes(), isa
+        before = weight.tobytes()
+        apart = ops.merged(weight, b, a, scaling, num_threads=threads)
+        assert apart.tobytes() == expected.tobytes(), isa
+        assert weight.tobytes() == before
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
@@ -150,7 +154,7 @@ SHARED = np.zeros(100, np.float32)
         ({"weight": np.zeros((3, 4))}, TypeError, "weight: must be float32"),
         ({"weight": np.zeros((3, 4), ">f4")}, TypeError, "weight: must be float32"),
         ({"weight": np.zeros(3, np.float32)}, ValueError, "weight: must have 2"),
-        ({"weight": np.zeros((4, 3), np.float32).T}, ValueError, "weight: must be C-contiguous"),
+        ({"weight": np.zeros((4, 3), np.float32).T}, ValueError, "weight: must have contiguous"),
         ({"weight": read_only()}, ValueError, "weight: is read-only"),
         ({"b": np.zeros((3, 3), np.float32)}, ValueError, "lora_b: must be .3, 2."),
         ({"a": np.zeros((2, 5), np.float32)}, ValueError, "lora_a: must have 4 columns"),
@@ -190,3 +194,113 @@ def test_factors_too_large_to_be_packed_at_once(isa, dtype):
         ne.merge_(part, b, np.ascontiguousarray(a[:, start : start + 100]), 0.25)
         parts[:, start : start + 100] = part
     assert whole.tobytes() == parts.tobytes()
+
+
+@st.composite
+def windows_of_matrices(draw):
+    """A matrix's size, and a window of it."""
+    rows, cols = draw(st.integers(1, 20)), draw(st.integers(1, 150))
+    top, left = draw(st.integers(0, rows)), draw(st.integers(0, cols))
+    bottom, right = draw(st.integers(top, rows)), draw(st.integers(left, cols))
+    return (rows, cols), (slice(top, bottom), slice(left, right))
+
+
+@given(
+    windows_of_matrices(), st.integers(0, 5), st.integers(0, 20), st.sampled_from(DTYPES),
+    st.integers(0, 2**32), st.sampled_from([1, 2, 7]),
+)  # fmt: skip
+def test_windows_are_merged_where_they_lie(place, shift, rank, dtype, entropy, threads):
+    """From a window of one matrix into one of another; nothing around it changes."""
+    rng = np.random.default_rng(entropy)
+    shape, window = place
+    source = rng.standard_normal(shape).astype(dtype)
+    into = tuple(slice(part.start + shift, part.stop + shift) for part in window)
+    target = rng.standard_normal((shape[0] + shift, shape[1] + shift)).astype(dtype)
+    rows, cols = source[window].shape
+    b = rng.standard_normal((rows, rank)).astype(np.float32)
+    a = rng.standard_normal((rank, cols)).astype(np.float32)
+    expected, in_place = target.copy(), source.copy()
+    expected[into] = reference.merge(np.ascontiguousarray(source[window]), b, a, 0.5)
+    for isa in ISAS:
+        _core.force_isa(isa)
+        got = target.copy()
+        returned = ops.merged(source[window], b, a, 0.5, out=got[into], num_threads=threads)
+        assert got.tobytes() == expected.tobytes(), isa
+        assert np.shares_memory(returned, got) or not returned.size
+    ne.merge_(in_place[window], b, a, 0.5)
+    assert in_place[window].tobytes() == expected[into].tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("at_once", [ops._AT_ONCE, 1000], ids=["whole", "in pieces"])
+def test_source_in_a_mapped_file_is_not_written(isa, dtype, at_once, tmp_path, monkeypatch):
+    """In place, apart, and in pieces: the same bits, from memory that may not even be written."""
+    monkeypatch.setattr(ops, "_AT_ONCE", at_once)
+    rng = np.random.default_rng(2)
+    weight = rng.standard_normal((37, 131)).astype(dtype)
+    b = rng.standard_normal((37, 9)).astype(np.float32)
+    a = rng.standard_normal((9, 131)).astype(np.float32)
+    weight.tofile(tmp_path / "weight")
+    # One byte further in than its elements may lie, too.
+    (tmp_path / "odd").write_bytes(b"x" + weight.tobytes())
+    ne.merge_(weight, b, a, 0.3)
+    for name, offset in (("weight", 0), ("odd", 1)):
+        mapped = np.memmap(tmp_path / name, dtype, "r", offset, (37, 131))
+        assert ops.merged(np.asarray(mapped), b, a, 0.3).tobytes() == weight.tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_target_that_is_not_aligned(isa, dtype):
+    weight = np.ones((13, 71), dtype)
+    out = np.zeros(weight.nbytes + 1, np.uint8)[1:].view(dtype).reshape(13, 71)
+    b, a = np.ones((13, 2), np.float32), np.ones((2, 71), np.float32)
+    assert ops.merged(weight, b, a, 0.25, out=out) is out
+    assert (out == 1.5).all()
+
+
+def test_weight_may_be_its_own_target():
+    weight = np.ones((3, 4), np.float32)
+    b, a = np.ones((3, 1), np.float32), np.ones((1, 4), np.float32)
+    assert ops.merged(weight, b, a, out=weight[:]) is not None
+    assert (weight == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "message"),
+    [
+        (np.zeros((3, 5), np.float32), ValueError, "out: must be float32 .3, 4. like weight"),
+        (np.zeros((3, 4), np.float16), ValueError, "out: must be float32 .3, 4. like weight"),
+        (np.zeros(12, np.float32), ValueError, "out: must have 2 dimensions"),
+        (np.zeros((4, 3), np.float32).T, ValueError, "out: must have contiguous rows"),
+        (read_only(), ValueError, "out: is read-only"),
+        ([[0.0] * 4] * 3, TypeError, "out: must be a numpy array, got list"),
+        (SHARED[1:13].reshape(3, 4), ValueError, "out: overlaps weight in memory"),
+        (SHARED[50:62].reshape(3, 4), ValueError, "out: overlaps a factor in memory"),
+    ],
+)
+@pytest.mark.parametrize("at_once", [ops._AT_ONCE, 1], ids=["whole", "in pieces"])
+def test_refused_targets_stay_as_they_are(out, error, message, at_once, monkeypatch):
+    monkeypatch.setattr(ops, "_AT_ONCE", at_once)
+    before = np.array(out).tobytes()
+    weight = SHARED[:12].reshape(3, 4)
+    b, a = SHARED[60:66].reshape(3, 2), np.ones((2, 4), np.float32)
+    with pytest.raises(error, match=f"^{message}") as caught:
+        ops.merged(weight, b, a, out=out)
+    assert isinstance(caught.value, ArgumentError)
+    assert np.array(out).tobytes() == before
+    assert not SHARED.any()
+
+
+@pytest.mark.parametrize("which", ["weight", "lora_b", "lora_a"])
+def test_not_finite_apart(isa, which):
+    """A factor that is not finite leaves the target as it was; a weight's elements arrive."""
+    arguments = {
+        "weight": np.ones((7, 71), np.float32),
+        "lora_b": np.ones((7, 2), np.float32),
+        "lora_a": np.ones((2, 71), np.float32),
+    }
+    arguments[which][-1, -1] = np.nan
+    out = np.zeros((7, 71), np.float32)
+    with pytest.raises(NotFiniteError, match=f"^{which}: "):
+        ops.merged(**arguments, out=out)
+    assert np.isnan(out[-1, -1]) if which == "weight" else not out.any()

@@ -31,8 +31,8 @@ INTERPOSER = """
 #include "nola/merge.h"
 #define FOREIGN __attribute__((visibility("default")))
 namespace nola {
-FOREIGN bool merge(void* weight, ElementType, std::size_t, std::size_t, const LowRank&, int) {
-    *static_cast<float*>(weight) = 42;
+FOREIGN bool merge(const Weight& weight, const LowRank&, int) {
+    *static_cast<float*>(weight.out) = 42;
     return true;
 }
 FOREIGN void scale(float* values, std::size_t, double) { *values = 42; }
@@ -76,9 +76,9 @@ for isa in _core.supported_isas():
         matrix = (basis, 7, 3, 37, (4, 300), (0, 4), (0, 300))
         a = _core.expand(matrix, values, 1)
         w = np.full((9, 300), 1e-39, np.float32)
-        assert _core.merge(w, a[:, :9].T.copy(), a, 1e-38, 1)
+        assert _core.merge(w, w, a[:, :9].T.copy(), a, 1e-38, 1)
         w[0, 0] = np.nan
-        assert not _core.merge(w, a[:, :9].T.copy(), a, 1e-38, 1)
+        assert not _core.merge(w, w, a[:, :9].T.copy(), a, 1e-38, 1)
         w[0, 0] = 0
         p = _core.project(matrix, a, 1)
         print((a.tobytes() + w.tobytes() + p.tobytes()).hex())

@@ -1,8 +1,10 @@
-// merge: W <- W + scaling * B A, accumulated in fp32 and rounded once.
+// merge: out = W + scaling * B A, accumulated in fp32 and rounded once.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+
+#include "nola/basis.h"
 
 namespace nola {
 
@@ -20,15 +22,29 @@ struct LowRank {
     float scaling = 1.0F;
 };
 
-// Merges in place into `weight`, rows x cols elements of `type`, row-major, contiguous and aligned
-// like any of its type. For each element: acc = 0; acc = fma(b[m,j], a[j,n], acc) for j in order;
-// y = fma(scaling, acc, weight[m,n]); y rounded to nearest even into `type`. The factors must not
-// overlap the weight.
+// A weight that is read at `base` and written at `out`: a matrix of `type`, row-major, aligned like
+// any of its type, with `base_stride` and `out_stride` elements from row to row. The two are one,
+// or have no byte in common, gaps between rows included.
+struct Weight {
+    const void* base = nullptr;
+    void* out = nullptr;
+    ElementType type = ElementType::kFloat32;
+    Shape shape;
+    std::size_t base_stride = 0;
+    std::size_t out_stride = 0;
+};
+
+// Writes the merged weight, in one pass and without a copy. For each element: acc = 0;
+// acc = fma(b[m,j], a[j,n], acc) for j in order; y = fma(scaling, acc, base[m,n]); y rounded to
+// nearest even into the weight's type. The factors must not overlap `out`.
 //
-// Returns whether every merged element is finite; false leaves non-finite elements in the weight,
-// or, where a factor or the scaling is not finite itself, the weight as it was.
+// Returns whether every merged element is finite; false leaves non-finite elements in `out`, or,
+// where a factor or the scaling is not finite itself, `out` as it was.
 // Deterministic to the bit like expand. Thread-safe for distinct weights.
 // Throws std::invalid_argument, naming the argument, before anything is written.
+[[nodiscard]] bool merge(const Weight& weight, const LowRank& update, int num_threads = 0);
+
+// The same in place, for a weight of rows without gaps.
 [[nodiscard]] bool merge(void* weight, ElementType type, std::size_t rows, std::size_t cols,
                          const LowRank& update, int num_threads = 0);
 

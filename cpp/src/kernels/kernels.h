@@ -50,13 +50,16 @@ struct KernelSet {
     void (*project_uniform)(const Generator&, StripeRange range, const float* grad,
                             std::uint32_t draws, float* sums);
 
-    // Merge of rows x cols elements, `stride` elements from row to row, with the factor A packed
-    // by panels of `panel` columns: a[(p * rank + j) * panel + lane], zero-padded. b: rows x rank.
-    // The factors and the scaling are finite. Returns the largest |result| as bits of fp32, before
-    // or after rounding, so that the caller can tell overflow and NaN.
+    // Merge of rows x cols elements, read at `base` and written at `out`, which may be the same,
+    // with strides in elements from row to row, and with the factor A packed by panels of `panel`
+    // columns: a[(p * rank + j) * panel + lane], zero-padded. b: rows x rank. The factors and the
+    // scaling are finite. Returns the largest |result| as bits of fp32, before or after rounding,
+    // so that the caller can tell overflow and NaN.
     struct MergeArgs {
-        void* weight;
-        std::size_t stride;
+        const void* base;
+        void* out;
+        std::size_t base_stride;
+        std::size_t out_stride;
         std::size_t rows;
         std::size_t cols;
         const float* b;

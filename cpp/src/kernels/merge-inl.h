@@ -17,8 +17,9 @@ inline constexpr bool kPaired<BFloat16> = kPairedBFloat16;
 
 // Unrolled throughout: an accumulator that is indexed by a variable lives in memory.
 template <std::size_t kRows, class T>
-NOLA_INLINE U32 merge_tile(T* weight, std::size_t stride, const float* b, const float* panel,
-                           std::size_t rank, F32 scaling, U32 largest) {
+NOLA_INLINE U32 merge_tile(const T* base, std::size_t base_stride, T* out, std::size_t out_stride,
+                           const float* b, const float* panel, std::size_t rank, F32 scaling,
+                           U32 largest) {
     F32 acc[kRows][kTileVectors];
 #pragma GCC unroll 16
     for (std::size_t m = 0; m < kRows; ++m) {
@@ -44,21 +45,22 @@ NOLA_INLINE U32 merge_tile(T* weight, std::size_t stride, const float* b, const 
     }
 #pragma GCC unroll 16
     for (std::size_t m = 0; m < kRows; ++m) {
-        T* row = weight + m * stride;
+        const T* from = base + m * base_stride;
+        T* to = out + m * out_stride;
         if constexpr (kPaired<T>) {
 #pragma GCC unroll 16
             for (std::size_t v = 0; v < kTileVectors; v += 2) {
-                auto pair = load_pair_as_f32(row + v * kLanes);
+                auto pair = load_pair_as_f32(from + v * kLanes);
                 pair.even = fma(scaling, acc[m][v], pair.even);
                 pair.odd = fma(scaling, acc[m][v + 1], pair.odd);
-                largest = max_magnitude(largest, store_pair_rounded(row + v * kLanes, pair));
+                largest = max_magnitude(largest, store_pair_rounded(to + v * kLanes, pair));
             }
         } else {
 #pragma GCC unroll 16
             for (std::size_t v = 0; v < kTileVectors; ++v) {
-                const F32 merged = fma(scaling, acc[m][v], load_as_f32(row + v * kLanes));
+                const F32 merged = fma(scaling, acc[m][v], load_as_f32(from + v * kLanes));
                 largest = max_magnitude(largest, merged);
-                store_rounded(row + v * kLanes, merged);
+                store_rounded(to + v * kLanes, merged);
             }
         }
     }
@@ -68,25 +70,26 @@ NOLA_INLINE U32 merge_tile(T* weight, std::size_t stride, const float* b, const 
 // kRows rows across all panels; the last panel, when it is not full, through a copy.
 template <std::size_t kRows, class T>
 NOLA_INLINE U32 merge_rows(const KernelSet::MergeArgs& args, std::size_t row, U32 largest) {
-    T* weight = static_cast<T*>(args.weight) + row * args.stride;
+    const T* base = static_cast<const T*>(args.base) + row * args.base_stride;
+    T* out = static_cast<T*>(args.out) + row * args.out_stride;
     const float* b = args.b + row * args.rank;
     const F32 scaling = broadcast(args.scaling);
     const std::size_t full = args.cols / kPanel * kPanel;
     std::size_t col = 0;
     for (; col < full; col += kPanel) {
-        largest = merge_tile<kRows>(weight + col, args.stride, b, args.a + col * args.rank,
-                                    args.rank, scaling, largest);
+        largest = merge_tile<kRows>(base + col, args.base_stride, out + col, args.out_stride, b,
+                                    args.a + col * args.rank, args.rank, scaling, largest);
     }
     if (col < args.cols) {
         const std::size_t bytes = (args.cols - col) * sizeof(T);
         T copy[kRows * kPanel] = {};
         for (std::size_t m = 0; m < kRows; ++m) {
-            __builtin_memcpy(copy + m * kPanel, weight + m * args.stride + col, bytes);
+            __builtin_memcpy(copy + m * kPanel, base + m * args.base_stride + col, bytes);
         }
-        largest = merge_tile<kRows>(copy, kPanel, b, args.a + col * args.rank, args.rank, scaling,
-                                    largest);
+        largest = merge_tile<kRows>(copy, kPanel, copy, kPanel, b, args.a + col * args.rank,
+                                    args.rank, scaling, largest);
         for (std::size_t m = 0; m < kRows; ++m) {
-            __builtin_memcpy(weight + m * args.stride + col, copy + m * kPanel, bytes);
+            __builtin_memcpy(out + m * args.out_stride + col, copy + m * kPanel, bytes);
         }
     }
     return largest;
