@@ -11,6 +11,7 @@
 #include "kernels/kernels.h"
 
 #define NOLA_INLINE static inline __attribute__((always_inline))
+#define NOLA_NOINLINE static __attribute__((noinline))
 #define NOLA_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace nola::kernels::NOLA_ISA {

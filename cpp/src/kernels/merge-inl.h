@@ -14,12 +14,17 @@ template <class T>
 inline constexpr bool kPaired = false;
 template <>
 inline constexpr bool kPaired<BFloat16> = kPairedBFloat16;
+// Vectors of accumulators that are loaded and stored at a time.
+template <class T>
+inline constexpr std::size_t kVectors = kPaired<T> ? 2 : 1;
 
-// Unrolled throughout: an accumulator that is indexed by a variable lives in memory.
+// Unrolled throughout: an accumulator that is indexed by a variable lives in memory. A function of
+// its own: with the loops around it in the same one, there are too few registers, and a vector of A
+// is kept in memory. No vector is passed by value, which not every ABI knows how to.
 template <std::size_t kRows, class T>
-NOLA_INLINE U32 merge_tile(const T* base, std::size_t base_stride, T* out, std::size_t out_stride,
-                           const float* b, const float* panel, std::size_t rank, F32 scaling,
-                           U32 largest) {
+NOLA_NOINLINE void merge_tile(const T* base, std::size_t base_stride, T* out,
+                              std::size_t out_stride, const float* b, const float* panel,
+                              std::size_t rank, float scaling, U32& largest) {
     F32 acc[kRows][kTileVectors];
 #pragma GCC unroll 16
     for (std::size_t m = 0; m < kRows; ++m) {
@@ -36,63 +41,71 @@ NOLA_INLINE U32 merge_tile(const T* base, std::size_t base_stride, T* out, std::
         }
 #pragma GCC unroll 16
         for (std::size_t m = 0; m < kRows; ++m) {
-            const F32 factor = broadcast(b[m * rank + j]);
+            const F32 x = broadcast(b[m * rank + j]);
 #pragma GCC unroll 16
             for (std::size_t v = 0; v < kTileVectors; ++v) {
-                acc[m][v] = fma(factor, a[v], acc[m][v]);
+                acc[m][v] = fma(x, a[v], acc[m][v]);
+            }
+        }
+    }
+    const F32 scale = broadcast(scaling);
+    U32 magnitudes = largest;
+    // All is read before the first element is written: the compiler need not care that the two
+    // places may be one, and few addresses are alive at a time.
+#pragma GCC unroll 16
+    for (std::size_t m = 0; m < kRows; ++m) {
+        const T* row = base + m * base_stride;
+#pragma GCC unroll 16
+        for (std::size_t v = 0; v < kTileVectors; v += kVectors<T>) {
+            if constexpr (kPaired<T>) {
+                const auto pair = load_pair_as_f32(row + v * kLanes);
+                acc[m][v] = fma(scale, acc[m][v], pair.even);
+                acc[m][v + 1] = fma(scale, acc[m][v + 1], pair.odd);
+            } else {
+                acc[m][v] = fma(scale, acc[m][v], load_as_f32(row + v * kLanes));
             }
         }
     }
 #pragma GCC unroll 16
     for (std::size_t m = 0; m < kRows; ++m) {
-        const T* from = base + m * base_stride;
-        T* to = out + m * out_stride;
-        if constexpr (kPaired<T>) {
+        T* row = out + m * out_stride;
 #pragma GCC unroll 16
-            for (std::size_t v = 0; v < kTileVectors; v += 2) {
-                auto pair = load_pair_as_f32(from + v * kLanes);
-                pair.even = fma(scaling, acc[m][v], pair.even);
-                pair.odd = fma(scaling, acc[m][v + 1], pair.odd);
-                largest = max_magnitude(largest, store_pair_rounded(to + v * kLanes, pair));
-            }
-        } else {
-#pragma GCC unroll 16
-            for (std::size_t v = 0; v < kTileVectors; ++v) {
-                const F32 merged = fma(scaling, acc[m][v], load_as_f32(from + v * kLanes));
-                largest = max_magnitude(largest, merged);
-                store_rounded(to + v * kLanes, merged);
+        for (std::size_t v = 0; v < kTileVectors; v += kVectors<T>) {
+            if constexpr (kPaired<T>) {
+                const auto bits = store_pair_rounded(row + v * kLanes, {acc[m][v], acc[m][v + 1]});
+                magnitudes = max_magnitude(magnitudes, bits);
+            } else {
+                magnitudes = max_magnitude(magnitudes, acc[m][v]);
+                store_rounded(row + v * kLanes, acc[m][v]);
             }
         }
     }
-    return largest;
+    largest = magnitudes;
 }
 
 // kRows rows across all panels; the last panel, when it is not full, through a copy.
 template <std::size_t kRows, class T>
-NOLA_INLINE U32 merge_rows(const KernelSet::MergeArgs& args, std::size_t row, U32 largest) {
+NOLA_INLINE void merge_rows(const KernelSet::MergeArgs& args, std::size_t row, U32& largest) {
     const T* base = static_cast<const T*>(args.base) + row * args.base_stride;
     T* out = static_cast<T*>(args.out) + row * args.out_stride;
     const float* b = args.b + row * args.rank;
-    const F32 scaling = broadcast(args.scaling);
-    const std::size_t full = args.cols / kPanel * kPanel;
-    std::size_t col = 0;
-    for (; col < full; col += kPanel) {
-        largest = merge_tile<kRows>(base + col, args.base_stride, out + col, args.out_stride, b,
-                                    args.a + col * args.rank, args.rank, scaling, largest);
+    const float* panel = args.a;
+    const T* const full = base + args.cols / kPanel * kPanel;
+    for (; base < full; base += kPanel, out += kPanel, panel += kPanel * args.rank) {
+        merge_tile<kRows>(base, args.base_stride, out, args.out_stride, b, panel, args.rank,
+                          args.scaling, largest);
     }
-    if (col < args.cols) {
-        const std::size_t bytes = (args.cols - col) * sizeof(T);
+    if (args.cols % kPanel != 0) {
+        const std::size_t bytes = args.cols % kPanel * sizeof(T);
         T copy[kRows * kPanel] = {};
         for (std::size_t m = 0; m < kRows; ++m) {
-            __builtin_memcpy(copy + m * kPanel, base + m * args.base_stride + col, bytes);
+            __builtin_memcpy(copy + m * kPanel, base + m * args.base_stride, bytes);
         }
-        largest = merge_tile<kRows>(copy, kPanel, copy, kPanel, b, args.a + col * args.rank,
-                                    args.rank, scaling, largest);
+        merge_tile<kRows>(copy, kPanel, copy, kPanel, b, panel, args.rank, args.scaling, largest);
         for (std::size_t m = 0; m < kRows; ++m) {
-            __builtin_memcpy(out + m * args.out_stride + col, copy + m * kPanel, bytes);
+            __builtin_memcpy(out + m * args.out_stride, copy + m * kPanel, bytes);
         }
     }
-    return largest;
 }
 
 template <class T>
@@ -100,10 +113,10 @@ NOLA_INLINE std::uint32_t merge_weight(const KernelSet::MergeArgs& args) {
     U32 largest{};
     std::size_t row = 0;
     for (; row + kTileRows <= args.rows; row += kTileRows) {
-        largest = merge_rows<kTileRows, T>(args, row, largest);
+        merge_rows<kTileRows, T>(args, row, largest);
     }
     for (; row < args.rows; ++row) {
-        largest = merge_rows<1, T>(args, row, largest);
+        merge_rows<1, T>(args, row, largest);
     }
     std::uint32_t lanes[kLanes];
     store_u32(lanes, largest);
