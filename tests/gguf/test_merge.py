@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from nola_edge.files.gguf import GgufFile
 from nola_edge.gguf import merge_gguf, verify_gguf
 from nola_edge.gguf.quantization import quantize
-from nola_edge.gguf.row_order import InterleavedUpdate
 from nola_edge.merge import windows
-from nola_edge.merge.low_rank import make_update
+from nola_edge.merge.low_rank import Term, make_update
+from nola_edge.merge.target import Target
 from nola_edge.synthetic import trained_adapter
 from tests.conftest import snapshot
 from tests.gguf.encode import CODES, STRING, encode, llama_pairs, pair
@@ -266,13 +266,17 @@ def test_several_adapters_with_weights(tmp_path):
 def test_any_rows_of_an_interleaved_update(heads, half, data):
     module, shape = "m", (heads * 2 * half, 7)
     adapter = trained_adapter({module: shape}, r=3, num_basis=5, seed=1)
-    from nola_edge.merge.low_rank import Term
-
-    update = make_update((Term(adapter, module, 1.0, transposed=False),), shape, (0, shape[1]))
-    whole = InterleavedUpdate(update, 2 * half).left(0, shape[0])
+    update, interleaved = (
+        make_update((Term(adapter, module, 1.0, target),), shape, (0, shape[1]))
+        for target in (
+            Target.whole(module, shape, transposed=False, head_rows=head_rows)
+            for head_rows in (None, 2 * half)
+        )
+    )
+    whole = interleaved.left(0, shape[0])
     start = data.draw(st.integers(0, shape[0] - 1))
     stop = data.draw(st.integers(start, shape[0]))
-    part = InterleavedUpdate(update, 2 * half).left(start, stop)
+    part = interleaved.left(start, stop)
     assert part.flags.c_contiguous
     assert np.array_equal(part, whole[start:stop])
     for row in range(shape[0]):  # row 2i + j of a head is its row j * half + i in the model

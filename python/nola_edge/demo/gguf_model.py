@@ -8,7 +8,7 @@ import numpy as np
 
 from nola_edge.files.gguf_writer import write_gguf
 from nola_edge.gguf.model import model_of_config
-from nola_edge.gguf.row_order import interleaved_rows
+from nola_edge.merge.row_order import interleaved_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,9 +52,9 @@ def write_llama(
             _, _, block, norm = module.split(".")
             stored[f"blk.{block}.{_NORMS[norm]}.weight"] = array
         else:
-            target = model.target(module, path)
-            head_rows = target.head_rows(len(array), path)
-            stored[target.tensor] = _interleaved(array, head_rows) if head_rows else array
+            place = model.place(module, path)
+            head_rows = place.head_rows(len(array), path)
+            stored[place.tensor] = _interleaved(array, head_rows) if head_rows else array
     for name, array in stored.items():
         if array.ndim == 1:
             stored[name] = array.astype(np.float32)

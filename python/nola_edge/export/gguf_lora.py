@@ -8,7 +8,7 @@ every product by alpha / r, with one alpha for the file and the r of each tensor
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +28,10 @@ from nola_edge.files.signature import is_gguf
 from nola_edge.files.strict_json import loads_object
 from nola_edge.files.tensors import ComputedTensor, StackedTensor
 from nola_edge.gguf.model import model_of_config, model_of_gguf
-from nola_edge.gguf.plan import check_no_double, check_no_whole_tensors, matched_tensors, target_of
-from nola_edge.gguf.row_order import interleaved_rows
-from nola_edge.merge.low_rank import stored_features
+from nola_edge.gguf.plan import check_no_double, check_no_whole_tensors, matched_tensors, place_of
+from nola_edge.merge.low_rank import Term, total_rank
 from nola_edge.merge.plan import load_adapters, plan_merge
+from nola_edge.merge.target import Target
 from nola_edge.type_names import check_type
 
 if TYPE_CHECKING:
@@ -41,45 +41,12 @@ if TYPE_CHECKING:
 
     from nola_edge.adapters.base import LowRankAdapter
     from nola_edge.files.tensors import Tensor
-    from nola_edge.gguf.architectures import Model, Target
+    from nola_edge.gguf.architectures import Model
 
     Adapters = tuple[tuple[LowRankAdapter, float], ...]
 
 _DTYPES = {"F32": np.float32, "F16": np.float16}
 _CONFIG = "config.json"
-
-
-@dataclass(frozen=True)
-class _Share:
-    """What one adapter brings to one tensor of (out_features, in_features)."""
-
-    adapter: LowRankAdapter
-    module: str
-    features: tuple[int, int]
-    head_rows: int | None
-    weight: float
-
-    @property
-    def is_embedding(self) -> bool:
-        return self.adapter.is_embedding(self.module)
-
-    @property
-    def rank(self) -> int:
-        return self.adapter.rank(self.module)
-
-    @property
-    def scaling(self) -> float:
-        return self.weight * self.adapter.scaling_of(self.module)
-
-    def b(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Return rows of B, in the order of the base's tensor."""
-
-        def rows(first: int, last: int) -> NDArray[np.float32]:
-            return self.adapter.factor_b(self.module, self.features[0], (first, last))
-
-        if self.head_rows is None:
-            return rows(start, stop)
-        return interleaved_rows(rows, self.head_rows, start, stop)
 
 
 def export_gguf_lora(
@@ -129,10 +96,10 @@ def export_gguf_lora(
         check_no_whole_tensors(loaded)
         check_no_magnitudes(loaded, "llama.cpp does not, so merge into a GGUF file instead")
     base = base_path(base)
-    model, shares = (
+    model, terms = (
         _from_gguf(base, adapters) if is_gguf(base) else _from_folder(base, adapters, check_base)
     )
-    alpha, tensors = _with_one_alpha(shares)
+    alpha, tensors = _with_one_alpha(terms)
     inputs = [base, *(Path(a.path) for a, _ in adapters if a.path is not None)]
     with (
         AtomicOutput(
@@ -172,23 +139,21 @@ def _gguf() -> Any:
     return gguf
 
 
-def _from_gguf(base: Path, adapters: Adapters) -> tuple[Model, dict[str, list[_Share]]]:
+def _from_gguf(base: Path, adapters: Adapters) -> tuple[Model, dict[str, list[Term]]]:
     with GgufFile.open(base) as file:
         model = model_of_gguf(file)
-        shares: dict[str, list[_Share]] = {}
+        terms: dict[str, list[Term]] = {}
         for adapter, weight in adapters:
             for module, target in matched_tensors(file, model, adapter).items():
-                shape = file.tensors[target.tensor].shape
-                features = stored_features(shape, adapter.is_embedding(module))
-                share = _share(adapter, module, target, features, weight, base)
-                shares.setdefault(target.tensor, []).append(share)
+                term = Term(adapter, module, weight, target)
+                terms.setdefault(target.tensor, []).append(term)
         file.check_unchanged()
-    return model, shares
+    return model, terms
 
 
 def _from_folder(
     base: Path, adapters: Adapters, check_base: bool
-) -> tuple[Model, dict[str, list[_Share]]]:
+) -> tuple[Model, dict[str, list[Term]]]:
     with Checkpoint.open(base) as checkpoint:
         plan = plan_merge(checkpoint, adapters, check_base=check_base)
         if not checkpoint.is_folder:
@@ -200,33 +165,28 @@ def _from_folder(
         data = read_inside(base, _CONFIG)
         model = model_of_config(loads_object(data, file=base / _CONFIG), base / _CONFIG)
         for adapter, _ in adapters:
-            targets = {m: target_of(model, adapter, m) for m in adapter.modules}
-            check_no_double(adapter, targets)
-        shares: dict[str, list[_Share]] = {}
-        for name, terms in plan.merges.items():
-            shape = plan.tensor(name)[1].shape
-            for term in terms:
-                target = target_of(model, term.adapter, term.module)
-                features = stored_features(shape, term.transposed)
-                share = _share(term.adapter, term.module, target, features, term.weight, base)
-                shares.setdefault(target.tensor, []).append(share)
+            tensors = {m: place_of(model, adapter, m).tensor for m in adapter.modules}
+            check_no_double(adapter, tensors)
+        terms: dict[str, list[Term]] = {}
+        for found in plan.merges.values():
+            for term in found:
+                renamed = _in_gguf(model, term, base)
+                terms.setdefault(renamed.target.tensor, []).append(renamed)
         checkpoint.check_unchanged()
-    return model, shares
+    return model, terms
 
 
-def _share(
-    adapter: LowRankAdapter,
-    module: str,
-    target: Target,
-    features: tuple[int, int],
-    weight: float,
-    base: Path,
-) -> _Share:
-    return _Share(adapter, module, features, target.head_rows(features[0], base), weight)
+def _in_gguf(model: Model, term: Term, base: Path) -> Term:
+    """Return a term of a folder's tensor for the tensor that GGUF would have."""
+    place = place_of(model, term.adapter, term.module)
+    is_embedding = term.adapter.is_embedding(term.module)
+    head_rows = place.head_rows(term.target.out_features, base)
+    shape = term.target.features[::-1] if is_embedding else term.target.features
+    return replace(term, target=Target.whole(place.tensor, shape, is_embedding, head_rows))
 
 
 def _with_one_alpha(
-    shares: dict[str, list[_Share]],
+    terms: dict[str, list[Term]],
 ) -> tuple[float, dict[str, Tensor]]:
     """Join the adapters of each tensor, and bake into B what one alpha cannot say.
 
@@ -234,11 +194,11 @@ def _with_one_alpha(
     ranks R that add up differently from tensor to tensor: alpha is the largest, and each B is
     multiplied by s R / alpha.
     """
-    scalings = {share.scaling for parts in shares.values() for share in parts}
-    ranks = {name: sum(share.rank for share in parts) for name, parts in shares.items()}
+    scalings = {term.scaling for parts in terms.values() for term in parts}
+    ranks = {name: total_rank(parts) for name, parts in terms.items()}
     largest = max(ranks.values())
     single = len(set(ranks.values())) == len(scalings) == 1 and all(
-        len(parts) == 1 for parts in shares.values()
+        len(parts) == 1 for parts in terms.values()
     )
     scaling = next(iter(scalings)) if single else 0.0
     # Within float32's normal numbers: what is smaller loses digits, and at last is a factor of 1.
@@ -246,47 +206,46 @@ def _with_one_alpha(
     exact = float(limits.tiny) <= abs(scaling) and abs(scaling) * largest <= float(limits.max)
     alpha = alpha_of(scaling, largest, np.float32) if exact else float(largest)
     tensors: dict[str, Tensor] = {}
-    for name, parts in shares.items():
+    for name, parts in terms.items():
         factor = None if exact else ranks[name] / largest
         tensors[f"{name}.lora_a"] = _joined_a(parts, ranks[name])
         tensors[f"{name}.lora_b"] = _joined_b(parts, ranks[name], factor)
     return alpha, tensors
 
 
-def _joined_a(parts: Sequence[_Share], rank: int) -> Tensor:
+def _joined_a(parts: Sequence[Term], rank: int) -> Tensor:
     """Return A of all adapters, one below the other; of an embedding transposed.
 
     llama.cpp looks tokens up in the rows of that.
     """
-    cols = parts[0].features[1]
+    cols = parts[0].target.in_features
     kind = np.dtype(np.float32)
-    if parts[0].is_embedding:
+    if parts[0].target.transposed:
         return ComputedTensor(kind, (cols, rank), lambda rows, cols: _embedded(parts, rows, cols))
     return StackedTensor(
-        [factor_tensor(share.adapter, share.module, "A", cols, kind) for share in parts],
+        [factor_tensor(term.adapter, term.module, "A", cols, kind) for term in parts],
         (rank, cols),
     )
 
 
 def _embedded(
-    parts: Sequence[_Share], tokens: tuple[int, int], cols: tuple[int, int]
+    parts: Sequence[Term], tokens: tuple[int, int], cols: tuple[int, int]
 ) -> NDArray[np.float32]:
-    found = [share.adapter.factor_a(share.module, share.features[1], tokens) for share in parts]
-    return np.concatenate(found).T[:, slice(*cols)]
+    return np.concatenate([term.a(tokens) for term in parts]).T[:, slice(*cols)]
 
 
-def _joined_b(parts: Sequence[_Share], rank: int, factor: float | None) -> Tensor:
+def _joined_b(parts: Sequence[Term], rank: int, factor: float | None) -> Tensor:
     """Return B of all adapters, side by side, each with its scaling times the factor if any."""
 
     def compute(rows: tuple[int, int], cols: tuple[int, int]) -> NDArray[np.float32]:
-        found = [share.b(*rows) for share in parts]
+        found = [term.b(rows) for term in parts]
         if factor is not None:
             found = [
-                ops.scaled(b, share.scaling * factor) for b, share in zip(found, parts, strict=True)
+                ops.scaled(b, term.scaling * factor) for b, term in zip(found, parts, strict=True)
             ]
         return np.concatenate(found, axis=1)[:, cols[0] : cols[1]]
 
-    return ComputedTensor(np.dtype(np.float32), (parts[0].features[0], rank), compute)
+    return ComputedTensor(np.dtype(np.float32), (parts[0].target.out_features, rank), compute)
 
 
 def _rounded(values: NDArray[np.float32], dtype: str, name: str) -> NDArray[Any]:

@@ -29,7 +29,6 @@ from nola_edge.export.lora_fields import fields_of_modules, lora_fields
 from nola_edge.files.atomic import AtomicOutput
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.hub import base_path
-from nola_edge.merge.low_rank import stored_features
 from nola_edge.merge.plan import Prefix, load_adapters, plan_merge
 from nola_edge.type_names import check_type
 
@@ -143,7 +142,7 @@ def _factor_tensors(
 ) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, terms in plan.merges.items():
-        features = stored_features(plan.tensor(name)[1].shape, terms[0].transposed)
+        features = terms[0].target.features
         is_embedding = _is_embedding(terms[0])
         a, b = (EMBEDDING_A, EMBEDDING_B) if is_embedding else (A, B)
         tensors[PREFIX + names[name] + a] = joined_a(terms, features[1], dtype)

@@ -101,7 +101,7 @@ class Model:
     heads: int | list[int]
     key_heads: int | list[int]
 
-    def target(self, module: str, adapter: object) -> Target:
+    def place(self, module: str, adapter: object) -> Place:
         """Return the tensor that holds a module's weight.
 
         Parameters
@@ -117,7 +117,7 @@ class Model:
             If the architecture has no such module, or its heads are not known.
         """
         if module == "lm_head":
-            return Target("output.weight")
+            return Place("output.weight")
         found = re.fullmatch(rf"{self.architecture.blocks}\.(0|[1-9]\d{{0,5}})\.(.+)", module)
         part = self.architecture.modules.get(found[2]) if found else None
         if found is None or part is None:
@@ -131,9 +131,9 @@ class Model:
         heads = None
         if self.architecture.interleaved and part in ("attn_q", "attn_k"):
             heads = self._heads(part, int(found[1]), module, adapter)
-        return Target(f"blk.{found[1]}.{part}.weight", heads)
+        return Place(f"blk.{found[1]}.{part}.weight", heads)
 
-    def embedding(self, module: str, adapter: object) -> Target:
+    def embedding(self, module: str, adapter: object) -> Place:
         """Return the tensor of an input embedding.
 
         Raises
@@ -147,7 +147,7 @@ class Model:
                 file=adapter,
                 field=module,
             )
-        return Target("token_embd.weight")
+        return Place("token_embd.weight")
 
     def _heads(self, part: str, block: int, module: str, adapter: object) -> int:
         heads = self.heads if part == "attn_q" else self.key_heads
@@ -161,8 +161,8 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Target:
-    """Where a module's weight is.
+class Place:
+    """The tensor that holds a module's weight, and the heads that share its rows.
 
     Attributes
     ----------

@@ -11,9 +11,9 @@ from nola_edge.files.gguf import tensor_bytes
 from nola_edge.files.gguf_types import FLOAT_TYPES, TENSOR_TYPES
 from nola_edge.gguf.model import model_of_gguf
 from nola_edge.gguf.quantization import WRITABLE_TYPES, check_codecs
-from nola_edge.gguf.row_order import InterleavedUpdate
 from nola_edge.merge.dora import check_alone
-from nola_edge.merge.low_rank import Term, make_updates, stored_features
+from nola_edge.merge.low_rank import Term, make_updates
+from nola_edge.merge.target import Target
 from nola_edge.type_names import check_type
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nola_edge.adapters.base import LowRankAdapter
     from nola_edge.files.gguf import GgufFile
     from nola_edge.files.tensor_info import TensorInfo
-    from nola_edge.gguf.architectures import Model, Target
+    from nola_edge.gguf.architectures import Model, Place
     from nola_edge.merge.low_rank import RowUpdate
 
 _OUTPUT = "output.weight"
@@ -36,13 +36,10 @@ class TensorMerge:
     ----------
     kind : str
         Type of the merged tensor.
-    head_rows : int or None
-        Rows of an attention head, where they are interleaved.
     terms : tuple of Term
     """
 
     kind: str
-    head_rows: int | None
     terms: tuple[Term, ...] = ()
 
     def keeps_float(self, info: TensorInfo) -> bool:
@@ -54,10 +51,8 @@ class TensorMerge:
         return tensor_bytes(self.kind, info.shape[1:])
 
     def updates(self, info: TensorInfo, num_threads: int | None = None) -> Iterator[RowUpdate]:
-        """Yield the updates of the tensor, one for each strip of it."""
-        for update in make_updates(self.terms, info, num_threads):
-            rows = self.head_rows
-            yield update if rows is None else InterleavedUpdate(update, rows)
+        """Return the updates of the tensor, one for each strip of it."""
+        return make_updates(self.terms, info, num_threads)
 
 
 @dataclass(frozen=True)
@@ -111,11 +106,9 @@ def plan_gguf(
         check_no_whole_tensors(adapter)
         for module, target in matched_tensors(base, model, adapter).items():
             info = base.tensors[target.tensor]
-            head_rows = target.head_rows(info.shape[0], base.path)
             kind = _written_type(base, info, outtype)
-            merge = plan.merges.setdefault(target.tensor, TensorMerge(kind, head_rows))
-            # GGUF stores the matrix of every layer as (out, in), GPT-2's too.
-            merge.terms += (Term(adapter, module, weight, adapter.is_embedding(module)),)
+            merge = plan.merges.setdefault(target.tensor, TensorMerge(kind))
+            merge.terms += (Term(adapter, module, weight, target),)
     for name, merge in plan.merges.items():
         check_alone(merge.terms, name)
     kinds = {base.tensors[name].dtype: name for name in plan.merges}
@@ -143,7 +136,7 @@ def check_no_whole_tensors(adapter: LowRankAdapter) -> None:
             )
 
 
-def check_no_double(adapter: LowRankAdapter, targets: Mapping[str, Target]) -> None:
+def check_no_double(adapter: LowRankAdapter, tensors: Mapping[str, str]) -> None:
     """Refuse an adapter two of whose modules would be merged into one tensor.
 
     Raises
@@ -151,11 +144,11 @@ def check_no_double(adapter: LowRankAdapter, targets: Mapping[str, Target]) -> N
     AdapterError
     """
     owners: dict[str, str] = {}
-    for module, target in targets.items():
-        other = owners.setdefault(target.tensor, module)
+    for module, tensor in tensors.items():
+        other = owners.setdefault(tensor, module)
         if other != module:
             raise AdapterError(
-                f"is the tensor {target.tensor} in GGUF, and so is {printable(other)}",
+                f"is the tensor {tensor} in GGUF, and so is {printable(other)}",
                 file=location(adapter),
                 field=module,
             )
@@ -170,30 +163,31 @@ def matched_tensors(base: GgufFile, model: Model, adapter: LowRankAdapter) -> di
         If there is none, or it has another shape than the adapter was made for.
     """
     targets: dict[str, Target] = {}
-    shapes: dict[str, tuple[int, int]] = {}
     for module in adapter.modules:
-        target = target_of(model, adapter, module)
-        where: dict[str, Any] = {"file": base.path, "field": target.tensor}
-        if target.tensor not in base.tensors:
+        place = place_of(model, adapter, module)
+        where: dict[str, Any] = {"file": base.path, "field": place.tensor}
+        if place.tensor not in base.tensors:
             raise MismatchError(
                 f"is not there, and module {printable(module)!r} of "
                 f"{printable(str(location(adapter)))} needs it; is this the base of the adapter, "
                 "and converted without fusing layers?",
                 **where,
             )
-        shape = base.tensors[target.tensor].shape
+        shape = base.tensors[place.tensor].shape
         if len(shape) != 2 or 0 in shape:
             raise MismatchError(f"has shape {list(shape)}, a matrix is needed", **where)
-        check_factor_sizes(adapter, module, shape, base.path, target.tensor)
-        targets[module] = target
-        shapes[module] = stored_features(shape, adapter.is_embedding(module))
-        _check_tied(base, adapter, module, target)
-    check_no_double(adapter, targets)
-    check_shapes(adapter, shapes, base.path)
+        check_factor_sizes(adapter, module, shape, base.path, place.tensor)
+        head_rows = place.head_rows(shape[0], base.path)
+        # GGUF stores the matrix of every layer as (out, in), GPT-2's too.
+        is_embedding = adapter.is_embedding(module)
+        targets[module] = Target.whole(place.tensor, shape, is_embedding, head_rows)
+        _check_tied(base, adapter, module, place.tensor)
+    check_no_double(adapter, {module: target.tensor for module, target in targets.items()})
+    check_shapes(adapter, {m: target.features for m, target in targets.items()}, base.path)
     return targets
 
 
-def target_of(model: Model, adapter: LowRankAdapter, module: str) -> Target:
+def place_of(model: Model, adapter: LowRankAdapter, module: str) -> Place:
     """Return the tensor that holds the weight of a module.
 
     Raises
@@ -201,18 +195,18 @@ def target_of(model: Model, adapter: LowRankAdapter, module: str) -> Target:
     MismatchError
         If the architecture has none for it.
     """
-    find = model.embedding if adapter.is_embedding(module) else model.target
+    find = model.embedding if adapter.is_embedding(module) else model.place
     return find(module, location(adapter))
 
 
-def _check_tied(base: GgufFile, adapter: LowRankAdapter, module: str, target: Target) -> None:
+def _check_tied(base: GgufFile, adapter: LowRankAdapter, module: str, tensor: str) -> None:
     if adapter.is_embedding(module) and _OUTPUT not in base.tensors:
         raise MismatchError(
             f"is the output layer too, since there is no {_OUTPUT}, and "
             f"{printable(str(location(adapter)))} changes the input alone; convert a base that was "
             "saved with tie_word_embeddings=False",
             file=base.path,
-            field=target.tensor,
+            field=tensor,
         )
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from nola_edge.adapters.base import LowRankAdapter
     from nola_edge.files.tensor_info import TensorInfo
+    from nola_edge.merge.target import Target
+    from nola_edge.ops import Range
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,14 @@ class Term:
         The adapter's own module name; it determines the streams.
     weight : float
         Factor on the adapter's scaling, 1 for a plain merge.
-    transposed : bool
-        The weight is stored as (in, out).
+    target : Target
+        Where the weight is stored.
     """
 
     adapter: LowRankAdapter
     module: str
     weight: float
-    transposed: bool
+    target: Target
 
     @property
     def scaling(self) -> float:
@@ -50,16 +52,34 @@ class Term:
         """Return the rank that it adds to the update."""
         return self.adapter.rank(self.module)
 
+    def a(self, cols: Range, num_threads: int | None = None) -> NDArray[np.float32]:
+        """Return columns of A, (r, stop - start)."""
+        return self.adapter.factor_a(self.module, self.target.in_features, cols, num_threads)
+
+    def b(self, lines: Range, num_threads: int | None = None) -> NDArray[np.float32]:
+        """Return the rows of B that lines of the stored weight want, (stop - start, r)."""
+
+        def rows(start: int, stop: int) -> NDArray[np.float32]:
+            shape = self.target.out_features
+            return self.adapter.factor_b(self.module, shape, (start, stop), num_threads)
+
+        return self.target.rows_of(rows, *lines)
+
+    def norms(self, lines: Range) -> NDArray[np.float32] | None:
+        """Return DoRA's norms of lines of the stored weight, (stop - start, 1), if there are."""
+        found = self.adapter.magnitude(self.module)
+        if found is None:
+            return None
+
+        def rows(start: int, stop: int) -> NDArray[np.float32]:
+            return found.read(start, stop).astype(np.float32)[:, None]
+
+        return self.target.rows_of(rows, *lines)
+
 
 #: Basis elements from which on more threads pay. Below, threads of OpenMP that wait for more work
 #: would only take the processor from those that merge.
 _WORTH_THREADS = 1 << 28
-
-
-def stored_features(shape: tuple[int, ...], fan_in_fan_out: bool) -> tuple[int, int]:
-    """Return (out_features, in_features) of a stored matrix; GPT-2's Conv1D stores (in, out)."""
-    rows, cols = shape
-    return (cols, rows) if fan_in_fan_out else (rows, cols)
 
 
 class RowUpdate(Protocol):
@@ -124,24 +144,22 @@ class Update:
     def magnitude(self, start: int, stop: int) -> NDArray[np.float32] | None:
         """Return DoRA's norms of the outputs: of these rows (n, 1), or of all columns (1, n)."""
         term = self.terms[0]
-        found = term.adapter.magnitude(term.module)
-        if found is None:
-            return None
-        values = found.read(*(self.cols if term.transposed else (start, stop))).astype(np.float32)
-        return values[None, :] if term.transposed else values[:, None]
+        if term.target.transposed:
+            norms = term.norms(self.cols)
+            return None if norms is None else norms.T
+        return term.norms((start, stop))
 
     def left(self, start: int, stop: int) -> NDArray[np.float32]:
         """Expand the rows of the left factor, (stop - start, r), on the calling thread."""
-        parts = []
-        for term in self.terms:
-            adapter, module = term.adapter, term.module
-            out_features, in_features = stored_features(self.shape, term.transposed)
-            if term.transposed:
-                parts.append(adapter.factor_a(module, in_features, (start, stop), 1).T)
-            else:
-                b = adapter.factor_b(module, out_features, (start, stop), 1)
-                parts.append(_scaled(b, term, self.terms))
+        rows = start, stop
+        parts = [
+            term.a(rows, 1).T if term.target.transposed else self._scaled_b(term, rows)
+            for term in self.terms
+        ]
         return _joined(parts, 1)
+
+    def _scaled_b(self, term: Term, rows: Range) -> NDArray[np.float32]:
+        return _scaled(term.b(rows, 1), term, self.terms)
 
 
 def total_rank(terms: Sequence[Term]) -> int:
@@ -153,8 +171,8 @@ def needs_of(terms: Sequence[Term]) -> Whole:
     """Return which lines of a weight a window must hold whole: those whose norm DoRA sets."""
     scaled = [t for t in terms if t.adapter.magnitude(t.module) is not None]
     return Whole(
-        rows=any(not term.transposed for term in scaled),
-        cols=any(term.transposed for term in scaled),
+        rows=any(not term.target.transposed for term in scaled),
+        cols=any(term.target.transposed for term in scaled),
     )
 
 
@@ -205,15 +223,13 @@ def make_update(
     most = thread_count(num_threads)
     parts = []
     for term in terms:
-        adapter, module = term.adapter, term.module
-        out_features, in_features = stored_features(shape, term.transposed)
-        work = (cols[1] - cols[0]) * term.rank * adapter.work("B" if term.transposed else "A")
+        transposed = term.target.transposed
+        work = (cols[1] - cols[0]) * term.rank * term.adapter.work("B" if transposed else "A")
         threads = num_threads if work >= _WORTH_THREADS else 1
-        if term.transposed:
-            b = adapter.factor_b(module, out_features, cols, threads)
-            parts.append(_scaled(b, term, terms).T)
+        if transposed:
+            parts.append(_scaled(term.b(cols, threads), term, terms).T)
         else:
-            parts.append(adapter.factor_a(module, in_features, cols, threads))
+            parts.append(term.a(cols, threads))
     scaling = terms[0].scaling if len(terms) == 1 else 1.0
     needs, right = needs_of(terms), _joined(parts, 0)
     return Update(tuple(terms), (shape[0], shape[1]), cols, right, scaling, most, needs)

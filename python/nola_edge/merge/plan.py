@@ -38,7 +38,8 @@ from nola_edge.files.tensors import CastTensor
 from nola_edge.merge.bias import AddedBias, add_bias
 from nola_edge.merge.dora import check_alone
 from nola_edge.merge.heads import is_head
-from nola_edge.merge.low_rank import Term, stored_features
+from nola_edge.merge.low_rank import Term
+from nola_edge.merge.target import Target
 from nola_edge.merge.tied import check_tied
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ def plan_merge(
         names = match_modules(
             list(adapter.modules), base.tensors, adapter=location(adapter), base=base.path
         )
+        targets: dict[str, Target] = {}
         for module, name in names.items():
             _check_weight(plan, adapter, module, name)
             if name in plan.replaced:
@@ -168,9 +170,12 @@ def plan_merge(
                     file=location(adapter),
                     field=name,
                 )
-            term = Term(adapter, module, weight, adapter.transposed(module))
+            shape = plan.tensor(name)[1].shape
+            targets[module] = Target.whole(name, shape, adapter.transposed(module))
+            term = Term(adapter, module, weight, targets[module])
             plan.merges[name] = (*plan.merges.get(name, ()), term)
-        _check_shapes(plan, adapter, names)
+        shapes = {module: target.features for module, target in targets.items()}
+        check_shapes(adapter, shapes, base.path)
         if check_base:
             _check_fingerprint(plan, adapter, names, override)
         prefix = Prefix.of(names)
@@ -229,14 +234,6 @@ def _check_weight(plan: MergePlan, adapter: LowRankAdapter, module: str, name: s
             **where,
         )
     check_factor_sizes(adapter, module, info.shape, file.path, name)
-
-
-def _check_shapes(plan: MergePlan, adapter: LowRankAdapter, names: Mapping[str, str]) -> None:
-    shapes = {
-        module: stored_features(plan.tensor(name)[1].shape, adapter.transposed(module))
-        for module, name in names.items()
-    }
-    check_shapes(adapter, shapes, plan.base.path)
 
 
 def _check_fingerprint(

@@ -14,8 +14,8 @@ from nola_edge.adapters.belongs import check_no_magnitudes, check_shapes, locati
 from nola_edge.adapters.module_names import match_modules
 from nola_edge.errors import AdapterError, MismatchError, printable
 from nola_edge.merge.low_rank import Term as StoredTerm
-from nola_edge.merge.low_rank import stored_features
 from nola_edge.merge.plan import load_adapters
+from nola_edge.merge.target import Target
 from nola_edge.models.mapped_memory import find_shared, is_resident
 from nola_edge.torch.factors import Factors
 from nola_edge.torch.sharding import is_one_window
@@ -90,8 +90,9 @@ def plan_merges(
                 raise MismatchError(
                     "adapters disagree about fan_in_fan_out", file=model, field=name
                 )
-            shapes[module] = stored_features(merge.shape, transposed)
-            stored = StoredTerm(adapter, module, share, transposed)
+            target = Target.whole(name, merge.shape, transposed)
+            shapes[module] = target.features
+            stored = StoredTerm(adapter, module, share, target)
             merge.terms.append(_term(adapter, module, shapes[module], stored.scaling))
             merge.stored.append(stored)
         check_shapes(adapter, shapes, model)

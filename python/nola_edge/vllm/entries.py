@@ -16,7 +16,6 @@ from nola_edge.export.lora import lora_config
 from nola_edge.files.paths import inside, read_inside
 from nola_edge.files.safetensors import SafetensorsFile, encode_header
 from nola_edge.files.strict_json import dumps, loads_object
-from nola_edge.merge.low_rank import stored_features
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,9 +94,8 @@ class Entry:
         """
         config = adapter.config
         tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-        for name, terms in plan.merges.items():
-            shape = plan.tensor(name)[1].shape
-            out_features, in_features = stored_features(shape, config.fan_in_fan_out)
+        for terms in plan.merges.values():
+            out_features, in_features = terms[0].target.features
             stem = PREFIX + terms[0].module
             tensors[f"{stem}.lora_A.weight"] = (dtype, (config.r, in_features))
             tensors[f"{stem}.lora_B.weight"] = (dtype, (out_features, config.r))

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nola_edge.merge.low_rank import RowUpdate
-
 
 def interleaved_rows(
     rows: Callable[[int, int], NDArray[np.float32]], head_rows: int, start: int, stop: int
@@ -39,29 +37,3 @@ def interleaved_rows(
         pairs = np.stack(halves, axis=1).reshape(-1, halves[0].shape[1])
         parts.append(pairs[begin - 2 * first :][: end - begin])
     return np.concatenate(parts)
-
-
-class InterleavedUpdate:
-    """An update for a weight whose rows are interleaved; it has what a RowUpdate has."""
-
-    def __init__(self, update: RowUpdate, head_rows: int) -> None:
-        self._update = update
-        self._head_rows = head_rows
-        self.cols, self.right = update.cols, update.right
-        self.scaling, self.threads = update.scaling, update.threads
-        self.needs = update.needs
-
-    def magnitude(self, start: int, stop: int) -> NDArray[np.float32] | None:
-        """Return DoRA's norms of rows, in their order here."""
-        if not self.needs.rows:
-            return None
-        return interleaved_rows(self._norms, self._head_rows, start, stop)
-
-    def _norms(self, start: int, stop: int) -> NDArray[np.float32]:
-        found = self._update.magnitude(start, stop)
-        assert found is not None
-        return found
-
-    def left(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Expand rows of the left factor."""
-        return interleaved_rows(self._update.left, self._head_rows, start, stop)
