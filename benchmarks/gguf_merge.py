@@ -10,9 +10,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from nola_edge.bench.timing import Figure, alternate
+from measure.timing import Figure, alternate
+from nola_edge.demo.synthetic import llama_7b, trained_adapter
 from nola_edge.gguf import merge_gguf
-from nola_edge.synthetic import llama_7b, trained_adapter
 
 HEADS = 32
 SHAPE = llama_7b(layers=2)

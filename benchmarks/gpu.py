@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from measure import report
 from nola_edge import build_info
-from nola_edge.bench import report
 from table import table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from nola_edge.bench.timing import Figure
+    from measure.timing import Figure
 
 #: Parts, and the modules that measure them.
 PARTS = {"kernels": "gpu_kernels", "training": "gpu_training"}

@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from nola_edge.bench.timing import Figure
+from measure.timing import Figure
 from nola_edge.torch import operators
 from nola_edge.torch.backends import cuda
 from public_way import draw

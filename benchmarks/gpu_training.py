@@ -17,7 +17,7 @@ import torch
 import transformers
 from torch import nn
 
-from nola_edge.bench.timing import Figure
+from measure.timing import Figure
 from nola_edge.peft import NolaConfig
 from nola_edge.torch import expand_together
 from public_way import torch_way

@@ -24,10 +24,10 @@ import torch
 import transformers
 
 from gguf_merge import gguf_figures
-from nola_edge.bench.memory import peak_bytes
-from nola_edge.bench.report import heading, machine, record, row
-from nola_edge.bench.timing import Figure, alternate
-from nola_edge.synthetic import trained_adapter
+from measure.report import heading, machine, record, row
+from measure.timing import Figure, alternate
+from nola_edge.demo.memory import peak_bytes
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.torch import AdapterSwitch
 from nola_edge.transformers import NolaMergeConfig
 

@@ -1,4 +1,4 @@
-"""Render a result of `nola-edge bench --save` as the table of benchmarks/README.md.
+"""Render a result of `benchmarks/deploy.py --save` as the table of benchmarks/README.md.
 
 Usage: python benchmarks/table.py benchmarks/results/FILE.json
 """

@@ -23,8 +23,8 @@ import torch
 import transformers
 from torch import nn
 
-from nola_edge.bench.memory import peak_bytes
-from nola_edge.bench.report import machine
+from measure.report import machine
+from nola_edge.demo.memory import peak_bytes
 from nola_edge.peft import NolaConfig, NolaLinearLayer
 from public_way import torch_way
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from nola_edge import Adapter, _core
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.safetensors import encode_header
-from nola_edge.synthetic import trained_adapter
 
 settings.register_profile(
     "default",

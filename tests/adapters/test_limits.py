@@ -7,8 +7,8 @@ import pytest
 from nola_edge import Adapter
 from nola_edge.adapters import packed
 from nola_edge.adapters.nola_config import MAX_NUM_BASIS
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.errors import AdapterError, OutputError
-from nola_edge.synthetic import trained_adapter
 
 MODULES = {"a": (4, 4), "b": (4, 4), "c": (4, 4)}
 

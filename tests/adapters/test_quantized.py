@@ -13,8 +13,8 @@ from hypothesis.extra.numpy import arrays
 import nola_edge as ne
 from nola_edge import Adapter, NolaEdgeError
 from nola_edge.adapters.quantize import BITS, dequantize, quantize, rounded
+from nola_edge.demo.synthetic import llama_7b, trained_adapter
 from nola_edge.files.safetensors import SafetensorsFile
-from nola_edge.synthetic import llama_7b, trained_adapter
 from tests.conftest import load_all, snapshot, tiny_adapter, write_safetensors
 
 floats = st.floats(-(2.0**100), 2.0**100, width=32)

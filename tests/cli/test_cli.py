@@ -36,7 +36,6 @@ def run(*arguments, **environment):
         ["export", "gguf-lora"],
         ["convert"],
         ["demo"],
-        ["bench"],
         ["info"],
         ["quantize"],
         ["pack"],
@@ -221,7 +220,6 @@ def test_lora_through_the_commands(tiny, tmp_path):
         ["export", "lora", "{adapter}", "--base", "{adapter}", "-o", "{tmp}/out"],
         ["nonsense"],
         ["demo", "--keep", "{base}"],
-        ["bench", "--save", "{tmp}/absent/figures.json"],
         ["merge", "{base}", "{adapter}=nan", "-o", "{tmp}/out"],
     ],
 )

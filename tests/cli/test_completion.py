@@ -105,9 +105,6 @@ def ask(*words, program=("-m", "nola_edge")):
         ("export gguf-lora a b=0.5 x", "file"),
         ("convert x", "file"),
         ("convert checkpoint --check x", "file"),
-        ("bench --folder x", "dir"),
-        ("bench --save x", "file"),
-        ("bench --plot x", "file"),
     ],
 )
 def test_a_path_is_left_to_the_shell(words, kind):

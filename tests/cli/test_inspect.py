@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nola_edge.adapters.statistics import ASCII_LEVELS, BLOCKS, Distribution, patterns
 from nola_edge.cli import inspection
 from nola_edge.cli.output import human_bytes
-from nola_edge.synthetic import llama_7b, trained_adapter
+from nola_edge.demo.synthetic import llama_7b, trained_adapter
 from tests.cli.test_cli import run
 from tests.conftest import MODULES, load_all, write_safetensors
 

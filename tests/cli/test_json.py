@@ -152,12 +152,3 @@ def test_what_only_shows_is_quiet_too(words, tiny, monkeypatch):
     monkeypatch.chdir(tiny[0].parent)
     assert call(*words, "-q") == Done(0, "", "")
     assert json.loads(call(*words, "-q", "--json").stdout)
-
-
-def test_figures_in_json_and_quietly(tmp_path):
-    saved = tmp_path / "figures.json"
-    done = call("bench", "--suite", "startup", "--rounds", "1", "--json", "--save", saved)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout) == json.loads(saved.read_text())
-    done = call("bench", "--suite", "startup", "--rounds", "1", "-q", "--save", saved)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import nola_edge as ne
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.errors import ArgumentError
-from nola_edge.synthetic import trained_adapter
 from tests.cli.in_process import call, refused
 from tests.conftest import MODULES, load_all, snapshot, tiny_adapter
 

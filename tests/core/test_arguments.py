@@ -5,9 +5,9 @@ import pytest
 
 import nola_edge as ne
 from nola_edge import _core, ops
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import ArgumentError, ArgumentTypeError, NotFiniteError
-from nola_edge.synthetic import trained_adapter
 
 GOOD = {"coefficients": [1.0, 2.0], "seed": 1, "stream": 2, "shape": (4, 6)}
 

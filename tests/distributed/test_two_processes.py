@@ -15,8 +15,8 @@ from torch.distributed.tensor.placement_types import Partial, Replicate, Shard, 
 import nola_edge.torch as nt
 from nola_edge import Adapter
 from nola_edge.adapters.quantize import rounded
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.peft import NolaConfig
-from nola_edge.synthetic import trained_adapter
 from nola_edge.torch.sharding import _is_one_window
 from tests.distributed import worker
 from tests.integrations.test_transformers import decoder, shapes_of

@@ -14,8 +14,8 @@ import pytest
 
 from nola_edge import Adapter
 from nola_edge.adapters.peft_folder import CONFIG_NAME, WEIGHTS_NAME
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.files.safetensors import encode_header
-from nola_edge.synthetic import trained_adapter
 from tests.conftest import write_safetensors
 from tests.gguf import encode
 from tests.gguf.test_merge import llama_pairs

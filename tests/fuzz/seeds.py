@@ -17,10 +17,10 @@ import numpy as np
 
 from nola_edge import Adapter
 from nola_edge.adapters.nola_config import BOOKKEEPING
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.dtypes import BITS
 from nola_edge.files.gguf_types import TENSOR_TYPES
 from nola_edge.files.safetensors import encode_header
-from nola_edge.synthetic import trained_adapter
 from tests.fuzz.readers import PARTS
 from tests.gguf import encode as gguf
 

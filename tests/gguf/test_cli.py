@@ -178,7 +178,7 @@ def test_a_kill_leaves_nothing_behind_that_looks_complete(tmp_path):
     import signal
     import time
 
-    from nola_edge.synthetic import trained_adapter
+    from nola_edge.demo.synthetic import trained_adapter
     from tests.conftest import default_signals
 
     module, shape = BLOCK.format(0) + "mlp.down_proj", (4096, 8192)

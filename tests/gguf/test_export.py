@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.errors import (
     AdapterError,
     ArgumentError,
@@ -19,7 +20,6 @@ from nola_edge.errors import (
 )
 from nola_edge.export.gguf_lora import export_gguf_lora
 from nola_edge.files.gguf import GgufFile
-from nola_edge.synthetic import trained_adapter
 from tests.conftest import snapshot, write_safetensors
 from tests.gguf.encode import ARRAY, UINT32, llama_pairs, pair
 from tests.gguf.test_merge import (

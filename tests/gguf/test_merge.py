@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.files.gguf import GgufFile
 from nola_edge.gguf import merge_gguf, verify_gguf
 from nola_edge.gguf.quantization import quantize
 from nola_edge.merge import windows
 from nola_edge.merge.low_rank import Term, make_update
 from nola_edge.merge.target import Target
-from nola_edge.synthetic import trained_adapter
 from tests.conftest import snapshot
 from tests.gguf.encode import CODES, STRING, encode, llama_pairs, pair
 from tests.reference import merge as reference

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.errors import (
     AdapterError,
     ArgumentError,
@@ -14,7 +15,6 @@ from nola_edge.errors import (
     OutputError,
 )
 from nola_edge.gguf import merge_gguf
-from nola_edge.synthetic import trained_adapter
 from tests.conftest import snapshot
 from tests.gguf.encode import STRING, UINT32, llama_pairs, pair
 from tests.gguf.test_merge import BLOCK, F, adapter_of, arrays_of, stored_name, write, write_any

@@ -8,10 +8,10 @@ import transformers
 
 import nola_edge as ne
 import nola_edge.torch as nt
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.files.gguf import GgufFile
 from nola_edge.gguf import merge_gguf
 from nola_edge.gguf.model import model_of_config, model_of_gguf
-from nola_edge.synthetic import trained_adapter
 from tests.integrations.gguf_models import (
     CONFIGS,
     gguf_tensors,

@@ -15,6 +15,7 @@ import torch
 import nola_edge.torch as nt
 from nola_edge.demo.kept import keep
 from nola_edge.demo.scoring import Shipped
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.errors import MismatchError
 from nola_edge.export.gguf_lora import export_gguf_lora
 from nola_edge.files.atomic import AtomicOutput
@@ -22,7 +23,6 @@ from nola_edge.files.gguf import GgufFile
 from nola_edge.gguf import merge_gguf
 from nola_edge.gguf.quantization import quantize
 from nola_edge.merge.open import open_merged
-from nola_edge.synthetic import trained_adapter
 from tests.integrations.gguf_models import (
     CONFIGS,
     gguf_tensors,

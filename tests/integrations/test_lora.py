@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 import nola_edge as ne
 import nola_edge.torch as nt
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.errors import AdapterError
-from nola_edge.synthetic import trained_adapter
 from nola_edge.torch.sharding import Shard
 from nola_edge.torch.stored_factors import StoredFactors
 from tests.integrations.test_transformers import load

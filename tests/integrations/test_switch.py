@@ -11,8 +11,8 @@ import transformers
 
 import nola_edge as ne
 import nola_edge.torch as nt
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.errors import ChangedError, MismatchError
-from nola_edge.synthetic import trained_adapter
 from tests.integrations.test_transformers import assert_same, decoder, load, shapes_of
 
 pytestmark = pytest.mark.filterwarnings("default")  # of transformers' own making

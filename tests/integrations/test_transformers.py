@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 import nola_edge as ne
 import nola_edge.torch as nt
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.errors import AdapterError, ArgumentError, MismatchError, NotFiniteError
 from nola_edge.models.mapped_memory import MappedFiles
-from nola_edge.synthetic import trained_adapter
 from nola_edge.transformers import NolaMergeConfig
 from tests.conftest import snapshot
 

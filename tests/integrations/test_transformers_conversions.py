@@ -23,9 +23,9 @@ from transformers.core_model_loading import (
 )
 
 import nola_edge.torch as nt
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.errors import MismatchError
 from nola_edge.peft import NolaConfig
-from nola_edge.synthetic import trained_adapter
 from nola_edge.transformers import NolaMergeConfig
 from tests.integrations.test_transformers import assert_same, decoder, load, shapes_of
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import nola_edge as ne
-from nola_edge.synthetic import trained_adapter
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.vllm.cache import LoraCache
 from tests.integrations.test_transformers import decoder, load, shapes_of
 from tests.vllm import standin

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 import nola_edge as ne
 from nola_edge import Adapter
 from nola_edge.adapters.peft_folder import PREFIX
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.merge.audit import compare, diagnosis
-from nola_edge.synthetic import trained_adapter
 from tests import lora_folders
 from tests.conftest import load_all, write_safetensors
 

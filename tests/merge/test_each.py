@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import nola_edge as ne
 from nola_edge import Adapter
+from nola_edge.demo.synthetic import DecoderShape, trained_adapter, write_checkpoint
 from nola_edge.errors import (
     AdapterError,
     ArgumentError,
@@ -31,7 +32,6 @@ from nola_edge.files.safetensors import SafetensorsFile
 from nola_edge.merge import weight_files, windows
 from nola_edge.merge.many import groups
 from nola_edge.merge.many.output_names import name_outputs
-from nola_edge.synthetic import DecoderShape, trained_adapter, write_checkpoint
 from tests.conftest import (
     MODULES,
     load_all,
@@ -242,7 +242,7 @@ def test_memory_does_not_grow_with_the_adapters(tmp_path):
         trained_adapter(shape.linears(), seed=seed).save(tmp_path / f"a{seed}")
     code = (
         "import nola_edge.merge.many.each as m\n"
-        "from nola_edge.bench.memory import peak_bytes\n"
+        "from nola_edge.demo.memory import peak_bytes\n"
         "before = peak_bytes()\n"
         "m.merge_each('base', [f'a{i}' for i in range(5)], 'out', num_threads=2)\n"
         "print(peak_bytes() - before)"

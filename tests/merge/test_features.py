@@ -10,8 +10,8 @@ import pytest
 
 import nola_edge as ne
 from nola_edge import Adapter
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.merge import windows
-from nola_edge.synthetic import trained_adapter
 from tests.conftest import (
     MODULES,
     load_all,
@@ -156,7 +156,7 @@ def test_memory_stays_flat(tmp_path):
     import subprocess
     import sys
 
-    from nola_edge.synthetic import DecoderShape, write_checkpoint
+    from nola_edge.demo.synthetic import DecoderShape, write_checkpoint
 
     shape = DecoderShape(layers=2, hidden=2048, intermediate=8192, vocabulary=8000)
     assert write_checkpoint(tmp_path / "base", shape) > 250e6

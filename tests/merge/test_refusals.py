@@ -7,6 +7,7 @@ import pytest
 
 import nola_edge as ne
 from nola_edge import Adapter, NolaEdgeError
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.errors import (
     AdapterError,
     ArgumentError,
@@ -14,7 +15,6 @@ from nola_edge.errors import (
     NotFiniteError,
 )
 from nola_edge.files.safetensors import SafetensorsFile
-from nola_edge.synthetic import trained_adapter
 from tests.conftest import (
     load_all,
     snapshot,

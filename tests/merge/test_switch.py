@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import nola_edge as ne
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.errors import (
     ArgumentError,
     ChangedError,
@@ -18,7 +19,6 @@ from nola_edge.errors import (
     NolaEdgeError,
     NotFiniteError,
 )
-from nola_edge.synthetic import trained_adapter
 from tests.conftest import MODULES, load_all, snapshot, tiny_adapter
 
 

@@ -10,12 +10,12 @@ import pytest
 import nola_edge as ne
 from nola_edge import Adapter, NolaEdgeError
 from nola_edge.adapters.peft_folder import WEIGHTS_NAME
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.errors import (
     AdapterError,
     ChangedError,
     NotFiniteError,
 )
-from nola_edge.synthetic import trained_adapter
 from tests.conftest import (
     MODULES,
     load_all,

@@ -23,11 +23,9 @@ MAY_IMPORT = {
     "transformers": {"adapters", "merge", "torch", "models"},
     "peft": {"files", "adapters", "torch"},
     "vllm": {"files", "adapters", "merge", "export"},
-    "synthetic": {"files", "adapters"},
-    "bench": {"files", "merge", "synthetic"},
-    "demo": {"files", "adapters", "merge", "gguf", "synthetic", "bench"},
+    "demo": {"files", "adapters", "merge", "gguf"},
     "convert": {"files", "adapters", "export"},
-    "cli": {"files", "adapters", "merge", "gguf", "export", "demo", "convert", "bench"},
+    "cli": {"files", "adapters", "merge", "gguf", "export", "demo", "convert"},
 }
 #: Names of before the parts had their names, which programs may still import.
 ALIASES = {

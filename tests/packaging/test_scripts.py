@@ -12,7 +12,7 @@ import pytest
 from tests.packaging.test_cpp_library import ROOT
 
 FOLDERS = (ROOT / "benchmarks", ROOT / "examples" / "training", ROOT / "scripts")
-SCRIPTS = sorted(path for folder in FOLDERS for path in folder.glob("*.py"))
+SCRIPTS = sorted(path for folder in FOLDERS for path in folder.rglob("*.py"))
 
 
 def imported(path: Path) -> set[str]:

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 import nola_edge as ne
 import nola_edge.torch as nt
 from nola_edge import Adapter, NolaEdgeError
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.errors import MismatchError, NotFiniteError
 from nola_edge.files.safetensors import encode_header
-from nola_edge.synthetic import trained_adapter
 
 OPTIONS = {"r": 4, "num_basis_a": 20, "num_basis_b": 18, "seed": 11, "lora_alpha": 6.0}
 

@@ -15,10 +15,10 @@ from torch.nn.parameter import is_lazy
 
 import nola_edge as ne
 import nola_edge.torch as nt
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.errors import MismatchError, NotFiniteError
 from nola_edge.models.merge import _is_surely_finite, _largest_update
 from nola_edge.models.plan import plan_merges
-from nola_edge.synthetic import trained_adapter
 
 NAMES = ("first", "second", "third")
 

@@ -34,7 +34,6 @@ _COMMANDS = {
     "export": "Write an adapter in the format of another program.",
     "convert": "Turn a checkpoint of the public NOLA code into an exact LoRA.",
     "demo": "Let a small model answer, with and without adapters.",
-    "bench": "Measure the kernels against their peers.",
     "info": "Show version, instruction sets and threads.",
     "completion": "Print a script that completes commands in your shell.",
 }

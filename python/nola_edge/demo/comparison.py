@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nola_edge.bench.memory import peak_bytes
 from nola_edge.demo.child import result_of
+from nola_edge.demo.memory import peak_bytes
+from nola_edge.demo.synthetic import DecoderShape, trained_adapter, write_checkpoint
 from nola_edge.errors import OutputError
 from nola_edge.files.strict_json import dumps
-from nola_edge.synthetic import DecoderShape, trained_adapter, write_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable

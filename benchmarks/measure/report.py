@@ -14,7 +14,7 @@ from nola_edge.threads import default_threads
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nola_edge.bench.timing import Figure
+    from measure.timing import Figure
 
 
 def machine() -> dict[str, Any]:

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nola_edge.bench.timing import Figure, alternate
+from measure.timing import Figure, alternate
 from nola_edge.processes import python, python_module
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from measure.timing import Figure, alternate
 from nola_edge import _core, ops
-from nola_edge.bench.timing import Figure, alternate
 from nola_edge.dtypes import numpy_dtype
 
 if TYPE_CHECKING:

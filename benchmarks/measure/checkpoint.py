@@ -14,12 +14,12 @@ import ml_dtypes  # noqa: F401  (teaches numpy the name bfloat16)
 import numpy as np
 from safetensors import safe_open
 
-from nola_edge.bench.timing import Figure, alternate
+from measure.timing import Figure, alternate
+from nola_edge.demo.synthetic import llama_7b, trained_adapter, write_checkpoint
 from nola_edge.files.safetensors import SafetensorsFile
 from nola_edge.merge.open import open_merged
 from nola_edge.merge.write import merge_checkpoint
 from nola_edge.processes import python_module
-from nola_edge.synthetic import llama_7b, trained_adapter, write_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
