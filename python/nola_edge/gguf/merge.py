@@ -211,8 +211,8 @@ class _Writer:
 
     def _put(self, info: TensorInfo, data: memoryview, runs: Runs) -> None:
         begin = self._layout.offsets[info.name]
-        for offset, piece in runs.pieces(data):
-            pwrite_all(self._fd, piece, begin + offset)
+        for offset, part in runs.parts(data):
+            pwrite_all(self._fd, part, begin + offset)
         if runs.count == 1:
             start_writeback(self._fd, begin + runs.offset, len(data))
         self._progress(len(data))

@@ -39,8 +39,8 @@ def runs_of(info: TensorInfo, window: Window) -> Runs:
 def read_runs(file: InputFile, info: TensorInfo, runs: Runs, out: memoryview) -> memoryview:
     """Read bytes of a tensor into the beginning of a buffer, and return that."""
     view = out[: runs.nbytes]
-    for offset, piece in runs.pieces(view):
-        file.read_into(piece, info.start + offset)
+    for offset, part in runs.parts(view):
+        file.read_into(part, info.start + offset)
     return view
 
 
@@ -164,5 +164,5 @@ def _merge_in_memory(
         read_merged(file, info, update, window, out[runs.offset :])
         return
     merged = read_merged(file, info, update, window, buffers.get(runs.nbytes))
-    for offset, piece in runs.pieces(merged):
-        out[offset : offset + len(piece)] = piece
+    for offset, part in runs.parts(merged):
+        out[offset : offset + len(part)] = part

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from nola_edge import ops
-from nola_edge.merge.windows import ANY, Whole, strips
+from nola_edge.merge.windows import ANY, WholeLines, strips
 from nola_edge.threads import thread_count
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class RowUpdate(Protocol):
         """Return rows of the left factor, (stop - start, r)."""
 
     @property
-    def needs(self) -> Whole:
+    def needs(self) -> WholeLines:
         """Return which lines a window must hold whole."""
 
     def magnitude(self, start: int, stop: int) -> NDArray[np.float32] | None:
@@ -129,7 +129,7 @@ class Update:
     scaling : float
     threads : int
         That share the work, and the memory for it.
-    needs : Whole
+    needs : WholeLines
         Which lines a window must hold whole.
     """
 
@@ -139,7 +139,7 @@ class Update:
     right: NDArray[np.float32]
     scaling: float
     threads: int
-    needs: Whole = ANY
+    needs: WholeLines = ANY
 
     def magnitude(self, start: int, stop: int) -> NDArray[np.float32] | None:
         """Return DoRA's norms of the outputs: of these rows (n, 1), or of all columns (1, n)."""
@@ -167,10 +167,10 @@ def total_rank(terms: Sequence[Term]) -> int:
     return sum(term.rank for term in terms)
 
 
-def needs_of(terms: Sequence[Term]) -> Whole:
+def needs_of(terms: Sequence[Term]) -> WholeLines:
     """Return which lines of a weight a window must hold whole: those whose norm DoRA sets."""
     scaled = [t for t in terms if t.adapter.magnitude(t.module) is not None]
-    return Whole(
+    return WholeLines(
         rows=any(not term.target.transposed for term in scaled),
         cols=any(term.target.transposed for term in scaled),
     )

@@ -42,20 +42,20 @@ _COPY_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Piece:
-    """The part of one output that comes from one file of the base.
+class WeightFile:
+    """A weight file of one output, made of one file of the base.
 
     Attributes
     ----------
     plan : MergePlan
-    file : OutputFile
+    content : OutputFile
     output : AtomicOutput
     name : str
         Of the new file in the output.
     """
 
     plan: MergePlan
-    file: OutputFile
+    content: OutputFile
     output: AtomicOutput
     name: str
 
@@ -71,7 +71,7 @@ class Piece:
 
 def write_together(
     source: SafetensorsFile,
-    pieces: Sequence[Piece],
+    files: Sequence[WeightFile],
     num_threads: int | None,
     progress: Callable[[int], None],
 ) -> None:
@@ -81,7 +81,7 @@ def write_together(
     ----------
     source : SafetensorsFile
         The file of the base.
-    pieces : sequence of Piece
+    files : sequence of WeightFile
         One for each output; each has a file descriptor open meanwhile.
     num_threads : int, optional
         They share the copies and windows; the bytes do not depend on how many there are.
@@ -96,20 +96,20 @@ def write_together(
         If a file cannot be written.
     """
     with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(_Writer(piece, progress)) for piece in pieces]
+        writers = [stack.enter_context(_Writer(file, progress)) for file in files]
         blocks = _Blocks(source)
         workers = stack.enter_context(Workers(num_threads))
-        for begin, end, info in _ranges(source, pieces):
-            untouched = [w for w in writers if info is None or not w.piece.changes(info.name)]
+        for begin, end, info in _ranges(source, files):
+            untouched = [w for w in writers if info is None or not w.file.changes(info.name)]
             for start in range(begin, end, _COPY_BYTES):
                 for writer in untouched:
                     workers.submit(writer.copy, start, min(start + _COPY_BYTES, end))
             if info is None:
                 continue
             for writer in writers:
-                if info.name in writer.piece.plan.replaced:
-                    workers.submit(writer.put, writer.piece.plan.replaced[info.name], info.start)
-            merging = [w for w in writers if info.nbytes and info.name in w.piece.plan.merges]
+                if info.name in writer.file.plan.replaced:
+                    workers.submit(writer.put, writer.file.plan.replaced[info.name], info.start)
+            merging = [w for w in writers if info.nbytes and info.name in w.file.plan.merges]
             if merging:
                 for updates in _updates(info, merging, num_threads):
                     made = [update for _, update in updates]
@@ -118,7 +118,7 @@ def write_together(
                         workers.submit(blocks.merge, info, updates, window, nbytes=need)
         for writer in writers:
             offset = source.size
-            for values in writer.piece.file.added.values():
+            for values in writer.file.content.added.values():
                 workers.submit(writer.put, values, offset)
                 offset += values.nbytes
 
@@ -127,7 +127,7 @@ def _updates(
     info: TensorInfo, writers: Sequence[_Writer], num_threads: int | None
 ) -> Iterator[list[tuple[_Writer, Update]]]:
     """Yield what each output changes in a weight, strip by strip."""
-    terms = [writer.piece.plan.merges[info.name] for writer in writers]
+    terms = [writer.file.plan.merges[info.name] for writer in writers]
     whole = reduce(or_, map(needs_of, terms))
     for cols in strips(info, max(map(total_rank, terms)), whole):
         made = [make_update(part, info.shape, cols, num_threads) for part in terms]
@@ -135,12 +135,12 @@ def _updates(
 
 
 def _ranges(
-    source: SafetensorsFile, pieces: Sequence[Piece]
+    source: SafetensorsFile, files: Sequence[WeightFile]
 ) -> Iterator[tuple[int, int, TensorInfo | None]]:
     """Yield the bytes behind the header: tensors that some output changes, and what is between."""
     begin = end = source.header_size
     for info in sorted(source.tensors.values(), key=lambda info: (info.start, info.stop)):
-        if any(piece.changes(info.name) for piece in pieces):
+        if any(file.changes(info.name) for file in files):
             if begin < end:
                 yield begin, end, None
             yield info.start, info.stop, info
@@ -156,24 +156,24 @@ class _Writer:
     Offsets are those of the base's file; the output's lie `shift` bytes further back.
     """
 
-    def __init__(self, piece: Piece, progress: Callable[[int], None]) -> None:
-        self.piece = piece
-        self._shift = piece.file.shift
+    def __init__(self, file: WeightFile, progress: Callable[[int], None]) -> None:
+        self.file = file
+        self._shift = file.content.shift
         self._progress = progress
         self._fd = -1
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> _Writer:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        piece = self.piece
+        file = self.file
         with contextlib.ExitStack() as stack:
-            path = stack.enter_context(piece.output.file(piece.name))
+            path = stack.enter_context(file.output.file(file.name))
             self._fd = os.open(path, flags, 0o666)
             stack.callback(os.close, self._fd)
-            os.ftruncate(self._fd, piece.file.nbytes)
-            pwrite_all(self._fd, piece.file.header, 0)
+            os.ftruncate(self._fd, file.content.nbytes)
+            pwrite_all(self._fd, file.content.header, 0)
             self._open = stack.pop_all()
-        self._progress(len(piece.file.header))
+        self._progress(len(file.content.header))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -182,7 +182,7 @@ class _Writer:
     def copy(self, begin: int, end: int) -> None:
         """Copy bytes of the base within the kernel."""
         offset = begin + self._shift
-        copy_range(self.piece.file.source.fd, begin, self._fd, offset, end - begin)
+        copy_range(self.file.content.source.fd, begin, self._fd, offset, end - begin)
         start_writeback(self._fd, offset, end - begin)
         self._progress(end - begin)
 
@@ -196,8 +196,8 @@ class _Writer:
 
     def write(self, data: memoryview, runs: Runs, begin: int) -> None:
         """Write merged bytes of a tensor that begins at an offset."""
-        for offset, piece in runs.pieces(data):
-            pwrite_all(self._fd, piece, begin + offset + self._shift)
+        for offset, part in runs.parts(data):
+            pwrite_all(self._fd, part, begin + offset + self._shift)
         if runs.count == 1:
             start_writeback(self._fd, begin + runs.offset + self._shift, len(data))
         self._progress(len(data))
@@ -226,6 +226,6 @@ class _Blocks:
             try:
                 merge_window(merged, self._source.path, info, update, window)
             except NotFiniteError as error:
-                error.message += f"; adapter {writer.piece.adapters}"
+                error.message += f"; adapter {writer.file.adapters}"
                 raise
             writer.write(merged, runs, info.start)

@@ -59,7 +59,7 @@ class Runs:
         """Return the bytes of all runs."""
         return self.length * self.count
 
-    def pieces(self, data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    def parts(self, data: memoryview) -> Iterator[tuple[int, memoryview]]:
         """Yield the offset of each run and its part of `data`, which holds all of them."""
         for number in range(self.count):
             begin = number * self.length
@@ -101,7 +101,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Whole:
+class WholeLines:
     """Which lines of a matrix a window must hold whole.
 
     Attributes
@@ -112,15 +112,15 @@ class Whole:
     rows: bool = False
     cols: bool = False
 
-    def __or__(self, other: Whole) -> Whole:
-        return Whole(self.rows or other.rows, self.cols or other.cols)
+    def __or__(self, other: WholeLines) -> WholeLines:
+        return WholeLines(self.rows or other.rows, self.cols or other.cols)
 
 
 #: What needs no line whole.
-ANY = Whole()
+ANY = WholeLines()
 
 
-def strips(info: TensorInfo, rank: int, whole: Whole = ANY) -> Iterator[tuple[int, int]]:
+def strips(info: TensorInfo, rank: int, whole: WholeLines = ANY) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) column ranges, for which the right factor takes a few megabytes.
 
     Parameters
@@ -128,7 +128,7 @@ def strips(info: TensorInfo, rank: int, whole: Whole = ANY) -> Iterator[tuple[in
     info : TensorInfo
         Of a matrix that is not empty.
     rank : int
-    whole : Whole
+    whole : WholeLines
         With whole rows there is one strip; with whole columns, strips are so narrow that their
         columns are one window.
     """
@@ -173,7 +173,7 @@ def windows(
         yield Window((start, min(start + step, info.shape[0])), cols)
 
 
-def strip_memory(info: TensorInfo, rank: int, threads: int, whole: Whole = ANY) -> int:
+def strip_memory(info: TensorInfo, rank: int, threads: int, whole: WholeLines = ANY) -> int:
     """Return the bytes of right factors that are held while a weight is merged."""
     start, stop = next(strips(info, rank, whole))
     block = (stop - start) * info.nbytes // info.shape[1]

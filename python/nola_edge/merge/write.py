@@ -16,7 +16,7 @@ from nola_edge.files.safetensors import safetensors_obstacle
 from nola_edge.merge.heads import label_notes
 from nola_edge.merge.layout import OutputFile, checkpoint_obstacle, output_files, write_companions
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
-from nola_edge.merge.weight_files import Piece, write_together
+from nola_edge.merge.weight_files import WeightFile, write_together
 from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:
@@ -226,11 +226,12 @@ def write_merges(
             for merge in reversed(merges)
         ][::-1]
         for number, source in enumerate(base.shards):
-            pieces = []
+            files = []
             for merge, output in zip(merges, outputs, strict=True):
-                file = merge.files[number]
-                pieces.append(Piece(merge.plan, file, output, file.name if base.is_folder else ""))
-            write_together(source, pieces, num_threads, progress or (lambda _: None))
+                content = merge.files[number]
+                name = content.name if base.is_folder else ""
+                files.append(WeightFile(merge.plan, content, output, name))
+            write_together(source, files, num_threads, progress or (lambda _: None))
         if base.is_folder:
             for merge, output in zip(merges, outputs, strict=True):
                 write_companions(merge.plan, companions, merge.files, output)
