@@ -14,25 +14,18 @@ from nola_edge.files.copying import copy_range, pwrite_all, start_writeback
 from nola_edge.files.gguf import GgufFile, gguf_model_obstacle
 from nola_edge.gguf.layout import Layout
 from nola_edge.gguf.plan import GgufPlan, plan_gguf
-from nola_edge.gguf.requantize import merge_rows, requantized_windows
+from nola_edge.gguf.requantize import Requantized
 from nola_edge.gguf.survival import Survival
-from nola_edge.merge.blocks import read_merged, runs_of
 from nola_edge.merge.plan import load_adapters
-from nola_edge.merge.windows import windows, work_bytes
 from nola_edge.threads import check_threads
 from nola_edge.workers import Buffers, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nola_edge.files.tensor_info import TensorInfo
-    from nola_edge.gguf.plan import TensorMerge
-    from nola_edge.merge.low_rank import RowUpdate
-    from nola_edge.merge.windows import Runs, Window
+    from nola_edge.merge.result import Piece
 
 _COPY_BYTES = 64 << 20
-#: Requantising takes so many times the bytes of the data, everything in between included.
-_REQUANTIZED = 8
 
 
 @dataclass(frozen=True)
@@ -145,7 +138,8 @@ def _write(
     progress: Callable[[int], None],
 ) -> dict[str, Survival]:
     fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    writer = _Writer(plan, layout, fd, progress)
+    writer = _Writer(plan.base, fd, progress)
+    results = {name: plan.result(name) for name in plan.names if name in plan.merges}
     try:
         os.ftruncate(fd, layout.size)
         pwrite_all(fd, layout.infos, plan.base.infos_start)
@@ -155,38 +149,22 @@ def _write(
                 for start in range(begin, end, _COPY_BYTES):
                     stop = min(start + _COPY_BYTES, end)
                     workers.submit(writer.copy, start, stop, offset + start - begin)
-            for name, merge in plan.merges.items():
-                info = plan.base.tensors[name]
-                if not info.nbytes:
-                    continue
-                for update in merge.updates(info, num_threads):
-                    if merge.keeps_float(info):
-                        for window in windows(info, [update]):
-                            need = work_bytes(info, [update], window)
-                            workers.submit(writer.merge, info, update, window, nbytes=need)
-                    else:
-                        for window in requantized_windows(info, update):
-                            need = _REQUANTIZED * work_bytes(info, [update], window)
-                            workers.submit(
-                                writer.requantize, info, merge, update, window, nbytes=need
-                            )
+            for name, result in results.items():
+                for piece in result.pieces(num_threads):
+                    workers.submit(writer.make, piece, layout.offsets[name], nbytes=piece.work)
     finally:
         os.close(fd)
-    return writer.survival()
+    return {n: r.survival for n, r in results.items() if isinstance(r, Requantized) and r.survived}
 
 
 class _Writer:
-    """The three kinds of piece the output is made of. Usable from several threads."""
+    """The output, made of ranges that are copied and of pieces. Usable from several threads."""
 
-    def __init__(
-        self, plan: GgufPlan, layout: Layout, fd: int, progress: Callable[[int], None]
-    ) -> None:
-        self._base = plan.base
-        self._layout = layout
+    def __init__(self, base: GgufFile, fd: int, progress: Callable[[int], None]) -> None:
+        self._base = base
         self._fd = fd
         self._progress = progress
         self._buffers = Buffers()
-        self._survived: dict[tuple[str, int, int], Survival] = {}
 
     def copy(self, begin: int, end: int, offset: int) -> None:
         """Copy bytes of the base within the kernel."""
@@ -194,32 +172,11 @@ class _Writer:
         start_writeback(self._fd, offset, end - begin)
         self._progress(end - begin)
 
-    def merge(self, info: TensorInfo, update: RowUpdate, window: Window) -> None:
-        """Merge a window that keeps its float type, and write it."""
-        runs = runs_of(info, window)
-        data = read_merged(self._base, info, update, window, self._buffers.get(runs.nbytes))
-        self._put(info, data, runs)
-
-    def requantize(
-        self, info: TensorInfo, merge: TensorMerge, update: RowUpdate, window: Window
-    ) -> None:
-        """Merge a window by way of float32, and write it as another type or anew."""
-        rows, survived = merge_rows(self._base, info, merge.kind, update, window)
-        self._put(info, rows.reshape(-1).data, window.runs(merge.row_bytes(info), info.shape[1]))
-        if survived is not None:
-            self._survived[info.name, window.rows[0], window.cols[0]] = survived
-
-    def _put(self, info: TensorInfo, data: memoryview, runs: Runs) -> None:
-        begin = self._layout.offsets[info.name]
-        for offset, part in runs.parts(data):
+    def make(self, piece: Piece, begin: int) -> None:
+        """Make a piece of a tensor that begins at an offset, and write it."""
+        data = piece.make(self._buffers.get(piece.nbytes))
+        for offset, part in piece.runs.parts(data):
             pwrite_all(self._fd, part, begin + offset)
-        if runs.count == 1:
-            start_writeback(self._fd, begin + runs.offset, len(data))
+        if piece.runs.count == 1:
+            start_writeback(self._fd, begin + piece.runs.offset, len(data))
         self._progress(len(data))
-
-    def survival(self) -> dict[str, Survival]:
-        """Return what was measured, by tensor; added up in the order of rows, then columns."""
-        measured: dict[str, Survival] = {}
-        for (name, _, _), survived in sorted(self._survived.items()):
-            measured[name] = measured.get(name, Survival()) + survived
-        return {name: measured[name] for name in self._base.tensors if name in measured}

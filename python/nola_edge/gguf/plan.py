@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.belongs import check_factor_sizes, check_shapes, location
 from nola_edge.errors import AdapterError, MismatchError, printable
-from nola_edge.files.gguf import tensor_bytes
 from nola_edge.files.gguf_types import FLOAT_TYPES, TENSOR_TYPES
 from nola_edge.gguf.model import model_of_gguf
 from nola_edge.gguf.quantization import WRITABLE_TYPES, check_codecs
+from nola_edge.gguf.requantize import Requantized
 from nola_edge.merge.dora import check_alone
-from nola_edge.merge.low_rank import Term, make_updates
+from nola_edge.merge.low_rank import Term
+from nola_edge.merge.result import Merged, Stored
 from nola_edge.merge.target import Target
 from nola_edge.type_names import check_type
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from nola_edge.adapters.base import LowRankAdapter
     from nola_edge.files.gguf import GgufFile
     from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.gguf.architectures import Model, Place
-    from nola_edge.merge.low_rank import RowUpdate
 
 _OUTPUT = "output.weight"
 
@@ -42,18 +42,6 @@ class TensorMerge:
     kind: str
     terms: tuple[Term, ...] = ()
 
-    def keeps_float(self, info: TensorInfo) -> bool:
-        """Tell whether rows are merged as the floats that the base stores, with no detour."""
-        return self.kind == info.dtype and self.kind in FLOAT_TYPES
-
-    def row_bytes(self, info: TensorInfo) -> int:
-        """Return the bytes of a row of the merged tensor."""
-        return tensor_bytes(self.kind, info.shape[1:])
-
-    def updates(self, info: TensorInfo, num_threads: int | None = None) -> Iterator[RowUpdate]:
-        """Return the updates of the tensor, one for each strip of it."""
-        return make_updates(self.terms, info, num_threads)
-
 
 @dataclass(frozen=True)
 class GgufPlan:
@@ -71,6 +59,26 @@ class GgufPlan:
     base: GgufFile
     adapters: tuple[tuple[LowRankAdapter, float], ...]
     merges: dict[str, TensorMerge] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the result's tensors, in order."""
+        return list(self.base.tensors)
+
+    def result(self, name: str) -> Stored | Merged:
+        """Return what a tensor of the result is made of.
+
+        Raises
+        ------
+        KeyError
+            If the result has no such tensor.
+        """
+        info, merge = self.base.tensors[name], self.merges.get(name)
+        if merge is None:
+            return Stored(self.base, info)
+        if merge.kind == info.dtype and merge.kind in FLOAT_TYPES:
+            return Merged(self.base, info, merge.terms)
+        return Requantized(self.base, info, merge.terms, merge.kind)
 
 
 def plan_gguf(

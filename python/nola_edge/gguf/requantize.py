@@ -1,95 +1,117 @@
-"""Merge rows that are not stored as the floats that are merged: dequantise, merge, quantise."""
+"""Merge what is not stored as the floats that are merged: dequantise, merge, quantise."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nola_edge import ops
 from nola_edge.errors import NotFiniteError
+from nola_edge.files.gguf import tensor_bytes
 from nola_edge.files.gguf_types import FLOAT_TYPES
 from nola_edge.gguf.quantization import dequantize, quantize
 from nola_edge.gguf.survival import Survival
 from nola_edge.merge.blocks import apply_update, read_runs, runs_of
-from nola_edge.merge.windows import windows
+from nola_edge.merge.result import Merged, Piece
+from nola_edge.merge.windows import windows, work_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from nola_edge.files.input_file import InputFile
-    from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.merge.low_rank import RowUpdate
     from nola_edge.merge.windows import Window
 
-
 #: Elements of a window that is dequantised and quantised anew.
 _WINDOW_ELEMENTS = 1 << 18
+#: Requantising takes so many times the bytes of the data, everything in between included.
+_IN_BETWEEN = 8
 
 
-def requantized_windows(info: TensorInfo, update: RowUpdate) -> Iterator[Window]:
-    """Yield windows of a strip, of a few hundred thousand elements."""
-    return windows(info, [update], _WINDOW_ELEMENTS * info.nbytes // info.size)
+@dataclass(frozen=True)
+class Requantized(Merged):
+    """A stored matrix merged by way of float32, and written as another type or anew as its own.
 
-
-def merge_rows(
-    file: InputFile, info: TensorInfo, kind: str, update: RowUpdate, window: Window
-) -> tuple[NDArray[np.uint8], Survival | None]:
-    """Read a window of a tensor, merge it in fp32 and convert it, on the calling thread.
-
-    Parameters
+    Attributes
     ----------
-    file, info
-        Where the tensor is stored.
     kind : str
-        Type to convert to.
-    update : RowUpdate
-        For the window's columns.
-    window : Window
-
-    Returns
-    -------
-    rows : (rows of the window, bytes of each) uint8
-    survival : Survival or None
-        What is left of the delta, where `kind` is a quantised type.
-
-    Raises
-    ------
-    NotFiniteError
-        If a merged element is infinite or NaN, as it is or in the type `kind`.
+        The type that is written.
+    survived : dict
+        First row and column of each piece that was made -> :class:`Survival` of its delta; empty
+        where `kind` is a float type.
     """
-    return ops.in_specified_environment(lambda: _merge_rows(file, info, kind, update, window))
 
+    kind: str = "F32"
+    survived: dict[tuple[int, int], Survival] = field(default_factory=dict)
 
-def _merge_rows(
-    file: InputFile, info: TensorInfo, kind: str, update: RowUpdate, window: Window
-) -> tuple[NDArray[np.uint8], Survival | None]:
-    start, stop = window.rows
-    runs = runs_of(info, window)
-    stored = np.empty((stop - start, runs.nbytes // (stop - start)), np.uint8)
-    read_runs(file, info, runs, stored.reshape(-1).data)
-    before = dequantize(stored, info.dtype)
-    wanted = before.copy()
-    refusal = NotFiniteError(
-        f"a merged weight in rows {start}..{stop - 1} is infinite or NaN: the base holds such a "
-        f"value there, or base and adapter together are too large for {kind}",
-        file=file.path,
-        field=info.name,
-    )
-    try:
-        apply_update(wanted, update, window)
-    except NotFiniteError:
-        raise refusal from None
-    merged = quantize(wanted, kind)
-    if kind == info.dtype:
-        # Rows that no adapter changes keep their bytes, whoever quantised them.
-        same = (wanted == before).all(axis=1)
-        merged[same] = stored[same]
-    got = dequantize(merged, kind)
-    if not np.isfinite(got).all():
-        raise refusal
-    if kind in FLOAT_TYPES:
-        return merged, None
-    return merged, Survival.of(before, wanted, got)
+    @property
+    def dtype(self) -> str:
+        """Return the type that is written."""
+        return self.kind
+
+    @property
+    def survival(self) -> Survival:
+        """Return what is left of all that was made, added up in the order of rows, then columns."""
+        return sum((self.survived[at] for at in sorted(self.survived)), Survival())
+
+    def pieces(self, num_threads: int | None = None) -> Iterator[Piece]:
+        """Yield windows of a few hundred thousand elements; see :meth:`Result.pieces`."""
+        most_bytes = _WINDOW_ELEMENTS * self.info.nbytes // max(1, self.info.size)
+        for update in self.updates(num_threads):
+            for window in windows(self.info, [update], most_bytes):
+                yield self.piece(update, window)
+
+    def piece(self, update: RowUpdate, window: Window) -> Piece:
+        """Return the piece that is a window of the columns of an update."""
+        stored = runs_of(self.info, window)
+        row_bytes = tensor_bytes(self.kind, self.shape[1:])
+        work = _IN_BETWEEN * work_bytes(self.info, [update], window)
+        return Piece(
+            window.runs(row_bytes, self.shape[1]),
+            stored.nbytes,
+            work,
+            partial(read_runs, self.file, self.info, stored),
+            partial(self._change, update, window),
+        )
+
+    def _change(
+        self, update: RowUpdate, window: Window, data: memoryview, _: memoryview
+    ) -> memoryview:
+        stored = np.frombuffer(data, np.uint8).reshape(window.shape[0], -1)
+        rows = ops.in_specified_environment(lambda: self._requantized(update, window, stored))
+        return rows.reshape(-1).data
+
+    def _requantized(
+        self, update: RowUpdate, window: Window, stored: NDArray[np.uint8]
+    ) -> NDArray[np.uint8]:
+        before = dequantize(stored, self.info.dtype)
+        wanted = before.copy()
+        try:
+            apply_update(wanted, update, window)
+        except NotFiniteError:
+            raise self._refusal(window) from None
+        merged = quantize(wanted, self.kind)
+        if self.kind == self.info.dtype:
+            # Rows that no adapter changes keep their bytes, whoever quantised them.
+            same = (wanted == before).all(axis=1)
+            merged[same] = stored[same]
+        got = dequantize(merged, self.kind)
+        if not np.isfinite(got).all():
+            raise self._refusal(window)
+        if self.kind not in FLOAT_TYPES:
+            at = window.rows[0], window.cols[0]
+            self.survived[at] = Survival.of(before, wanted, got)
+        return merged
+
+    def _refusal(self, window: Window) -> NotFiniteError:
+        start, stop = window.rows
+        return NotFiniteError(
+            f"a merged weight in rows {start}..{stop - 1} is infinite or NaN: the base holds such "
+            f"a value there, or base and adapter together are too large for {self.kind}",
+            file=self.file.path,
+            field=self.info.name,
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nola_edge import arguments
@@ -12,13 +11,10 @@ from nola_edge.gguf.layout import Layout
 from nola_edge.gguf.model import model_of_gguf
 from nola_edge.gguf.plan import GgufPlan, matched_tensors, plan_gguf
 from nola_edge.gguf.quantization import WRITABLE_TYPES
-from nola_edge.gguf.requantize import merge_rows, requantized_windows
-from nola_edge.merge.audit.compare import compare, stored_blocks
+from nola_edge.merge.audit.compare import compare
 from nola_edge.merge.audit.compare_files import first_difference
 from nola_edge.merge.audit.report import FileDifference, VerifyReport
-from nola_edge.merge.blocks import read_merged, runs_of
 from nola_edge.merge.plan import load_adapters
-from nola_edge.merge.windows import windows
 from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:
@@ -26,10 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nola_edge.adapters.base import LowRankAdapter
-    from nola_edge.files.tensor_info import TensorInfo
-    from nola_edge.merge.audit.compare import Produce
-    from nola_edge.merge.low_rank import RowUpdate
-    from nola_edge.merge.windows import Runs, Window
 
     Adapters = tuple[tuple[LowRankAdapter, float], ...]
 
@@ -78,8 +70,7 @@ def verify_gguf(
         kind = _outtype(file, candidate, adapters) if outtype is None else outtype
         plan = plan_gguf(file, adapters, outtype=kind)
         tensors = {name: (candidate, info) for name, info in candidate.tensors.items()}
-        expected = _Expected(plan, num_threads)
-        report = compare(expected, tensors, num_threads, progress or (lambda _: None))
+        report = compare(plan, tensors, num_threads, progress or (lambda _: None))
         if not tensors_only:
             name = candidate.path.name
             found = _rest(plan, candidate)
@@ -165,39 +156,3 @@ def _padding(layout: Layout, base: GgufFile, candidate: GgufFile) -> str | None:
         if have != want:
             return f"the padding at byte {begin} is another"
     return None
-
-
-class _Expected:
-    """What base and adapters give."""
-
-    def __init__(self, plan: GgufPlan, num_threads: int | None) -> None:
-        self._plan = plan
-        self._num_threads = num_threads
-        self.names = list(plan.base.tensors)
-        self.merged = len(plan.merges)
-
-    def form(self, name: str) -> tuple[str, tuple[int, ...]]:
-        info = self._plan.base.tensors[name]
-        merge = self._plan.merges.get(name)
-        return (info.dtype if merge is None else merge.kind), info.shape
-
-    def blocks(self, name: str) -> Iterator[tuple[Runs, Produce]]:
-        file, info = self._plan.base, self._plan.base.tensors[name]
-        if info.nbytes == 0 or name not in self._plan.merges:
-            yield from stored_blocks(file, info)
-            return
-        merge = self._plan.merges[name]
-        for update in merge.updates(info, self._num_threads):
-            if merge.keeps_float(info):
-                for window in windows(info, [update]):
-                    yield runs_of(info, window), partial(read_merged, file, info, update, window)
-                continue
-            for window in requantized_windows(info, update):
-                runs = window.runs(merge.row_bytes(info), info.shape[1])
-                yield runs, partial(self._merged, info, merge.kind, update, window)
-
-    def _merged(
-        self, info: TensorInfo, kind: str, update: RowUpdate, window: Window, _: memoryview
-    ) -> memoryview:
-        rows, _survival = merge_rows(self._plan.base, info, kind, update, window)
-        return rows.reshape(-1).data

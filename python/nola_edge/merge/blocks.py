@@ -14,11 +14,8 @@ from nola_edge import ops
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import NotFiniteError
 from nola_edge.merge.dora import merge_scaled_
-from nola_edge.merge.windows import windows, work_bytes
-from nola_edge.workers import Buffers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -27,7 +24,6 @@ if TYPE_CHECKING:
     from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.merge.low_rank import RowUpdate
     from nola_edge.merge.windows import Runs, Window
-    from nola_edge.workers import Workers
 
 
 def runs_of(info: TensorInfo, window: Window) -> Runs:
@@ -37,41 +33,10 @@ def runs_of(info: TensorInfo, window: Window) -> Runs:
 
 
 def read_runs(file: InputFile, info: TensorInfo, runs: Runs, out: memoryview) -> memoryview:
-    """Read bytes of a tensor into the beginning of a buffer, and return that."""
-    view = out[: runs.nbytes]
-    for offset, part in runs.parts(view):
+    """Read bytes of a tensor into a buffer of just so many, and return that."""
+    for offset, part in runs.parts(out):
         file.read_into(part, info.start + offset)
-    return view
-
-
-def read_merged(
-    file: InputFile, info: TensorInfo, update: RowUpdate, window: Window, out: memoryview
-) -> memoryview:
-    """Read a window of a weight into a buffer and merge it there, on the calling thread.
-
-    Parameters
-    ----------
-    file, info
-        Where the weight is stored.
-    update : RowUpdate
-        For the window's columns.
-    window : Window
-    out : writable memoryview of bytes
-        At least as large as the window.
-
-    Returns
-    -------
-    memoryview
-        The merged bytes, the beginning of `out`.
-
-    Raises
-    ------
-    NotFiniteError
-        If a merged element is infinite or NaN.
-    """
-    view = read_runs(file, info, runs_of(info, window), out)
-    merge_window(view, file.path, info, update, window)
-    return view
+    return out
 
 
 def merge_window(
@@ -122,47 +87,3 @@ def apply_update(weight: NDArray[Any], update: RowUpdate, window: Window) -> Non
         ops.merge_(weight, left, update.right, update.scaling, num_threads=1)
     else:
         merge_scaled_(weight, left, update.right, update.scaling, magnitude)
-
-
-def submit_merge(
-    workers: Workers,
-    file: InputFile,
-    info: TensorInfo,
-    updates: Iterable[RowUpdate],
-    out: memoryview,
-) -> None:
-    """Have a whole weight read into memory and merged there, by as many as are free.
-
-    Parameters
-    ----------
-    workers : Workers
-        What went wrong is raised by them.
-    file, info
-        Where the weight is stored.
-    updates : iterable of RowUpdate
-        Of all strips.
-    out : writable memoryview of bytes
-        As large as the weight.
-    """
-    buffers = Buffers()
-    for update in updates:
-        for window in windows(info, [update]):
-            need = work_bytes(info, [update], window)
-            workers.submit(_merge_in_memory, file, info, update, window, out, buffers, nbytes=need)
-
-
-def _merge_in_memory(
-    file: InputFile,
-    info: TensorInfo,
-    update: RowUpdate,
-    window: Window,
-    out: memoryview,
-    buffers: Buffers,
-) -> None:
-    runs = runs_of(info, window)
-    if runs.count == 1:
-        read_merged(file, info, update, window, out[runs.offset :])
-        return
-    merged = read_merged(file, info, update, window, buffers.get(runs.nbytes))
-    for offset, part in runs.parts(merged):
-        out[offset : offset + len(part)] = part

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from nola_edge import ops
-from nola_edge.merge.windows import ANY, WholeLines, strips
+from nola_edge.merge.windows import ANY, WholeLines
 from nola_edge.threads import thread_count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from nola_edge.adapters.base import LowRankAdapter
-    from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.merge.target import Target
     from nola_edge.ops import Range
 
@@ -174,24 +173,6 @@ def needs_of(terms: Sequence[Term]) -> WholeLines:
         rows=any(not term.target.transposed for term in scaled),
         cols=any(term.target.transposed for term in scaled),
     )
-
-
-def make_updates(
-    terms: Sequence[Term], info: TensorInfo, num_threads: int | None = None
-) -> Iterator[Update]:
-    """Yield the updates of a weight, one for each strip of it, one at a time.
-
-    Parameters
-    ----------
-    terms : sequence of Term
-        At least one.
-    info : TensorInfo
-        Of the stored weight, which is not empty.
-    num_threads : int, optional
-        As for :func:`make_update`.
-    """
-    for cols in strips(info, total_rank(terms), needs_of(terms)):
-        yield make_update(terms, info.shape, cols, num_threads)
 
 
 def make_update(

@@ -13,9 +13,8 @@ from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import printable
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.hub import base_path
-from nola_edge.merge.blocks import submit_merge
-from nola_edge.merge.low_rank import make_updates
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
+from nola_edge.merge.result import Merged, Stored, fill
 from nola_edge.threads import check_threads
 from nola_edge.workers import Workers
 
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+
+    from nola_edge.merge.result import Whole
 
 
 class MergedCheckpoint(Mapping[str, "NDArray[Any]"]):
@@ -47,16 +48,10 @@ class MergedCheckpoint(Mapping[str, "NDArray[Any]"]):
         return f"<MergedCheckpoint {printable(base)}: {len(self)} tensors, {merged} merged>"
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        plan = self.plan
-        if name in plan.merges:
-            return self._merged(name)
-        if name in plan.replaced:
-            return plan.replaced[name].array()
-        if name in plan.added:
-            return plan.added[name].array()
-        if name not in plan.base.tensors:
-            raise KeyError(name)
-        file, _ = plan.tensor(name)
+        result = self.plan.result(name)
+        if not isinstance(result, Stored):
+            return self._made(result)
+        file, _ = self.plan.tensor(name)
         file.check_unchanged()
         return file.array(name)
 
@@ -64,23 +59,18 @@ class MergedCheckpoint(Mapping[str, "NDArray[Any]"]):
         return name in self.plan.base.tensors or name in self.plan.added
 
     def __iter__(self) -> Iterator[str]:
-        yield from self.plan.base.tensors
-        yield from self.plan.added
+        return iter(self.plan.names)
 
     def __len__(self) -> int:
-        return len(self.plan.base.tensors) + len(self.plan.added)
+        return len(self.plan.names)
 
-    def _merged(self, name: str) -> NDArray[Any]:
-        file, info = self.plan.tensor(name)
-        merged: NDArray[Any] = np.empty(info.shape, dtype=numpy_dtype(info.dtype))
-        if merged.size == 0:
-            return merged
-        updates = make_updates(self.plan.merges[name], info, self._num_threads)
-        data = merged.view(np.uint8).reshape(-1)
+    def _made(self, result: Whole | Merged) -> NDArray[Any]:
+        array: NDArray[Any] = np.empty(result.shape, dtype=numpy_dtype(result.dtype))
         with Workers(self._num_threads) as workers:
-            submit_merge(workers, file, info, updates, data.data)
-        file.check_unchanged()
-        return merged
+            fill(result, array.reshape(-1).view(np.uint8).data, workers, self._num_threads)
+        if isinstance(result, Merged):
+            result.file.check_unchanged()
+        return array
 
     def close(self) -> None:
         """Close the base's files; arrays that were handed out stay valid."""

@@ -39,6 +39,7 @@ from nola_edge.merge.bias import AddedBias, add_bias
 from nola_edge.merge.dora import check_alone
 from nola_edge.merge.heads import is_head
 from nola_edge.merge.low_rank import Term
+from nola_edge.merge.result import Merged, Stored, Whole
 from nola_edge.merge.target import Target
 from nola_edge.merge.tied import check_tied
 
@@ -78,6 +79,30 @@ class MergePlan:
     def tensor(self, name: str) -> tuple[SafetensorsFile, TensorInfo]:
         """Return the base's file and entry of a tensor."""
         return self.base.tensors[name]
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the result's tensors, in order."""
+        return [*self.base.tensors, *self.added]
+
+    def changes(self, name: str) -> bool:
+        """Tell whether a tensor of the base is another one in the result."""
+        return name in self.merges or name in self.replaced
+
+    def result(self, name: str) -> Stored | Whole | Merged:
+        """Return what a tensor of the result is made of.
+
+        Raises
+        ------
+        KeyError
+            If the result has no such tensor.
+        """
+        whole = self.replaced.get(name, self.added.get(name))
+        if whole is not None:
+            return Whole(whole)
+        file, info = self.tensor(name)
+        terms = self.merges.get(name)
+        return Stored(file, info) if terms is None else Merged(file, info, terms)
 
 
 def load_adapters(adapters: Any) -> tuple[tuple[LowRankAdapter, float], ...]:

@@ -19,12 +19,11 @@ from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import ArgumentError, ChangedError, MismatchError, printable
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.hub import base_path
-from nola_edge.merge.blocks import submit_merge
 from nola_edge.merge.gate import Gate
-from nola_edge.merge.low_rank import make_updates
 from nola_edge.merge.open import MergedCheckpoint
 from nola_edge.merge.overlaps import array_extent, find_overlaps, have_common_element
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
+from nola_edge.merge.result import fill
 from nola_edge.threads import check_threads
 from nola_edge.workers import Workers
 
@@ -211,8 +210,7 @@ class Switch(ABC):
                 if memory is None or name in plan.replaced or not info.nbytes:
                     self._store(name, merged[name])
                 elif name in plan.merges:
-                    updates = make_updates(plan.merges[name], info, self._num_threads)
-                    submit_merge(workers, file, info, updates, memory)
+                    fill(plan.result(name), memory, workers, self._num_threads)
                 else:
                     workers.submit(file.read_into, memory, info.start)
         self._base.check_unchanged()

@@ -11,32 +11,24 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
-from functools import reduce
-from operator import or_
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from nola_edge.adapters.belongs import location
 from nola_edge.errors import NotFiniteError
 from nola_edge.files.copying import copy_range, pwrite_all, start_writeback
-from nola_edge.merge.blocks import merge_window, read_runs, runs_of
-from nola_edge.merge.low_rank import make_update, needs_of, total_rank
-from nola_edge.merge.windows import strips, windows, work_bytes
-from nola_edge.pacing import check_stopped
+from nola_edge.merge.result import pieces_of_all
 from nola_edge.workers import Buffers, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from nola_edge.files.atomic import AtomicOutput
     from nola_edge.files.safetensors import SafetensorsFile
     from nola_edge.files.tensor_info import TensorInfo
-    from nola_edge.files.tensors import Tensor
     from nola_edge.merge.layout import OutputFile
-    from nola_edge.merge.low_rank import Update
     from nola_edge.merge.plan import MergePlan
-    from nola_edge.merge.windows import Runs, Window
+    from nola_edge.merge.result import Piece, Result
+    from nola_edge.merge.windows import Runs
 
 _COPY_BYTES = 64 << 20
 
@@ -58,10 +50,6 @@ class WeightFile:
     content: OutputFile
     output: AtomicOutput
     name: str
-
-    def changes(self, name: str) -> bool:
-        """Tell whether a tensor of the base is another one in this output."""
-        return name in self.plan.merges or name in self.plan.replaced
 
     @property
     def adapters(self) -> str:
@@ -97,41 +85,24 @@ def write_together(
     """
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(_Writer(file, progress)) for file in files]
-        blocks = _Blocks(source)
         workers = stack.enter_context(Workers(num_threads))
+        maker = _Maker(workers, num_threads)
         for begin, end, info in _ranges(source, files):
-            untouched = [w for w in writers if info is None or not w.file.changes(info.name)]
+            results = {}
+            if info is not None:
+                changing = [writer for writer in writers if writer.plan.changes(info.name)]
+                results = {writer: writer.plan.result(info.name) for writer in changing}
+            untouched = [writer for writer in writers if writer not in results]
             for start in range(begin, end, _COPY_BYTES):
                 for writer in untouched:
                     workers.submit(writer.copy, start, min(start + _COPY_BYTES, end))
-            if info is None:
-                continue
-            for writer in writers:
-                if info.name in writer.file.plan.replaced:
-                    workers.submit(writer.put, writer.file.plan.replaced[info.name], info.start)
-            merging = [w for w in writers if info.nbytes and info.name in w.file.plan.merges]
-            if merging:
-                for updates in _updates(info, merging, num_threads):
-                    made = [update for _, update in updates]
-                    for window in windows(info, made):
-                        need = work_bytes(info, made, window)
-                        workers.submit(blocks.merge, info, updates, window, nbytes=need)
+            if info is not None:
+                maker.submit(results, info.start)
         for writer in writers:
             offset = source.size
-            for values in writer.file.content.added.values():
-                workers.submit(writer.put, values, offset)
-                offset += values.nbytes
-
-
-def _updates(
-    info: TensorInfo, writers: Sequence[_Writer], num_threads: int | None
-) -> Iterator[list[tuple[_Writer, Update]]]:
-    """Yield what each output changes in a weight, strip by strip."""
-    terms = [writer.file.plan.merges[info.name] for writer in writers]
-    whole = reduce(or_, map(needs_of, terms))
-    for cols in strips(info, max(map(total_rank, terms)), whole):
-        made = [make_update(part, info.shape, cols, num_threads) for part in terms]
-        yield list(zip(writers, made, strict=True))
+            for name, tensor in writer.file.content.added.items():
+                maker.submit({writer: writer.plan.result(name)}, offset)
+                offset += tensor.nbytes
 
 
 def _ranges(
@@ -140,7 +111,7 @@ def _ranges(
     """Yield the bytes behind the header: tensors that some output changes, and what is between."""
     begin = end = source.header_size
     for info in sorted(source.tensors.values(), key=lambda info: (info.start, info.stop)):
-        if any(file.changes(info.name) for file in files):
+        if any(file.plan.changes(info.name) for file in files):
             if begin < end:
                 yield begin, end, None
             yield info.start, info.stop, info
@@ -158,6 +129,7 @@ class _Writer:
 
     def __init__(self, file: WeightFile, progress: Callable[[int], None]) -> None:
         self.file = file
+        self.plan = file.plan
         self._shift = file.content.shift
         self._progress = progress
         self._fd = -1
@@ -186,16 +158,8 @@ class _Writer:
         start_writeback(self._fd, offset, end - begin)
         self._progress(end - begin)
 
-    def put(self, tensor: Tensor, begin: int) -> None:
-        """Write a whole tensor."""
-        for block in tensor.blocks():
-            check_stopped()
-            pwrite_all(self._fd, block.view(np.uint8).data, begin + self._shift)
-            begin += block.nbytes
-            self._progress(block.nbytes)
-
     def write(self, data: memoryview, runs: Runs, begin: int) -> None:
-        """Write merged bytes of a tensor that begins at an offset."""
+        """Write bytes of a tensor that begins at an offset."""
         for offset, part in runs.parts(data):
             pwrite_all(self._fd, part, begin + offset + self._shift)
         if runs.count == 1:
@@ -203,29 +167,30 @@ class _Writer:
         self._progress(len(data))
 
 
-class _Blocks:
-    """Merges windows. Usable from several threads, each with two buffers of a window."""
+class _Maker:
+    """Makes the pieces of tensors on several threads, each with two buffers of a piece."""
 
-    def __init__(self, source: SafetensorsFile) -> None:
-        self._source = source
+    def __init__(self, workers: Workers, num_threads: int | None) -> None:
+        self._workers = workers
+        self._num_threads = num_threads
         self._read = Buffers()
-        self._merged = Buffers()
+        self._made = Buffers()
 
-    def merge(
-        self, info: TensorInfo, updates: Sequence[tuple[_Writer, Update]], window: Window
-    ) -> None:
-        """Read a window once, then merge and write it for every output that changes it."""
-        runs = runs_of(info, window)
-        block = read_runs(self._source, info, runs, self._read.get(runs.nbytes))
-        for writer, update in updates:
-            merged = block
-            if len(updates) > 1:
-                merged = self._merged.get(runs.nbytes)
-                # Unlike the assignment of memoryviews, numpy's lets other threads run meanwhile.
-                np.copyto(np.frombuffer(merged, np.uint8), np.frombuffer(block, np.uint8))
+    def submit(self, results: Mapping[_Writer, Result], begin: int) -> None:
+        """Have made what outputs have for a tensor that begins at an offset of the base."""
+        for pieces in pieces_of_all(results, self._num_threads):
+            need = max(piece.work for piece in pieces.values())
+            self._workers.submit(self._make, pieces, begin, nbytes=need)
+
+    def _make(self, pieces: Mapping[_Writer, Piece], begin: int) -> None:
+        """Read what the pieces have in common once, then make and write each."""
+        first = next(iter(pieces.values()))
+        data = first.read(self._read.get(first.nbytes))
+        for writer, piece in pieces.items():
+            out = data if len(pieces) == 1 else self._made.get(len(data))
             try:
-                merge_window(merged, self._source.path, info, update, window)
+                made = piece.change(data, out)
             except NotFiniteError as error:
                 error.message += f"; adapter {writer.file.adapters}"
                 raise
-            writer.write(merged, runs, info.start)
+            writer.write(made, piece.runs, begin)

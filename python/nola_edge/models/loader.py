@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nola_edge.files.tensor_info import TensorInfo
-from nola_edge.merge.blocks import submit_merge
-from nola_edge.merge.low_rank import make_updates
+from nola_edge.merge.result import Merged, fill
 from nola_edge.models.mapped_memory import MappedFiles, byte_view
 from nola_edge.torch.terms import MERGEABLE
 from nola_edge.workers import Workers
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from nola_edge.files.input_file import InputFile
     from nola_edge.merge.low_rank import Term
 
 
@@ -35,7 +33,7 @@ class MergesFromFiles:
 
     def __init__(self, paths: Iterable[str | Path]) -> None:
         self._files = MappedFiles(paths)
-        self._waiting: list[tuple[InputFile, TensorInfo, Sequence[Term], torch.Tensor]] = []
+        self._waiting: list[tuple[Merged, torch.Tensor]] = []
 
     def add(self, name: str, tensor: torch.Tensor, terms: Sequence[Term]) -> torch.Tensor | None:
         """Plan the merge of a weight.
@@ -65,7 +63,7 @@ class MergesFromFiles:
         shape = tuple(tensor.shape)
         info = TensorInfo(name, MERGEABLE[tensor.dtype], shape, start, start + tensor.nbytes)
         merged = torch.empty(shape, dtype=tensor.dtype, device="cpu")
-        self._waiting.append((file, info, terms, merged))
+        self._waiting.append((Merged(file, info, tuple(terms)), merged))
         return merged
 
     def run(self) -> None:
@@ -79,9 +77,8 @@ class MergesFromFiles:
         waiting, self._waiting = self._waiting, []
         threads = torch.get_num_threads()
         with Workers(threads) as workers:
-            for file, info, terms, merged in waiting:
-                updates = make_updates(terms, info, threads)
-                submit_merge(workers, file, info, updates, byte_view(merged))
+            for result, merged in waiting:
+                fill(result, byte_view(merged), workers, threads)
         self._files.check_unchanged()
 
     def close(self) -> None:

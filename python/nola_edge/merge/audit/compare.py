@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,18 +12,16 @@ from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import NotFiniteError
 from nola_edge.merge.audit.report import Difference, VerifyReport
 from nola_edge.merge.blocks import read_runs
-from nola_edge.merge.windows import BLOCK_BYTES, Runs
 from nola_edge.workers import Buffers, Workers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from numpy.typing import NDArray
 
     from nola_edge.files.input_file import InputFile
     from nola_edge.files.tensor_info import TensorInfo
-
-#: Gives a block's expected bytes, in the buffer it gets or in memory of its own.
-Produce = Callable[[memoryview], memoryview]
-
+    from nola_edge.merge.result import Piece, Result
 
 #: Elements that are compared at a time, in double.
 _AT_ONCE = 1 << 16
@@ -39,26 +35,11 @@ class Expected(Protocol):
         """Return their names, in order."""
 
     @property
-    def merged(self) -> int:
-        """Return how many of them adapters change."""
+    def merges(self) -> Mapping[str, object]:
+        """Return those that adapters are merged into, by name."""
 
-    def form(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """Return dtype and shape of a tensor."""
-
-    def blocks(self, name: str) -> Iterator[tuple[Runs, Produce]]:
-        """Yield place and producer of each block of a tensor's bytes."""
-
-
-def stored_blocks(file: InputFile, info: TensorInfo) -> Iterator[tuple[Runs, Produce]]:
-    """Yield the blocks of a tensor that should be what a file holds."""
-
-    def read(begin: int, out: memoryview) -> memoryview:
-        file.read_into(out, begin)
-        return out
-
-    for begin in range(0, info.nbytes, BLOCK_BYTES):
-        count = min(BLOCK_BYTES, info.nbytes - begin)
-        yield Runs(begin, count), partial(read, info.start + begin)
+    def result(self, name: str) -> Result:
+        """Return what a tensor should be."""
 
 
 def compare(
@@ -82,7 +63,7 @@ def compare(
     -------
     VerifyReport
     """
-    comparison = _Comparison(expected, candidate, progress)
+    comparison = _Comparison(expected, candidate, progress, num_threads)
     with Workers(num_threads) as workers:
         for name in expected.names:
             comparison.submit(name, workers)
@@ -97,10 +78,12 @@ class _Comparison:
         expected: Expected,
         candidate: Mapping[str, tuple[InputFile, TensorInfo]],
         progress: Callable[[int], None],
+        num_threads: int | None,
     ) -> None:
         self._expected = expected
         self._candidate = candidate
         self._progress = progress
+        self._num_threads = num_threads
         self._form: dict[str, Difference] = {}
         self._values: dict[str, tuple[int, float]] = {}
         self._not_finite: dict[str, str] = {}
@@ -113,23 +96,24 @@ class _Comparison:
             self._form[name] = Difference(name, "missing", "not in the merged files")
             return
         found = self._candidate[name][1]
-        dtype, shape = self._expected.form(name)
-        if found.dtype != dtype:
-            self._form[name] = Difference(name, "dtype", f"{found.dtype} instead of {dtype}")
+        right = self._expected.result(name)
+        if found.dtype != right.dtype:
+            self._form[name] = Difference(name, "dtype", f"{found.dtype} instead of {right.dtype}")
             return
-        if tuple(found.shape) != shape:
-            detail = f"{list(found.shape)} instead of {list(shape)}"
+        if tuple(found.shape) != right.shape:
+            detail = f"{list(found.shape)} instead of {list(right.shape)}"
             self._form[name] = Difference(name, "shape", detail)
             return
-        for runs, produce in self._expected.blocks(name):
-            # What is there, what there should be, and what that takes to make.
-            workers.submit(self._compare, name, runs, produce, nbytes=3 * runs.nbytes)
+        for piece in right.pieces(self._num_threads):
+            need = piece.work + piece.runs.nbytes
+            workers.submit(self._compare, name, piece, nbytes=need)
 
-    def _compare(self, name: str, runs: Runs, produce: Produce) -> None:
+    def _compare(self, name: str, piece: Piece) -> None:
         file, found = self._candidate[name]
+        runs = piece.runs
         have = read_runs(file, found, runs, self._have.get(runs.nbytes))
         try:
-            want = produce(self._want.get(runs.nbytes))
+            want = piece.make(self._want.get(piece.nbytes))
         except NotFiniteError as error:  # a merge is refused, so nothing that is there is right
             with self._lock:
                 self._not_finite[name] = error.message
@@ -145,7 +129,7 @@ class _Comparison:
 
     def report(self) -> VerifyReport:
         """Return the findings, in the order of the base's tensors."""
-        report = VerifyReport(merged=self._expected.merged)
+        report = VerifyReport(merged=len(self._expected.merges))
         for name in self._expected.names:
             if name in self._form:
                 report.differences.append(self._form[name])
