@@ -1,10 +1,11 @@
-"""Load an adapter of any method that is known here, by the ``peft_type`` that it says."""
+"""Load an adapter of any method that is known here, by its ``peft_type``."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.hub import adapter_path
+from nola_edge.adapters.methods import known_methods, reader_of
 from nola_edge.adapters.nola import Adapter
 from nola_edge.adapters.nola_config import PEFT_TYPE
 from nola_edge.adapters.peft_folder import CONFIG_NAME
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from nola_edge.adapters.base import LowRankAdapter
 
-_KNOWN = f"{PEFT_TYPE}, LORA and VERA"
 #: Methods that leave every weight alone.
 _NO_WEIGHTS = (
     "ADAPTION_PROMPT",
@@ -55,13 +55,14 @@ def load_adapter(path: str | Path, *, revision: str | None = None) -> LowRankAda
     -------
     LowRankAdapter
         An :class:`Adapter` for NOLA, a :class:`~nola_edge.adapters.lora.LoraAdapter` for LoRA, a
-        :class:`~nola_edge.adapters.vera.VeraAdapter` for VeRA.
+        :class:`~nola_edge.adapters.vera.VeraAdapter` for VeRA; for other methods what an installed
+        package brings (entry points of the group ``nola_edge.adapters``).
 
     Raises
     ------
     NolaEdgeError
-        If it is of a method that is not known here, a file is missing, broken or cannot be read,
-        or a field or a tensor is not understood.
+        If it is of a method that neither nola-edge nor an installed package knows, a file is
+        missing, broken or cannot be read, or a field or a tensor is not understood.
     """
     folder = adapter_path(path, revision)
     with opening(folder):
@@ -71,14 +72,9 @@ def load_adapter(path: str | Path, *, revision: str | None = None) -> LowRankAda
         method = config.get("peft_type", PEFT_TYPE)
         if method == PEFT_TYPE:
             return Adapter.load(folder)
-        if method == "LORA":
-            from nola_edge.adapters.lora import LoraAdapter
-
-            return LoraAdapter.from_folder(folder, config)
-        if method == "VERA":
-            from nola_edge.adapters.vera import VeraAdapter
-
-            return VeraAdapter(folder, config)
+        read = reader_of(method, folder / CONFIG_NAME)
+        if read is not None:
+            return read(folder, config)
     raise _unknown(method, folder / CONFIG_NAME)
 
 
@@ -99,8 +95,10 @@ def _unknown(method: object, file: Path) -> AdapterError:
     advice = "merge it with PEFT (merge_and_unload, then save_pretrained)"
     if method in _NO_WEIGHTS:
         advice = "it changes no weights, so that there is nothing to merge: load it with PEFT"
+    *others, last = known_methods()
     return AdapterError(
-        f"is {printable(repr(method))}, and adapters of {_KNOWN} are merged here; {advice}",
+        f"is {printable(repr(method))}, and adapters of {', '.join(others)} and {last} are merged "
+        f"here; {advice}",
         file=file,
         field="peft_type",
         value=method,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.lora_config import LoraConfig
 from nola_edge.adapters.lora_files import read_lora
-from nola_edge.adapters.peft_folder import CONFIG_NAME, open_weights
+from nola_edge.adapters.peft_folder import CONFIG_NAME, kept_open
 from nola_edge.adapters.stored import StoredAdapter
 from nola_edge.files.tensors import TensorMapping
 
@@ -62,11 +61,8 @@ class LoraAdapter(StoredAdapter):
             If a file is missing or is not what it claims, or a field or tensor is not understood.
         """
         config = LoraConfig.from_json(data, file=folder / CONFIG_NAME)
-        with contextlib.ExitStack() as stack:
-            file = stack.enter_context(open_weights(folder))
+        with kept_open(folder) as file:
             modules, whole = read_lora(file, config)
-            file.check_unchanged()
-            stack.pop_all()  # the factors stay in the file
         return cls(config, modules, whole, folder)
 
     def rank(self, module: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -103,6 +104,22 @@ def open_weights(folder: Path) -> SafetensorsFile:
             raise torch_file_refused(folder / _PICKLED_NAME, folder)
         raise AdapterError(f"has no {WEIGHTS_NAME}", file=folder)
     return SafetensorsFile.open(inside(folder, WEIGHTS_NAME))
+
+
+@contextlib.contextmanager
+def kept_open(folder: Path) -> Iterator[SafetensorsFile]:
+    """Open ``adapter_model.safetensors`` for tensors that stay in it; closed again if that fails.
+
+    Raises
+    ------
+    NolaEdgeError
+        As :func:`open_weights`, or if the file changed meanwhile.
+    """
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open_weights(folder))
+        yield file
+        file.check_unchanged()
+        stack.pop_all()
 
 
 def prefixed_names(file: SafetensorsFile, apart: Container[str] = ()) -> Iterator[tuple[str, str]]:

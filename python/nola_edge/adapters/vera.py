@@ -8,7 +8,6 @@ A module takes the first columns of A and the first rows of B. Both are in the f
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import numpy as np
 from nola_edge import ops
 from nola_edge.adapters.factor_file import FactorFile
 from nola_edge.adapters.peft_fields import BOOKKEEPING, Fields
-from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX, open_weights, prefixed_names
+from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX, kept_open, prefixed_names
 from nola_edge.adapters.stored import StoredAdapter
 from nola_edge.errors import AdapterError
 from nola_edge.files.tensors import TensorMapping
@@ -119,11 +118,8 @@ class VeraAdapter(StoredAdapter):
     def __init__(self, folder: Path, data: dict[str, Any]) -> None:
         self.path = folder
         self.config = VeraConfig.from_json(data, file=folder / CONFIG_NAME)
-        with contextlib.ExitStack() as stack:
-            file = stack.enter_context(open_weights(folder))
+        with kept_open(folder) as file:
             self._read(file)
-            file.check_unchanged()
-            stack.pop_all()  # the projections stay in the file
 
     def _read(self, file: SafetensorsFile) -> None:
         tensors = FactorFile(file, self.config)
