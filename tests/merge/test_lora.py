@@ -18,12 +18,12 @@ from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from nola_edge.errors import AdapterError, ArgumentError, NotFiniteError
 from nola_edge.export.lora import export_lora
 from nola_edge.merge import windows
+from nola_edge.testing.reference import fma32
 from tests.conftest import MODULES, load_all, snapshot, tiny_adapter, write_safetensors
 from tests.lora_folders import factors, read_factors, scaling, write_lora
 from tests.merge.checks import factors as nola_factors
 from tests.merge.checks import merged, refused
 from tests.reference import merge as reference
-from tests.reference.fma import fma32
 
 F = np.float32
 

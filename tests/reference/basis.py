@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from tests.reference.fma import fma32
+from nola_edge.testing.reference import fma32
 from tests.reference.philox import philox4x32_10
 
 F32 = np.float32

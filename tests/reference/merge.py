@@ -1,21 +1,11 @@
-"""Merging with one rounding, and a whole adapter's update of one weight."""
+"""Merging with one rounding, and the factors of NOLA's coefficients."""
 
 from __future__ import annotations
 
-import numpy as np
-
+from nola_edge.testing.reference import merge
 from tests.reference.basis import expand, stream_id
-from tests.reference.fma import fma32
 
-F32 = np.float32
-
-
-def merge(weight, b, a, scaling):
-    """Return the merged copy of a float32, float16 or bfloat16 matrix."""
-    acc = np.zeros(weight.shape, F32)
-    for j in range(a.shape[0]):
-        acc = fma32(b[:, j : j + 1], a[j : j + 1, :], acc)
-    return fma32(F32(scaling), acc, weight.astype(F32)).astype(weight.dtype)
+__all__ = ["factors", "merge"]
 
 
 def factors(config, module, alpha, beta, out_features, in_features):
