@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -16,8 +17,9 @@ from nola_edge.errors import AdapterError, ArgumentError, NotFiniteError
 from nola_edge.export.lora import export_lora
 from nola_edge.merge import windows
 from nola_edge.merge.dora import sums_of_squares
+from nola_edge.testing import AdapterContract, AdapterFiles
 from tests.conftest import MODULES, load_all, write_safetensors
-from tests.lora_folders import factors, read_factors, with_magnitudes, write_lora
+from tests.lora_folders import factors, lora_config, read_factors, with_magnitudes, write_lora
 from tests.merge.checks import merged, refused
 from tests.reference import merge as reference
 
@@ -40,6 +42,26 @@ def close(found, wanted):
     if wanted.dtype != F:
         ulp = 0
     return np.abs(found.astype(float) - wanted.astype(float)).max() <= ulp
+
+
+class TestDora(AdapterContract):
+    required_fields = ("r", "lora_alpha")
+    bad_fields: ClassVar = {"use_dora": ["yes"]}
+    alone = True
+
+    def files(self, shapes, seed=0):
+        tensors = with_magnitudes(factors(shapes, seed=seed), seed)
+        return AdapterFiles(lora_config(use_dora=True), tensors)
+
+    def product(self, files, module, shape):
+        a, b = (files.tensors[f"{PREFIX}{module}.lora_{x}.weight"] for x in "AB")
+        return b, a, 2.0
+
+    def merged(self, weight, files, module, shape, *, transposed):
+        b, a, s = self.product(files, module, shape)
+        norms = files.tensors[f"{PREFIX}{module}.lora_magnitude_vector"]
+        left, right = (a.T, b.T) if transposed else (b, a)
+        return slow_dora(weight, left, right, s, norms, not transposed)
 
 
 @given(

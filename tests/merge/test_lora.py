@@ -19,9 +19,8 @@ from nola_edge.errors import AdapterError, ArgumentError, NotFiniteError
 from nola_edge.export.lora import export_lora
 from nola_edge.merge import windows
 from nola_edge.testing.reference import fma32
-from tests.conftest import MODULES, load_all, snapshot, tiny_adapter, write_safetensors
+from tests.conftest import MODULES, load_all, tiny_adapter, write_safetensors
 from tests.lora_folders import factors, read_factors, scaling, write_lora
-from tests.merge.checks import factors as nola_factors
 from tests.merge.checks import merged, refused
 from tests.reference import merge as reference
 
@@ -88,19 +87,6 @@ def test_any_shape_rank_and_orientation(
         assert found["m.weight"].tobytes() == reference.merge(weight, left, right, s).tobytes()
 
 
-def test_lora_and_nola_are_rounded_once(tiny, tmp_path):
-    base, nola = tiny
-    folder = write_lora(tmp_path / "l", lora_alpha=5)
-    loaded = Adapter.load(nola)
-    got = merged(base, [(nola, 0.3), (folder, -0.7)], tmp_path)
-    for module, shape in MODULES.items():
-        (a1, b1), (a2, b2) = nola_factors(loaded, module, shape), read_factors(folder, module)
-        b = np.concatenate([b1 * F(0.3 * loaded.scaling), b2 * F(-0.7 * 1.25)], axis=1)
-        weight = load_all(base)[f"{module}.weight"]
-        wanted = reference.merge(weight, b, np.concatenate([a1, a2]), 1.0)
-        assert got[f"{module}.weight"].tobytes() == wanted.tobytes()
-
-
 @pytest.mark.parametrize("transposed", [False, True])
 def test_windows_and_threads_do_not_show(tiny, tmp_path, monkeypatch, transposed):
     tensors = load_all(tiny[0])
@@ -117,39 +103,6 @@ def test_windows_and_threads_do_not_show(tiny, tmp_path, monkeypatch, transposed
     monkeypatch.setattr(windows, "_ALIGNMENT", 3)
     ne.merge_checkpoint(base, folder, outputs[1], num_threads=3)
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
-
-
-def test_each_and_shards(tiny, tmp_path):
-    base, nola = tiny
-    folder = write_lora(tmp_path / "lora")
-    given = {"n": nola, "l": folder, "both": [nola, (folder, 0.5)]}
-    ne.merge_each(base, given, tmp_path / "each")
-    for i in range(2):
-        ne.merge_each(base, given, tmp_path / "shards", shard=(i, 2))
-    for name, adapters in given.items():
-        assert ne.verify_checkpoint(tmp_path / "each" / name, base, adapters).identical
-        assert snapshot(tmp_path / "each" / name) == snapshot(tmp_path / "shards" / name)
-    with pytest.raises(ArgumentError, match="would both be written"):
-        ne.merge_each(base, [folder, folder], tmp_path / "twice")
-
-
-def test_switching_back_and_forth(tiny, tmp_path):
-    base, nola = tiny
-    folder = write_lora(tmp_path / "l")
-    plain = load_all(base)
-    arrays = {name: values.copy() for name, values in plain.items()}
-    with ne.ArraySwitch(arrays, base) as switch:
-        switch.add("n", nola)
-        switch.add("l", folder)
-        for selection, adapters in (
-            ("l", folder),
-            ([("n", 0.5), ("l", 2)], [(nola, 0.5), (folder, 2)]),
-        ):
-            switch.use(selection)
-            with ne.open_merged(base, adapters) as wanted:
-                assert all(arrays[name].tobytes() == wanted[name].tobytes() for name in arrays)
-        switch.use(None)
-    assert all(arrays[name].tobytes() == plain[name].tobytes() for name in arrays)
 
 
 def test_whole_tensors_and_biases_take_their_place(tiny, tmp_path):
@@ -220,14 +173,6 @@ def test_a_bias_that_is_replaced_is_not_added_to(tiny, tmp_path):
     for pair in (adapters, adapters[::-1]):
         with pytest.raises(AdapterError, match=r"as a whole|whole tensor is already changed"):
             ne.open_merged(tiny[0], pair)
-
-
-def test_a_base_of_other_shapes_is_refused(tiny, tmp_path):
-    other = {**MODULES, "layers.0.q": (24, 39)}
-    folder = write_lora(tmp_path / "l", factors(other))
-    refused(
-        (tiny[0], folder), tmp_path, "layers.0.q: is 24 x 40 here (out x in), and the factors that"
-    )
 
 
 def test_a_weight_that_is_stored_the_other_way_is_refused_with_the_way_out(tiny, tmp_path):

@@ -9,21 +9,12 @@ import pytest
 
 from nola_edge.adapters.nola_files import PREFIX
 from nola_edge.testing import AdapterContract, AdapterFiles
-from tests.plugin.installed import install_rank_one
 
 
+@pytest.mark.usefixtures("rank_one_installed")
 class TestRankOne(AdapterContract):
     required_fields = ("strength",)
     bad_fields: ClassVar = {"strength": ["1", True, 1e31], "modules_to_save": ["head"]}
-
-    @pytest.fixture(autouse=True, scope="class")
-    @staticmethod
-    def _installed(tmp_path_factory):
-        site = install_rank_one(tmp_path_factory.mktemp("site"))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(site)
-            patch.setenv("PYTHONPATH", str(site))
-            yield
 
     def files(self, shapes, seed=0):
         rng = np.random.default_rng(seed)

@@ -99,10 +99,12 @@ class Adapter(LowRankAdapter):
 
     def rank(self, module: str) -> int:
         """Return r, the same for every module."""
+        self.find(module)
         return self.config.r
 
     def scaling_of(self, module: str) -> float:
         """Return s, the same for every module, in double."""
+        self.find(module)
         return self.config.scaling
 
     @property

@@ -169,10 +169,11 @@ class VeraAdapter(StoredAdapter):
 
     def rank(self, module: str) -> int:
         """Return r, the same for every module."""
-        return self.config.r
+        return len(self._module_of(module).lambda_d)
 
     def scaling_of(self, module: str) -> float:
         """Return 1: VeRA has no scaling."""
+        self.find(module)
         return 1.0
 
     def factor_a(

