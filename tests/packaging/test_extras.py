@@ -25,6 +25,8 @@ ALL = "torch peft transformers"
         ("nola_edge.peft", ALL, "nola_edge.peft", "peft"),
         ("nola_edge.peft", "peft", "nola_edge.peft", "peft"),
         ("nola_edge.transformers", ALL, "nola_edge.transformers", "peft"),
+        ("nola_edge.testing", "pytest", "nola_edge.testing", "test"),
+        ("nola_edge.testing", "hypothesis", "nola_edge.testing", "test"),
     ],
 )
 def test_what_to_install_is_said_in_one_line(module, hidden, part, extra):
