@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "vllm": {"files", "adapters", "merge", "export"},
     "demo": {"files", "adapters", "merge", "gguf"},
     "convert": {"files", "adapters", "export"},
+    "testing": {"files", "adapters"},
     "cli": {"files", "adapters", "merge", "gguf", "export", "demo", "convert"},
 }
 #: Names of before the parts had their names, which programs may still import.

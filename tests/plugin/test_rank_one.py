@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from nola_edge.adapters.nola_files import PREFIX
+from nola_edge.adapters.peft_folder import PREFIX
 from nola_edge.testing import AdapterContract, AdapterFiles
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import nola_edge as ne
 from nola_edge.adapters.load import load_adapter
-from nola_edge.adapters.nola_files import CONFIG_NAME, PREFIX, WEIGHTS_NAME
+from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from nola_edge.errors import MismatchError
 from nola_edge.testing.checks import refusal
 from nola_edge.testing.files import AdapterFiles, base_tensors, write_base

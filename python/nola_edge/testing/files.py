@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_edge.adapters.nola_files import CONFIG_NAME, PREFIX, WEIGHTS_NAME
-from nola_edge.adapters.nola_files import write_tensors as write_safetensors
+from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX, WEIGHTS_NAME
+from nola_edge.adapters.peft_folder import write_tensors as write_safetensors
 from nola_edge.files.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
