@@ -8,7 +8,7 @@ from typing import ClassVar
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import nola_edge as ne
@@ -71,6 +71,8 @@ class TestDora(AdapterContract):
     dtype=st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16]),
     seed=st.integers(0, 99),
 )
+@example(shape=(1, 5), rank=2, kind="transposed", dtype=np.float32, seed=1)
+@example(shape=(1, 5), rank=2, kind="layer", dtype=np.float32, seed=1)
 def test_any_shape_and_orientation(tmp_path_factory, shape, rank, kind, dtype, seed):
     tmp_path = tmp_path_factory.mktemp("any")
     rows = kind == "layer"

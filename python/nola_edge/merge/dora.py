@@ -59,8 +59,8 @@ def merge_scaled_(
 
 
 def _scale(weight: NDArray[Any], merged: NDArray[np.float32], magnitude: NDArray[Any]) -> None:
-    outputs = merged if magnitude.shape[1] == 1 else merged.T
-    target = weight if magnitude.shape[1] == 1 else weight.T
+    are_rows = magnitude.shape == (len(weight), 1)  # one column may be one output, too
+    outputs, target = (merged, weight) if are_rows else (merged.T, weight.T)
     step = max(1, _ELEMENTS // max(1, outputs.shape[1]))
     for start in range(0, len(outputs), step):
         some = slice(start, start + step)
