@@ -49,6 +49,7 @@ def test_one_that_is_missing_is_named(tmp_path, announced, held, missing):
         (["classifier", "score"], ["score"]),
         (["classifier", "score"], ["classifier.out_proj"]),
         (["lm_head"], ["model.lm_head"]),
+        (["norm"], ["model.norm", "layers.0.input_layernorm"]),  # PEFT asks for the end alone
         ([], []),
     ],
 )

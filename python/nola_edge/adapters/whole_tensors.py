@@ -55,8 +55,11 @@ def local_name(stored: str) -> str:
 
 
 def is_saved(local: str, modules: Iterable[str]) -> bool:
-    """Tell whether a tensor belongs to one of the modules that are saved whole."""
-    return any(f".{module}." in f".{local}" or local == module for module in modules)
+    """Tell whether a tensor belongs to one of the modules that are saved whole.
+
+    As PEFT finds them: ``norm`` is the end of ``layers.0.input_layernorm`` too.
+    """
+    return any(f"{module}." in local or local == module for module in modules)
 
 
 def check_saved_modules(whole: Iterable[str], config: Announcing, file: Path) -> None:
