@@ -90,3 +90,10 @@ def test_a_bad_vera_is_refused_with_what_to_do(tmp_path, case):
     tensors, message = BAD[case]
     folder = vera_files(MODULES).with_tensors(tensors).write(tmp_path / "v")
     assert message in str(refusal(tmp_path, lambda: ne.load_adapter(folder)))
+
+
+def test_the_frozen_weight_of_an_output_layer_is_passed_over(tmp_path):
+    frozen = {PREFIX + "layers.0.q.base_layer.weight": np.ones((24, 40), F)}
+    adapter = ne.load_adapter(vera_files(MODULES).with_tensors(frozen).write(tmp_path / "v"))
+    assert list(adapter.modules) == list(MODULES)
+    assert not adapter.whole_tensors

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _A, _B = "base_model.vera_A", "base_model.vera_B"
 _LAMBDA_B, _LAMBDA_D = ".vera_lambda_b", ".vera_lambda_d"
+_FROZEN = ".base_layer.weight"
 #: Fields that say how training began; the projections are in the file, whatever drew them.
 _TRAINING = frozenset({"d_initial", "init_weights", "projection_prng_key", "vera_dropout"})
 _MISSING = (
@@ -131,6 +132,7 @@ class VeraAdapter(StoredAdapter):
                 rest[name] = local
             elif module not in self.modules:
                 self.modules[module] = self._module(file, tensors, PREFIX + module)
+        rest = {name: local for name, local in rest.items() if not self._is_frozen(local)}
         if not self.modules:
             raise AdapterError(f"has no vectors (no *{_LAMBDA_B})", file=file.path)
         self.whole_tensors = TensorMapping(tensors.whole_tensors(rest))
@@ -166,6 +168,10 @@ class VeraAdapter(StoredAdapter):
             tensors.vector(stem + _LAMBDA_D, self.config.r),
         )
         return VeraModule(*(vector.array().astype(np.float32) for vector in vectors))
+
+    def _is_frozen(self, local: str) -> bool:
+        """Tell whether it is the base's weight, which PEFT saves beside an adapted output layer."""
+        return local.endswith(_FROZEN) and local.removesuffix(_FROZEN) in self.modules
 
     def rank(self, module: str) -> int:
         """Return r, the same for every module."""
