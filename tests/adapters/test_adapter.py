@@ -16,7 +16,7 @@ from nola_edge.adapters.fingerprints import modules_fingerprint
 from nola_edge.adapters.nola_config import AdapterConfig
 from nola_edge.adapters.nola_files import ALPHA, BETA
 from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX, WEIGHTS_NAME
-from nola_edge.synthetic import trained_adapter
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.testing import AdapterContract, AdapterFiles
 from tests.conftest import load_all, snapshot, tiny_adapter, write_safetensors
 from tests.reference.basis import stream_id

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nola_edge as ne
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.dtypes import safetensors_dtype
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.gguf import GgufFile
@@ -21,7 +22,6 @@ from nola_edge.merge import result as result_module
 from nola_edge.merge import windows
 from nola_edge.merge.plan import load_adapters, plan_merge
 from nola_edge.merge.result import Merged, Stored, Whole, fill, pieces_of_all
-from nola_edge.synthetic import trained_adapter
 from nola_edge.workers import Workers
 from tests.conftest import load_all, write_safetensors, write_sharded
 from tests.gguf.encode import encode, llama_pairs

@@ -294,24 +294,49 @@ def _place_whole_tensor(
     where: dict[str, Any] = {"file": location(adapter), "field": name}
     if name in plan.merges or name in plan.replaced or name in plan.added:
         raise AdapterError("the whole tensor is already changed by an adapter here", **where)
+    if name in plan.base.tensors:
+        info = plan.tensor(name)[1]
+        plan.replaced[name] = fitted(tensor, name, info.shape, info.dtype, location(adapter))
+    elif not tensor.is_finite():
+        raise NotFiniteError("holds an infinite or NaN value", **where)
+    else:
+        plan.added[name] = tensor
+
+
+def fitted(tensor: Tensor, name: str, shape: tuple[int, ...], dtype: str, adapter: Path) -> Tensor:
+    """Return a whole tensor of an adapter, in the dtype of the one whose place it takes.
+
+    Parameters
+    ----------
+    tensor : Tensor
+    name : str
+        In the base.
+    shape, dtype
+        Of what the base has under that name.
+    adapter : Path
+        Named in errors.
+
+    Raises
+    ------
+    NotFiniteError
+        If an element is infinite or NaN.
+    MismatchError
+        If the shape is another, or the dtype none that is merged, or too small for the values.
+    """
+    where: dict[str, Any] = {"file": adapter, "field": name}
     if not tensor.is_finite():
         raise NotFiniteError("holds an infinite or NaN value", **where)
-    if name not in plan.base.tensors:
-        plan.added[name] = tensor
-        return
-    info = plan.tensor(name)[1]
-    if tuple(tensor.shape) != tuple(info.shape):
+    if tuple(tensor.shape) != tuple(shape):
         raise MismatchError(
-            f"has shape {list(tensor.shape)}, the base's tensor {list(info.shape)}"
-            f"{_resized(name, tensor.shape, info.shape)}",
+            f"has shape {list(tensor.shape)}, the base's tensor {list(shape)}"
+            f"{_resized(name, tensor.shape, shape)}",
             **where,
         )
-    if info.dtype not in MERGEABLE:
-        raise MismatchError(f"the base's tensor has dtype {info.dtype}", **where)
-    if tensor.dtype == numpy_dtype(info.dtype):
-        plan.replaced[name] = tensor
-        return
-    cast = CastTensor(tensor, numpy_dtype(info.dtype))
+    if dtype not in MERGEABLE:
+        raise MismatchError(f"the base's tensor has dtype {dtype}", **where)
+    if tensor.dtype == numpy_dtype(dtype):
+        return tensor
+    cast = CastTensor(tensor, numpy_dtype(dtype))
     if not cast.is_finite():
-        raise MismatchError(f"is not finite in the base's dtype {info.dtype}", **where)
-    plan.replaced[name] = cast
+        raise MismatchError(f"is not finite in the base's dtype {dtype}", **where)
+    return cast

@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nola_edge.errors import NotFiniteError
-from nola_edge.models.plan import check_resident, plan_merges
-from nola_edge.torch.merge import merge_factors_, merge_many_
+from nola_edge.merge.windows import ANY
+from nola_edge.models.dora import merge_outputs_
+from nola_edge.models.plan import plan_merges, tensors_of
+from nola_edge.models.resident import check_resident, check_whole_outputs
+from nola_edge.torch.arrays import tensor_view
+from nola_edge.torch.merge import merge_many_
+from nola_edge.torch.sharding import local_window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import nn
 
+    from nola_edge.files.tensors import Tensor
     from nola_edge.models.plan import PlannedMerge
     from nola_edge.torch.terms import Term
 
@@ -24,7 +30,10 @@ _BEYOND_MODELS = 1e38
 
 
 def merge_(model: nn.Module, adapter: Any) -> list[str]:
-    """Merge adapters into the weights of a model in memory, in place.
+    """Merge adapters into a model in memory, in place.
+
+    Weights and biases get the bits of merging into a checkpoint of the same dtype; tensors that an
+    adapter brings whole (``modules_to_save``, biases) take the place of the model's.
 
     Names are matched like those of a checkpoint: exactly, or by their one common prefix
     difference. Everything is checked before the first weight changes, so a refusal leaves the model
@@ -35,8 +44,8 @@ def merge_(model: nn.Module, adapter: Any) -> list[str]:
     is kept to restore them from; the error says so: load such a model anew.
 
     Parameters that are DTensors (FSDP2, tensor parallelism) are merged part by part: each process
-    computes the rows and columns that it holds, and nothing is communicated. A process refuses for
-    what it holds itself.
+    computes the rows and columns that it holds, and nothing is communicated; so DoRA is refused
+    where outputs are split. A process refuses for what it holds itself.
 
     Parameters
     ----------
@@ -47,23 +56,25 @@ def merge_(model: nn.Module, adapter: Any) -> list[str]:
     Returns
     -------
     list of str
-        Names of the parameters that were merged.
+        Names of what was changed: first what was merged, then what was replaced.
 
     Raises
     ------
     NolaEdgeError
-        If adapter and model do not fit, an adapted weight is not in memory or is another
+        If adapter and model do not fit, something adapted is not in memory or is another
         parameter's too, or a merged weight would not be finite; nothing was changed, unless the
         message says otherwise.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    tensors = tensors_of(model)
     where = Path(f"<{type(model).__name__}>")
-    planned = plan_merges(parameters, adapter, where)
-    check_resident(parameters, planned, where)
-    check_finite(parameters, planned, where)
-    merges = [(parameters[name].data, m.terms, m.transposed) for name, m in planned.items()]
+    plan = plan_merges(tensors, adapter, where)
+    check_resident(tensors, plan.names, where)
+    matrices = {name: as_matrix(tensors[name].data) for name in plan.merges}
+    for name, merge in plan.merges.items():
+        check_whole_outputs(matrices[name], merge.needs, name, where)
+    check_finite(matrices, plan.merges, where)
     try:
-        merge_many_(merges)
+        _merge_all_([(matrices[name], merge) for name, merge in plan.merges.items()])
     except NotFiniteError as error:
         error.message += (
             ": the model itself holds infinite, NaN or near-infinite weights; some are merged now "
@@ -71,22 +82,63 @@ def merge_(model: nn.Module, adapter: Any) -> list[str]:
         )
         error.file = where
         raise
-    return list(planned)
+    for name, values in plan.replaced.items():
+        replace_(tensors[name].data, values)
+    return plan.names
+
+
+def _merge_all_(merges: Sequence[tuple[torch.Tensor, PlannedMerge]]) -> None:
+    merge_many_([(w, m.terms, m.transposed) for w, m in merges if m.needs == ANY])
+    for weight, merge in merges:
+        if merge.needs != ANY:
+            merge_outputs_(weight, merge)
+
+
+def merge_one_(weight: torch.Tensor, merge: PlannedMerge) -> None:
+    """Merge into one weight, or bias as a matrix, in place.
+
+    Raises
+    ------
+    NotFiniteError
+        If a merged element is infinite or NaN; the weight may then hold it.
+    """
+    _merge_all_([(weight, merge)])
+
+
+def as_matrix(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a weight as it is, and a bias as a matrix of one column on the same memory."""
+    return tensor if tensor.dim() == 2 else tensor.unsqueeze(1)
+
+
+@torch.no_grad()
+def replace_(tensor: torch.Tensor, values: Tensor) -> None:
+    """Write a whole tensor of an adapter over a model's; of a DTensor, the part on this process.
+
+    Parameters
+    ----------
+    tensor : torch.Tensor
+        On any device.
+    values : Tensor
+        Of the same shape and dtype.
+    """
+    part: Any = (*(slice(*window) for window in local_window(tensor)), ...)
+    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    local.copy_(tensor_view(values.array()[part]))
 
 
 @torch.no_grad()
 def check_finite(
-    parameters: Mapping[str, torch.Tensor], planned: Mapping[str, PlannedMerge], model: Path
+    matrices: Mapping[str, torch.Tensor], planned: Mapping[str, PlannedMerge], model: Path
 ) -> None:
     """Refuse merges whose result would not be finite, before any of them is done.
 
     A weight whose update is nowhere near the end of bfloat16's or float32's range is not looked at.
     One whose elements, and whatever its update may add to them, stay within its dtype needs no more
-    than being read. Another is merged into a copy, one at a time.
+    than being read. Another is merged into a copy, one at a time; with DoRA, all are.
 
     Parameters
     ----------
-    parameters : mapping from name to Tensor
+    matrices : mapping from name to Tensor
         In memory; a DTensor's part on this process is looked at.
     planned : mapping from name to PlannedMerge
     model : Path
@@ -97,11 +149,11 @@ def check_finite(
     NotFiniteError
     """
     for name, merge in planned.items():
-        weight = parameters[name].data
-        if _is_surely_finite(weight, merge.terms):
+        weight = matrices[name]
+        if merge.needs == ANY and _is_surely_finite(weight, merge.terms):
             continue
         try:
-            merge_factors_(weight.clone(), merge.terms, transposed=merge.transposed)
+            merge_one_(weight.clone(), merge)
         except NotFiniteError as error:
             raise NotFiniteError(error.message, file=model, field=name) from None
 

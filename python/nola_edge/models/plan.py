@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.parameter import is_lazy
 
 from nola_edge.adapters import Adapter
-from nola_edge.adapters.belongs import check_no_magnitudes, check_shapes, location
-from nola_edge.adapters.module_names import match_modules
+from nola_edge.adapters.belongs import check_shapes, location
+from nola_edge.adapters.module_names import WEIGHT, match_modules
 from nola_edge.errors import AdapterError, MismatchError, printable
+from nola_edge.merge.dora import check_alone
 from nola_edge.merge.low_rank import Term as StoredTerm
-from nola_edge.merge.plan import load_adapters
+from nola_edge.merge.low_rank import needs_of
+from nola_edge.merge.plan import Prefix, fitted, load_adapters
 from nola_edge.merge.target import Target
-from nola_edge.models.mapped_memory import find_shared, is_resident
+from nola_edge.models.mapped_memory import find_shared
 from nola_edge.torch.factors import Factors
-from nola_edge.torch.sharding import is_one_window
-from nola_edge.torch.stored_factors import StoredFactors
+from nola_edge.torch.stored_factors import BiasFactors, StoredFactors
 from nola_edge.torch.terms import MERGEABLE, Term
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
+    from pathlib import Path
 
     from nola_edge.adapters.base import LowRankAdapter
+    from nola_edge.files.tensors import Tensor
+    from nola_edge.merge.windows import WholeLines
 
 
 @dataclass
@@ -35,139 +38,191 @@ class PlannedMerge:
     Attributes
     ----------
     shape : (int, int)
-        Of the parameter.
+        Of the parameter; a bias is a matrix of one column.
     transposed : bool
         The parameter is (in, out).
-    terms : list of (Factors, alpha, beta, scaling)
+    terms : list of (factors, alpha, beta, scaling)
         One for each adapter that changes it.
     stored : list of nola_edge.merge.low_rank.Term
-        The same, for a weight that is read from a file.
+        The same, for a weight that is read from a file; of a bias none.
     """
 
     shape: tuple[int, int]
-    transposed: bool
+    transposed: bool = False
     terms: list[Term] = field(default_factory=list)
     stored: list[StoredTerm] = field(default_factory=list)
 
+    @property
+    def needs(self) -> WholeLines:
+        """Return which lines must be held whole, as DoRA needs its outputs."""
+        return needs_of(self.stored)
 
-def plan_merges(
-    parameters: Mapping[str, torch.Tensor], adapters: Any, model: Path
-) -> dict[str, PlannedMerge]:
-    """Find which parameters adapters change, and how.
+
+@dataclass
+class ModelPlan:
+    """What adapters do to a model.
+
+    Attributes
+    ----------
+    merges : dict
+        Parameter name -> :class:`PlannedMerge`.
+    replaced : dict
+        Name of a parameter or buffer -> the whole tensor that takes its place, in its dtype.
+    """
+
+    merges: dict[str, PlannedMerge] = field(default_factory=dict)
+    replaced: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """Return what changes."""
+        return [*self.merges, *self.replaced]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.merges or name in self.replaced
+
+
+def plan_merges(tensors: Mapping[str, torch.Tensor], adapters: Any, model: Path) -> ModelPlan:
+    """Find which tensors of a model adapters change, and how.
 
     Parameters
     ----------
-    parameters : mapping from name to Tensor
-        All of a model's, a shared one under each of its names; on any device, meta too.
+    tensors : mapping from name to Tensor
+        All of a model's parameters and buffers (:func:`tensors_of`), a shared one under each of its
+        names; on any device, meta too.
     adapters : Adapter, path, or sequence of these or of pairs (adapter, weight)
     model : Path
         Named in errors.
-
-    Returns
-    -------
-    dict
-        Parameter name -> what to merge.
 
     Raises
     ------
     NolaEdgeError
         If adapters and model do not fit.
     """
-    shared = find_shared(parameters)
-    planned: dict[str, PlannedMerge] = {}
+    planner = _Planner(tensors, model)
     for adapter, share in load_adapters(adapters):
-        where = location(adapter)
-        _check_no_other_tensors(adapter, where)
-        names = match_modules(list(adapter.modules), parameters, adapter=where, base=model)
-        shapes: dict[str, tuple[int, int]] = {}
-        for module, name in names.items():
-            weight = parameters[name]
-            _check_target(name, weight, shared.get(name), model)
-            rows, cols = weight.shape
-            transposed = adapter.transposed(module)
-            merge = planned.setdefault(name, PlannedMerge((rows, cols), transposed))
-            if merge.transposed != transposed:
-                raise MismatchError(
-                    "adapters disagree about fan_in_fan_out", file=model, field=name
-                )
-            target = Target.whole(name, merge.shape, transposed)
-            shapes[module] = target.features
-            stored = StoredTerm(adapter, module, share, target)
-            merge.terms.append(_term(adapter, module, shapes[module], stored.scaling))
-            merge.stored.append(stored)
-        check_shapes(adapter, shapes, model)
-    return planned
+        planner.add(adapter, share)
+    for name, merge in planner.plan.merges.items():
+        check_alone(merge.stored, name)
+    return planner.plan
 
 
-def _check_no_other_tensors(adapter: LowRankAdapter, where: Path) -> None:
-    check_no_magnitudes(adapter, "a model in memory is only added to, so merge into a checkpoint")
-    for found, what in (
-        (adapter.whole_tensors, "whole tensors (modules_to_save or bias)"),
-        (adapter.added_biases, "changes of biases (lora_bias)"),
-    ):
-        if found:
-            raise AdapterError(
-                f"carries {what}, which a model in memory takes through load_state_dict; merge "
-                "into a checkpoint instead",
-                file=where,
-                field=next(iter(found)),
-            )
+def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return a model's parameters and buffers by name, a shared one under each of its names."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
 
 
-def _check_target(name: str, weight: torch.Tensor, other: str | None, model: Path) -> None:
-    if is_lazy(weight) or weight.dim() != 2 or weight.dtype not in MERGEABLE:
-        kind = "yet to be made" if is_lazy(weight) else f"{weight.dtype} {list(weight.shape)}"
-        raise MismatchError(f"is {kind}, not a float matrix", file=model, field=name)
-    if other is not None:
-        raise MismatchError(
-            f"is the same tensor as {printable(other)}, which the adapter was not trained for; "
-            "give each a tensor of its own first (tie_word_embeddings=False, and a copy)",
-            file=model,
-            field=name,
+class _Planner:
+    """Adds one adapter after the other to a plan; see :func:`plan_merges`."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], model: Path) -> None:
+        self.plan = ModelPlan()
+        self._tensors = tensors
+        self._shared = find_shared(tensors)
+        self._model = model
+
+    def add(self, adapter: LowRankAdapter, share: float) -> None:
+        """Plan what an adapter changes."""
+        names = match_modules(
+            list(adapter.modules), self._tensors, adapter=location(adapter), base=self._model
         )
+        shapes = {
+            module: self._add_weight(adapter, module, name, share) for module, name in names.items()
+        }
+        check_shapes(adapter, shapes, self._model)
+        prefix = Prefix.of(names)
+        for name, values in adapter.whole_tensors.tensors.items():
+            self._replace(adapter, prefix.apply(name), values)
+        for module in adapter.added_biases:
+            bias = names[module].removesuffix(WEIGHT) + ".bias"
+            scaling = share * adapter.scaling_of(module)
+            self._add_bias(adapter, bias, module, scaling)
 
+    def _add_weight(
+        self, adapter: LowRankAdapter, module: str, name: str, share: float
+    ) -> tuple[int, int]:
+        """Plan the merge of a weight; return its module's (out_features, in_features)."""
+        weight = self._tensors[name]
+        if not is_lazy(weight) and weight.dim() != 2:
+            raise self._unfit(name, weight, "matrix")
+        self._check_target(adapter, name, "matrix")
+        rows, cols = weight.shape
+        transposed = adapter.transposed(module)
+        merge = self.plan.merges.setdefault(name, PlannedMerge((rows, cols), transposed))
+        if merge.transposed != transposed:
+            raise self._refusal(name, "adapters disagree about fan_in_fan_out")
+        target = Target.whole(name, merge.shape, transposed)
+        stored = StoredTerm(adapter, module, share, target)
+        merge.terms.append(_term(adapter, module, target.features, stored.scaling))
+        merge.stored.append(stored)
+        return target.features
 
-def check_resident(
-    parameters: Mapping[str, torch.Tensor], names: Iterable[str], model: Path
-) -> None:
-    """Refuse weights whose values are not in the model, where nothing can be written to them.
+    def _add_bias(self, adapter: LowRankAdapter, name: str, module: str, scaling: float) -> None:
+        who = printable(str(location(adapter)))
+        if name not in self._tensors:
+            raise self._refusal(
+                name,
+                f"is not there, and {who} adds to it (lora_bias); train with lora_bias=False, or "
+                "give the layer a bias of zeros",
+            )
+        self._check_target(adapter, name, "vector")
+        bias = self._tensors[name]
+        shape = adapter.added_biases[module].shape
+        if tuple(bias.shape) != shape:
+            raise self._refusal(name, f"is {list(bias.shape)}; {who} adds {list(shape)} to it")
+        merge = self.plan.merges.setdefault(name, PlannedMerge((bias.shape[0], 1)))
+        nothing = torch.empty(0, device="cpu")
+        merge.terms.append((BiasFactors(adapter, module), nothing, nothing, scaling))
 
-    Parameters
-    ----------
-    parameters : mapping from name to Tensor
-    names : iterable of str
-        Of those that are to be written.
-    model : Path
-        Named in errors.
+    def _replace(self, adapter: LowRankAdapter, name: str, values: Tensor) -> None:
+        where = location(adapter)
+        if name not in self._tensors:
+            raise self._refusal(
+                name,
+                f"is not in the model, and {printable(str(where))} brings it (modules_to_save or "
+                "bias); load the model with it, a head by its own class, as "
+                "AutoModelForSequenceClassification",
+            )
+        if name in self.plan:
+            raise AdapterError(
+                "the whole tensor is already changed by an adapter here", file=where, field=name
+            )
+        self._check_not_shared(name)
+        tensor = self._tensors[name]
+        if is_lazy(tensor) or tensor.dtype not in MERGEABLE:
+            raise self._unfit(name, tensor, "tensor")
+        dtype = MERGEABLE[tensor.dtype]
+        self.plan.replaced[name] = fitted(values, name, tuple(tensor.shape), dtype, where)
 
-    Raises
-    ------
-    MismatchError
-    """
-    for name in names:
-        weight = parameters[name]
-        if weight.is_meta:
-            raise MismatchError(
-                "is on the meta device: it is offloaded to the CPU or a disk, or was never loaded; "
-                "load the model without offloading, or merge into the files (nola-edge merge) and "
-                "load these",
-                file=model,
+    def _check_target(self, adapter: LowRankAdapter, name: str, kind: str) -> None:
+        """Refuse what cannot be merged into."""
+        weight = self._tensors[name]
+        if is_lazy(weight) or weight.dtype not in MERGEABLE:
+            raise self._unfit(name, weight, kind)
+        self._check_not_shared(name)
+        if name in self.plan.replaced:
+            raise AdapterError(
+                "would be merged into, and an adapter before it replaces it as a whole",
+                file=location(adapter),
                 field=name,
             )
-        if not is_resident(weight):
-            raise MismatchError(
-                f"is a {type(weight.data).__name__}, not a plain tensor; merge into the base "
-                "before it is quantised",
-                file=model,
-                field=name,
+
+    def _check_not_shared(self, name: str) -> None:
+        if name in self._shared:
+            raise self._refusal(
+                name,
+                f"is the same tensor as {printable(self._shared[name])}, which the adapter was not "
+                "trained for; give each a tensor of its own first (tie_word_embeddings=False, and "
+                "a copy)",
             )
-        if not is_one_window(weight):
-            raise MismatchError(
-                "is split over processes in pieces that are not one block of it (a packed layer, "
-                "or terms of a sum); merge into the base before it is split",
-                file=model,
-                field=name,
-            )
+
+    def _unfit(self, name: str, tensor: torch.Tensor, wanted: str) -> MismatchError:
+        kind = "yet to be made" if is_lazy(tensor) else f"{tensor.dtype} {list(tensor.shape)}"
+        return self._refusal(name, f"is {kind}, not a float {wanted}")
+
+    def _refusal(self, name: str, reason: str) -> MismatchError:
+        return MismatchError(reason, file=self._model, field=name)
 
 
 def _term(adapter: LowRankAdapter, module: str, shape: tuple[int, int], scaling: float) -> Term:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from nola_edge.adapters.module_names import match_modules
@@ -13,7 +12,8 @@ from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import MismatchError, printable
 from nola_edge.merge.switch import Switch
 from nola_edge.models.mapped_memory import byte_view, find_shared
-from nola_edge.models.plan import check_resident
+from nola_edge.models.resident import check_resident
+from nola_edge.torch.arrays import tensor_view
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,7 +102,7 @@ class AdapterSwitch(Switch):
 
     def _holds(self, name: str, values: NDArray[Any]) -> bool:
         parameter = self._parameter(name)
-        wanted = _tensor(values).to(parameter.dtype)
+        wanted = tensor_view(values).to(parameter.dtype)
         return torch.equal(parameter.cpu().view(torch.uint8), wanted.view(torch.uint8))
 
     def _memory(self, name: str) -> memoryview | None:
@@ -116,12 +116,4 @@ class AdapterSwitch(Switch):
         return byte_view(parameter)
 
     def _store(self, name: str, values: NDArray[Any]) -> None:
-        self._parameter(name).copy_(_tensor(values))
-
-
-def _tensor(values: NDArray[Any]) -> torch.Tensor:
-    """Return a tensor of an array's memory, or of a copy where that is read-only."""
-    array = values if values.flags.writeable else np.array(values)
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+        self._parameter(name).copy_(tensor_view(values))

@@ -98,16 +98,17 @@ def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return whole.detach()
 
 
-def local_window(tensor: Any) -> tuple[Range, Range]:
-    """Return the rows and columns of a matrix that this process holds.
+def local_window(tensor: Any) -> tuple[Range, ...]:
+    """Return the part of a tensor that this process holds: of a matrix, its rows and columns.
 
     Parameters
     ----------
-    tensor : (m, n) Tensor or DTensor
+    tensor : Tensor or DTensor
 
     Returns
     -------
-    rows, cols : (start, stop)
+    tuple of (start, stop)
+        One for each dimension.
 
     Raises
     ------
@@ -115,7 +116,7 @@ def local_window(tensor: Any) -> tuple[Range, Range]:
         If they are not one window, see :func:`is_one_window`.
     """
     if not hasattr(tensor, "device_mesh"):
-        return (0, tensor.shape[0]), (0, tensor.shape[1])
+        return tuple((0, size) for size in tensor.shape)
     if not is_one_window(tensor):
         placements = getattr(tensor, "placements", ())
         raise ArgumentError(
@@ -126,7 +127,7 @@ def local_window(tensor: Any) -> tuple[Range, Range]:
     size, offset = compute_local_shape_and_global_offset(
         tensor.shape, tensor.device_mesh, tensor.placements
     )
-    return (offset[0], offset[0] + size[0]), (offset[1], offset[1] + size[1])
+    return tuple((start, start + count) for start, count in zip(offset, size, strict=True))
 
 
 def is_one_window(tensor: torch.Tensor) -> bool:

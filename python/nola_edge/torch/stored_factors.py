@@ -1,4 +1,4 @@
-"""The two factors of a module whose adapter has them in a file, for weights that torch holds."""
+"""Factors that an adapter has in its file, for weights and biases that torch holds."""
 
 from __future__ import annotations
 
@@ -62,3 +62,42 @@ class StoredFactors:
         a = self.adapter.factor_a(self.module, self.in_features)
         b = self.adapter.factor_b(self.module, self.out_features)
         return self.r * float(np.abs(a).max()) * float(np.abs(b).max())
+
+
+@dataclass(frozen=True)
+class BiasFactors:
+    """What an adapter adds to a bias, as the factors of a matrix of one column: A is 1.
+
+    Stands where :class:`StoredFactors` does, so that a bias is merged as a weight is.
+
+    Attributes
+    ----------
+    adapter : LowRankAdapter
+    module : str
+    shard : Shard
+        The part of the rows that is held here.
+    """
+
+    adapter: LowRankAdapter
+    module: str
+    shard: Shard = WHOLE
+    r: int = 1
+
+    def on(self, shard: Shard) -> BiasFactors:
+        """Return the same factors where another part of them is held."""
+        return dataclasses.replace(self, shard=shard)
+
+    def a(self, alpha: torch.Tensor) -> torch.Tensor:
+        """Return (1, 1) float32, on the device of `alpha`."""
+        return torch.ones((1, 1), dtype=torch.float32, device=alpha.device)
+
+    def b(self, beta: torch.Tensor) -> torch.Tensor:
+        """Return this process's rows, (out, 1) float32, on the device of `beta`."""
+        values = self.adapter.added_biases[self.module]
+        part = values.read(*(self.shard.rows or (0, values.size))).astype(np.float32)
+        return torch.from_numpy(part[:, None]).to(beta.device)
+
+    def largest_product(self, alpha: torch.Tensor, beta: torch.Tensor) -> float:
+        """Bound what is added, but for the scaling."""
+        values = self.adapter.added_biases[self.module].array()
+        return float(np.abs(values.astype(np.float32)).max())

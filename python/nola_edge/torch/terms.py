@@ -1,14 +1,14 @@
-"""What is merged into a weight that torch holds: one term for each adapter that changes it."""
+"""What is merged into what torch holds: one term for each adapter that changes it."""
 
 from __future__ import annotations
 
 import torch
 
 from nola_edge.torch.factors import Factors
-from nola_edge.torch.stored_factors import StoredFactors
+from nola_edge.torch.stored_factors import BiasFactors, StoredFactors
 
 #: Factors, alpha, beta, scaling: one adapter's share in one weight.
-Term = tuple[Factors | StoredFactors, torch.Tensor, torch.Tensor, float]
+Term = tuple[Factors | StoredFactors | BiasFactors, torch.Tensor, torch.Tensor, float]
 #: … of an adapter whose factors are expanded from coefficients.
 NolaTerm = tuple[Factors, torch.Tensor, torch.Tensor, float]
 

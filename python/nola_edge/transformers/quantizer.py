@@ -10,21 +10,16 @@ from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
-from nola_edge.adapters.belongs import check_fingerprint
-from nola_edge.adapters.fingerprints import checkpoint_fingerprint
 from nola_edge.errors import MismatchError, NolaEdgeError
 from nola_edge.models.loader import MergesFromFiles
-from nola_edge.models.plan import PlannedMerge, check_resident, plan_merges
-from nola_edge.torch.merge import merge_factors_
+from nola_edge.models.merge import as_matrix, merge_one_, replace_
+from nola_edge.models.plan import ModelPlan, plan_merges, tensors_of
+from nola_edge.models.resident import check_resident, check_whole_outputs
+from nola_edge.transformers.checks import check_base, check_places, check_tied
 from nola_edge.transformers.config import METHOD, NolaMergeConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from transformers import PreTrainedModel
-
-
-_UNCHECKED = "NolaMergeConfig(…, check_base=False)"
 
 
 class _Merge(ConversionOps):
@@ -53,7 +48,7 @@ class _Merge(ConversionOps):
         return {name: self._merged(name, value) for name, value in input_dict.items()}
 
     def _merged(self, name: str, value: Any) -> Any:
-        if name not in self.quantizer.planned:
+        if name not in self.quantizer.plan:
             return value
         tensor = value[0] if isinstance(value, list) else value
         try:
@@ -71,7 +66,7 @@ class NolaMergeQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: NolaMergeConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self.planned: dict[str, PlannedMerge] = {}
+        self.plan = ModelPlan()
         self.merged: dict[str, tuple[torch.device, int]] = {}  # where each has been left
         self.name = Path()
         self.dtype: torch.dtype | None = None
@@ -86,13 +81,12 @@ class NolaMergeQuantizer(HfQuantizer):
         ------
         NolaEdgeError
         """
-        parameters = dict(model.named_parameters(remove_duplicate=False))
         self.name, self.dtype = Path(f"<{type(model).__name__}>"), dtype
-        self.planned = plan_merges(parameters, self.quantization_config.adapters, self.name)
-        self._check_tied(model)
+        self.plan = plan_merges(tensors_of(model), self.quantization_config.adapters, self.name)
+        check_tied(self.plan, model.all_tied_weights_keys, self.name)
         files = kwargs.get("checkpoint_files") or ()
         if self.quantization_config.check_base:
-            self._check_base(files)
+            check_base(self.quantization_config.adapters, files)
         self.from_files = MergesFromFiles(files)
         places = kwargs.get("device_map") or {"": "cpu"}
         if isinstance(places, dict):
@@ -100,64 +94,20 @@ class NolaMergeQuantizer(HfQuantizer):
             # Parts that are moved while loading must be complete by then.
             self.deferred = all(str(place) == "cpu" for place in places.values())
 
-    def _check_tied(self, model: PreTrainedModel) -> None:
-        """Refuse adapted weights that transformers will make the same tensor as another."""
-        tied = list(model.all_tied_weights_keys.items())
-        for one, other in [*tied, *((b, a) for a, b in tied)]:
-            if one in self.planned:
-                raise MismatchError(
-                    f"is the same tensor as {other}, which the adapter was not trained for; save "
-                    f"the base with tie_word_embeddings=False and {one} as a tensor of its own, "
-                    "and load that",
-                    file=self.name,
-                    field=one,
-                )
-
     def _check_places(self, places: dict[str, Any]) -> None:
-        """Refuse adapted weights on disk: they would be read from the base's files, unmerged."""
-        for name in self.planned:
-            parts = name.split(".")
-            for count in range(len(parts), -1, -1):
-                place = places.get(".".join(parts[:count]))
-                if place is not None:
-                    break
-            if place == "disk":
-                raise MismatchError(
-                    "is adapted and would be offloaded to disk, where transformers keeps the "
-                    "base's own files; write a merged checkpoint first: nola-edge merge",
-                    file=self.quantization_config.adapters[0][0].path,
-                    field=name,
-                )
-
-    def _check_base(self, files: Sequence[str]) -> None:
-        """Refuse a base in safetensors files that is not the one an adapter recorded."""
-        if not files or not all(str(file).endswith(".safetensors") for file in files):
-            return
-        path = Path(files[0])
-        base = path if len(files) == 1 else path.parent
-        for adapter, _ in self.quantization_config.adapters:
-            if adapter.base_fingerprint is not None:
-                try:
-                    found = checkpoint_fingerprint(base, adapter.modules)
-                except NolaEdgeError as error:
-                    raise MismatchError(
-                        f"cannot be compared with the base that the adapter recorded: {error}; to "
-                        f"merge all the same, {_UNCHECKED}",
-                        file=base,
-                    ) from None
-                check_fingerprint(adapter, found, base, _UNCHECKED)
+        check_places(self.plan, places, self.quantization_config.adapters[0][0].path)
 
     def param_needs_quantization(
         self, model: PreTrainedModel, param_name: str, **kwargs: Any
     ) -> bool:
-        """Tell whether a parameter is merged into as it passes by.
+        """Tell whether a parameter is merged into, or replaced, as it passes by.
 
         Not one of another dtype than the model's, which transformers would round twice, nor one of
         which this process gets a part: what is left over is merged once the model is complete.
         """
-        if param_name not in self.planned:
+        if param_name not in self.plan:
             return False
-        parameter = model.get_parameter(param_name)
+        parameter = model.get_parameter_or_buffer(param_name)
         return parameter.dtype == self.dtype and not hasattr(parameter, "device_mesh")
 
     def get_quantize_ops(self) -> _Merge:
@@ -165,7 +115,7 @@ class NolaMergeQuantizer(HfQuantizer):
         return _Merge(self)
 
     def merge(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a parameter with its adapters merged.
+        """Return what takes a parameter's place: itself with its adapters merged, or theirs.
 
         One that the loader has mapped from a file is merged in :meth:`postprocess_model`, with all
         others, where nothing needs it before.
@@ -174,22 +124,42 @@ class NolaMergeQuantizer(HfQuantizer):
         ------
         NolaEdgeError
         """
-        planned = self.planned[name]
-        if tuple(tensor.shape) != planned.shape:
+        planned = self.plan.merges.get(name)
+        shape = self.plan.replaced[name].shape if planned is None else planned.shape
+        found = tensor.shape if planned is None else as_matrix(tensor).shape
+        if tuple(found) != shape:
             raise MismatchError(
-                f"is {list(tensor.shape)} in the checkpoint and {list(planned.shape)} in the model",
+                f"is {list(found)} in the checkpoint and {list(shape)} in the model",
                 file=self.name,
                 field=name,
             )
-        merged = self.from_files.add(name, tensor, planned.stored)
+        merged = self._merged_from_file(name, tensor)
         if merged is None:
             # The tensor may be somebody's own, given to from_pretrained.
             merged = tensor.clone(memory_format=torch.contiguous_format)
-            merge_factors_(merged, planned.terms, transposed=planned.transposed)
-        elif not self.deferred:
-            self.from_files.run()
+            self._change_(name, merged)
         self.merged[name] = (merged.device, merged.data_ptr())
         return merged
+
+    def _merged_from_file(self, name: str, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Return what will hold a weight that is mapped from a file, merged; else None."""
+        planned = self.plan.merges.get(name)
+        if planned is None or not planned.stored:
+            return None
+        merged = self.from_files.add(name, tensor, planned.stored)
+        if merged is not None and not self.deferred:
+            self.from_files.run()
+        return merged
+
+    def _change_(self, name: str, tensor: torch.Tensor) -> None:
+        """Merge into a tensor, or replace it, in place."""
+        planned = self.plan.merges.get(name)
+        if planned is None:
+            replace_(tensor, self.plan.replaced[name])
+            return
+        matrix = as_matrix(tensor)
+        check_whole_outputs(matrix, planned.needs, name, self.name)
+        merge_one_(matrix, planned)
 
     def postprocess_model(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         """Merge what is left, raise what went wrong; take the plug-in out of the model.
@@ -220,32 +190,33 @@ class NolaMergeQuantizer(HfQuantizer):
 
     @torch.no_grad()
     def _merge_the_rest(self, model: PreTrainedModel) -> None:
-        """Merge into adapted parameters that did not pass by; find each of the others in place."""
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        for name in self.planned:
-            parameter = parameters[name]
+        """Change what did not pass by; find everything else in place."""
+        tensors = tensors_of(model)
+        for name in self.plan.names:
+            tensor = tensors[name]
             if name in self.merged:
-                self._check_still_there(name, parameter)
+                self._check_still_there(name, tensor)
                 continue
-            check_resident(parameters, [name], self.name)
+            check_resident(tensors, [name], self.name)
             # The mark of transformers on what it has read from a checkpoint.
-            if not getattr(parameter, "_is_hf_initialized", False):
+            if name in self.plan.merges and not getattr(tensor, "_is_hf_initialized", False):
                 raise MismatchError(
                     "is adapted, and the checkpoint has no weight for it",
                     file=self.name,
                     field=name,
                 )
-            merged = self.merge(name, parameter.data)
+            changed = self.merge(name, tensor.data)
             owner, _, last = name.rpartition(".")
             # A new one: what a DTensor keeps is not replaced through its data.
-            replaced = torch.nn.Parameter(merged, requires_grad=parameter.requires_grad)
-            replaced.__dict__.update(parameter.__dict__)
-            setattr(model.get_submodule(owner), last, replaced)
+            if isinstance(tensor, torch.nn.Parameter):
+                changed = torch.nn.Parameter(changed, requires_grad=tensor.requires_grad)
+            changed.__dict__.update(tensor.__dict__)
+            setattr(model.get_submodule(owner), last, changed)
 
-    def _check_still_there(self, name: str, parameter: torch.nn.Parameter) -> None:
+    def _check_still_there(self, name: str, tensor: torch.Tensor) -> None:
         """Refuse a parameter that was replaced after it had been merged; offloading moves it."""
-        place = (parameter.device, parameter.data_ptr())
-        if not parameter.is_meta and self.merged[name] != place:
+        place = (tensor.device, tensor.data_ptr())
+        if not tensor.is_meta and self.merged[name] != place:
             raise MismatchError(
                 "was loaded twice: the checkpoint has it under two names; remove one of them",
                 file=self.name,
