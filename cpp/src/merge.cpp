@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -42,24 +43,29 @@ auto merge_kernel(const kernels::KernelSet& kernel_set, ElementType type) {
     return kernel_set.merge_f32;
 }
 
-// Where column `lane` of a panel is packed: in place, or, in runs of `pair` columns, the even ones
-// before the odd ones.
-std::size_t packed_lane(std::size_t lane, std::size_t pair) {
+// Packs some columns of a row of A: as they are, or of each run of `pair` the even ones before the
+// odd ones.
+void pack_row(const float* a, std::size_t count, std::size_t pair, float* packed) {
     if (pair == 0) {
-        return lane;
+        std::copy_n(a, count, packed);
+        return;
     }
-    const std::size_t within = lane % pair;
-    return lane - within + (within % 2) * (pair / 2) + within / 2;
+    const std::size_t half = pair / 2;
+    for (; count >= pair; count -= pair, a += pair, packed += pair) {
+        for (std::size_t i = 0; i < half; ++i) {
+            packed[i] = a[2 * i];
+            packed[half + i] = a[2 * i + 1];
+        }
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+        packed[i % 2 * half + i / 2] = a[i];
+    }
 }
 
 // Some columns of A (rank x stride) as panels of `width` columns, each rank x width, zero-padded.
 std::vector<float> pack_panels(const LowRank& update, std::size_t stride, std::size_t first,
                                std::size_t cols, std::size_t width, std::size_t pair,
                                int num_threads) {
-    std::vector<std::size_t> lanes(width);
-    for (std::size_t lane = 0; lane < width; ++lane) {
-        lanes[lane] = packed_lane(lane, pair);
-    }
     // No kernel set has an empty panel, which the analyzer cannot see.
     // NOLINTNEXTLINE(clang-analyzer-core.DivideZero)
     const std::size_t panels = (cols + width - 1) / width;
@@ -69,17 +75,22 @@ std::vector<float> pack_panels(const LowRank& update, std::size_t stride, std::s
         const std::size_t count = std::min(width, cols - col);
         float* row = packed.data() + panel * update.rank * width;
         for (std::size_t j = 0; j < update.rank; ++j, row += width) {
-            const float* a = update.a + j * stride + first + col;
-            for (std::size_t lane = 0; lane < count; ++lane) {
-                row[lanes[lane]] = a[lane];
-            }
+            pack_row(update.a + j * stride + first + col, count, pair, row);
         }
     });
     return packed;
 }
 
+// Without a way out of the loop, which would keep it from being vectorised.
 bool all_finite(const float* values, std::size_t count) {
-    return std::all_of(values, values + count, [](float x) { return std::isfinite(x); });
+    constexpr std::uint32_t kExponent = 0x7F800000U;
+    std::uint32_t found = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+        std::uint32_t bits = 0;
+        std::memcpy(&bits, values + i, sizeof bits);
+        found |= static_cast<std::uint32_t>((bits & kExponent) == kExponent);
+    }
+    return found == 0;
 }
 
 // Columns whose share of A stays in the second-level cache while many rows pass over it.
@@ -128,6 +139,17 @@ void check_factors(const LowRank& update) {
     check_aligned("lora_a", update.a, alignof(float));
 }
 
+// Whether a weight is written past the cache: it is too large to be found there afterwards, and
+// every row begins where a line does.
+bool streams(const Weight& weight) {
+    constexpr std::size_t kStreamedBytes = std::size_t{1} << 20;
+    const std::size_t size = element_size(weight.type);
+    const auto out = reinterpret_cast<std::uintptr_t>(weight.out);
+    return weight.base != weight.out && out % kernels::kLine == 0 &&
+           weight.out_stride * size % kernels::kLine == 0 &&
+           weight.shape.rows * weight.shape.cols * size >= kStreamedBytes;
+}
+
 // Where a kernel reads and writes from an element on.
 MergeArgs place_of(const Weight& weight, std::size_t row, std::size_t col) {
     const std::size_t size = element_size(weight.type);
@@ -136,6 +158,7 @@ MergeArgs place_of(const Weight& weight, std::size_t row, std::size_t col) {
     args.out = static_cast<char*>(weight.out) + (row * weight.out_stride + col) * size;
     args.base_stride = weight.base_stride;
     args.out_stride = weight.out_stride;
+    args.streams = streams(weight);
     return args;
 }
 

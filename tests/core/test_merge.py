@@ -304,3 +304,23 @@ def test_not_finite_apart(isa, which):
     with pytest.raises(NotFiniteError, match=f"^{which}: "):
         ops.merged(**arguments, out=out)
     assert np.isnan(out[-1, -1]) if which == "weight" else not out.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cols", [1024, 1088, 1003])
+@pytest.mark.parametrize("start", [0, 1, 32])
+def test_large_targets_have_the_same_bits(isa, dtype, cols, start):
+    """Large ones are written past the cache, where their rows begin with a line of it."""
+    rng = np.random.default_rng(6)
+    rows, rank = 600, 5
+    weight = rng.standard_normal((rows, cols)).astype(dtype)
+    b = rng.standard_normal((rows, rank)).astype(np.float32)
+    a = rng.standard_normal((rank, cols)).astype(np.float32)
+    room = np.zeros(weight.nbytes + 8192, np.uint8)
+    line = -room.ctypes.data % 4096 + start * weight.itemsize
+    out = room[line : line + weight.nbytes].view(dtype).reshape(rows, cols)
+    ops.merged(weight, b, a, 0.3, out=out, num_threads=2)
+    ne.merge_(weight, b, a, 0.3)
+    assert out.tobytes() == weight.tobytes()
+    assert not room[:line].any()
+    assert not room[line + weight.nbytes :].any()

@@ -14,6 +14,8 @@ inline constexpr std::size_t kStripe = 64;       // elements that share one run 
 inline constexpr std::size_t kStripeLanes = 16;  // Philox blocks in a stripe
 inline constexpr std::size_t kStripeWords = 4;   // words of a block, one per 16 elements
 
+inline constexpr std::size_t kLine = 64;  // bytes of the cache that belong together
+
 inline constexpr std::size_t kRademacherPerDraw = 32;  // bases in one word
 inline constexpr std::size_t kUniformPerDraw = 2;
 inline constexpr std::size_t kSignGroup = 4;   // bases summed by one table look-up
@@ -66,6 +68,8 @@ struct KernelSet {
         const float* a;
         std::size_t rank;
         float scaling;
+        // Whether `out`, whose rows are then aligned to kLine bytes, is not read again soon.
+        bool streams;
     };
     std::uint32_t (*merge_f32)(const MergeArgs&);
     std::uint32_t (*merge_f16)(const MergeArgs&);

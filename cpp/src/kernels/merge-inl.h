@@ -17,11 +17,40 @@ inline constexpr bool kPaired<BFloat16> = kPairedBFloat16;
 // Vectors of accumulators that are loaded and stored at a time.
 template <class T>
 inline constexpr std::size_t kVectors = kPaired<T> ? 2 : 1;
+// Whether a type can be streamed: a line that is written in parts is slower than one that is read.
+template <class T>
+inline constexpr bool kWholeLines = kStreams&& kPanel * sizeof(T) % kLine == 0;
+
+template <class T>
+NOLA_INLINE void prefetch_panel(const T* place) {
+#pragma GCC unroll 16
+    for (std::size_t at = 0; at < kPanel; at += kLine / sizeof(T)) {
+        __builtin_prefetch(place + at);
+    }
+}
+
+template <bool kStream, class T>
+NOLA_INLINE void write(T* place, F32 values) {
+    if constexpr (kStream) {
+        stream_rounded(place, values);
+    } else {
+        store_rounded(place, values);
+    }
+}
+
+template <bool kStream, class T>
+NOLA_INLINE auto write_pair(T* place, F32 even, F32 odd) {
+    if constexpr (kStream) {
+        return stream_pair_rounded(place, {even, odd});
+    } else {
+        return store_pair_rounded(place, {even, odd});
+    }
+}
 
 // Unrolled throughout: an accumulator that is indexed by a variable lives in memory. A function of
 // its own: with the loops around it in the same one, there are too few registers, and a vector of A
 // is kept in memory. No vector is passed by value, which not every ABI knows how to.
-template <std::size_t kRows, class T>
+template <std::size_t kRows, bool kStream, class T>
 NOLA_NOINLINE void merge_tile(const T* base, std::size_t base_stride, T* out,
                               std::size_t out_stride, const float* b, const float* panel,
                               std::size_t rank, float scaling, U32& largest) {
@@ -31,6 +60,9 @@ NOLA_NOINLINE void merge_tile(const T* base, std::size_t base_stride, T* out,
 #pragma GCC unroll 16
         for (std::size_t v = 0; v < kTileVectors; ++v) {
             acc[m][v] = zero();
+        }
+        if constexpr (kStream) {  // what streams does not come from the cache either
+            prefetch_panel(base + m * base_stride + 2 * kPanel);
         }
     }
     for (std::size_t j = 0; j < rank; ++j, panel += kPanel) {
@@ -71,12 +103,13 @@ NOLA_NOINLINE void merge_tile(const T* base, std::size_t base_stride, T* out,
         T* row = out + m * out_stride;
 #pragma GCC unroll 16
         for (std::size_t v = 0; v < kTileVectors; v += kVectors<T>) {
+            T* place = row + v * kLanes;
             if constexpr (kPaired<T>) {
-                const auto bits = store_pair_rounded(row + v * kLanes, {acc[m][v], acc[m][v + 1]});
+                const auto bits = write_pair<kStream>(place, acc[m][v], acc[m][v + 1]);
                 magnitudes = max_magnitude(magnitudes, bits);
             } else {
                 magnitudes = max_magnitude(magnitudes, acc[m][v]);
-                store_rounded(row + v * kLanes, acc[m][v]);
+                write<kStream>(place, acc[m][v]);
             }
         }
     }
@@ -84,7 +117,7 @@ NOLA_NOINLINE void merge_tile(const T* base, std::size_t base_stride, T* out,
 }
 
 // kRows rows across all panels; the last panel, when it is not full, through a copy.
-template <std::size_t kRows, class T>
+template <std::size_t kRows, bool kStream, class T>
 NOLA_INLINE void merge_rows(const KernelSet::MergeArgs& args, std::size_t row, U32& largest) {
     const T* base = static_cast<const T*>(args.base) + row * args.base_stride;
     T* out = static_cast<T*>(args.out) + row * args.out_stride;
@@ -92,8 +125,8 @@ NOLA_INLINE void merge_rows(const KernelSet::MergeArgs& args, std::size_t row, U
     const float* panel = args.a;
     const T* const full = base + args.cols / kPanel * kPanel;
     for (; base < full; base += kPanel, out += kPanel, panel += kPanel * args.rank) {
-        merge_tile<kRows>(base, args.base_stride, out, args.out_stride, b, panel, args.rank,
-                          args.scaling, largest);
+        merge_tile<kRows, kStream>(base, args.base_stride, out, args.out_stride, b, panel,
+                                   args.rank, args.scaling, largest);
     }
     if (args.cols % kPanel != 0) {
         const std::size_t bytes = args.cols % kPanel * sizeof(T);
@@ -101,22 +134,26 @@ NOLA_INLINE void merge_rows(const KernelSet::MergeArgs& args, std::size_t row, U
         for (std::size_t m = 0; m < kRows; ++m) {
             __builtin_memcpy(copy + m * kPanel, base + m * args.base_stride, bytes);
         }
-        merge_tile<kRows>(copy, kPanel, copy, kPanel, b, panel, args.rank, args.scaling, largest);
+        merge_tile<kRows, false>(copy, kPanel, copy, kPanel, b, panel, args.rank, args.scaling,
+                                 largest);
         for (std::size_t m = 0; m < kRows; ++m) {
             __builtin_memcpy(out + m * args.out_stride, copy + m * kPanel, bytes);
         }
     }
 }
 
-template <class T>
+template <bool kStream, class T>
 NOLA_INLINE std::uint32_t merge_weight(const KernelSet::MergeArgs& args) {
     U32 largest{};
     std::size_t row = 0;
     for (; row + kTileRows <= args.rows; row += kTileRows) {
-        merge_rows<kTileRows, T>(args, row, largest);
+        merge_rows<kTileRows, kStream, T>(args, row, largest);
     }
     for (; row < args.rows; ++row) {
-        merge_rows<1, T>(args, row, largest);
+        merge_rows<1, kStream, T>(args, row, largest);
+    }
+    if constexpr (kStream) {
+        finish_streams();
     }
     std::uint32_t lanes[kLanes];
     store_u32(lanes, largest);
@@ -131,12 +168,22 @@ NOLA_INLINE std::uint32_t merge_weight(const KernelSet::MergeArgs& args) {
     return magnitude;
 }
 
+template <class T>
+NOLA_INLINE std::uint32_t merge_any(const KernelSet::MergeArgs& args) {
+    if constexpr (kWholeLines<T>) {
+        if (args.streams) {
+            return merge_weight<true, T>(args);
+        }
+    }
+    return merge_weight<false, T>(args);
+}
+
 std::uint32_t merge_f32(const KernelSet::MergeArgs& args) {
-    return merge_weight<float>(args);
+    return merge_any<float>(args);
 }
 std::uint32_t merge_f16(const KernelSet::MergeArgs& args) {
-    return merge_weight<Half>(args);
+    return merge_any<Half>(args);
 }
 std::uint32_t merge_bf16(const KernelSet::MergeArgs& args) {
-    return merge_weight<BFloat16>(args);
+    return merge_any<BFloat16>(args);
 }

@@ -155,3 +155,13 @@ NOLA_INLINE U32 store_pair_rounded(BFloat16* p, Pair v) {
 NOLA_INLINE U32 max_magnitude(U32 largest, U32 bits) {
     return _mm256_max_epu16(largest, _mm256_and_si256(bits, _mm256_set1_epi32(0x7FFF7FFF)));
 }
+
+// See avx512-inl.h. Two vectors of two-byte elements are no whole line of the cache.
+inline constexpr bool kStreams = true;
+
+NOLA_INLINE void stream_rounded(float* p, F32 v) {
+    _mm256_stream_ps(p, v);
+}
+NOLA_INLINE void finish_streams() {
+    _mm_sfence();
+}

@@ -136,14 +136,37 @@ NOLA_INLINE U32 round_to_upper_half(F32 v) {
     const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
     return _mm512_mask_add_epi32(up, odd, up, _mm512_set1_epi32(1));
 }
-NOLA_INLINE U32 store_pair_rounded(BFloat16* p, Pair v) {
+NOLA_INLINE U32 round_pair(Pair v) {
     const __m512i even = _mm512_srli_epi32(round_to_upper_half(v.even), 16);
-    const __m512i bits = _mm512_ternarylogic_epi32(round_to_upper_half(v.odd), even,
-                                                   _mm512_set1_epi32(-0x10000), 0xE4);
+    return _mm512_ternarylogic_epi32(round_to_upper_half(v.odd), even, _mm512_set1_epi32(-0x10000),
+                                     0xE4);
+}
+NOLA_INLINE U32 store_pair_rounded(BFloat16* p, Pair v) {
+    const __m512i bits = round_pair(v);
     _mm512_storeu_si512(p, bits);
     return bits;
 }
 // The larger magnitudes of two vectors of bfloat16, in their 16-bit lanes.
 NOLA_INLINE U32 max_magnitude(U32 largest, U32 bits) {
     return _mm512_max_epu16(largest, _mm512_and_si512(bits, _mm512_set1_epi32(0x7FFF7FFF)));
+}
+
+// Stores past the cache, to an address that is aligned to the vector's size: nothing is read to be
+// overwritten, and nothing else is pushed out. finish_streams() comes before others may look.
+inline constexpr bool kStreams = true;
+
+NOLA_INLINE void stream_rounded(float* p, F32 v) {
+    _mm512_stream_ps(p, v);
+}
+NOLA_INLINE void stream_rounded(Half* p, F32 v) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+NOLA_INLINE U32 stream_pair_rounded(BFloat16* p, Pair v) {
+    const __m512i bits = round_pair(v);
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), bits);
+    return bits;
+}
+NOLA_INLINE void finish_streams() {
+    _mm_sfence();
 }

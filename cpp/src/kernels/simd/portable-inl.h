@@ -183,3 +183,8 @@ NOLA_INLINE void store_rounded(Half* p, F32 v) {
 
 // No type is merged by pairs of vectors here; see avx512-inl.h.
 inline constexpr bool kPairedBFloat16 = false;
+
+// Nor can anything be stored past the cache.
+inline constexpr bool kStreams = false;
+
+NOLA_INLINE void finish_streams() {}
