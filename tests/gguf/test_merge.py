@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.files.gguf import GgufFile
 from nola_edge.gguf import merge_gguf, verify_gguf
-from nola_edge.gguf.quantization import quantize
+from nola_edge.gguf.quantization import numbers_of
 from nola_edge.merge import windows
 from nola_edge.merge.low_rank import Term, make_update
 from nola_edge.merge.target import Target
@@ -409,7 +409,7 @@ def test_strips_of_columns_do_not_show(tmp_path, monkeypatch, kind, module):
     rows = rng.standard_normal(shape).astype(F)
     stored = rows.astype(np.float16)
     if kind != "F16":
-        stored = (kind, shape, quantize(rows, kind).tobytes())
+        stored = (kind, shape, numbers_of(kind).encode(rows).tobytes())
     base = write(tmp_path / "base.gguf", {names[module]: stored}, llama_pairs(4, 4))
     modules = {f"model.layers.0.self_attn.{module}": shape}
     adapter = trained_adapter(modules, r=5, num_basis=9, seed=2)

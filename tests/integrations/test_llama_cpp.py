@@ -21,7 +21,7 @@ from nola_edge.export.gguf_lora import export_gguf_lora
 from nola_edge.files.atomic import AtomicOutput
 from nola_edge.files.gguf import GgufFile
 from nola_edge.gguf import merge_gguf
-from nola_edge.gguf.quantization import quantize
+from nola_edge.gguf.quantization import numbers_of
 from nola_edge.merge.open import open_merged
 from tests.integrations.gguf_models import (
     CONFIGS,
@@ -120,7 +120,7 @@ def test_quantised_rows_are_ggmls_own(name, prepared, tmp_path):
             plain.read_into(values.reshape(-1).view(np.uint8).data, plain.tensors[tensor].start)
             data = bytearray(info.nbytes)
             theirs.read_into(memoryview(data), info.start)
-            assert quantize(values, name).tobytes() == bytes(data), tensor
+            assert numbers_of(name).encode(values).tobytes() == bytes(data), tensor
             checked += 1
     assert checked >= 14
 

@@ -20,8 +20,9 @@ from nola_edge.gguf.plan import plan_gguf
 from nola_edge.gguf.requantize import Requantized
 from nola_edge.merge import result as result_module
 from nola_edge.merge import windows
+from nola_edge.merge.merged import Merged, pieces_of_all
 from nola_edge.merge.plan import load_adapters, plan_merge
-from nola_edge.merge.result import Merged, Stored, Whole, fill, pieces_of_all
+from nola_edge.merge.result import Stored, Whole, fill
 from nola_edge.workers import Workers
 from tests.conftest import load_all, write_safetensors, write_sharded
 from tests.gguf.encode import encode, llama_pairs

@@ -13,7 +13,8 @@ from nola_edge.gguf.quantization import WRITABLE_TYPES, check_codecs
 from nola_edge.gguf.requantize import Requantized
 from nola_edge.merge.dora import check_alone
 from nola_edge.merge.low_rank import Term
-from nola_edge.merge.result import Merged, Stored
+from nola_edge.merge.merged import Merged
+from nola_edge.merge.result import Stored
 from nola_edge.merge.target import Target
 from nola_edge.type_names import check_type
 

@@ -1,4 +1,4 @@
-"""Rows of ggml's types, to float32 and back.
+"""The numbers of ggml's types.
 
 Quantised types go through the reference code of the ``gguf`` package, which gives the bytes that
 ggml's own gives.
@@ -6,13 +6,14 @@ ggml's own gives.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import ArgumentError, MismatchError
 from nola_edge.files.gguf_types import FLOAT_TYPES, REQUANTIZED_TYPES, TENSOR_TYPES
+from nola_edge.merge.numbers import FloatNumbers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from nola_edge.merge.numbers import Numbers
+
 #: Types that a merged tensor can be written as.
 WRITABLE_TYPES = (*FLOAT_TYPES, *REQUANTIZED_TYPES)
+#: The smallest float16 above 0: a block of zeros has no scale.
+_SMALLEST_SCALE = np.float32(2.0**-24)
 
 
 def check_codecs(kinds: Mapping[str, str], file: Path) -> None:
@@ -56,43 +61,45 @@ def check_codecs(kinds: Mapping[str, str], file: Path) -> None:
             ) from None
 
 
-def dequantize(rows: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
-    """Return the values of rows.
+@dataclass(frozen=True)
+class QuantizedNumbers:
+    """The numbers of a quantised type, by the reference code.
 
-    Parameters
+    Attributes
     ----------
-    rows : (n, bytes of a row) uint8
     kind : str
-        A type of ggml.
-
-    Returns
-    -------
-    (n, elements of a row) float32, new and C-contiguous
+        A type of ggml; of :data:`REQUANTIZED_TYPES` for all but :meth:`decode`.
     """
-    if kind in FLOAT_TYPES:
-        return np.array(rows.view(numpy_dtype(kind)), dtype=np.float32, order="C")
-    with np.errstate(invalid="ignore", over="ignore"):  # callers check what is finite
-        values = _quants(kind).dequantize(rows, _code(kind))
-    return np.array(values, dtype=np.float32, order="C")
+
+    kind: str
+    unit: str = "step"
+
+    def decode(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the values of rows; see :meth:`Numbers.decode`."""
+        with np.errstate(invalid="ignore", over="ignore"):  # callers check what is finite
+            values = _quants(self.kind).dequantize(rows, _code(self.kind))
+        return np.array(values, dtype=np.float32, order="C")
+
+    def encode(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Return rows of the nearest numbers; see :meth:`Numbers.encode`."""
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            rows: NDArray[np.uint8] = _quants(self.kind).quantize(values, _code(self.kind))
+        return rows
+
+    def spacing(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the scale of each element's block; see :meth:`Numbers.spacing`."""
+        kind = TENSOR_TYPES[self.kind]
+        # The types that are written begin each block with its scale.
+        blocks = rows.reshape(len(rows), -1, kind.nbytes)
+        scales = np.abs(np.ascontiguousarray(blocks[:, :, :2]).view(np.float16)[:, :, 0])
+        scales[~np.isfinite(scales)] = 0
+        steps = np.maximum(scales.astype(np.float32), _SMALLEST_SCALE)
+        return np.repeat(steps, kind.block, axis=1)
 
 
-def quantize(values: NDArray[np.float32], kind: str) -> NDArray[np.uint8]:
-    """Return rows of one of :data:`WRITABLE_TYPES`, as bytes; too large values become infinite.
-
-    Parameters
-    ----------
-    values : (n, elements of a row) float32
-    kind : str
-
-    Returns
-    -------
-    (n, bytes of a row) uint8
-    """
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        if kind in FLOAT_TYPES:
-            return np.ascontiguousarray(values.astype(numpy_dtype(kind))).view(np.uint8)
-        rows: NDArray[np.uint8] = _quants(kind).quantize(values, _code(kind))
-    return rows
+def numbers_of(kind: str) -> Numbers:
+    """Return the numbers of one of ggml's types."""
+    return FloatNumbers(kind) if kind in FLOAT_TYPES else QuantizedNumbers(kind)
 
 
 def _quants(kind: str) -> Any:

@@ -12,18 +12,18 @@ from nola_edge import ops
 from nola_edge.errors import NotFiniteError
 from nola_edge.files.gguf import tensor_bytes
 from nola_edge.files.gguf_types import FLOAT_TYPES
-from nola_edge.gguf.quantization import dequantize, quantize
+from nola_edge.gguf.quantization import numbers_of
 from nola_edge.gguf.survival import Survival
 from nola_edge.merge.blocks import apply_update, read_runs, runs_of
-from nola_edge.merge.result import Merged, Piece
-from nola_edge.merge.windows import windows, work_bytes
+from nola_edge.merge.merged import Merged
+from nola_edge.merge.result import Piece
+from nola_edge.merge.windows import work_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from nola_edge.merge.low_rank import RowUpdate
+    from nola_edge.merge.numbers import Numbers
     from nola_edge.merge.windows import Window
 
 #: Elements of a window that is dequantised and quantised anew.
@@ -58,12 +58,33 @@ class Requantized(Merged):
         """Return what is left of all that was made, added up in the order of rows, then columns."""
         return sum((self.survived[at] for at in sorted(self.survived)), Survival())
 
-    def pieces(self, num_threads: int | None = None) -> Iterator[Piece]:
-        """Yield windows of a few hundred thousand elements; see :meth:`Result.pieces`."""
-        most_bytes = _WINDOW_ELEMENTS * self.info.nbytes // max(1, self.info.size)
-        for update in self.updates(num_threads):
-            for window in windows(self.info, [update], most_bytes):
-                yield self.piece(update, window)
+    @property
+    def window_bytes(self) -> int:
+        """Return the bytes of a few hundred thousand elements."""
+        return _WINDOW_ELEMENTS * self.info.nbytes // self.info.size
+
+    @property
+    def numbers(self) -> Numbers:
+        """Return the numbers of the type that is written."""
+        return numbers_of(self.kind)
+
+    @property
+    def base_numbers(self) -> Numbers:
+        """Return the numbers of the stored type."""
+        return numbers_of(self.info.dtype)
+
+    def encode(
+        self, values: NDArray[np.float32], base: NDArray[np.float32], stored: NDArray[np.uint8]
+    ) -> NDArray[np.uint8]:
+        """Return the bytes of rows that were merged; see :meth:`Merged.encode`.
+
+        Rows that no adapter changes keep theirs, whoever quantised them.
+        """
+        rows = self.numbers.encode(values)
+        if self.kind == self.info.dtype:
+            same = (values == base).all(axis=1)
+            rows[same] = stored[same]
+        return rows
 
     def piece(self, update: RowUpdate, window: Window) -> Piece:
         """Return the piece that is a window of the columns of an update."""
@@ -88,24 +109,20 @@ class Requantized(Merged):
     def _requantized(
         self, update: RowUpdate, window: Window, stored: NDArray[np.uint8]
     ) -> NDArray[np.uint8]:
-        before = dequantize(stored, self.info.dtype)
-        wanted = before.copy()
+        base = self.base_numbers.decode(stored)
+        wanted = base.copy()
         try:
             apply_update(wanted, update, window)
         except NotFiniteError:
             raise self._refusal(window) from None
-        merged = quantize(wanted, self.kind)
-        if self.kind == self.info.dtype:
-            # Rows that no adapter changes keep their bytes, whoever quantised them.
-            same = (wanted == before).all(axis=1)
-            merged[same] = stored[same]
-        got = dequantize(merged, self.kind)
+        rows = self.encode(wanted, base, stored)
+        got = self.numbers.decode(rows)
         if not np.isfinite(got).all():
             raise self._refusal(window)
         if self.kind not in FLOAT_TYPES:
             at = window.rows[0], window.cols[0]
-            self.survived[at] = Survival.of(before, wanted, got)
-        return merged
+            self.survived[at] = Survival.of(base, wanted, got)
+        return rows
 
     def _refusal(self, window: Window) -> NotFiniteError:
         start, stop = window.rows

@@ -13,8 +13,9 @@ from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import printable
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.hub import base_path
+from nola_edge.merge.merged import Merged
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
-from nola_edge.merge.result import Merged, Stored, fill
+from nola_edge.merge.result import Stored, fill
 from nola_edge.threads import check_threads
 from nola_edge.workers import Workers
 

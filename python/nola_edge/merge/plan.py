@@ -39,7 +39,8 @@ from nola_edge.merge.bias import AddedBias, add_bias
 from nola_edge.merge.dora import check_alone
 from nola_edge.merge.heads import is_head
 from nola_edge.merge.low_rank import Term
-from nola_edge.merge.result import Merged, Stored, Whole
+from nola_edge.merge.merged import Merged
+from nola_edge.merge.result import Stored, Whole
 from nola_edge.merge.target import Target
 from nola_edge.merge.tied import check_tied
 

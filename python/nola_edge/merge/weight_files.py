@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from nola_edge.adapters.belongs import location
 from nola_edge.errors import NotFiniteError
 from nola_edge.files.copying import copy_range, pwrite_all, start_writeback
-from nola_edge.merge.result import pieces_of_all
+from nola_edge.merge.merged import pieces_of_all
 from nola_edge.workers import Buffers, Workers
 
 if TYPE_CHECKING:

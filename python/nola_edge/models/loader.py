@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from nola_edge.files.tensor_info import TensorInfo
-from nola_edge.merge.result import Merged, fill
+from nola_edge.merge.merged import Merged
+from nola_edge.merge.result import fill
 from nola_edge.models.mapped_memory import MappedFiles, byte_view
 from nola_edge.torch.terms import MERGEABLE
 from nola_edge.workers import Workers

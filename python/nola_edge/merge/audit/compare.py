@@ -12,6 +12,7 @@ from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import NotFiniteError
 from nola_edge.merge.audit.report import Difference, VerifyReport
 from nola_edge.merge.blocks import read_runs
+from nola_edge.merge.merged import Merged
 from nola_edge.workers import Buffers, Workers
 
 if TYPE_CHECKING:
@@ -40,6 +41,13 @@ class Expected(Protocol):
 
     def result(self, name: str) -> Result:
         """Return what a tensor should be."""
+
+
+def merged(expected: Expected, name: str) -> Merged:
+    """Return what a tensor should be that adapters are merged into."""
+    result = expected.result(name)
+    assert isinstance(result, Merged)
+    return result
 
 
 def compare(

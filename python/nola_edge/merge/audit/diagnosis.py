@@ -6,21 +6,24 @@ What none of them explains is compared, on that sample again, with rarer ones.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_edge.errors import NotFiniteError
+from nola_edge import ops
+from nola_edge.dtypes import MERGEABLE
 from nola_edge.merge.audit import faults
-from nola_edge.merge.audit.measure import Block, Measurement
-from nola_edge.merge.audit.other_layers import change_in, nearest_layers, read_window
-from nola_edge.merge.blocks import apply_update, runs_of
-from nola_edge.merge.low_rank import make_update, needs_of, total_rank
+from nola_edge.merge.audit.block import change_in, change_of, read_block
+from nola_edge.merge.audit.compare import merged
+from nola_edge.merge.audit.measure import Measurement
+from nola_edge.merge.audit.other_layers import nearest_layers
+from nola_edge.merge.blocks import runs_of
+from nola_edge.merge.low_rank import needs_of, total_rank
+from nola_edge.merge.result import Whole
 from nola_edge.merge.windows import ANY, Window, strips, windows, work_bytes
 from nola_edge.workers import Workers
 
@@ -29,22 +32,26 @@ if TYPE_CHECKING:
 
     from nola_edge.files.input_file import InputFile
     from nola_edge.files.tensor_info import TensorInfo
+    from nola_edge.merge.audit.block import Block
+    from nola_edge.merge.audit.compare import Expected
     from nola_edge.merge.audit.faults import Prediction
     from nola_edge.merge.audit.report import Difference
-    from nola_edge.merge.low_rank import Update
-    from nola_edge.merge.plan import MergePlan
+    from nola_edge.merge.low_rank import RowUpdate
+    from nola_edge.merge.merged import Merged
 
     Found = Mapping[str, tuple[InputFile, TensorInfo]]
 
 #: Of a window; some twenty arrays of float32 are made of it.
 _ELEMENTS = 1 << 16
 _ARRAYS_BYTES = 20 * 4
+#: Columns that are whole blocks of any type.
+_BLOCK_COLUMNS = 256
 #: Windows of a tensor, spread over it, that predictions are tried on.
 _SAMPLES = 4
 
 
 def audit(
-    plan: MergePlan,
+    plan: Expected,
     found: Found,
     differences: list[Difference],
     num_threads: int | None,
@@ -54,8 +61,8 @@ def audit(
 
     Parameters
     ----------
-    plan : MergePlan
-        What a right merge does.
+    plan : Expected
+        What a right merge gives.
     found : mapping
         Name -> file and entry of what there is.
     differences : list of Difference
@@ -84,7 +91,7 @@ class _Audit:
 
     def __init__(
         self,
-        plan: MergePlan,
+        plan: Expected,
         found: Found,
         num_threads: int | None,
         progress: Callable[[int], None],
@@ -100,37 +107,39 @@ class _Audit:
 
     def measure(self, names: Iterable[str]) -> None:
         """Measure whole tensors, and try the usual mistakes on samples."""
-        self.measured = {name: self._nothing(name) for name in names}
         with Workers(self._num_threads) as workers:
-            for name in self.measured:
-                for update, window, sampled in self._windows(name):
-                    work = partial(self._measure, name, update, window, sampled)
-                    workers.submit(work, nbytes=self._memory(name, update, window))
+            for name in names:
+                result = merged(self._plan, name)
+                self.measured[name] = Measurement(result.dtype)
+                for update, window, sampled in self._windows(result):
+                    work = partial(_quietly, self._measure, name, update, window, sampled)
+                    workers.submit(work, nbytes=_memory(result, update, window))
 
     def try_rarer(self, names: list[str]) -> None:
         """Try the rarer mistakes on samples of tensors that are not explained."""
         self._sources = nearest_layers(self._plan, self._found, names)
         with Workers(self._num_threads) as workers:
             for name in names:
+                result = merged(self._plan, name)
                 self.measured[name].sampled = 0
-                for update, window, sampled in self._windows(name):
+                for update, window, sampled in self._windows(result):
                     if sampled:
-                        work = partial(self._try_rarer, name, update, window)
-                        workers.submit(work, nbytes=self._memory(name, update, window))
+                        work = partial(_quietly, self._try_rarer, name, update, window)
+                        workers.submit(work, nbytes=_memory(result, update, window))
         for name in names:
-            terms = self._plan.merges[name]
+            terms = merged(self._plan, name).terms
             mistake = faults.rslora_mistake(terms) if needs_of(terms) == ANY else None
             faults.forget_same_part(self.measured[name], mistake)
             self.faults[name] = faults.judge(self.measured[name])
 
     def said_of(self, difference: Difference) -> Difference:
         """Return a difference with what was found out about it."""
-        name, plan = difference.tensor, self._plan
+        name = difference.tensor
         if name not in self.faults:
-            brought = name in plan.replaced or name in plan.added
+            brought = isinstance(self._plan.result(name), Whole)
             return replace(difference, fault=faults.WHOLE if brought else faults.UNTOUCHED)
         measured, fault = self.measured[name], self.faults[name]
-        if fault == faults.OVERFLOW and plan.tensor(name)[1].dtype == "F16":
+        if fault == faults.OVERFLOW and measured.dtype == "F16":
             fault = faults.FP16_OVERFLOW
         return replace(
             difference,
@@ -143,100 +152,89 @@ class _Audit:
             source=self._sources.get(name) if fault == faults.ANOTHER_LAYER else None,
         )
 
-    def _nothing(self, name: str) -> Measurement:
-        return Measurement(self._plan.tensor(name)[1].dtype)
-
-    def _windows(self, name: str) -> Iterator[tuple[Update, Window, bool]]:
+    def _windows(self, result: Merged) -> Iterator[tuple[RowUpdate, Window, bool]]:
         """Yield the windows of a tensor, and whether each is of the sample."""
-        info, terms = self._plan.tensor(name)[1], self._plan.merges[name]
-        needs = needs_of(terms)
-        most = max(1, _ELEMENTS // info.shape[0]) if needs.cols else _ELEMENTS
-        most = info.shape[1] if needs.rows else most
+        info, most = result.info, _most_columns(result)
         columns = [
             (start, min(start + most, stop))
-            for begin, stop in strips(info, total_rank(terms), needs)
+            for begin, stop in strips(info, total_rank(result.terms), needs_of(result.terms))
             for start in range(begin, stop, most)
         ]
         apart = -(-len(columns) // _SAMPLES)
         for place, cols in enumerate(columns):
-            update = make_update(terms, info.shape, cols, self._num_threads)
+            update = result.update(cols, self._num_threads)
             these = list(windows(info, [update], _ELEMENTS * info.nbytes // info.size))
             step = -(-len(these) * len(columns) // (apart * _SAMPLES))
             for number, window in enumerate(these):
                 sampled = place % apart == 0 and number % step == min(step, len(these)) // 2
                 yield update, window, sampled
 
-    def _memory(self, name: str, update: Update, window: Window) -> int:
-        """Return the bytes that measuring a window takes."""
-        rows, cols = window.shape
-        info = self._plan.tensor(name)[1]
-        return work_bytes(info, [update], window) + _ARRAYS_BYTES * rows * cols
-
-    def _measure(self, name: str, update: Update, window: Window, sampled: bool) -> None:
-        measured = self._nothing(name)
-        with np.errstate(all="ignore"):  # infinite values are counted
-            block = self._block(name, update, window)
-            measured.add_block(block)
-            if sampled:
-                measured.add_predictions(block, self._usual(name, block, window, update))
+    def _measure(self, name: str, update: RowUpdate, window: Window, sampled: bool) -> None:
+        result = merged(self._plan, name)
+        measured = Measurement(result.dtype)
+        block = read_block(result, self._found[name], update, window)
+        measured.add_block(block)
+        if sampled:
+            measured.add_predictions(block, _usual(result, block, window, update))
         self._add(name, measured)
-        self._progress(runs_of(self._plan.tensor(name)[1], window).nbytes)
+        self._progress(runs_of(self._found[name][1], window).nbytes)
 
-    def _try_rarer(self, name: str, update: Update, window: Window) -> None:
-        measured = self._nothing(name)
-        with np.errstate(all="ignore"):
-            block = self._block(name, update, window)
-            measured.add_predictions(block, self._rarer(name, block, window))
+    def _try_rarer(self, name: str, update: RowUpdate, window: Window) -> None:
+        result = merged(self._plan, name)
+        measured = Measurement(result.dtype)
+        block = read_block(result, self._found[name], update, window)
+        measured.add_predictions(block, self._rarer(name, block, window))
         self._add(name, measured)
 
     def _add(self, name: str, measured: Measurement) -> None:
         with self._lock:
             self.measured[name].add(measured)
 
-    def _block(self, name: str, update: Update, window: Window) -> Block:
-        file, info = self._plan.tensor(name)
-        base = read_window(file, info, window)
-        found = read_window(*self._found[name], window)
-        right, exact = base.copy(), base.astype(np.float32)
-        with contextlib.suppress(NotFiniteError):  # counted, where it is
-            apply_update(right, update, window)
-        left = update.left(*window.rows)
-        change = faults.change_of(left, update.right, update.scaling)
-        reach = faults.reach_of(left, update.right, update.scaling)
-        if update.needs == ANY:
-            return Block(found, base, right, change, reach)
-        # DoRA scales what the base has as well.
-        reach += np.abs(exact)
-        before = exact.copy()
-        with contextlib.suppress(NotFiniteError):
-            apply_update(exact, update, window)
-        return Block(found, base, right, exact - before, reach)
-
-    def _usual(
-        self, name: str, block: Block, window: Window, update: Update
-    ) -> Iterator[Prediction]:
-        terms, shape = self._plan.merges[name], self._plan.tensor(name)[1].shape
-        alone = [update]
-        if len(terms) > 1:
-            alone = [make_update((term,), shape, window.cols, 1) for term in terms]
-        if update.needs == ANY:
-            yield from faults.usual_predictions(block, faults.rslora_mistake(terms))
-            yield from faults.twice_rounded(block, alone, window.rows)
-        else:
-            product = faults.change_of(update.left(*window.rows), update.right, update.scaling)
-            yield from faults.usual_predictions(block, None)
-            yield from faults.predictions_of_dora(block, product)
-
     def _rarer(self, name: str, block: Block, window: Window) -> Iterator[Prediction]:
-        terms, shape = self._plan.merges[name], self._plan.tensor(name)[1].shape
-        factor = self.measured[name].factor
+        result, factor = merged(self._plan, name), self.measured[name].factor
         if math.isfinite(factor):
             yield from faults.scaled_predictions(block, faults.SCALED, factor)
-        if needs_of(terms) != ANY:
+        if needs_of(result.terms) != ANY:
             return
-        if shape[0] == shape[1]:
-            across = change_in(terms, shape, Window(window.cols, window.rows)).T
+        if result.shape[0] == result.shape[1]:
+            across = change_in(result, Window(window.cols, window.rows)).T
             yield faults.TRANSPOSED, block.rounded(block.base + across)
         if name in self._sources:
-            other = change_in(self._plan.merges[self._sources[name]], shape, window)
+            other = change_in(merged(self._plan, self._sources[name]), window)
             yield faults.ANOTHER_LAYER, block.rounded(block.base + other)
+
+
+def _most_columns(result: Merged) -> int:
+    """Return how many columns a window has at most: whole blocks of a quantised type."""
+    needs = needs_of(result.terms)
+    if needs.rows:
+        return result.shape[1]
+    if needs.cols and result.dtype in MERGEABLE and result.info.dtype in MERGEABLE:
+        return max(1, _ELEMENTS // result.shape[0])
+    return _BLOCK_COLUMNS if needs.cols else _ELEMENTS
+
+
+def _memory(result: Merged, update: RowUpdate, window: Window) -> int:
+    """Return the bytes that measuring a window takes."""
+    rows, cols = window.shape
+    return work_bytes(result.info, [update], window) + _ARRAYS_BYTES * rows * cols
+
+
+def _usual(result: Merged, block: Block, window: Window, update: RowUpdate) -> Iterator[Prediction]:
+    terms = result.terms
+    if update.needs != ANY:
+        product = change_of(update.left(*window.rows), update.right, update.scaling)
+        yield from faults.usual_predictions(block, None)
+        yield from faults.predictions_of_dora(block, product)
+        return
+    alone = [update]
+    if len(terms) > 1:
+        alone = [replace(result, terms=(term,)).update(window.cols, 1) for term in terms]
+    yield from faults.usual_predictions(block, faults.rslora_mistake(terms))
+    yield from faults.twice_rounded(block, alone, window.rows)
+
+
+def _quietly(work: Callable[..., None], *args: Any) -> None:
+    """Do work in which infinite values are counted, in the environment of merges."""
+    with np.errstate(all="ignore"):
+        ops.in_specified_environment(partial(work, *args))

@@ -8,26 +8,22 @@ better than all others on elements that tell them apart.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nola_edge import ops
-from nola_edge.errors import NotFiniteError
+from nola_edge.merge.audit.block import change_of
 from nola_edge.merge.audit.measure import IMPRECISION
 from nola_edge.merge.low_rank import total_rank
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from numpy.typing import NDArray
-
-    from nola_edge.merge.audit.measure import Block, Measurement
+    from nola_edge.merge.audit.block import Block, Floats
+    from nola_edge.merge.audit.measure import Measurement
     from nola_edge.merge.low_rank import RowUpdate, Term
 
-    Floats = NDArray[np.float32]
     Prediction = tuple[str, Floats]
 
 ROUNDING = "rounding"
@@ -86,21 +82,6 @@ def rslora_mistake(terms: Sequence[Term]) -> tuple[str, float] | None:
         mistakes.add((RSLORA_OFF, 1 / root) if used else (RSLORA_ON, root))
     mistake = mistakes.pop()
     return None if mistakes or mistake[1] == 1 else mistake
-
-
-def change_of(left: Floats, right: Floats, scaling: float) -> Floats:
-    """Return ``scaling * left @ right`` in fp32, infinite where it is too large for that."""
-    change = np.zeros((len(left), right.shape[1]), np.float32)
-    with contextlib.suppress(NotFiniteError):  # whoever gets it looks at every element
-        ops.merge_(change, left, right, scaling, num_threads=1)
-    return change
-
-
-def reach_of(left: Floats, right: Floats, scaling: float) -> Floats:
-    """Return a bound of what the terms of :func:`change_of` add up to, all taken as positive."""
-    rows, cols = np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=0)
-    reach: Floats = np.float32(abs(scaling)) * np.outer(rows, cols)
-    return reach
 
 
 def usual_predictions(block: Block, mistake: tuple[str, float] | None) -> Iterator[Prediction]:

@@ -1,32 +1,24 @@
 """Measure in one window after another how a merged weight differs from the right one.
 
 All of it is elementwise in the weight's own ulps, so that tensors of any scale compare. An ulp is
-that of the largest of base, found and right value: where base and change cancel, the small result
-cannot be more exact than what it came from.
+that of the largest of base, found and right value; of a quantised type, it is a step: the largest
+scale of their blocks.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nola_edge.dtypes import safetensors_dtype
+from nola_edge.merge.audit.block import dot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from numpy.typing import NDArray
+    from nola_edge.merge.audit.block import Block, Floats
 
-    Floats = NDArray[np.float32]
-
-#: Bits of the fraction, and the exponent of the smallest normal number.
-_FORMATS = {"F32": (23, -126), "F16": (10, -14), "BF16": (7, -126)}
-#: Bits of a float32: those of a power of two, without sign and fraction.
-_EXPONENT = np.uint32(0x7F800000)
-#: Most ulps that count against a prediction: a few broken elements are not to outvote the rest.
-_CAP = 8.0
 #: A change by so many ulps keeps its size when it is rounded.
 _LARGE_ULPS = 4.0
 #: What bfloat16 may lose of both factors, the product and the change, 2**-8 each, as a part of
@@ -34,82 +26,8 @@ _LARGE_ULPS = 4.0
 IMPRECISION = 4 * 2.0**-8
 #: … besides these ulps, by which the last rounding may go another way. In F32 those of the sum
 #: show as well, and of DoRA's norms.
-_ROUNDINGS = {"F32": 16.0, "F16": 2.0, "BF16": 2.0}
-
-
-def ulps_at(values: Floats, dtype: str) -> Floats:
-    """Return the distance of neighbouring numbers of a dtype at the magnitude of some values.
-
-    Parameters
-    ----------
-    values : float32
-        Finite, not negative.
-    dtype : {"F32", "F16", "BF16"}
-    """
-    fraction, smallest = _FORMATS[dtype]
-    powers = (values.view(np.uint32) & _EXPONENT).view(np.float32)
-    ulps: Floats = np.maximum(powers, np.float32(2.0**smallest)) * np.float32(2.0**-fraction)
-    return ulps
-
-
-def _dot(left: Floats, right: Floats) -> float:
-    """Return the sum of products, in double and without threads of its own."""
-    return float(np.einsum("i,i", left.reshape(-1), right.reshape(-1), dtype=np.float64))
-
-
-class Block:
-    """A window of a weight as it was found, with what it should be.
-
-    Attributes
-    ----------
-    found, base, right, change : (rows, cols) float32
-        In the merged file; in the base; after a right merge, rounded; what a right merge adds,
-        before it is rounded. Zero where one of them is infinite or NaN.
-    ulp : (rows, cols) float32
-    reach : (rows, cols) float32
-        What the terms of `change` add up to at most, where none cancels another.
-    finite : (rows, cols) bool
-    """
-
-    def __init__(
-        self,
-        found: NDArray[Any],
-        base: NDArray[Any],
-        right: NDArray[Any],
-        change: Floats,
-        reach: Floats,
-    ) -> None:
-        self._kind = right.dtype
-        self.reach = reach
-        parts = [part.astype(np.float32) for part in (found, base, right, change)]
-        self.found, self.base, self.right, self.change = parts
-        self.finite = np.isfinite(self.found)
-        for part in parts[1:]:
-            self.finite &= np.isfinite(part)
-        largest = np.zeros_like(self.found)
-        for part in parts:
-            if not self.finite.all():
-                part[~self.finite] = 0
-            if part is not self.change:
-                np.maximum(largest, np.abs(part), out=largest)
-        self.ulp = ulps_at(largest, safetensors_dtype(self._kind))
-
-    def rounded(self, values: Floats) -> Floats:
-        """Return values rounded to the weight's dtype."""
-        return values.astype(self._kind).astype(np.float32)
-
-    def ulps_from(self, values: Floats) -> Floats:
-        """Return how many ulps the found values are from others, 0 where they are not finite."""
-        ulps = self.found - values
-        np.abs(ulps, out=ulps)
-        ulps /= self.ulp
-        ulps *= self.finite
-        return ulps
-
-    def error(self, values: Floats) -> float:
-        """Return the sum of squared ulps from a prediction, each element's capped."""
-        ulps = np.fmin(self.ulps_from(values), _CAP)  # an overflowing prediction is far off
-        return _dot(ulps, ulps)
+_ROUNDINGS = {"F32": 16.0}
+_FEW_ROUNDINGS = 2.0
 
 
 @dataclass
@@ -161,7 +79,7 @@ class Measurement:
     @property
     def roundings(self) -> float:
         """Return by how many ulps roundings in fp32 may make a weight another."""
-        return _ROUNDINGS[self.dtype]
+        return _ROUNDINGS.get(self.dtype, _FEW_ROUNDINGS)
 
     @property
     def part(self) -> float:
@@ -191,16 +109,16 @@ class Measurement:
         large = np.abs(change) >= np.float32(_LARGE_ULPS) * block.ulp
         self.elements += ulps.size
         self.not_finite += int(ulps.size - np.count_nonzero(block.finite))
-        self.there += _dot(found, change)
-        self.there_right += _dot(block.right - block.base, change)
-        self.wanted += _dot(change, change)
-        self.there_large += _dot(found[large], change[large])
-        self.wanted_large += _dot(change[large], change[large])
+        self.there += dot(found, change)
+        self.there_right += dot(block.right - block.base, change)
+        self.wanted += dot(change, change)
+        self.there_large += dot(found[large], change[large])
+        self.wanted_large += dot(change[large], change[large])
         self.largest = max(self.largest, float(ulps.max()))
         self.differing += int(np.count_nonzero(ulps))
         self.beyond += int(np.count_nonzero(ulps > 1))
         residual = block.found - block.right
-        self.residual += _dot(residual, residual)
+        self.residual += dot(residual, residual)
         slack = np.float32(IMPRECISION) * block.reach / block.ulp
         self.stray += int(np.count_nonzero(ulps > slack + np.float32(self.roundings)))
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nola_edge.dtypes import numpy_dtype
-from nola_edge.merge.audit.faults import change_of
-from nola_edge.merge.blocks import read_runs, runs_of
-from nola_edge.merge.low_rank import make_update, needs_of
+from nola_edge.merge.audit.block import change_in, read_rows
+from nola_edge.merge.audit.compare import merged
+from nola_edge.merge.low_rank import needs_of
 from nola_edge.merge.windows import ANY, Window
 from nola_edge.pacing import check_stopped
 
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 
     from nola_edge.files.input_file import InputFile
     from nola_edge.files.tensor_info import TensorInfo
-    from nola_edge.merge.low_rank import Term
-    from nola_edge.merge.plan import MergePlan
+    from nola_edge.merge.audit.compare import Expected
+    from nola_edge.merge.merged import Merged
 
     Found = Mapping[str, tuple[InputFile, TensorInfo]]
 
@@ -31,25 +30,12 @@ _ROWS, _COLS = 32, 512
 _AT_ONCE = 256
 
 
-def change_in(terms: Sequence[Term], shape: tuple[int, ...], window: Window) -> NDArray[np.float32]:
-    """Return what terms change in a window of a weight of some shape, before it is rounded."""
-    update = make_update(terms, shape, window.cols, 1)
-    return change_of(update.left(*window.rows), update.right, update.scaling)
-
-
-def read_window(file: InputFile, info: TensorInfo, window: Window) -> NDArray[Any]:
-    """Return a window of a stored weight, in its dtype."""
-    runs = runs_of(info, window)
-    data = read_runs(file, info, runs, memoryview(bytearray(runs.nbytes)))
-    return np.frombuffer(data, numpy_dtype(info.dtype)).reshape(window.shape)
-
-
-def nearest_layers(plan: MergePlan, found: Found, names: Sequence[str]) -> dict[str, str]:
+def nearest_layers(plan: Expected, found: Found, names: Sequence[str]) -> dict[str, str]:
     """Return for weights the other weight of their shape whose change is most like theirs.
 
     Parameters
     ----------
-    plan : MergePlan
+    plan : Expected
     found : mapping
         Name -> file and entry of what there is.
     names : sequence of str
@@ -66,17 +52,19 @@ def nearest_layers(plan: MergePlan, found: Found, names: Sequence[str]) -> dict[
     return nearest
 
 
-def _nearest(plan: MergePlan, found: Found, names: Sequence[str]) -> dict[str, str]:
+def _nearest(plan: Expected, found: Found, names: Sequence[str]) -> dict[str, str]:
     corners: dict[tuple[int, ...], dict[str, NDArray[np.float32]]] = {}
     for name in names:
-        corners.setdefault(plan.tensor(name)[1].shape, {})[name] = _corner(plan, found, name)
+        result = merged(plan, name)
+        corners.setdefault(result.shape, {})[name] = _corner(result, found[name])
     best: dict[str, tuple[float, str]] = {}
-    for other, terms in plan.merges.items():
-        shape = plan.tensor(other)[1].shape
-        if shape not in corners or needs_of(terms) != ANY:  # a change by DoRA is its base's too
+    for other in plan.merges:
+        result = merged(plan, other)
+        shape = result.shape
+        if shape not in corners or needs_of(result.terms) != ANY:  # DoRA's is its base's too
             continue
         check_stopped()
-        change = change_in(terms, shape, _window(shape))
+        change = change_in(result, _window(shape))
         size = float(np.linalg.norm(change))
         for name, corner in corners[shape].items():
             likeness = float(np.vdot(corner, change)) / size if size and name != other else 0.0
@@ -89,9 +77,8 @@ def _window(shape: tuple[int, ...]) -> Window:
     return Window((0, min(shape[0], _ROWS)), (0, min(shape[1], _COLS)))
 
 
-def _corner(plan: MergePlan, found: Found, name: str) -> NDArray[np.float32]:
-    file, info = plan.tensor(name)
-    window = _window(info.shape)
-    have, base = read_window(*found[name], window), read_window(file, info, window)
-    corner: NDArray[np.float32] = have.astype(np.float32) - base.astype(np.float32)
-    return corner
+def _corner(result: Merged, found: tuple[InputFile, TensorInfo]) -> NDArray[np.float32]:
+    window = _window(result.shape)
+    have = result.numbers.decode(read_rows(*found, window))
+    base = result.base_numbers.decode(read_rows(result.file, result.info, window))
+    return have - base
