@@ -204,7 +204,7 @@ BAD = {
     ),
     "LoHa": (
         edit_config(peft_type="LOHA"),
-        "peft_type: is 'LOHA', and adapters of NOLA, LORA and VERA",
+        "peft_type: is 'LOHA', and adapters of NOLA, LORA, TINYLORA and VERA",
     ),
     "OFT": (edit_config(peft_type="OFT"), "merge it with PEFT (merge_and_unload"),
     "prompts": (edit_config(peft_type="PROMPT_TUNING"), "it changes no weights"),

@@ -68,13 +68,15 @@ def test_the_command_line_merges_what_a_package_reads(tiny, tmp_path):
 
 def test_without_the_package_the_method_is_refused(tmp_path):
     line = refusal(tmp_path, rank_one_folder(tmp_path / "a"))
-    assert "is 'RANK_ONE', and adapters of NOLA, LORA and VERA are merged here" in line
+    assert "is 'RANK_ONE', and adapters of NOLA, LORA, TINYLORA and VERA are merged here" in line
 
 
 def test_other_methods_are_listed_with_those_of_packages(tmp_path):
     site = install_rank_one(tmp_path / "site")
     line = refusal(site, rank_one_folder(tmp_path / "a", "LOHA"))
-    assert "is 'LOHA', and adapters of NOLA, LORA, VERA and RANK_ONE are merged here" in line
+    assert (
+        "is 'LOHA', and adapters of NOLA, LORA, TINYLORA, VERA and RANK_ONE are merged here" in line
+    )
 
 
 BROKEN = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.stored_matrix import StoredMatrix
 from nola_edge.adapters.whole_tensors import is_saved, load_whole, local_name
@@ -13,11 +13,14 @@ from nola_edge.files.tensors import StoredTensor
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from numpy.typing import NDArray
+
     from nola_edge.adapters.whole_tensors import Announcing
     from nola_edge.files.safetensors import SafetensorsFile
     from nola_edge.files.tensors import Tensor
 
 #: What PEFT puts into the names of a module that is trained whole.
+_FROZEN = ".base_layer.weight"
 _ORIGINAL, _SAVED = ".original_module.", ".modules_to_save."
 
 
@@ -62,6 +65,41 @@ class FactorFile:
         tensor = StoredTensor(self.file, name)
         self._check_finite(name, tensor)
         return tensor
+
+    def array(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Read a small tensor, in the dtype of the file."""
+        found = self.file.tensors[name].shape
+        if found != shape:
+            raise self.refusal(name, f"has shape {list(found)}, must be {list(shape)}")
+        self._check_dtype(name)
+        tensor = StoredTensor(self.file, name)
+        self._check_finite(name, tensor)
+        return tensor.array()
+
+    def without_frozen(
+        self, names: Mapping[str, str], shapes: Mapping[str, tuple[int, int]]
+    ) -> dict[str, str]:
+        """Leave out the weights that PEFT saves beside adapted embeddings: they are the base's.
+
+        Parameters
+        ----------
+        names : mapping
+            Stored name -> the same without PEFT's prefix.
+        shapes : mapping
+            Module -> (out_features, in_features) of its factors.
+        """
+        return {
+            name: local for name, local in names.items() if not self._is_frozen(name, local, shapes)
+        }
+
+    def _is_frozen(self, name: str, local: str, shapes: Mapping[str, tuple[int, int]]) -> bool:
+        wanted = shapes.get(local.removesuffix(_FROZEN))
+        if wanted is None or not local.endswith(_FROZEN):
+            return False
+        shape = self.file.tensors[name].shape
+        if shape not in (wanted, wanted[::-1]):
+            raise self.refusal(name, f"has shape {list(shape)}, which its factors do not fit")
+        return True
 
     def whole_tensors(self, names: Mapping[str, str]) -> dict[str, Tensor]:
         """Return tensor name -> whole tensor, of stored name -> the same without PEFT's prefix."""

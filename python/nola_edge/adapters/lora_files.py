@@ -17,8 +17,6 @@ from nola_edge.adapters.peft_folder import CONFIG_NAME, prefixed_names
 from nola_edge.errors import AdapterError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from nola_edge.adapters.lora_config import LoraConfig
     from nola_edge.adapters.stored_matrix import StoredMatrix
     from nola_edge.files.safetensors import SafetensorsFile
@@ -29,7 +27,6 @@ EMBEDDING_A, EMBEDDING_B = ".lora_embedding_A", ".lora_embedding_B"
 BIAS = ".lora_B.bias"
 MAGNITUDE = ".lora_magnitude_vector"
 _PARTNERS = {A: B, B: A, EMBEDDING_A: EMBEDDING_B, EMBEDDING_B: EMBEDDING_A}
-_FROZEN = ".base_layer.weight"
 
 
 @dataclass(frozen=True)
@@ -99,9 +96,8 @@ class _Reader:
                 f"has no factors (no *{A}); is this a LoRA that PEFT saved?", file=self._file.path
             )
         modules = {module: self._module(module, names) for module, names in parts.items()}
-        rest = {
-            name: local for name, local in rest.items() if not self._is_frozen(name, local, modules)
-        }
+        shapes = {module: (m.b.shape[0], m.a.shape[1]) for module, m in modules.items()}
+        rest = self._tensors.without_frozen(rest, shapes)
         for name, local in rest.items():
             self._check_known(name, local)
         return modules, self._tensors.whole_tensors(rest)
@@ -182,16 +178,3 @@ class _Reader:
                 "has a name between factor and weight; PEFT's save_pretrained leaves out the "
                 "adapter's (…lora_A.weight): save it with that",
             )
-
-    def _is_frozen(self, name: str, local: str, modules: Mapping[str, LoraModule]) -> bool:
-        """Tell whether it is the weight that PEFT saves beside an adapted embedding: the base's."""
-        module = modules.get(local.removesuffix(_FROZEN))
-        if module is None or not local.endswith(_FROZEN):
-            return False
-        out_features, in_features = module.b.shape[0], module.a.shape[1]
-        shape = self._file.tensors[name].shape
-        if shape not in ((out_features, in_features), (in_features, out_features)):
-            raise self._tensors.refusal(
-                name, f"has shape {list(shape)}, which its factors do not fit"
-            )
-        return True

@@ -24,6 +24,7 @@ GROUP = "nola_edge.adapters"
 #: As entry points are written. NOLA is apart: its adapters are files too.
 _OWN = {
     "LORA": "nola_edge.adapters.lora:LoraAdapter.from_folder",
+    "TINYLORA": "nola_edge.adapters.tinylora:TinyLoraAdapter",
     "VERA": "nola_edge.adapters.vera:VeraAdapter",
 }
 #: Errors that are no mistake of a package.

@@ -95,10 +95,21 @@ class Fields:
 
     def rank(self, name: str) -> int:
         """Return a rank, which must be there."""
+        return self.integer(name, 1, MAX_RANK)
+
+    def integer(self, name: str, least: int, most: int) -> int:
+        """Return an integer in least..most, which must be there."""
         value = self._needed(name)
-        if not is_rank(value):
-            raise self._refusal(name, value, f"an integer in 1..{MAX_RANK}")
-        return int(value)
+        if type(value) is not int or not least <= value <= most:
+            raise self._refusal(name, value, f"an integer in {least}..{most}")
+        return value
+
+    def number(self, name: str, least: float, most: float) -> float:
+        """Return a number from `least` to `most`, which must be there."""
+        value = self._needed(name)
+        if type(value) not in (int, float) or not least <= value <= most:
+            raise self._refusal(name, value, f"a number from {least:g} to {most:g}")
+        return float(value)
 
     def alpha(self, name: str) -> float:
         """Return a number, which must be there."""

@@ -1,0 +1,224 @@
+"""TinyLoRA: a few trained numbers between singular vectors of the base's own weights.
+
+    W' = W + B (v[0] P[0] + … + v[u - 1] P[u - 1]) A        (arXiv 2602.04118)
+
+A and B are the largest singular vectors of W, and P is random; all three are in the file, for each
+module (PEFT's ``save_projection``). A vector v belongs to a group of modules, and no file says
+which: PEFT counts modules in the order of the model. The same count has seeded P, by which it is
+found again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nola_edge import ops
+from nola_edge.adapters.factor_file import FactorFile
+from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX, kept_open, prefixed_names
+from nola_edge.adapters.stored import StoredAdapter
+from nola_edge.adapters.tinylora_config import TinyLoraConfig
+from nola_edge.adapters.tinylora_groups import Projection, vector_of_each
+from nola_edge.adapters.whole_tensors import INPUT_EMBEDDINGS
+from nola_edge.errors import AdapterError
+from nola_edge.files.tensors import TensorMapping
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from nola_edge.adapters.stored_matrix import StoredMatrix
+    from nola_edge.ops import Range
+
+_VECTOR = "base_model.tinylora_v."
+_A, _B, _P = ".tinylora_A", ".tinylora_B", ".tinylora_P"
+#: Last parts of names of embeddings, whose weights are (tokens, features) whatever layers' are.
+_EMBEDDINGS = {name.removesuffix(".weight") for name in INPUT_EMBEDDINGS} | {
+    "embeddings",
+    "position_embeddings",
+    "shared",
+    "token_type_embeddings",
+    "wpe",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class TinyLoraModule:
+    """The frozen factors of one module, in their file, and what was trained between them.
+
+    Attributes
+    ----------
+    a : StoredMatrix
+        (r, in_features).
+    b : StoredMatrix
+        (out_features, r).
+    core : (r, r) float32
+        The sum of P weighted by v, in double before it is rounded.
+    is_embedding : bool
+    """
+
+    a: StoredMatrix
+    b: StoredMatrix
+    core: NDArray[np.float32]
+    is_embedding: bool
+
+
+class TinyLoraAdapter(StoredAdapter):
+    """A TinyLoRA whose factors stay in their file, and are read as they are merged.
+
+    Attributes
+    ----------
+    config : TinyLoraConfig
+    modules : dict
+        Module name -> :class:`TinyLoraModule`, in the order of the file.
+    whole_tensors : TensorMapping
+        Tensor name -> array, for ``modules_to_save`` and biases.
+    path : Path
+        Where it was loaded from.
+    """
+
+    config: TinyLoraConfig
+    modules: dict[str, TinyLoraModule]
+
+    def __init__(self, folder: Path, data: dict[str, Any]) -> None:
+        self.path = folder
+        self.config = TinyLoraConfig.from_json(data, file=folder / CONFIG_NAME)
+        with kept_open(folder) as file:
+            self._read(FactorFile(file, self.config))
+
+    def _read(self, tensors: FactorFile) -> None:
+        vectors = [name for name in tensors.file.tensors if name.startswith(_VECTOR)]
+        modules: dict[str, None] = {}
+        rest: dict[str, str] = {}
+        for name, local in prefixed_names(tensors.file, apart=vectors):
+            module, dot, ending = local.rpartition(".")
+            if module and dot + ending in (_A, _B, _P):
+                modules[module] = None
+            else:
+                rest[name] = local
+        if not modules:
+            raise AdapterError(f"has no factors (no *{_A})", file=tensors.file.path)
+        projections = {module: self._projection(tensors, module) for module in modules}
+        groups = vector_of_each(projections, self.config, tensors, _VECTOR)
+        self.modules = {
+            module: self._module(tensors, module, projections[module], groups[module])
+            for module in modules
+        }
+        shapes = {module: (m.b.shape[0], m.a.shape[1]) for module, m in self.modules.items()}
+        rest = tensors.without_frozen(rest, shapes)
+        self.whole_tensors = TensorMapping(tensors.whole_tensors(rest))
+
+    def _projection(self, tensors: FactorFile, module: str) -> Projection:
+        stem = PREFIX + module
+        for ending in (_A, _B):
+            if stem + ending not in tensors.file.tensors:
+                present = next(e for e in (_A, _B, _P) if stem + e in tensors.file.tensors)
+                raise tensors.refusal(
+                    stem + present, f"has no partner {ending[1:]}; the file is not complete"
+                )
+        if stem + _P not in tensors.file.tensors:
+            raise tensors.refusal(
+                stem + _P,
+                "is not there: the random tensors were not saved, and they say which of the "
+                "trained vectors is this module's; load the adapter where it was trained and save "
+                "it with save_projection=True",
+            )
+        a, b = tensors.matrix(stem + _A), tensors.matrix(stem + _B)
+        rank = min(self.config.r, b.shape[0], a.shape[1])
+        for name, found in ((stem + _A, a.shape[0]), (stem + _B, b.shape[1])):
+            if found != rank:
+                raise tensors.refusal(
+                    name, f"is of rank {found}; r = {self.config.r} in {CONFIG_NAME} makes {rank}"
+                )
+        return Projection(stem + _P, tensors.array(stem + _P, (self.config.u, rank, rank)))
+
+    def _module(
+        self,
+        tensors: FactorFile,
+        module: str,
+        projection: Projection,
+        vector: NDArray[np.float32],
+    ) -> TinyLoraModule:
+        a, b = (tensors.matrix(PREFIX + module + ending) for ending in (_A, _B))
+        is_embedding = module.rpartition(".")[2] in _EMBEDDINGS
+        return TinyLoraModule(a, b, projection.weighted(vector), is_embedding)
+
+    def rank(self, module: str) -> int:
+        """Return r of a module."""
+        return len(self._module_of(module).core)
+
+    def scaling_of(self, module: str) -> float:
+        """Return 1: TinyLoRA has no scaling."""
+        self.find(module)
+        return 1.0
+
+    def factor_a(
+        self,
+        module: str,
+        in_features: int,
+        cols: Range | None = None,
+        num_threads: int | None = None,
+        *,
+        rows: Range | None = None,
+    ) -> NDArray[np.float32]:
+        """Return A, or the columns, or rows, (start, stop) of it: float32.
+
+        An embedding's weight is stored as (tokens, features) = (in, out), so that its A is (B R)ᵀ.
+        """
+        found = self._module_of(module)
+        if found.is_embedding:
+            return np.ascontiguousarray(_multiplied(found, cols, rows).T)
+        return found.a.window(rows, cols)
+
+    def factor_b(
+        self,
+        module: str,
+        out_features: int,
+        rows: Range | None = None,
+        num_threads: int | None = None,
+        *,
+        cols: Range | None = None,
+    ) -> NDArray[np.float32]:
+        """Return B R, of an embedding Aᵀ, or the rows, or columns, of it: float32."""
+        found = self._module_of(module)
+        if found.is_embedding:
+            return np.ascontiguousarray(found.a.window(cols, rows).T)
+        return _multiplied(found, rows, cols)
+
+    def is_embedding(self, module: str) -> bool:
+        """Tell whether a module is an embedding by its name, which alone says it."""
+        return self._module_of(module).is_embedding
+
+    def shape(self, module: str) -> tuple[int, int]:
+        """Return the (out_features, in_features) of the stored factors."""
+        found = self._module_of(module)
+        out, into = found.b.shape[0], found.a.shape[1]
+        return (into, out) if found.is_embedding else (out, into)
+
+    @property
+    def held_bytes(self) -> int:
+        """Return the bytes that it holds in memory."""
+        return sum(m.core.nbytes for m in self.modules.values()) + super().held_bytes
+
+    def _module_of(self, module: str) -> TinyLoraModule:
+        found: TinyLoraModule = self.find(module)
+        return found
+
+
+def _multiplied(
+    module: TinyLoraModule, rows: Range | None, cols: Range | None
+) -> NDArray[np.float32]:
+    """Return some columns of some rows of B R, summed in double in the order of R's rows."""
+    b = module.b.window(rows, None).astype(np.float64)
+    core = module.core[:, slice(*(cols or (None,)))].astype(np.float64)
+
+    def product() -> NDArray[np.float32]:
+        total = np.zeros((len(b), core.shape[1]))
+        for j, row in enumerate(core):
+            total += b[:, j : j + 1] * row
+        return total.astype(np.float32)
+
+    return ops.in_specified_environment(product)
