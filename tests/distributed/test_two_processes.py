@@ -14,12 +14,14 @@ from torch.distributed.tensor.placement_types import Partial, Replicate, Shard, 
 
 import nola_edge.torch as nt
 from nola_edge import Adapter
+from nola_edge.adapters.peft_folder import PREFIX
 from nola_edge.adapters.quantize import rounded
 from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.peft import NolaConfig
 from nola_edge.torch.sharding import _is_one_window
 from tests.distributed import worker
 from tests.integrations.test_transformers import decoder, shapes_of
+from tests.lora_folders import factors, with_magnitudes, write_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ROOT = Path(__file__).parents[2]
@@ -124,6 +126,32 @@ def test_shards_merge_to_the_bits_of_the_whole(tmp_path):
             for name, expected in worker.weights(whole).items():
                 assert torch.equal(values[name], expected), (dtype, dim, name)
                 assert torch.equal(before[name], expected) == name.endswith("bias")
+
+
+def write_family(folder):
+    """Write LoRA that adds to biases, LoRA with a whole weight, and DoRA."""
+    up = {f"blocks.{i}.up": (40, 24) for i in range(2)}
+    down = {f"blocks.{i}.down": (24, 40) for i in range(2)}
+    rng = np.random.default_rng(1)
+    biased = {f"{PREFIX}{m}.lora_B.bias": rng.standard_normal(40).astype(np.float32) for m in up}
+    write_lora(folder / "biases", {**factors(up), **biased}, lora_bias=True)
+    held = {f"{PREFIX}blocks.1.down.weight": rng.standard_normal((24, 40)).astype(np.float32)}
+    write_lora(folder / "whole", {**factors(up), **held}, modules_to_save=["blocks.1.down"])
+    write_lora(folder / "dora", with_magnitudes(factors({**up, **down})), use_dora=True)
+
+
+def test_shards_of_the_lora_family(tmp_path):
+    """DoRA needs whole outputs: it is refused where these are split, and nothing is changed."""
+    write_family(tmp_path)
+    for result in run_two("merge_family_shards", tmp_path):
+        for case, (refused, values) in result.items():
+            whole = worker.make(torch.bfloat16)
+            if case == "dora, 1":
+                assert "split over processes along its inputs, and DoRA" in refused
+            else:
+                nt.merge_(whole, tmp_path / case.partition(",")[0])
+            for name, expected in worker.weights(whole).items():
+                assert torch.equal(values[name], expected), (case, name)
 
 
 def test_a_model_that_transformers_splits_while_loading(tmp_path):

@@ -200,6 +200,26 @@ def merge_shards(folder: Path) -> dict[str, object]:
     return {"merged": found, "refused": [refusal(mesh, adapter, kind) for kind in UNMERGEABLE]}
 
 
+def merge_family_shards(folder: Path) -> dict[str, object]:
+    """merge_ with LoRA's biases, whole tensors and DoRA, on parameters split along a dimension."""
+    mesh = init_device_mesh("cpu", (2,))
+    found: dict[str, object] = {}
+    for name in ("biases", "whole", "dora"):
+        for dim in (0, 1):
+            model = make(torch.bfloat16)
+            for place, parameter in list(model.named_parameters()):
+                owner, _, last = place.rpartition(".")
+                split = distribute_tensor(parameter.data, mesh, [Shard(dim % parameter.dim())])
+                setattr(model.get_submodule(owner), last, nn.Parameter(split, requires_grad=False))
+            refused = None
+            try:
+                nt.merge_(model, folder / name)
+            except MismatchError as error:
+                refused = str(error)
+            found[f"{name}, {dim}"] = refused, weights(model)
+    return found
+
+
 #: Ways to split a weight of which no process then holds one block of rows and columns.
 UNMERGEABLE = (_StridedShard(0, split_factor=2), _StridedShard(-1, split_factor=4), Partial())
 
@@ -258,6 +278,7 @@ MODES = {
         other_layout,
         save_sharded,
         merge_shards,
+        merge_family_shards,
         load_shards,
     )
 }
