@@ -48,6 +48,34 @@ def test_a_head_that_the_base_lacks_is_the_adapters(headless):
     assert_same(model, other)
 
 
+def test_a_switch_between_biases_of_a_base_with_other_names(tmp_path):
+    """The first adapter says how the base's tensors are named, the second changes biases alone."""
+    torch.manual_seed(2)
+    cls = transformers.BertModel
+    model = bert().bert
+    model.save_pretrained(tmp_path / "base")
+    config = {"target_modules": ["query"], "task_type": None}
+    for name, options in {"plain": {}, "biases": {"bias": "all"}}.items():
+        train_encoder(load(tmp_path / "base", cls=cls), lora(**config, **options), tmp_path / name)
+        ne.merge_checkpoint(tmp_path / "base", tmp_path / name, tmp_path / f"merged-{name}")
+    resident = load(tmp_path / "base", cls=transformers.BertForSequenceClassification)
+    with nt.AdapterSwitch(resident, tmp_path / "base") as switch:
+        for name in ("plain", "biases"):
+            switch.add(name, tmp_path / name)
+            switch.use(name)
+            assert_same(resident.bert, load(tmp_path / f"merged-{name}", cls=cls))
+        switch.use(None)
+        assert_same(resident.bert, model)
+
+
+def train_encoder(model, config, folder):
+    wrapped = peft.get_peft_model(model, config)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    wrapped.save_pretrained(folder)
+
+
 def test_a_head_for_other_labels(headless):
     base, adapter, _ = headless
     cls = transformers.BertForSequenceClassification
@@ -154,4 +182,3 @@ def test_a_vocabulary_that_was_resized(tmp_path):
     resized.resize_token_embeddings(70)
     nt.merge_(resized, tmp_path / "lora")
     torch.testing.assert_close(logits(resized.eval()), expected, rtol=1e-5, atol=1e-6)
-    assert peft.PeftConfig.from_pretrained(tmp_path / "lora").modules_to_save

@@ -10,8 +10,10 @@ import torch
 from nola_edge.adapters.module_names import match_modules
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import MismatchError, printable
+from nola_edge.merge.plan import Prefix
 from nola_edge.merge.switch import Switch
 from nola_edge.models.mapped_memory import byte_view, find_shared
+from nola_edge.models.plan import tensors_of
 from nola_edge.models.resident import check_resident
 from nola_edge.torch.arrays import tensor_view
 
@@ -54,10 +56,9 @@ class AdapterSwitch(Switch):
 
     def _check(self, names: list[str]) -> None:
         # Every time: parameters may have been offloaded, split or tied since the last.
-        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        parameters = tensors_of(self.model)
         where = Path(f"<{type(self.model).__name__}>")
-        new = [name for name in names if name not in self._names]
-        matched = {**self._names, **self._match(new, parameters, where)}
+        matched = self._match(list(dict.fromkeys([*self._names, *names])), parameters, where)
         for name in names:
             if matched[name] not in parameters:
                 raise MismatchError("is not in the model", file=where, field=matched[name])
@@ -77,11 +78,11 @@ class AdapterSwitch(Switch):
     def _match(
         self, tensors: list[str], parameters: Mapping[str, torch.Tensor], where: Path
     ) -> dict[str, str]:
-        """Return the parameter of each of the base's tensors."""
+        """Return the parameter of each of the base's tensors: weights say how all are named."""
         modules = [name.removesuffix(_WEIGHT) for name in tensors if name.endswith(_WEIGHT)]
         found = match_modules(modules, parameters, adapter=self._base.path, base=where)
-        matched = {module + _WEIGHT: name for module, name in found.items()}
-        return {name: matched.get(name, name) for name in tensors}
+        prefix = Prefix.of(found)
+        return {name: prefix.apply(name) for name in tensors}
 
     def _check_parameter(
         self, tensor: str, name: str, parameter: torch.Tensor, where: Path
@@ -98,7 +99,9 @@ class AdapterSwitch(Switch):
 
     def _parameter(self, tensor: str) -> torch.Tensor:
         # Looked up each time: a parameter may have been moved to another device.
-        return self.model.get_parameter(self._names[tensor]).data
+        owner, _, last = self._names[tensor].rpartition(".")
+        parameter: torch.Tensor = getattr(self.model.get_submodule(owner), last)
+        return parameter.data
 
     def _holds(self, name: str, values: NDArray[Any]) -> bool:
         parameter = self._parameter(name)
