@@ -163,7 +163,7 @@ def test_merging_into_quantised_rows(under, tmp_path):
 
 def test_converting_the_public_codes_checkpoints(under, tmp_path):
     from nola_edge.convert import convert_checkpoint
-    from tests.convert.checkpoints import peft_tensors, write_folder
+    from tests.adapters.public_nola.checkpoints import peft_tensors, write_folder
 
     tensors = {
         name: values * np.float32(1e-38) if values.dtype == np.float32 else values

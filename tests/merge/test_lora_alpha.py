@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nola_edge as ne
-from nola_edge.convert.factor import Factor, Layer, Part
+from nola_edge.adapters.public_nola.contents import Factor, Layer, Part
 from nola_edge.export.alpha import alpha_of
 from tests.conftest import tiny_adapter
 

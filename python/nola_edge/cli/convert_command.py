@@ -17,7 +17,7 @@ from nola_edge.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from nola_edge.convert.convert import ConversionReport
+    from nola_edge.export.public_nola import ConversionReport
 
 _EPILOG = """\
 Example: nola-edge convert ./adapter_model --gpu a100 -o ./my-lora

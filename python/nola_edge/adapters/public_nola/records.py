@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nola_edge.convert.cuda_generator import THREADS_PER_BLOCK, CudaGenerator
-from nola_edge.convert.devices import DrawnOn
+from nola_edge.adapters.public_nola.cuda_generator import THREADS_PER_BLOCK, CudaGenerator
+from nola_edge.adapters.public_nola.devices import DrawnOn
 from nola_edge.dtypes import MERGEABLE
 from nola_edge.errors import AdapterError, MismatchError
 from nola_edge.files.safetensors import SafetensorsFile
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nola_edge.convert.factor import Factor
+    from nola_edge.adapters.public_nola.contents import Factor
 
 _SUFFIX = ".first"
 _PLAIN = re.compile(r"[\w.-]+", re.ASCII)

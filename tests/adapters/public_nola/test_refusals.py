@@ -6,8 +6,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from nola_edge.adapters.public_nola.devices import drawn_on_of
 from nola_edge.convert import convert_checkpoint
-from nola_edge.convert.devices import drawn_on_of
 from nola_edge.errors import (
     AdapterError,
     ArgumentError,
@@ -18,8 +18,7 @@ from nola_edge.errors import (
     OutputError,
 )
 from nola_edge.files.safetensors import SafetensorsFile
-from tests.conftest import load_all, snapshot, write_safetensors
-from tests.convert.checkpoints import (
+from tests.adapters.public_nola.checkpoints import (
     F,
     gpt2_tensors,
     pair,
@@ -27,6 +26,7 @@ from tests.convert.checkpoints import (
     vit_tensors,
     write_folder,
 )
+from tests.conftest import load_all, snapshot, write_safetensors
 
 A = "base_model.model.layers.0.q.lora_A"
 

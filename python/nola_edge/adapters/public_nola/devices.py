@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from nola_edge.convert.cpu_generator import CpuGenerator
-from nola_edge.convert.cuda_generator import THREADS_PER_BLOCK, CudaGenerator
+from nola_edge.adapters.public_nola.cpu_generator import CpuGenerator
+from nola_edge.adapters.public_nola.cuda_generator import THREADS_PER_BLOCK, CudaGenerator
 from nola_edge.errors import ArgumentError, printable
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class DrawnOn:
     fused : bool
         On a CPU, whether torch's kernel had a fused multiply-add.
     older : bool
-        On a GPU, see :class:`~nola_edge.convert.cuda_generator.CudaGenerator`.
+        On a GPU, see :class:`~nola_edge.adapters.public_nola.cuda_generator.CudaGenerator`.
     """
 
     device: str

@@ -1,12 +1,13 @@
 """Checkpoints of the GPT-2 code.
 
 ``gpt/src/model_nola.py`` and ``gpt/src/gpt2_ft.py``: a file of ``torch.save`` with
-``model_state_dict``, either the tensors of :mod:`~nola_edge.convert.seeded` alone (those saved on
-the way) or with the frozen base (the last one), named ``module.transformer.h.<i>.attn.nola_query``
-and ``attn.nola_value`` (with ``--lora_qv``), ``mlp.p1_nola`` and ``mlp.p2_nola`` (with
-``--lora_mlp``), then ``.lora_A.seed`` and so on. All blocks are copies of one, so they share
-seeds. The weights of both factors are normal numbers (``_init_weights``), so that B is not zero
-at first. ``lora_alpha`` is an argument of the script and is not saved.
+``model_state_dict``, either the tensors of :mod:`~nola_edge.adapters.public_nola.seeded` alone
+(those saved on the way) or with the frozen base (the last one), named
+``module.transformer.h.<i>.attn.nola_query`` and ``attn.nola_value`` (with ``--lora_qv``),
+``mlp.p1_nola`` and ``mlp.p2_nola`` (with ``--lora_mlp``), then ``.lora_A.seed`` and so on. All
+blocks are copies of one, so they share seeds. The weights of both factors are normal numbers
+(``_init_weights``), so that B is not zero at first. ``lora_alpha`` is an argument of the script and
+is not saved.
 
 In the forward the query's pair is added to the first third of ``c_attn``'s output and the value's
 to the last; p1 and p2 are added to ``mlp.c_fc`` and ``mlp.c_proj``. Here query and value become
@@ -19,13 +20,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from nola_edge.convert.factor import Factor, Layer, Part, Plan
-from nola_edge.convert.peft_style import require_alpha
-from nola_edge.convert.seeded import check_counts, read_pair, sort_names
+from nola_edge.adapters.public_nola.contents import Factor, Layer, Part, Plan
+from nola_edge.adapters.public_nola.llama import require_alpha
+from nola_edge.adapters.public_nola.seeded import check_counts, read_pair, sort_names
 from nola_edge.errors import AdapterError
 
 if TYPE_CHECKING:
-    from nola_edge.convert.source import Source
+    from nola_edge.adapters.public_nola.checkpoint_file import Source
 
 _QUERY, _VALUE = "attn.nola_query", "attn.nola_value"
 _TARGETS = {"mlp.p1_nola": "mlp.c_fc", "mlp.p2_nola": "mlp.c_proj"}

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from tests.adapters.public_nola.checkpoints import gpt2_tensors, vit_tensors, write_folder
 from tests.cli.test_cli import run
 from tests.conftest import snapshot, write_safetensors
-from tests.convert.checkpoints import gpt2_tensors, vit_tensors, write_folder
 
 
 def test_help_teaches_with_examples_and_the_lines_that_record():

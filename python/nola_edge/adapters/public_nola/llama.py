@@ -2,10 +2,11 @@
 
 ``llama/peft/tuners/lora.py`` and ``llama/qlora.py``: a PEFT folder whose ``adapter_config.json``
 says ``peft_type: LORA``, ``use_nola``, ``nola_num_basis``, ``r`` and ``lora_alpha``; its tensors
-are those of :mod:`~nola_edge.convert.seeded`, ``base_model.model.<module>.lora_A.seed`` and so on,
-in ``adapter_model.bin``, which :mod:`~nola_edge.files.torch_file` refuses, and says what to do.
-``lora_B.weight`` is zero at first and stays so. With ``--bf16`` the layers are bfloat16, and so are
-the basis and every step of the matrix.
+are those of :mod:`~nola_edge.adapters.public_nola.seeded`, named
+``base_model.model.<module>.lora_A.seed`` and so on, in ``adapter_model.bin``, which
+:mod:`~nola_edge.files.torch_file` refuses, and says what to do. ``lora_B.weight`` is zero at first
+and stays so. With ``--bf16`` the layers are bfloat16, and so are the basis and every step of the
+matrix.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX
-from nola_edge.convert.factor import Layer, Part, Plan
-from nola_edge.convert.seeded import check_counts, read_pair, sort_names
+from nola_edge.adapters.public_nola.contents import Layer, Part, Plan
+from nola_edge.adapters.public_nola.seeded import check_counts, read_pair, sort_names
 from nola_edge.errors import AdapterError, ArgumentError, printable
 
 if TYPE_CHECKING:
-    from nola_edge.convert.source import Source
+    from nola_edge.adapters.public_nola.checkpoint_file import Source
 
 _KEPT = ("base_model_name_or_path", "revision", "task_type", "inference_mode")
 #: Fields that say how it was trained, or are read here.

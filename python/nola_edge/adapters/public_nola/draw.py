@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nola_edge.convert.uniform import rounded
+from nola_edge.adapters.public_nola.uniform import rounded
 from nola_edge.errors import NotFiniteError
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nola_edge.convert.devices import DrawnOn
-    from nola_edge.convert.factor import Factor
+    from nola_edge.adapters.public_nola.contents import Factor
+    from nola_edge.adapters.public_nola.devices import DrawnOn
 
 
 def regenerate(

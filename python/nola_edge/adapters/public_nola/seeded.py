@@ -18,14 +18,14 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
-from nola_edge.convert.factor import Factor
+from nola_edge.adapters.public_nola.contents import Factor
 from nola_edge.dtypes import safetensors_dtype
 from nola_edge.errors import AdapterError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from nola_edge.convert.source import Source
+    from nola_edge.adapters.public_nola.checkpoint_file import Source
 
 _PARTS = ("weight", "seed", "coefficients")
 _NAME = re.compile(

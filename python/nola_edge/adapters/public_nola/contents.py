@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nola_edge.convert.devices import DrawnOn
+    from nola_edge.adapters.public_nola.devices import DrawnOn
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from nola_edge.convert.cpu_generator import CpuGenerator
-from nola_edge.convert.vit_style import kaiming_bound
+from nola_edge.adapters.public_nola.cpu_generator import CpuGenerator
+from nola_edge.adapters.public_nola.vision import kaiming_bound
 from tests.conftest import write_safetensors
 
 F = np.float32

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from nola_edge.convert import convert_checkpoint
 from nola_edge.errors import FormatError
+from tests.adapters.public_nola.checkpoints import gpt2_tensors, write_folder
 from tests.cli.test_cli import run
 from tests.conftest import snapshot, write_safetensors
-from tests.convert.checkpoints import gpt2_tensors, write_folder
 
 
 class Bomb:

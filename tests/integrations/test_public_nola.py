@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from nola_edge.adapters.public_nola.cpu_generator import CpuGenerator
 from nola_edge.convert import convert_checkpoint
-from nola_edge.convert.cpu_generator import CpuGenerator
 from tests.integrations.public_models import (
     SEEDS,
     Added,

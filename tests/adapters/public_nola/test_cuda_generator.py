@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nola_edge.convert.cuda_generator import CudaGenerator, drawn_at_once
-from nola_edge.convert.devices import GPUS, DrawnOn, drawn_on_of
-from nola_edge.convert.philox import philox_words
+from nola_edge.adapters.public_nola.cuda_generator import CudaGenerator, drawn_at_once
+from nola_edge.adapters.public_nola.devices import GPUS, DrawnOn, drawn_on_of
+from nola_edge.adapters.public_nola.philox import philox_words
 from nola_edge.dtypes import numpy_dtype
 from tests.reference.philox import philox4x32_10
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nola_edge.convert.uniform import between, rounded
+from nola_edge.adapters.public_nola.uniform import between, rounded
 from nola_edge.pacing import check_stopped
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_edge.convert.devices import DrawnOn
-from nola_edge.convert.factor import Factor, Layer, Part, Plan
-from nola_edge.convert.records import elements_of
+from nola_edge.adapters.public_nola.contents import Factor, Layer, Part, Plan
+from nola_edge.adapters.public_nola.devices import DrawnOn
+from nola_edge.adapters.public_nola.records import elements_of
 from nola_edge.errors import AdapterError, ArgumentError, MismatchError, printable
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nola_edge.convert.source import Source
+    from nola_edge.adapters.public_nola.checkpoint_file import Source
 
 _SEED = 0
 _NAME = re.compile(r"(?P<kind>fc1_A|fc[12]_alpha|fc[12]_beta)_(?P<block>\d{3}|[1-9]\d{3,5})")

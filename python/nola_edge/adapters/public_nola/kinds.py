@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from nola_edge.convert.gpt2_style import plan_gpt2
-from nola_edge.convert.peft_style import plan_peft
-from nola_edge.convert.vit_style import plan_vit
+from nola_edge.adapters.public_nola.gpt2 import plan_gpt2
+from nola_edge.adapters.public_nola.llama import plan_peft
+from nola_edge.adapters.public_nola.vision import plan_vit
 from nola_edge.errors import AdapterError, ArgumentError, printable
 
 if TYPE_CHECKING:
-    from nola_edge.convert.devices import DrawnOn
-    from nola_edge.convert.factor import Plan
-    from nola_edge.convert.source import Source
+    from nola_edge.adapters.public_nola.checkpoint_file import Source
+    from nola_edge.adapters.public_nola.contents import Plan
+    from nola_edge.adapters.public_nola.devices import DrawnOn
 
 _SEEDED = r"\.lora_[AB]\.(?:[^.]+\.)?(?:seed|coefficients)"
 _GPT2_LAYER = r"(?:nola_query|nola_value|p1_nola|p2_nola)"

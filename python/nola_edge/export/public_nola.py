@@ -18,12 +18,12 @@ from nola_edge.adapters.peft_folder import (
     write_config,
     write_tensors,
 )
-from nola_edge.convert.basis import regenerate
-from nola_edge.convert.cuda_generator import drawn_at_once
-from nola_edge.convert.devices import DrawnOn, drawn_on_of
-from nola_edge.convert.records import check_records, how_to_record
-from nola_edge.convert.source import Source
-from nola_edge.convert.styles import plan_conversion
+from nola_edge.adapters.public_nola.checkpoint_file import Source
+from nola_edge.adapters.public_nola.cuda_generator import drawn_at_once
+from nola_edge.adapters.public_nola.devices import DrawnOn, drawn_on_of
+from nola_edge.adapters.public_nola.draw import regenerate
+from nola_edge.adapters.public_nola.kinds import plan_conversion
+from nola_edge.adapters.public_nola.records import check_records, how_to_record
 from nola_edge.errors import AdapterError, ArgumentError
 from nola_edge.export.lora_fields import lora_fields
 from nola_edge.files.atomic import AtomicOutput
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from nola_edge.convert.factor import Factor, Plan
+    from nola_edge.adapters.public_nola.contents import Factor, Plan
 
 #: Holds ``head.weight``, the trained classifier of a vision transformer.
 HEAD_NAME = "head.safetensors"
@@ -119,7 +119,7 @@ def convert_checkpoint(
     drawn_on : {"cpu", "cuda"}, optional
         Where training drew the basis. Needed unless the GPU is given or the checkpoint says it.
     gpu : str, optional
-        Its name, one of :data:`nola_edge.convert.devices.GPUS`.
+        Its name, one of :data:`nola_edge.adapters.public_nola.devices.GPUS`.
     multiprocessors, threads_per_multiprocessor : int, optional
         Its size, instead of its name: both from ``torch.cuda.get_device_properties``.
     older_torch : bool
@@ -130,7 +130,8 @@ def convert_checkpoint(
         Of a vision transformer: the rank (default: found by the recorded values) and the width of
         the MLP (default: as timm's models of that embedding have it).
     check : path, optional
-        A safetensors file with recorded numbers of the basis (:mod:`nola_edge.convert.records`).
+        A safetensors file with recorded numbers of the basis
+        (:mod:`nola_edge.adapters.public_nola.records`).
     num_threads : int, optional
         Default: the processors this process may use. The bytes do not depend on it.
     force : bool

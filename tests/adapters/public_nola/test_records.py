@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from nola_edge.adapters.public_nola.devices import DrawnOn, drawn_on_of
 from nola_edge.convert import convert_checkpoint
-from nola_edge.convert.devices import DrawnOn, drawn_on_of
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import AdapterError, MismatchError
+from tests.adapters.public_nola.checkpoints import F, pair, write_folder
 from tests.conftest import load_all, snapshot, write_safetensors
-from tests.convert.checkpoints import F, pair, write_folder
 
 RANK, INPUTS, COUNT, SEEDS = 8, 200, 64, (3, 10**10 - 7)
 A, B = ("base_model.model.q.lora_" + label for label in "AB")
@@ -80,7 +80,7 @@ def test_another_seed(tmp_path):
 def test_16_bits_of_an_older_torch(tmp_path, monkeypatch):
     """Only one number in a thousand tells; take a seed with which a recorded one does."""
     for seed in range(1, 200):
-        monkeypatch.setattr("tests.convert.test_records.SEEDS", (seed, 1))
+        monkeypatch.setattr("tests.adapters.public_nola.test_records.SEEDS", (seed, 1))
         check = record(tmp_path, of("t4", older=True), dtype="BF16")
         if (load_all(check)[A + ".first"].astype(F) == 1).any():
             break
