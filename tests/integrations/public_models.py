@@ -188,7 +188,7 @@ def do_as_the_refusal_says(path):
     path = Path(os.path.relpath(path))  # as people write it, and short
     with pytest.raises(FormatError) as refused:
         convert_checkpoint(path, path.parent / "never")
-    said = re.search(r" run: (.+); then: nola-edge convert (.+), with", str(refused.value))
+    said = re.search(r" run: (.+); then: give (.+)$", str(refused.value))
     subprocess.run(
         said[1],
         shell=True,

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nola_edge as ne
-from nola_edge.adapters.public_nola.contents import Factor, Layer, Part
 from nola_edge.export.alpha import alpha_of
+from nola_edge.export.lora_fields import fields_of_modules
 from tests.conftest import tiny_adapter
 
 RANKS = st.one_of(st.integers(1, 64), st.integers(1, 65536))
@@ -66,14 +66,19 @@ def test_an_exported_lora_needs_no_other_rule(tiny, tmp_path, use_rslora, r):
         assert isinstance(config["lora_alpha"], int)
 
 
+@given(r=RANKS, alpha=st.decimals("0.01", "1000", places=2))
+def test_an_alpha_that_was_typed_is_found_as_it_was(r, alpha):
+    assert alpha_of(float(alpha) / r, r) == float(alpha)
+
+
 @pytest.mark.parametrize("parts", [1, 2, 3])
 @given(rank=st.integers(1, 64), alpha=ALPHAS)
-def test_a_converted_layer_of_several_parts_has_their_scaling(parts, rank, alpha):
-    factor = Factor("a", 0, (rank, 8), 1.0, np.ones(1, np.float32))
-    layer = Layer("q", 8 * parts, (Part(factor, factor),) * parts, alpha)
+def test_a_layer_of_several_parts_has_their_scaling(parts, rank, alpha):
+    """As query and value of the public GPT-2 code become one layer."""
     scaling = alpha / rank
-    found = layer.total_alpha / layer.rank
+    fields = fields_of_modules({"c_attn": (rank * parts, scaling)})
+    found = fields["lora_alpha"] / fields["r"]
     assert abs(found - scaling) == min(
-        abs(q - scaling) for q in quotients_nearby(scaling, layer.rank, np.float64)
+        abs(q - scaling) for q in quotients_nearby(scaling, rank * parts, np.float64)
     )
-    assert layer.total_alpha == alpha * parts or not usual(alpha)
+    assert fields["lora_alpha"] == alpha * parts or not usual(alpha)

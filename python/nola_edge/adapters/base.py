@@ -138,6 +138,11 @@ class LowRankAdapter(ABC):
     def modules_to_save(self) -> tuple[str, ...]:
         """Return the modules whose tensors it has whole."""
 
+    @property
+    def unplaced(self) -> Mapping[str, Tensor]:
+        """Return trained tensors that no merge can use, by name: ``export lora`` writes them."""
+        return {}
+
     def may_add(self, name: str) -> bool:
         """Tell whether a whole tensor may be one that the base does not have."""
         return is_saved(name, self.modules_to_save)

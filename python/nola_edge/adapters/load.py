@@ -9,7 +9,7 @@ from nola_edge.adapters.methods import known_methods, reader_of
 from nola_edge.adapters.nola import Adapter
 from nola_edge.adapters.nola_config import PEFT_TYPE
 from nola_edge.adapters.peft_folder import CONFIG_NAME
-from nola_edge.errors import AdapterError, FormatError, printable
+from nola_edge.errors import AdapterError, ArgumentError, FormatError, printable
 from nola_edge.files.input_file import opening
 from nola_edge.files.paths import read_inside
 from nola_edge.files.safetensors import SafetensorsFile
@@ -39,7 +39,13 @@ _CONVERT = (
 )
 
 
-def load_adapter(path: str | Path, *, revision: str | None = None) -> LowRankAdapter:
+def load_adapter(
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    drawn_on: str | None = None,
+    lora_alpha: float | None = None,
+) -> LowRankAdapter:
     """Load an adapter folder or a packed file, or download a folder by its Hub id.
 
     Only JSON and safetensors are read, never pickle.
@@ -50,13 +56,22 @@ def load_adapter(path: str | Path, *, revision: str | None = None) -> LowRankAda
         As for :meth:`Adapter.load`.
     revision : str, optional
         On the Hub.
+    drawn_on : str, optional
+        Of a checkpoint of the public NOLA code: where training drew its random matrices. ``"cpu"``,
+        or a GPU by its name (``"a100"``) or its size (``"84x1536"``, multiprocessors and threads of
+        each), with ``",older-torch"`` behind for 16-bit numbers as torch drew them before it
+        excluded the upper bound.
+    lora_alpha : float, optional
+        Of such a checkpoint: what training was given, where no configuration says it.
 
     Returns
     -------
     LowRankAdapter
         An :class:`Adapter` for NOLA, a :class:`~nola_edge.adapters.lora.LoraAdapter` for LoRA, a
-        :class:`~nola_edge.adapters.vera.VeraAdapter` for VeRA; for other methods what an installed
-        package brings (entry points of the group ``nola_edge.adapters``).
+        :class:`~nola_edge.adapters.vera.VeraAdapter` for VeRA, a
+        :class:`~nola_edge.adapters.public_nola.PublicNolaAdapter` for the public NOLA code; for
+        other methods what an installed package brings (entry points of the group
+        ``nola_edge.adapters``).
 
     Raises
     ------
@@ -64,8 +79,19 @@ def load_adapter(path: str | Path, *, revision: str | None = None) -> LowRankAda
         If it is of a method that neither nola-edge nor an installed package knows, a file is
         missing, broken or cannot be read, or a field or a tensor is not understood.
     """
+    from nola_edge.adapters.public_nola import PublicNolaAdapter, is_public_checkpoint
+
     folder = adapter_path(path, revision)
     with opening(folder):
+        if is_public_checkpoint(folder):
+            return PublicNolaAdapter.load(folder, drawn_on=drawn_on, lora_alpha=lora_alpha)
+        for field, value in (("drawn_on", drawn_on), ("lora_alpha", lora_alpha)):
+            if value is not None:
+                raise ArgumentError(
+                    "is for checkpoints of the public NOLA code, and this is none; leave it out",
+                    file=folder,
+                    field=field,
+                )
         if not folder.is_dir():
             return _load_file(folder)
         config = _read_config(folder)

@@ -29,15 +29,15 @@ def alpha_of(scaling: float, r: int, dtype: type[np.floating[Any]] = np.float64)
     Returns
     -------
     float
-        A number of that dtype, an integer where one will do.
+        A number of that dtype, the shortest to write that will do.
     """
     wanted, rank, product = dtype(scaling), dtype(r), dtype(scaling * r)
     neighbours = [product, *(np.nextafter(product, dtype(end)) for end in (-np.inf, np.inf))]
 
-    def badness(alpha: np.floating[Any]) -> tuple[bool, float, bool]:
+    def badness(alpha: np.floating[Any]) -> tuple[bool, float, int]:
         quotient = alpha / rank
         differs = np.float32(quotient) != np.float32(scaling)
-        return bool(differs), float(abs(quotient - wanted)), not float(alpha).is_integer()
+        return bool(differs), float(abs(quotient - wanted)), len(str(alpha))
 
     with np.errstate(over="ignore"):  # beyond float32 all are the same there
         return float(min(neighbours, key=badness))

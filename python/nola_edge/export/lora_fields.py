@@ -50,7 +50,7 @@ def fields_of_modules(modules: Mapping[str, tuple[int, float]], **options: Any) 
         ``fan_in_fan_out``, ``bias`` and ``modules_to_save`` of :func:`lora_fields`.
     """
     ranks = {name: rank for name, (rank, _) in modules.items()}
-    alphas = {name: _shortest(alpha_of(s, rank)) for name, (rank, s) in modules.items()}
+    alphas = {name: alpha_of(s, rank) for name, (rank, s) in modules.items()}
     r, lora_alpha = _most_common(ranks), _most_common(alphas)
     fields = lora_fields(r=r, lora_alpha=lora_alpha, target_modules=modules, **options)
     fields["rank_pattern"] = _pattern(ranks, r)

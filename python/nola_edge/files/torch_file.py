@@ -52,9 +52,7 @@ def begins_as_torch(begin: bytes) -> bool:
     return begin.startswith((_ZIP, _PICKLE)) and begin[8:9] != b"{"
 
 
-def torch_file_refused(
-    path: Path, folder: Path | None = None, then: str = "give {}"
-) -> FormatError:
+def torch_file_refused(path: Path, folder: Path | None = None) -> FormatError:
     """Return the refusal of a torch file, with the command that converts it nevertheless.
 
     Parameters
@@ -63,8 +61,6 @@ def torch_file_refused(
         The file.
     folder : Path, optional
         The folder that it was found in, which is given once it holds a safetensors file.
-    then : str
-        What to do after that, with ``{}`` for what was made.
     """
     begin = "is a file of torch.save, which can run code and is never read; "
     target = path.with_suffix(".safetensors")
@@ -77,6 +73,6 @@ def torch_file_refused(
         names = ["FILE", "FILE.safetensors" if folder is None else "FOLDER"]
     return FormatError(
         f"{begin}where you have torch and trust the file, run: python -c {shlex.quote(_SCRIPT)} "
-        f"{names[0]}; then: {then.format(names[1])}",
+        f"{names[0]}; then: give {names[1]}",
         file=path,
     )

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nola_edge.adapters.public_nola.cuda_generator import CudaGenerator, drawn_at_once
-from nola_edge.adapters.public_nola.devices import GPUS, DrawnOn, drawn_on_of
+from nola_edge.adapters.public_nola.devices import GPUS, DrawnOn
 from nola_edge.adapters.public_nola.philox import philox_words
 from nola_edge.dtypes import numpy_dtype
 from tests.reference.philox import philox4x32_10
@@ -38,7 +38,7 @@ def unit(values):
 
 @pytest.mark.parametrize("gpu", ["t4", "a100"])
 def test_published_first_and_second_draw(gpu):
-    generator = drawn_on_of(None, gpu, None, None, False).generator(0)
+    generator = DrawnOn.parse(gpu).generator(0)
     for wanted in (FIRST, SECOND):
         assert np.abs(unit(drawn(generator, 10)) - wanted).max() < PRINTED
 
@@ -129,7 +129,7 @@ def test_16_bits_and_their_upper_bound(dtype, share):
 def test_small_draws_do_not_depend_on_the_gpu_and_larger_ones_do():
     small, large = 40_960, 40_961
     values = {
-        (gpu, size): drawn(drawn_on_of(None, gpu, None, None, False).generator(5), size)
+        (gpu, size): drawn(DrawnOn.parse(gpu).generator(5), size)
         for gpu in ("t4", "l4")
         for size in (small, large)
     }

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nola_edge.adapters.public_nola.devices import DrawnOn, drawn_on_of
+from nola_edge.adapters.public_nola.devices import DrawnOn
 from nola_edge.convert import convert_checkpoint
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import AdapterError, MismatchError
@@ -35,7 +35,7 @@ def record(tmp_path, device, names=(A,), dtype="F32", seed=None):
 
 
 def of(gpu, older=False):
-    return DrawnOn("cpu") if gpu == "cpu" else drawn_on_of(None, gpu, None, None, older)
+    return DrawnOn.parse(gpu + ",older-torch" * older)
 
 
 @pytest.mark.parametrize("gpu", ["cpu", "t4", "a100"])

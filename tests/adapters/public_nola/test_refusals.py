@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from nola_edge.adapters.public_nola.devices import drawn_on_of
+from nola_edge.adapters.public_nola.devices import DrawnOn
 from nola_edge.convert import convert_checkpoint
 from nola_edge.errors import (
     AdapterError,
@@ -49,11 +49,11 @@ def write(tmp_path, tensors):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "drawn_on: is not said by the checkpoint"),
-        ({"drawn_on": "cuda"}, "on a GPU the basis depends on its size"),
-        ({"drawn_on": "tpu"}, "'tpu', not 'cpu' or 'cuda'"),
-        ({"drawn_on": "cpu", "gpu": "a100"}, "is 'cpu', but a GPU's size is given"),
-        ({"gpu": "a101"}, "'a101' is unknown; known are a10, a10g"),
+        ({}, "drawn_on: is needed for a checkpoint of the public NOLA code"),
+        ({"drawn_on": "cuda"}, "on which the basis depends on its size"),
+        ({"drawn_on": "tpu"}, "'tpu'; give cpu, or the GPU by its name (a10, a10g"),
+        ({"drawn_on": "cpu", "gpu": "a100"}, "is 'cpu', but a GPU is given beside it"),
+        ({"gpu": "a101"}, "drawn_on: is 'a101'; give cpu, or the GPU by its name (a10"),
         ({"gpu": "a100", "multiprocessors": 108}, "leave out its sizes"),
         ({"multiprocessors": 108}, "goes with threads_per_multiprocessor"),
         ({"threads_per_multiprocessor": 2048}, "goes with threads_per_multiprocessor"),
@@ -90,15 +90,15 @@ def test_a_missing_partner(tmp_path, factor, part):
     ("part", "value", "error", "message"),
     [
         ("coefficients", np.ones(5, F), AdapterError, "has 5 coefficients, the configuration"),
-        ("coefficients", np.ones((6, 1), F), AdapterError, "must be a row of coefficients"),
-        ("coefficients", np.ones(0, F), AdapterError, "must be a row of coefficients"),
+        ("coefficients", np.ones((6, 1), F), AdapterError, "must be a row of numbers"),
+        ("coefficients", np.ones(0, F), AdapterError, "must be a row of numbers"),
         ("coefficients", np.ones(6, np.int32), AdapterError, "has dtype I32"),
         ("coefficients", np.ones(6, np.float16), AdapterError, "F16, but its weight has F32"),
         ("coefficients", np.full(6, np.nan, F), NotFiniteError, "infinite or NaN"),
         ("coefficients", np.full(6, 3e38, F), NotFiniteError, "is too large for F32"),
         ("weight", np.full((2, 10), np.inf, F), NotFiniteError, "infinite or NaN"),
-        ("weight", np.ones(20, F), AdapterError, "must be a matrix"),
-        ("weight", np.ones((0, 10), F), AdapterError, "must be a matrix"),
+        ("weight", np.ones(20, F), AdapterError, "a factor is a matrix"),
+        ("weight", np.ones((0, 10), F), AdapterError, "a factor is a matrix"),
         ("weight", np.ones((3, 10), F), AdapterError, "but rank 3 by its lora_A"),
         ("seed", np.array([-1]), AdapterError, "is -1; the public code's are not negative"),
         ("seed", np.array([-(2**63)]), AdapterError, "are not negative"),
@@ -197,11 +197,15 @@ def changed(name, change):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (changed("fc1_A_001", lambda v: v[:9]), AdapterError, "must be [10]"),
+        (changed("fc1_A_001", lambda v: v[:9]), AdapterError, "has 9 values, must have 10"),
         (changed("fc1_A_001", np.negative), MismatchError, "records another basis than the first"),
         (changed("fc1_A_000", lambda v: v * F(np.nan)), NotFiniteError, "infinite or NaN"),
-        (changed("fc2_beta_001", lambda v: v[:4]), AdapterError, "as many coefficients in every"),
-        (changed("fc1_alpha_000", lambda v: v[:0]), AdapterError, "as many coefficients in every"),
+        (
+            changed("fc2_beta_001", lambda v: v[:4]),
+            AdapterError,
+            "public code has as many in every",
+        ),
+        (changed("fc1_alpha_000", lambda v: v[:0]), AdapterError, "must be a row of numbers"),
         (changed("fc2_alpha_000", lambda v: v * F(np.inf)), NotFiniteError, "infinite or NaN"),
         (changed("fc_12in_4out", lambda v: v.T), AdapterError, "has shape [12, 4]"),
         (lambda t: t | {"fc_3in_1out": np.ones((1, 3), F)}, AdapterError, "has 2 heads"),
@@ -240,7 +244,7 @@ def test_a_vision_transformer_with_other_arguments(tmp_path, options, error, mes
 
 def test_a_record_of_another_seed(tmp_path):
     tensors = vit_tensors()
-    other = next(drawn_on_of("cpu", None, None, None, False).generator(1).uniform(10, 0.1))
+    other = next(DrawnOn.parse("cpu").generator(1).uniform(10, 0.1))
     tensors |= {"fc1_A_000": other, "fc1_A_001": other}
     message = "no rank up to 1024 fits, on a CPU or a GPU"
     refused(write(tmp_path, tensors), tmp_path, message, MismatchError)
@@ -268,7 +272,7 @@ def test_force_replaces_an_earlier_output(tmp_path):
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        (None, FormatError, "does not exist"),
+        (None, FormatError, "cannot be opened"),
         (b"", FormatError, "too few for a safetensors file"),
         (b"no tensors at all", FormatError, "not a safetensors file"),
     ],
@@ -282,7 +286,7 @@ def test_what_is_no_container(tmp_path, content, error, message):
 
 def test_folders_without_tensors_and_links_out_of_them(tmp_path):
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", tmp_path, "has neither adapter_model.safetensors nor")
+    refused(tmp_path / "empty", tmp_path, "has no adapter_model.safetensors")
     source = write_folder(tmp_path / "in")
     (source / "adapter_model.safetensors").rename(tmp_path / "elsewhere.safetensors")
     (source / "adapter_model.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
@@ -377,8 +381,8 @@ def test_a_configuration_that_could_not_be_written_again(tmp_path, field, text):
     refused(source, tmp_path, f"{path.name}: {field}: ", FormatError, drawn_on="cpu")
 
 
-def test_an_alpha_that_overflows_on_the_way(tmp_path):
+def test_an_alpha_that_would_overflow_on_the_way(tmp_path):
     """Query and value become one LoRA of twice the rank, and of twice the alpha."""
     source = write(tmp_path, gpt2_tensors())
-    message = "adapter_config.json: lora_alpha: is a number of more than 308 digits"
-    refused(source, tmp_path, message, FormatError, drawn_on="cpu", lora_alpha=1e308)
+    message = "lora_alpha: is 1e+308, must be positive, and at most 1e30"
+    refused(source, tmp_path, message, ArgumentError, drawn_on="cpu", lora_alpha=1e308)

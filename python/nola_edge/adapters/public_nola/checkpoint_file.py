@@ -1,67 +1,64 @@
-"""The tensors of a checkpoint, in a file or in a PEFT folder."""
+"""The file of a checkpoint, given itself or by its PEFT folder; tensors are checked when read."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from nola_edge.adapters.peft_folder import CONFIG_NAME, WEIGHTS_NAME
-from nola_edge.dtypes import MERGEABLE
-from nola_edge.errors import AdapterError, FormatError, NotFiniteError
-from nola_edge.files.paths import inside, read_inside
+from nola_edge.adapters.factor_file import FactorFile
+from nola_edge.adapters.peft_folder import CONFIG_NAME, open_weights
+from nola_edge.files.paths import read_inside
 from nola_edge.files.safetensors import SafetensorsFile
 from nola_edge.files.strict_json import loads_object
-from nola_edge.files.torch_file import is_torch_file, torch_file_refused
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
-_THEN = "nola-edge convert {}, with the options as they were"
-_PICKLED_NAME = "adapter_model.bin"
+
+@dataclass(frozen=True)
+class _NoWholeTensors:
+    bias: str = "none"
+    modules_to_save: tuple[str, ...] = ()
 
 
-class Source:
-    """A checkpoint of the public code, opened read-only; a context manager.
+class CheckpointFile(FactorFile):
+    """A checkpoint of the public code, opened read-only.
+
+    Parameters
+    ----------
+    path : Path
+        The file, or a PEFT folder with it.
 
     Attributes
     ----------
     path : Path
-        The file with the tensors.
+        Of the file.
     tensors : mapping
         Name -> :class:`~nola_edge.files.safetensors.TensorInfo`.
-    config : dict or None
-        ``adapter_config.json``, where a folder was given.
+    fields : dict
+        Those of ``adapter_config.json``; empty where there is none.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        given = Path(path)
-        self.config = _read_config(given) if given.is_dir() else None
-        self._file = SafetensorsFile.open(_weights_of(given) if given.is_dir() else _checked(given))
-        self.path = self._file.path
-        self.tensors = self._file.tensors
+    def __init__(self, path: Path) -> None:
+        self.fields = read_fields(path)
+        file = open_weights(path) if path.is_dir() else SafetensorsFile.open(path)
+        super().__init__(file, _NoWholeTensors())
+        self.path, self.tensors = file.path, file.tensors
 
-    def floats(self, name: str) -> NDArray[Any]:
-        """Read a tensor of F32, F16 or BF16 as it is stored.
+    def numbers(self, name: str) -> NDArray[Any]:
+        """Read a row of numbers as it is stored.
 
         Raises
         ------
-        AdapterError
-            If it has another dtype.
-        NotFiniteError
-            If a value is infinite or NaN.
+        NolaEdgeError
+            If it is no row, is empty, of another dtype than F32, F16 or BF16, or not finite.
         """
-        dtype = self.tensors[name].dtype
-        if dtype not in MERGEABLE:
-            raise AdapterError(
-                f"has dtype {dtype}, must be {', '.join(MERGEABLE)}", file=self.path, field=name
-            )
-        values = self._file.read(name)
-        if not np.isfinite(values.astype(np.float32)).all():
-            raise NotFiniteError("holds an infinite or NaN value", file=self.path, field=name)
-        return values
+        shape = self.tensors[name].shape
+        if len(shape) != 1 or shape[0] < 1:
+            raise self.refusal(name, f"has shape {list(shape)}, must be a row of numbers")
+        return self.vector(name, shape[0]).array()
 
     def integer(self, name: str) -> int:
         """Read a tensor that holds one integer.
@@ -71,47 +68,18 @@ class Source:
         AdapterError
             If it is none.
         """
-        entry = self.tensors[name]
-        if entry.dtype not in ("I64", "I32") or entry.shape not in ((1,), ()):
-            raise AdapterError(
-                f"is {entry.dtype} {list(entry.shape)}, a seed is one I64: in any other dtype it "
+        info = self.tensors[name]
+        if info.dtype not in ("I64", "I32") or info.shape not in ((1,), ()):
+            raise self.refusal(
+                name,
+                f"is {info.dtype} {list(info.shape)}, a seed is one I64: in any other dtype it "
                 "has lost digits",
-                file=self.path,
-                field=name,
             )
-        return int(self._file.read(name).reshape(-1)[0])
-
-    def check_unchanged(self) -> None:
-        """Refuse a file that changed since it was opened."""
-        self._file.check_unchanged()
-
-    def __enter__(self) -> Source:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+        return int(self.file.read(name).reshape(-1)[0])
 
 
-def _checked(path: Path) -> Path:
-    if not os.path.lexists(path):
-        raise FormatError("does not exist", file=path)
-    if is_torch_file(path):
-        raise torch_file_refused(path, then=_THEN)
-    return path
-
-
-def _weights_of(folder: Path) -> Path:
-    if (folder / WEIGHTS_NAME).is_file():
-        return inside(folder, WEIGHTS_NAME)
-    if (folder / _PICKLED_NAME).is_file():
-        raise torch_file_refused(folder / _PICKLED_NAME, folder, _THEN)
-    raise AdapterError(
-        f"has neither {WEIGHTS_NAME} nor {_PICKLED_NAME}; give the file itself", file=folder
-    )
-
-
-def _read_config(folder: Path) -> dict[str, Any] | None:
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        return None
-    return loads_object(read_inside(folder, CONFIG_NAME), file=path)
+def read_fields(path: Path) -> dict[str, Any]:
+    """Return the fields of a folder's ``adapter_config.json``; none of a file, or without it."""
+    if not (path / CONFIG_NAME).is_file():
+        return {}
+    return loads_object(read_inside(path, CONFIG_NAME), file=path / CONFIG_NAME)

@@ -1,22 +1,19 @@
-"""What a plan is made of: factors to regenerate, and the LoRA layers they make up."""
+"""What a checkpoint holds, before a number is drawn: factors, and the layers they belong to."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from nola_edge.dtypes import safetensors_dtype
-from nola_edge.export.alpha import alpha_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
     from nola_edge.adapters.public_nola.devices import DrawnOn
+    from nola_edge.files.tensors import Tensor
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Draw:
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """A matrix that the public code makes of coefficients and a basis.
+    """A factor of a layer, which the public code makes of coefficients and random matrices.
 
     Attributes
     ----------
@@ -38,17 +35,19 @@ class Factor:
     seed : int
         Of the generator.
     shape : (int, int)
-        Of each basis matrix; the basis is drawn as one tensor (k, rows, columns).
+        Of each random matrix; all are drawn as one tensor (k, rows, columns).
     bound : float
-        The basis is uniform between -bound and bound.
+        They are uniform between -bound and bound.
     coefficients : (k,) float32, float16 or bfloat16
-        Their dtype is the basis' too.
+        Their dtype is that of the random matrices too.
     gain : float
-        On each basis matrix, in that dtype.
-    weight : array of `shape`, optional
+        On each random matrix, in that dtype.
+    weight : Tensor of `shape`, optional
         A frozen matrix that is added.
     before : tuple of Draw
         What the same generator draws first.
+    transposed : bool
+        Whether the sum is the transposed factor: (in, r) of an A, (r, out) of a B.
     """
 
     name: str
@@ -57,12 +56,13 @@ class Factor:
     bound: float
     coefficients: NDArray[Any]
     gain: float = 1.0
-    weight: NDArray[Any] | None = None
+    weight: Tensor | None = None
     before: tuple[Draw, ...] = ()
+    transposed: bool = False
 
     @property
     def dtype(self) -> str:
-        """Return safetensors' name of the dtype of coefficients and basis."""
+        """Return safetensors' name of the dtype of coefficients and random matrices."""
         return safetensors_dtype(self.coefficients.dtype)
 
     @property
@@ -71,13 +71,18 @@ class Factor:
         return int(self.coefficients.size)
 
     @property
+    def size(self) -> int:
+        """Return the elements of the factor."""
+        return math.prod(self.shape)
+
+    @property
     def draw(self) -> Draw:
-        """Return the draw of the whole basis."""
-        return Draw(self.num_basis * math.prod(self.shape), self.bound)
+        """Return the draw of all random matrices."""
+        return Draw(self.num_basis * self.size, self.bound)
 
     @property
     def basis(self) -> tuple[object, ...]:
-        """Return what the basis depends on: factors with equal ones share it."""
+        """Return what the random matrices depend on: factors with equal ones share them."""
         return (self.seed, self.before, self.num_basis, self.shape, self.bound, self.dtype)
 
 
@@ -88,21 +93,19 @@ class Part:
     Attributes
     ----------
     a, b : Factor
+        (r, in) and (outputs, r), or both transposed.
     row : int
         The first output that it adds to.
-    transposed : bool
-        Whether the factors are (in, r) and (r, out) instead of (r, in) and (out, r).
     """
 
     a: Factor
     b: Factor
     row: int = 0
-    transposed: bool = False
 
     @property
     def rank(self) -> int:
         """Return r."""
-        return self.a.shape[1] if self.transposed else self.a.shape[0]
+        return self.a.shape[self.a.transposed]
 
 
 @dataclass(frozen=True)
@@ -111,87 +114,71 @@ class Layer:
 
     Attributes
     ----------
-    module : str
-        Its name in the model.
-    out_features : int
+    out_features, in_features : int
     parts : tuple of Part
         All of one rank.
-    lora_alpha : float
-        The scale of each part, times its rank.
+    scaling : float
+        Of each part.
     """
 
-    module: str
     out_features: int
+    in_features: int
     parts: tuple[Part, ...]
-    lora_alpha: float
+    scaling: float
+
+    @staticmethod
+    def of_pair(a: Factor, b: Factor, scaling: float) -> Layer:
+        """Return a layer with one part that acts on all outputs."""
+        return Layer(b.shape[b.transposed], a.shape[not a.transposed], (Part(a, b),), scaling)
 
     @property
     def rank(self) -> int:
-        """Return the rank of the one LoRA that is the sum of the parts."""
+        """Return the rank of the sum of the parts."""
         return sum(part.rank for part in self.parts)
 
-    @property
-    def in_features(self) -> int:
-        """Return the layer's inputs."""
-        rows, cols = self.parts[0].a.shape
-        return rows if self.parts[0].transposed else cols
 
-    @property
-    def total_alpha(self) -> float:
-        """Return the ``lora_alpha`` with which that rank gives the parts' own scale."""
-        if len(self.parts) == 1:
-            return self.lora_alpha
-        return alpha_of(self.lora_alpha / self.parts[0].rank, self.rank)
-
-    def assemble(
-        self, matrices: Mapping[str, NDArray[np.float32]]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return A (rank, in) and B (out, rank) of the LoRA, given the factors by name."""
-        rows = []
-        b = np.zeros((self.out_features, self.rank), np.float32)
-        col = 0
-        for part in self.parts:
-            left, right = matrices[part.b.name], matrices[part.a.name]
-            if part.transposed:
-                left, right = left.T, right.T
-            rows.append(right)
-            b[part.row : part.row + left.shape[0], col : col + part.rank] = left
-            col += part.rank
-        return np.concatenate(rows), b
+#: Takes a module and its (out_features, in_features) in a base, and returns the layers as they are
+#: if the base is theirs; None if it cannot be.
+Resize = Callable[[str, tuple[int, int]], "dict[str, Layer] | None"]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything that follows from a checkpoint before a number is drawn.
+class Contents:
+    """All of a checkpoint.
 
     Attributes
     ----------
-    style : str
-    layers : tuple of Layer
+    kind : str
+        Whose it is: ``"LLaMA (PEFT)"``, ``"GPT-2"`` or ``"vision transformer"``.
+    layers : mapping
+        Module name in the model -> :class:`Layer`.
     fan_in_fan_out : bool
-        For the configuration that is written.
+        Whether the model stores weights as (in, out).
     drawn_on : DrawnOn or None
-        Where the basis was drawn, if the checkpoint itself says so.
-    head : array (classes, in), optional
-        The weight of a trained classifier.
-    kept : mapping
-        Fields of the configuration that are carried over.
-    left_out : int
-        Tensors of the base in the file.
+        Where the random matrices were drawn, if the checkpoint itself says so.
+    head : Tensor or None
+        (classes, in), the weight of a trained classifier.
+    bookkeeping : mapping
+        Known fields of the configuration without influence on the weights.
+    base_tensors : int
+        Tensors of the frozen base that the file holds too.
     checked : int
-        Recorded values that agree, counted in bases.
+        Recorded values that agree, counted in draws.
+    resize : Resize or None
+        Where no file says how large the layers are.
     """
 
-    style: str
-    layers: tuple[Layer, ...]
+    kind: str
+    layers: Mapping[str, Layer]
     fan_in_fan_out: bool = False
     drawn_on: DrawnOn | None = None
-    head: NDArray[Any] | None = None
-    kept: Mapping[str, Any] = field(default_factory=dict)
-    left_out: int = 0
+    head: Tensor | None = None
+    bookkeeping: Mapping[str, Any] = field(default_factory=dict)
+    base_tensors: int = 0
     checked: int = 0
+    resize: Resize | None = None
 
-    @property
-    def factors(self) -> list[Factor]:
-        """Return the factors of all layers."""
-        return [f for layer in self.layers for part in layer.parts for f in (part.a, part.b)]
+
+def factors_of(layers: Mapping[str, Layer]) -> list[Factor]:
+    """Return the factors of all layers, in order."""
+    return [f for layer in layers.values() for part in layer.parts for f in (part.a, part.b)]

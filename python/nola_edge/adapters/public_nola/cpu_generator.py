@@ -10,7 +10,7 @@
 - 16-bit numbers are these rounded to nearest even, with the upper bound turned into the lower one,
   as torch 2.13 does. Older versions drew 8 or 11 bits only, and are not followed.
 
-Compared with torch 2.13 bit for bit, by tests/integrations/test_convert.py.
+Compared with torch 2.13 bit for bit, by tests/integrations/test_public_nola.py.
 """
 
 from __future__ import annotations
@@ -75,3 +75,15 @@ class CpuGenerator:
                 high = rounded(np.array([bound]), dtype)[0]
                 values[values == high] = -high
             yield values
+
+    def at(
+        self, elements: NDArray[np.int64], size: int, bound: float, dtype: str = "F32"
+    ) -> NDArray[np.float32]:
+        """Return single elements, in ascending order, of the next draw, which ends with them."""
+        values = np.empty(elements.size, np.float32)
+        start = 0
+        for block in self.uniform(int(elements[-1]) + 1, bound, dtype):
+            low, high = np.searchsorted(elements, (start, start + block.size))
+            values[low:high] = block[elements[low:high] - start]
+            start += block.size
+        return values

@@ -1,7 +1,8 @@
-"""Where a basis was drawn: torch's generator on a CPU, or on a GPU of some size."""
+"""Where random matrices were drawn: torch's generator on a CPU, or on a GPU of some size."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -35,14 +36,20 @@ GPUS = {
     "t4": (40, 1024),
     "v100": (80, 2048),
 }
+#: What a GPU's size is, and who tells it.
+SIZE = (
+    "MULTIPROCESSORSxTHREADS, such as 84x1536: torch.cuda.get_device_properties(0) has both, as "
+    "multi_processor_count and max_threads_per_multi_processor"
+)
+_SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})", re.ASCII)
+_OLDER = ",older-torch"
 _MAX_MULTIPROCESSORS = 1024
 _MAX_THREADS = 4096
-_IN_TORCH = "torch.cuda.get_device_properties(0) has both"
 
 
 @dataclass(frozen=True)
 class DrawnOn:
-    """The generator that drew a basis.
+    """The generator that drew random matrices.
 
     Attributes
     ----------
@@ -59,6 +66,37 @@ class DrawnOn:
     blocks: int = 0
     fused: bool = True
     older: bool = False
+
+    @staticmethod
+    def parse(text: str) -> DrawnOn:
+        """Read what a user says.
+
+        Parameters
+        ----------
+        text : str
+            ``"cpu"``, a GPU by its name in :data:`GPUS` or by its size, ``"84x1536"``; behind a
+            GPU ``",older-torch"``, for 16-bit numbers as torch drew them before it excluded the
+            upper bound.
+
+        Raises
+        ------
+        ArgumentError
+        """
+        place = str(text).lower().removesuffix(_OLDER)
+        older = place != str(text).lower()
+        if place == "cpu" and not older:
+            return DrawnOn("cpu")
+        size = _SIZE.fullmatch(place)
+        if size is not None:
+            return gpu_of_size(int(size[1]), int(size[2]), older=older)
+        if place not in GPUS:
+            raise ArgumentError(
+                f"is {printable(repr(text))}; give cpu, or the GPU by its name "
+                f"({', '.join(GPUS)}) or by its size ({SIZE})",
+                field="drawn_on",
+                value=text,
+            )
+        return gpu_of_size(*GPUS[place], older=older)
 
     def generator(self, seed: int) -> CpuGenerator | CudaGenerator:
         """Return the generator as ``torch.manual_seed(seed)`` leaves it."""
@@ -81,67 +119,34 @@ class DrawnOn:
         return f"a GPU of {self.blocks} blocks{known}{', older torch' if self.older else ''}"
 
 
-def _blocks(multiprocessors: int, threads: int) -> int:
-    return multiprocessors * (threads // THREADS_PER_BLOCK)
-
-
-def drawn_on_of(
-    device: str | None,
-    gpu: str | None,
-    multiprocessors: int | None,
-    threads_per_multiprocessor: int | None,
-    older_torch: bool,
-) -> DrawnOn | None:
-    """Check what a caller says of the device; None if nothing was said.
+def gpu_of_size(
+    multiprocessors: object, threads_per_multiprocessor: object, *, older: bool = False
+) -> DrawnOn:
+    """Return a GPU by its size, checked.
 
     Raises
     ------
     ArgumentError
-        If something is out of range, contradicts the rest, or is missing.
     """
-    if device not in (None, "cpu", "cuda"):
-        raise ArgumentError(f"is {printable(repr(device))}, not 'cpu' or 'cuda'", field="drawn_on")
-    size = (multiprocessors, threads_per_multiprocessor)
-    if gpu is not None:
-        gpu = gpu.lower()
-        if gpu not in GPUS:
-            raise ArgumentError(
-                f"{printable(repr(gpu))} is unknown; known are {', '.join(GPUS)}; for another give "
-                f"multiprocessors and threads_per_multiprocessor, {_IN_TORCH}",
-                field="gpu",
-            )
-        if size != (None, None):
-            raise ArgumentError("says how large the GPU is; leave out its sizes", field="gpu")
-        size = GPUS[gpu]
-    if size == (None, None):
-        if device == "cuda":
-            raise ArgumentError(
-                "on a GPU the basis depends on its size; give gpu, or multiprocessors and "
-                f"threads_per_multiprocessor, {_IN_TORCH}",
-                field="drawn_on",
-            )
-        if older_torch:
-            raise ArgumentError("is about 16-bit numbers drawn on a GPU", field="older_torch")
-        return None if device is None else DrawnOn("cpu")
-    if device == "cpu":
-        raise ArgumentError("is 'cpu', but a GPU's size is given", field="drawn_on")
-    if None in size:
-        raise ArgumentError(
-            f"goes with threads_per_multiprocessor; {_IN_TORCH}", field="multiprocessors"
-        )
-    return DrawnOn("cuda", _checked_blocks(*size), older=older_torch)
-
-
-def _checked_blocks(multiprocessors: int | None, threads: int | None) -> int:
-    limits = (
-        ("multiprocessors", multiprocessors, 1, _MAX_MULTIPROCESSORS),
-        ("threads_per_multiprocessor", threads, THREADS_PER_BLOCK, _MAX_THREADS),
-    )
     sizes = []
-    for field, value, low, high in limits:
+    for field, value, low, high in (
+        ("multiprocessors", multiprocessors, 1, _MAX_MULTIPROCESSORS),
+        (
+            "threads_per_multiprocessor",
+            threads_per_multiprocessor,
+            THREADS_PER_BLOCK,
+            _MAX_THREADS,
+        ),
+    ):
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise ArgumentError(
-                f"is {printable(repr(value))}, must be {low}..{high}; {_IN_TORCH}", field=field
+                f"is {printable(repr(value))}, must be {low}..{high}; "
+                "torch.cuda.get_device_properties(0) has both",
+                field=field,
             )
         sizes.append(value)
-    return _blocks(sizes[0], sizes[1])
+    return DrawnOn("cuda", _blocks(*sizes), older=older)
+
+
+def _blocks(multiprocessors: int, threads: int) -> int:
+    return multiprocessors * (threads // THREADS_PER_BLOCK)

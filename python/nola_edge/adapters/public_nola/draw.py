@@ -1,4 +1,4 @@
-"""Matrices made of coefficients and a regenerated basis, without ever holding the basis.
+"""Factors made of coefficients and random matrices that are drawn again, and never held.
 
 The numbers are those of the public code but for the order of its one sum: torch leaves it to a
 library that promises none. Here the terms, exact in double, are added in double, basis by basis,
@@ -9,7 +9,6 @@ to their dtype where torch rounds it: the basis, its gain, the sum, the frozen w
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,10 +25,10 @@ if TYPE_CHECKING:
     from nola_edge.adapters.public_nola.devices import DrawnOn
 
 
-def regenerate(
+def draw_factors(
     factors: Sequence[Factor], drawn_on: DrawnOn, advance: Callable[[int], None]
-) -> dict[str, NDArray[np.float32]]:
-    """Compute factors that share one basis.
+) -> list[NDArray[np.float32]]:
+    """Compute factors that share their random matrices.
 
     Parameters
     ----------
@@ -41,8 +40,8 @@ def regenerate(
 
     Returns
     -------
-    dict
-        Name -> float32 matrix of the factor's shape.
+    list of arrays
+        A (r, in_features) or B (outputs, r), float32, for each.
 
     Raises
     ------
@@ -54,20 +53,20 @@ def regenerate(
     for draw in first.before:
         generator.skip(draw.size)
     coefficients = np.stack([f.coefficients.astype(np.float64) for f in factors])
-    sums = np.zeros((len(factors), math.prod(first.shape)))
+    sums = np.zeros((len(factors), first.size))
     gain = np.float32(first.gain)
     blocks = generator.uniform(first.draw.size, first.bound, first.dtype)
-    for values, basis, begin in _by_basis(blocks, sums.shape[1]):
+    for values, basis, begin in _by_basis(blocks, first.size):
         scaled = values if gain == 1 else rounded(values * gain, first.dtype)
         sums[:, begin : begin + values.size] += coefficients[:, basis, None] * scaled
         advance(values.size)
-    return {f.name: _finished(f, total) for f, total in zip(factors, sums, strict=True)}
+    return [_finished(factor, total) for factor, total in zip(factors, sums, strict=True)]
 
 
 def _by_basis(
     blocks: Iterator[NDArray[np.float32]], size: int
 ) -> Iterator[tuple[NDArray[np.float32], int, int]]:
-    """Cut blocks where a basis matrix ends; yield values, basis index, element index."""
+    """Cut blocks where a random matrix ends; yield values, its index, element index."""
     position = 0
     for block in blocks:
         start = 0
@@ -83,7 +82,8 @@ def _finished(factor: Factor, total: NDArray[np.float64]) -> NDArray[np.float32]
     with np.errstate(over="ignore", invalid="ignore"):  # said below, and better
         matrix = rounded(total, factor.dtype).reshape(factor.shape)
         if factor.weight is not None:
-            matrix = rounded(matrix + factor.weight.astype(np.float32), factor.dtype)
+            weight = factor.weight.array().astype(np.float32)
+            matrix = rounded(matrix + weight, factor.dtype)
     if not np.isfinite(matrix).all():
         raise NotFiniteError(f"is too large for {factor.dtype}", field=factor.name)
-    return matrix
+    return np.ascontiguousarray(matrix.T) if factor.transposed else matrix

@@ -11,7 +11,7 @@ is not saved.
 
 In the forward the query's pair is added to the first third of ``c_attn``'s output and the value's
 to the last; p1 and p2 are added to ``mlp.c_fc`` and ``mlp.c_proj``. Here query and value become
-one LoRA of twice the rank on ``c_attn``, with zeros where they do not act. The module names are
+one update of twice the rank of ``c_attn``, with zeros where they do not act. The module names are
 those of transformers' ``GPT2LMHeadModel``, whose ``Conv1D`` stores (in, out).
 """
 
@@ -20,13 +20,18 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from nola_edge.adapters.public_nola.contents import Factor, Layer, Part, Plan
-from nola_edge.adapters.public_nola.llama import require_alpha
-from nola_edge.adapters.public_nola.seeded import check_counts, read_pair, sort_names
-from nola_edge.errors import AdapterError
+from nola_edge.adapters.public_nola.contents import Contents, Factor, Layer, Part, factors_of
+from nola_edge.adapters.public_nola.seeded import (
+    check_counts,
+    given_alpha,
+    read_pair,
+    sort_names,
+)
 
 if TYPE_CHECKING:
-    from nola_edge.adapters.public_nola.checkpoint_file import Source
+    from nola_edge.adapters.public_nola.checkpoint_file import CheckpointFile
+
+    Pairs = dict[str, tuple[Factor, Factor]]
 
 _QUERY, _VALUE = "attn.nola_query", "attn.nola_value"
 _TARGETS = {"mlp.p1_nola": "mlp.c_fc", "mlp.p2_nola": "mlp.c_proj"}
@@ -36,75 +41,62 @@ _MODULE = re.compile(
 )
 
 
-def plan_gpt2(source: Source, lora_alpha: float | None) -> Plan:
-    """Plan the conversion of a checkpoint of the GPT-2 code.
+def read_gpt2(file: CheckpointFile, lora_alpha: float | None) -> Contents:
+    """Read a checkpoint of the GPT-2 code.
 
     Raises
     ------
     NolaEdgeError
     """
-    modules, others = sort_names(source.tensors, source)
-    unknown = [name for name in others if "lora_" in name or "nola" in name]
-    if unknown:
-        raise AdapterError(
-            "is not part of a NOLA layer, so what it does is not known",
-            file=source.path,
-            field=unknown[0],
-        )
-    alpha = require_alpha(lora_alpha, source)
-    blocks: dict[str, dict[str, tuple[Factor, Factor]]] = {}
+    modules, others = sort_names(file)
+    for name in others:
+        if "lora_" in name or "nola" in name:
+            raise file.refusal(name, "is not part of a NOLA layer, so what it does is not known")
+    alpha = given_alpha(file, lora_alpha)
+    blocks: dict[str, Pairs] = {}
     for module, names in modules.items():
         match = _MODULE.fullmatch(module)
         if match is None:
-            raise AdapterError(
-                "is no layer to which the public GPT-2 code adds NOLA",
-                file=source.path,
-                field=module,
-            )
-        blocks.setdefault(match["block"], {})[match["layer"]] = read_pair(source, names)
-    layers = []
+            raise file.refusal(module, "is no layer to which the public GPT-2 code adds NOLA")
+        pairs = blocks.setdefault(match["block"], {})
+        if match["layer"] in pairs:
+            raise file.refusal(module, "is there twice, with and without a prefix")
+        pairs[match["layer"]] = read_pair(file, names)
+    layers: dict[str, Layer] = {}
     for block, pairs in blocks.items():
         if _QUERY in pairs or _VALUE in pairs:
-            layers.append(_attention(source, block, pairs, alpha))
+            layers[f"{block}.attn.c_attn"] = _attention(file, block, pairs, alpha)
         for name, target in _TARGETS.items():
             if name in pairs:
                 a, b = pairs[name]
-                layers.append(Layer(f"{block}.{target}", b.shape[0], (Part(a, b),), alpha))
-    plan = Plan(
+                layers[f"{block}.{target}"] = Layer.of_pair(a, b, alpha / a.shape[0])
+    check_counts(file, factors_of(layers))
+    return Contents(
         "GPT-2",
-        tuple(layers),
+        layers,
         fan_in_fan_out=True,
-        kept={"task_type": "CAUSAL_LM"},
-        left_out=len(others),
+        bookkeeping={"task_type": "CAUSAL_LM"},
+        base_tensors=len(others),
     )
-    check_counts(source, plan.factors)
-    return plan
 
 
-def _attention(
-    source: Source, block: str, pairs: dict[str, tuple[Factor, Factor]], alpha: float
-) -> Layer:
+def _attention(file: CheckpointFile, block: str, pairs: Pairs, alpha: float) -> Layer:
     for name in (_QUERY, _VALUE):
         if name not in pairs:
-            raise AdapterError(
-                f"has no {name}; the public code has query and value together",
-                file=source.path,
-                field=block,
+            raise file.refusal(
+                block, f"has no {name}; the public code has query and value together"
             )
-    (a, b), (other_a, other_b) = pairs[_QUERY], pairs[_VALUE]
-    if (a.shape, b.shape) != (other_a.shape, other_b.shape):
-        raise AdapterError(
-            f"query has shapes {a.shape} and {b.shape}, value {other_a.shape} and {other_b.shape}; "
-            "in the public code they are alike",
-            file=source.path,
-            field=block,
+    shapes = [tuple(factor.shape for factor in pairs[name]) for name in (_QUERY, _VALUE)]
+    (rank, inputs), (width, _) = shapes[0]
+    if shapes[0] != shapes[1]:
+        raise file.refusal(
+            block,
+            f"query has shapes {shapes[0]}, value {shapes[1]}; in the public code they are alike",
         )
-    width = b.shape[0]
-    if a.shape[1] != width:
-        raise AdapterError(
-            f"{_QUERY} has {a.shape[1]} inputs and {width} outputs; in GPT-2 they are as many",
-            file=source.path,
-            field=block,
+    if inputs != width:
+        raise file.refusal(
+            block,
+            f"{_QUERY} has {inputs} inputs and {width} outputs; in GPT-2 they are as many",
         )
-    parts = (Part(a, b), Part(other_a, other_b, row=2 * width))
-    return Layer(f"{block}.attn.c_attn", 3 * width, parts, alpha)
+    parts = (Part(*pairs[_QUERY]), Part(*pairs[_VALUE], row=2 * width))
+    return Layer(3 * width, width, parts, alpha / rank)

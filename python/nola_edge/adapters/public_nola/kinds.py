@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from nola_edge.adapters.public_nola.gpt2 import plan_gpt2
-from nola_edge.adapters.public_nola.llama import plan_peft
-from nola_edge.adapters.public_nola.vision import plan_vit
-from nola_edge.errors import AdapterError, ArgumentError, printable
+from nola_edge.adapters.peft_folder import WEIGHTS_NAME
+from nola_edge.adapters.public_nola.checkpoint_file import CheckpointFile, read_fields
+from nola_edge.adapters.public_nola.gpt2 import read_gpt2
+from nola_edge.adapters.public_nola.llama import read_llama
+from nola_edge.adapters.public_nola.vision import read_vision
+from nola_edge.errors import AdapterError, ArgumentError, FormatError, printable
+from nola_edge.files.safetensors import SafetensorsFile
 
 if TYPE_CHECKING:
-    from nola_edge.adapters.public_nola.checkpoint_file import Source
-    from nola_edge.adapters.public_nola.contents import Plan
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from nola_edge.adapters.public_nola.contents import Contents
     from nola_edge.adapters.public_nola.devices import DrawnOn
 
 _SEEDED = r"\.lora_[AB]\.(?:[^.]+\.)?(?:seed|coefficients)"
@@ -26,14 +31,29 @@ _DRAFT = re.compile(rf".*\.{_GPT2_LAYER}\.(?:seed_[ab]|alpha|beta)")
 _SHOWN = 3
 
 
-def plan_conversion(
-    source: Source,
+def is_public_checkpoint(path: Path) -> bool:
+    """Tell whether a file, or a folder, is a checkpoint of the public NOLA code.
+
+    By ``use_nola`` in a folder's configuration; without one, by the names of the tensors.
+    """
+    fields = read_fields(path)
+    if fields:
+        return fields.get("use_nola") is True
+    try:
+        with SafetensorsFile.open(path / WEIGHTS_NAME if path.is_dir() else path) as file:
+            return bool(_kinds(file.tensors))
+    except FormatError:
+        return False  # said by who reads it
+
+
+def read_contents(
+    file: CheckpointFile,
     *,
     drawn_on: DrawnOn | None,
     lora_alpha: float | None,
     rank: int | None,
     hidden: int | None,
-) -> Plan:
+) -> Contents:
     """Find out the kind of a checkpoint, read it and check it.
 
     Raises
@@ -44,58 +64,51 @@ def plan_conversion(
         If an argument is missing for this kind, or does not belong to it.
     NolaEdgeError
     """
-    style = _style(source)
-    transformer = style == "vision transformer"
-    foreign = {"lora_alpha": lora_alpha} if transformer else {"rank": rank, "hidden": hidden}
+    kind = _kind(file)
+    vision = kind == "vision transformer"
+    foreign = {"lora_alpha": lora_alpha} if vision else {"rank": rank, "hidden": hidden}
     for name, value in foreign.items():
         if value is not None:
-            raise ArgumentError(f"does not belong to a checkpoint of {style}", field=name)
-    if transformer:
-        plan = plan_vit(source, drawn_on, rank, hidden)
-    else:
-        plan = (plan_gpt2 if style == "GPT-2" else plan_peft)(source, lora_alpha)
-    _check_modules(source, plan)
-    return plan
+            raise ArgumentError(f"does not belong to a checkpoint of {kind}", field=name)
+    if vision:
+        return read_vision(file, drawn_on, rank, hidden)
+    contents = (read_gpt2 if kind == "GPT-2" else read_llama)(file, lora_alpha)
+    for module in contents.layers:
+        if not module.isprintable() or not module:
+            raise file.refusal(module, "cannot be a module's name")
+    return contents
 
 
-def _check_modules(source: Source, plan: Plan) -> None:
-    seen: set[str] = set()
-    for layer in plan.layers:
-        if not layer.module.isprintable() or not layer.module:
-            raise AdapterError("cannot be a module's name", file=source.path, field=layer.module)
-        if layer.module in seen:
-            raise AdapterError(
-                "is there twice, with and without a prefix", file=source.path, field=layer.module
-            )
-        seen.add(layer.module)
+def _kinds(names: Iterable[str]) -> dict[str, str]:
+    """Return each kind that is there, with a tensor of it."""
+    found: dict[str, str] = {}
+    for name in names:
+        for kind, sign in _SIGNS.items():
+            if sign.fullmatch(name):
+                found.setdefault(kind, name)
+    return found
 
 
-def _style(source: Source) -> str:
-    examples: dict[str, str] = {}
-    for style, sign in _SIGNS.items():
-        name = next((name for name in source.tensors if sign.fullmatch(name)), None)
-        if name is not None:
-            examples[style] = name
-    if len(examples) == 1:
-        return next(iter(examples))
-    if examples:
-        found = "; ".join(f"{printable(name)} of {style}" for style, name in examples.items())
-        raise AdapterError(f"holds tensors of different kinds: {found}", file=source.path)
-    draft = next((name for name in source.tensors if _DRAFT.fullmatch(name)), None)
+def _kind(file: CheckpointFile) -> str:
+    kinds = _kinds(file.tensors)
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    if kinds:
+        found = "; ".join(f"{printable(name)} of {kind}" for kind, name in kinds.items())
+        raise AdapterError(f"holds tensors of different kinds: {found}", file=file.path)
+    draft = next((name for name in file.tensors if _DRAFT.fullmatch(name)), None)
     if draft is not None:
-        raise AdapterError(
+        raise file.refusal(
+            draft,
             "is of examples/NLG of the public code, a draft that does not run as published, so "
             "that what made it is not known",
-            file=source.path,
-            field=draft,
         )
-    if any(".lora_" in name for name in source.tensors):
+    if any(".lora_" in name for name in file.tensors):
         raise AdapterError(
-            "is a LoRA without NOLA: it has no seed and no coefficients", file=source.path
+            "is a LoRA without NOLA: it has no seed and no coefficients", file=file.path
         )
-    shown = ", ".join(printable(name) for name in list(source.tensors)[:_SHOWN]) or "no tensors"
+    shown = ", ".join(printable(name) for name in list(file.tensors)[:_SHOWN]) or "no tensors"
+    more = ", …" if len(file.tensors) > _SHOWN else ""
     raise AdapterError(
-        f"is no checkpoint of the public NOLA code; it holds {shown}"
-        + (", …" if len(source.tensors) > _SHOWN else ""),
-        file=source.path,
+        f"is no checkpoint of the public NOLA code; it holds {shown}{more}", file=file.path
     )

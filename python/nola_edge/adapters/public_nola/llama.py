@@ -11,43 +11,40 @@ matrix.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
+from nola_edge.adapters.peft_fields import BOOKKEEPING, is_alpha, is_off
 from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX
-from nola_edge.adapters.public_nola.contents import Layer, Part, Plan
-from nola_edge.adapters.public_nola.seeded import check_counts, read_pair, sort_names
+from nola_edge.adapters.public_nola.contents import Contents, Layer, factors_of
+from nola_edge.adapters.public_nola.seeded import (
+    check_counts,
+    given_alpha,
+    read_pair,
+    sort_names,
+)
 from nola_edge.errors import AdapterError, ArgumentError, printable
 
 if TYPE_CHECKING:
-    from nola_edge.adapters.public_nola.checkpoint_file import Source
+    from nola_edge.adapters.public_nola.checkpoint_file import CheckpointFile
 
-_KEPT = ("base_model_name_or_path", "revision", "task_type", "inference_mode")
-#: Fields that say how it was trained, or are read here.
-_UNDERSTOOD = {
-    *_KEPT,
-    "auto_mapping",
+#: Fields that are read here, or say how the adapter was trained or found.
+_UNDERSTOOD = BOOKKEEPING | {
     "fan_in_fan_out",
     "init_lora_weights",
-    "layers_pattern",
-    "layers_to_transform",
     "lora_alpha",
     "lora_dropout",
     "nola_num_basis",
-    "peft_type",
     "r",
-    "target_modules",
     "use_nola",
 }
-_OFF: tuple[Any, ...] = (None, False, 0, "none", "", [], {})
 
 
-def plan_peft(source: Source, lora_alpha: float | None) -> Plan:
-    """Plan the conversion of an adapter of the LLaMA code.
+def read_llama(file: CheckpointFile, lora_alpha: float | None) -> Contents:
+    """Read an adapter of the LLaMA code.
 
     Parameters
     ----------
-    source : Source
+    file : CheckpointFile
     lora_alpha : float, optional
         Where no configuration says it.
 
@@ -55,82 +52,53 @@ def plan_peft(source: Source, lora_alpha: float | None) -> Plan:
     ------
     NolaEdgeError
     """
-    modules, others = sort_names(source.tensors, source)
+    fields = file.fields
+    modules, others = sort_names(file)
     if others:
-        raise AdapterError(
-            "is not part of a NOLA layer, so what it does is not known",
-            file=source.path,
-            field=others[0],
-        )
-    config = source.config or {}
-    _check_config(config, source)
-    alpha = _lora_alpha(config, lora_alpha, source)
-    layers = []
+        raise file.refusal(others[0], "is not part of a NOLA layer, so what it does is not known")
+    _check_fields(file)
+    alpha = _lora_alpha(file, lora_alpha)
+    layers = {}
     for module, names in modules.items():
-        a, b = read_pair(source, names)
-        if config.get("r", a.shape[0]) != a.shape[0]:
-            raise AdapterError(
-                f"has rank {a.shape[0]}, the configuration says {printable(config['r'])}",
-                file=source.path,
-                field=names["A"]["weight"],
+        a, b = read_pair(file, names)
+        if fields.get("r", a.shape[0]) != a.shape[0]:
+            raise file.refusal(
+                names["A"]["weight"],
+                f"has rank {a.shape[0]}, the configuration says {printable(fields['r'])}",
             )
-        local = module.removeprefix("module.").removeprefix(PREFIX)
-        layers.append(Layer(local, b.shape[0], (Part(a, b),), alpha))
-    plan = Plan(
+        name = module.removeprefix("module.").removeprefix(PREFIX)
+        if name in layers:
+            raise file.refusal(name, "is there twice, with and without a prefix")
+        layers[name] = Layer.of_pair(a, b, alpha / a.shape[0])
+    check_counts(file, factors_of(layers), fields.get("nola_num_basis"))
+    return Contents(
         "LLaMA (PEFT)",
-        tuple(layers),
-        fan_in_fan_out=config.get("fan_in_fan_out", False) is True,
-        kept={name: config[name] for name in _KEPT if name in config},
+        layers,
+        fan_in_fan_out=fields.get("fan_in_fan_out", False) is True,
+        bookkeeping={name: fields[name] for name in BOOKKEEPING & fields.keys()},
     )
-    check_counts(source, plan.factors, config.get("nola_num_basis"))
-    return plan
 
 
-def _check_config(config: dict[str, Any], source: Source) -> None:
-    for name, value in config.items():
-        if name not in _UNDERSTOOD and not any(value is off or value == off for off in _OFF):
-            raise AdapterError(
-                f"is {printable(value)}, which is not understood",
-                file=source.path.parent / CONFIG_NAME,
-                field=name,
-            )
+def _check_fields(file: CheckpointFile) -> None:
+    for name, value in file.fields.items():
+        if name not in _UNDERSTOOD and not (is_off(value) or value in (0, "none")):
+            raise _refusal(file, name, f"is {printable(value)}, which is not understood")
     for name, wanted in (("peft_type", "LORA"), ("use_nola", True)):
-        if config and config.get(name) != wanted:
-            raise AdapterError(
-                f"is {printable(config.get(name))}, the public code writes {wanted}",
-                file=source.path.parent / CONFIG_NAME,
-                field=name,
-            )
+        found = file.fields.get(name)
+        if file.fields and found != wanted:
+            raise _refusal(file, name, f"is {printable(found)}, the public code writes {wanted}")
 
 
-def _lora_alpha(config: dict[str, Any], given: float | None, source: Source) -> float:
-    stored = config.get("lora_alpha")
+def _lora_alpha(file: CheckpointFile, given: float | None) -> float:
+    stored = file.fields.get("lora_alpha")
     if stored is None:
-        return require_alpha(given, source)
-    if isinstance(stored, bool) or not isinstance(stored, int | float) or not math.isfinite(stored):
-        raise AdapterError(
-            f"is {printable(stored)}, must be a number",
-            file=source.path.parent / CONFIG_NAME,
-            field="lora_alpha",
-        )
+        return given_alpha(file, given)
+    if not is_alpha(stored):
+        raise _refusal(file, "lora_alpha", f"is {printable(stored)}, must be a number")
     if given is not None and given != stored:
         raise ArgumentError(f"is {given}, the configuration says {stored}", field="lora_alpha")
     return float(stored)
 
 
-def require_alpha(given: float | None, source: Source) -> float:
-    """Return the scale that no file says, or refuse.
-
-    Raises
-    ------
-    ArgumentError
-    """
-    if given is None:
-        raise ArgumentError(
-            f"{printable(source.path, 240)} does not say it; give what training was given as "
-            "--lora_alpha (here --lora-alpha), or the PEFT folder, whose configuration says it",
-            field="lora_alpha",
-        )
-    if isinstance(given, bool) or not math.isfinite(given) or given <= 0:
-        raise ArgumentError(f"is {given}, must be positive", field="lora_alpha")
-    return float(given)
+def _refusal(file: CheckpointFile, field: str, message: Any) -> AdapterError:
+    return AdapterError(message, file=file.path.parent / CONFIG_NAME, field=field)

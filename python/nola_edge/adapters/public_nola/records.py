@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nola_edge.adapters.public_nola.cuda_generator import THREADS_PER_BLOCK, CudaGenerator
+from nola_edge.adapters.public_nola.cuda_generator import THREADS_PER_BLOCK
 from nola_edge.adapters.public_nola.devices import DrawnOn
 from nola_edge.dtypes import MERGEABLE
 from nola_edge.errors import AdapterError, MismatchError
@@ -32,43 +32,6 @@ _PLAIN = re.compile(r"[\w.-]+", re.ASCII)
 _MAX_BLOCKS = 2048
 _SAMPLE = 64
 _TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-def elements_of(
-    drawn_on: DrawnOn,
-    seed: int,
-    elements: NDArray[np.int64],
-    size: int,
-    bound: float,
-    dtype: str = "F32",
-) -> NDArray[np.float32]:
-    """Return some elements, in ascending order, of the first draw after seeding.
-
-    Parameters
-    ----------
-    drawn_on : DrawnOn
-    seed : int
-    elements : (n,) int64
-        Flat indices.
-    size : int
-        Elements of the draw.
-    bound, dtype
-        As for the generators' ``uniform``.
-
-    Returns
-    -------
-    (n,) float32
-    """
-    generator = drawn_on.generator(seed)
-    if isinstance(generator, CudaGenerator):
-        return generator.at(elements, size, bound, dtype)
-    values = np.empty(elements.size, np.float32)
-    start = 0
-    for block in generator.uniform(int(elements[-1]) + 1, bound, dtype):
-        low, high = np.searchsorted(elements, (start, start + block.size))
-        values[low:high] = block[elements[low:high] - start]
-        start += block.size
-    return values
 
 
 def how_to_record(factors: list[Factor], device: str) -> str | None:
@@ -166,9 +129,8 @@ def _compare(
 
 
 def _values(drawn_on: DrawnOn, factor: Factor, elements: NDArray[np.int64]) -> NDArray[np.float32]:
-    return elements_of(
-        drawn_on, factor.seed, elements, factor.draw.size, factor.bound, factor.dtype
-    )
+    generator = drawn_on.generator(factor.seed)
+    return generator.at(elements, factor.draw.size, factor.bound, factor.dtype)
 
 
 def _what_fits(

@@ -16,28 +16,28 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from nola_edge.adapters.peft_fields import is_alpha
 from nola_edge.adapters.public_nola.contents import Factor
 from nola_edge.dtypes import safetensors_dtype
-from nola_edge.errors import AdapterError
+from nola_edge.errors import ArgumentError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from nola_edge.adapters.public_nola.checkpoint_file import Source
+    from nola_edge.adapters.public_nola.checkpoint_file import CheckpointFile
 
 _PARTS = ("weight", "seed", "coefficients")
 _NAME = re.compile(
     r"(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.(?P<adapter>[^.]+))?"
     r"\.(?P<part>weight|seed|coefficients)"
 )
-_MAX_SEED = (1 << 63) - 1
 #: Module -> "A" or "B" -> part -> tensor name.
 Names = dict[str, dict[str, dict[str, str]]]
 
 
-def sort_names(names: Iterable[str], source: Source) -> tuple[Names, list[str]]:
+def sort_names(file: CheckpointFile) -> tuple[Names, list[str]]:
     """Sort tensors' names into modules; return also those that are no part of a pair.
 
     Raises
@@ -47,77 +47,70 @@ def sort_names(names: Iterable[str], source: Source) -> tuple[Names, list[str]]:
     """
     modules: Names = {}
     others = []
-    for name in names:
+    for name in file.tensors:
         match = _NAME.fullmatch(name)
         if match is None:
             others.append(name)
             continue
         factor = modules.setdefault(match["module"], {}).setdefault(match["factor"], {})
         if match["part"] in factor:
-            raise AdapterError(
+            raise file.refusal(
+                name,
                 f"is there beside {factor[match['part']]}: the file holds more than one adapter",
-                file=source.path,
-                field=name,
             )
         factor[match["part"]] = name
     for module, factors in modules.items():
-        for factor_name in ("A", "B"):
-            missing = [p for p in _PARTS if p not in factors.get(factor_name, {})]
+        for label in ("A", "B"):
+            missing = [part for part in _PARTS if part not in factors.get(label, {})]
             if missing:
-                raise AdapterError(
-                    f"has no lora_{factor_name} {missing[0]}, so it is no NOLA layer of the "
-                    "public code",
-                    file=source.path,
-                    field=module,
+                raise file.refusal(
+                    module,
+                    f"has no lora_{label} {missing[0]}, so it is no NOLA layer of the public code",
                 )
     return modules, others
 
 
-def read_pair(source: Source, names: Mapping[str, Mapping[str, str]]) -> tuple[Factor, Factor]:
-    """Read the two factors of a module.
+def read_pair(
+    file: CheckpointFile, names: Mapping[str, Mapping[str, str]]
+) -> tuple[Factor, Factor]:
+    """Read the two factors of a module; their frozen weights stay in the file.
 
     Raises
     ------
     NolaEdgeError
         If a shape, dtype or value is not what the public code saves.
     """
-    a, b = (_read_factor(source, names[factor]) for factor in ("A", "B"))
+    a, b = (_read_factor(file, names[label]) for label in ("A", "B"))
     if a.shape[0] != b.shape[1]:
-        raise AdapterError(
+        raise file.refusal(
+            names["B"]["weight"],
             f"has shape {list(b.shape)}, but rank {a.shape[0]} by its lora_A",
-            file=source.path,
-            field=names["B"]["weight"],
         )
     return a, b
 
 
-def _read_factor(source: Source, names: Mapping[str, str]) -> Factor:
-    weight_name, name = names["weight"], names["coefficients"]
-    shape = source.tensors[weight_name].shape
-    if len(shape) != 2 or 0 in shape:
-        raise _wrong(source, weight_name, f"has shape {list(shape)}, must be a matrix")
-    count = source.tensors[name].shape
-    if len(count) != 1 or count[0] < 1:
-        raise _wrong(source, name, f"has shape {list(count)}, must be a row of coefficients")
-    seed = source.integer(names["seed"])
-    if not 0 <= seed <= _MAX_SEED:
-        raise _wrong(source, names["seed"], f"is {seed}; the public code's are not negative")
-    weight, coefficients = source.floats(weight_name), source.floats(name)
+def _read_factor(file: CheckpointFile, names: Mapping[str, str]) -> Factor:
+    seed = file.integer(names["seed"])
+    if seed < 0:
+        raise file.refusal(names["seed"], f"is {seed}; the public code's are not negative")
+    weight, coefficients = file.matrix(names["weight"]), file.numbers(names["coefficients"])
     if weight.dtype != coefficients.dtype:
-        kinds = [safetensors_dtype(v.dtype) for v in (coefficients, weight)]
-        raise _wrong(source, name, f"has dtype {kinds[0]}, but its weight has {kinds[1]}")
+        kinds = [safetensors_dtype(values.dtype) for values in (coefficients, weight)]
+        raise file.refusal(
+            names["coefficients"], f"has dtype {kinds[0]}, but its weight has {kinds[1]}"
+        )
     return Factor(
-        name=name.rpartition(".")[0],
+        name=names["coefficients"].rpartition(".")[0],
         seed=seed,
-        shape=(shape[0], shape[1]),
+        shape=(weight.shape[0], weight.shape[1]),
         bound=1.0,
         coefficients=coefficients,
-        gain=1.0 / math.sqrt(count[0]),
+        gain=1.0 / math.sqrt(coefficients.size),
         weight=weight,
     )
 
 
-def check_counts(source: Source, factors: Iterable[Factor], announced: Any = None) -> None:
+def check_counts(file: CheckpointFile, factors: Iterable[Factor], announced: object = None) -> None:
     """Refuse coefficients of different counts: the public code has one for all layers.
 
     Raises
@@ -129,12 +122,28 @@ def check_counts(source: Source, factors: Iterable[Factor], announced: Any = Non
     reason = "the configuration says" if announced is not None else f"{factors[0].name} has"
     for factor in factors:
         if factor.num_basis != expected:
-            raise _wrong(
-                source,
+            raise file.refusal(
                 factor.name + ".coefficients",
                 f"has {factor.num_basis} coefficients, {reason} {expected}",
             )
 
 
-def _wrong(source: Source, name: str, message: str) -> AdapterError:
-    return AdapterError(message, file=source.path, field=name)
+def given_alpha(file: CheckpointFile, given: float | None) -> float:
+    """Return the ``lora_alpha`` that no file says, or refuse.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    if given is None:
+        raise ArgumentError(
+            "is needed, as no file says it; give what training was given as --lora_alpha "
+            "(here --lora-alpha), or the PEFT folder, whose configuration says it",
+            file=file.path,
+            field="lora_alpha",
+        )
+    if not is_alpha(given) or given <= 0:
+        raise ArgumentError(
+            f"is {printable(given)}, must be positive, and at most 1e30", field="lora_alpha"
+        )
+    return float(given)

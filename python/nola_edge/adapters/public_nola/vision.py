@@ -3,8 +3,8 @@
 ``vit/nola_mlp.py``, ``save_nola_parameters``: a safetensors file with, for each block i,
 ``fc1_alpha_<i>``, ``fc1_beta_<i>``, ``fc2_alpha_<i>``, ``fc2_beta_<i>`` (k and l coefficients),
 ``fc1_A_<i>``, the first ten values ``A[0, :10, 0]`` of fc1's basis, and the head's weight as
-``fc_<in>in_<classes>out``. The head's bias is trained and not saved, so that PEFT could not load
-the head as a module saved whole; it goes into a file of its own. ``vit/NOLA.py``, ``NOLA2``:
+``fc_<in>in_<classes>out``. The head's bias is trained and not saved, so that no merge can put the
+head back together. ``vit/NOLA.py``, ``NOLA2``:
 
     torch.manual_seed(0)                   # the same basis for all layers of one shape
     A (k, in, r)  = kaiming_uniform_(a = sqrt 5), so uniform within 1 / sqrt(in * r)
@@ -12,30 +12,33 @@ the head as a module saved whole; it goes into a file of its own. ``vit/NOLA.py`
     the layer adds 1 / r * (x @ sum_i alpha_i A_i) @ sum_j beta_j B_j
 
 in float32, and on the CPU, because the layer is made there and moved later; there is no frozen
-weight. The rank is not saved, but the ten values tell it; the width of the MLP is not either, and
-nothing tells it: it is 4 times the embedding but for two of the models that the script names
-(``vit/train_timm.py``, by timm's definitions).
+weight. The rank is not saved, but the ten values tell it. The width of the MLP is not either: the
+base tells it, and where there is none it is 4 times the embedding but for two of the models that
+the script names (``vit/train_timm.py``, by timm's definitions).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nola_edge.adapters.public_nola.contents import Factor, Layer, Part, Plan
+from nola_edge.adapters.public_nola.contents import Contents, Factor, Layer
 from nola_edge.adapters.public_nola.devices import DrawnOn
-from nola_edge.adapters.public_nola.records import elements_of
-from nola_edge.errors import AdapterError, ArgumentError, MismatchError, printable
+from nola_edge.errors import AdapterError, ArgumentError, MismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
-    from nola_edge.adapters.public_nola.checkpoint_file import Source
+    from nola_edge.adapters.public_nola.checkpoint_file import CheckpointFile
+
+    #: Block -> kind of tensor -> name.
+    Blocks = dict[int, dict[str, str]]
 
 _SEED = 0
 _NAME = re.compile(r"(?P<kind>fc1_A|fc[12]_alpha|fc[12]_beta)_(?P<block>\d{3}|[1-9]\d{3,5})")
@@ -49,20 +52,20 @@ _HIDDEN = {1408: 6144, 1664: 8192}
 _ANY_GPU = DrawnOn("cuda", 1 << 20)  # ten values do not tell GPUs apart
 
 
-def plan_vit(
-    source: Source, drawn_on: DrawnOn | None, rank: int | None, hidden: int | None
-) -> Plan:
-    """Plan the conversion of a checkpoint of the vision transformer code.
+def read_vision(
+    file: CheckpointFile, drawn_on: DrawnOn | None, rank: int | None, hidden: int | None
+) -> Contents:
+    """Read a checkpoint of the vision transformer code.
 
     Parameters
     ----------
-    source : Source
+    file : CheckpointFile
     drawn_on : DrawnOn, optional
         Default: a CPU.
     rank : int, optional
         Default: the one that the recorded values fit.
     hidden : int, optional
-        Width of the MLP.
+        Width of the MLP. Default: the base's; timm's where there is none.
 
     Raises
     ------
@@ -70,27 +73,70 @@ def plan_vit(
         If no basis begins with the recorded values.
     NolaEdgeError
     """
-    blocks, head = _sort_names(source)
-    width = source.tensors[head].shape[1]
-    wide = _hidden(width, hidden)
-    counts = [_count(source, blocks, kinds) for kinds in (("fc1_alpha", "fc2_alpha"),
-                                                          ("fc1_beta", "fc2_beta"))]  # fmt: skip
-    record = _record(source, blocks, width)
-    drawn, r = _fitting(source, record, (counts[0], width), drawn_on or DrawnOn("cpu"), rank)
-    layers = []
-    for number, names in blocks.items():
-        for name, inputs, outputs in (("fc1", width, wide), ("fc2", wide, width)):
-            a = _factor(source, names[f"{name}_alpha"], (inputs, r))
-            b = _factor(source, names[f"{name}_beta"], (r, outputs), after=a)
-            part = Part(a, b, transposed=True)
-            layers.append(Layer(f"blocks.{number}.mlp.{name}", outputs, (part,), 1.0))
-    return Plan(
+    blocks, head = _sort_names(file)
+    width = file.tensors[head].shape[1]
+    if hidden is not None and (isinstance(hidden, bool) or not 1 <= hidden <= _MAX_HIDDEN):
+        raise ArgumentError(f"is {hidden}, must be 1..{_MAX_HIDDEN}", field="hidden")
+    coefficients = {
+        name: file.numbers(name).astype(np.float32)
+        for names in blocks.values()
+        for kind, name in names.items()
+        if kind != "fc1_A"
+    }
+    for label in ("alpha", "beta"):
+        _check_counts(file, {n: v for n, v in coefficients.items() if f"_{label}_" in n})
+    count = coefficients[blocks[min(blocks)]["fc1_alpha"]].size
+    record = _record(file, blocks, width)
+    drawn, found = _fitting(file, record, (count, width), drawn_on or DrawnOn("cpu"), rank)
+    model = _Model(width, found, blocks, coefficients)
+    matrix = file.matrix(head)
+    return Contents(
         "vision transformer",
-        tuple(layers),
+        model.layers(hidden or _HIDDEN.get(width, 4 * width)),
         drawn_on=drawn,
-        head=source.floats(head),
+        head=matrix,
         checked=len(blocks),
+        resize=model.resized if hidden is None else None,
     )
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What the layers are made of, but for the width of the MLP."""
+
+    width: int
+    rank: int
+    blocks: Blocks
+    coefficients: dict[str, NDArray[np.float32]]
+
+    def layers(self, hidden: int) -> dict[str, Layer]:
+        """Return all layers of a model whose MLP is so wide."""
+        layers = {}
+        for number, names in self.blocks.items():
+            for name, inputs, outputs in (
+                ("fc1", self.width, hidden),
+                ("fc2", hidden, self.width),
+            ):
+                a = self._factor(names[f"{name}_alpha"], (inputs, self.rank))
+                b = self._factor(names[f"{name}_beta"], (self.rank, outputs), after=a)
+                layers[f"blocks.{number}.mlp.{name}"] = Layer.of_pair(a, b, 1.0 / self.rank)
+        return layers
+
+    def resized(self, module: str, shape: tuple[int, int]) -> dict[str, Layer] | None:
+        """Return all layers of the model in which a module has this shape, if there can be one."""
+        hidden, width = shape if module.endswith("fc1") else shape[::-1]
+        return self.layers(hidden) if width == self.width and hidden <= _MAX_HIDDEN else None
+
+    def _factor(self, name: str, shape: tuple[int, int], after: Factor | None = None) -> Factor:
+        return Factor(
+            name=name,
+            seed=_SEED,
+            shape=shape,
+            bound=kaiming_bound(shape[0] * shape[1]),
+            coefficients=self.coefficients[name],
+            before=() if after is None else (after.draw,),
+            transposed=True,
+        )
 
 
 def kaiming_bound(fan_in: int) -> float:
@@ -99,83 +145,63 @@ def kaiming_bound(fan_in: int) -> float:
     return math.sqrt(3.0) * (gain / math.sqrt(fan_in))
 
 
-def _sort_names(source: Source) -> tuple[dict[int, dict[str, str]], str]:
-    blocks: dict[int, dict[str, str]] = {}
+def _sort_names(file: CheckpointFile) -> tuple[Blocks, str]:
+    blocks: Blocks = {}
     heads = []
-    for name in source.tensors:
+    for name, info in file.tensors.items():
         match, head = _NAME.fullmatch(name), _HEAD.fullmatch(name)
         if match is not None:
             blocks.setdefault(int(match["block"]), {})[match["kind"]] = name
-        elif head is not None:
-            heads.append(name)
-            named = [int(head["outputs"]), int(head["inputs"])]
-            if list(source.tensors[name].shape) != named or 0 in named:
-                raise _wrong(source, name, f"has shape {list(source.tensors[name].shape)}")
+        elif head is None:
+            raise file.refusal(name, "is nothing that the public code saves")
+        elif info.shape != (int(head["outputs"]), int(head["inputs"])) or 0 in info.shape:
+            raise file.refusal(name, f"has shape {list(info.shape)}")
         else:
-            raise _wrong(source, name, "is nothing that the public code saves")
+            heads.append(name)
     if len(heads) != 1:
         raise AdapterError(
             f"has {len(heads)} heads (fc_<in>in_<classes>out), the public code saves one",
-            file=source.path,
+            file=file.path,
         )
     for number, names in blocks.items():
         for kind in _KINDS:
             if kind not in names:
-                raise AdapterError(
-                    "is missing beside the others of its block",
-                    file=source.path,
-                    field=f"{kind}_{number:03d}",
+                raise file.refusal(
+                    f"{kind}_{number:03d}", "is missing beside the others of its block"
                 )
     return dict(sorted(blocks.items())), heads[0]
 
 
-def _count(source: Source, blocks: dict[int, dict[str, str]], kinds: Iterable[str]) -> int:
-    names = [names[kind] for names in blocks.values() for kind in kinds]
-    first = source.tensors[names[0]].shape
-    for name in names:
-        shape = source.tensors[name].shape
-        if len(shape) != 1 or shape[0] < 1 or shape != first:
-            raise _wrong(
-                source,
+def _check_counts(file: CheckpointFile, rows: dict[str, NDArray[np.float32]]) -> None:
+    first = next(iter(rows))
+    for name, values in rows.items():
+        if values.size != rows[first].size:
+            raise file.refusal(
                 name,
-                f"has shape {list(shape)}, {names[0]} has {list(first)}; the public code has as "
-                "many coefficients in every layer",
+                f"has {values.size} coefficients, {first} has {rows[first].size}; the public code "
+                "has as many in every layer",
             )
-    return first[0]
 
 
-def _hidden(width: int, hidden: int | None) -> int:
-    if width < 1:
-        raise AdapterError("has no inputs", field="head")
-    wide = _HIDDEN.get(width, 4 * width) if hidden is None else hidden
-    if isinstance(wide, bool) or not 1 <= wide <= _MAX_HIDDEN:
-        raise ArgumentError(f"is {wide}, must be 1..{_MAX_HIDDEN}", field="hidden")
-    return wide
-
-
-def _record(source: Source, blocks: dict[int, dict[str, str]], width: int) -> NDArray[Any]:
+def _record(file: CheckpointFile, blocks: Blocks, width: int) -> NDArray[np.float32]:
     """Return the recorded values, which are the same in all blocks."""
-    record: NDArray[Any] | None = None
-    for names in blocks.values():
-        name = names["fc1_A"]
-        if source.tensors[name].shape != (min(_RECORDED, width),):
-            shape = list(source.tensors[name].shape)
-            raise _wrong(source, name, f"has shape {shape}, must be [{min(_RECORDED, width)}]")
-        values = source.floats(name).astype(np.float32)
-        if record is not None and not np.array_equal(record, values):
+    records = {name: file.numbers(name) for name in (n["fc1_A"] for n in blocks.values())}
+    first = next(iter(records.values())).astype(np.float32)
+    for name, values in records.items():
+        if values.size != min(_RECORDED, width):
+            raise file.refusal(name, f"has {values.size} values, must have {min(_RECORDED, width)}")
+        if not np.array_equal(first, values.astype(np.float32)):
             raise MismatchError(
                 "records another basis than the first block; the public code has one for all",
-                file=source.path,
+                file=file.path,
                 field=name,
             )
-        record = values
-    assert record is not None
-    return record
+    return first
 
 
 def _fitting(
-    source: Source,
-    record: NDArray[Any],
+    file: CheckpointFile,
+    record: NDArray[np.float32],
     basis: tuple[int, int],
     drawn_on: DrawnOn,
     rank: int | None,
@@ -197,37 +223,19 @@ def _fitting(
             break
     raise MismatchError(
         f"the recorded values ({record[0]:.6g}, …) are not those of a basis {tried}; {hint}",
-        file=source.path,
+        file=file.path,
         field="fc1_A",
     )
 
 
 def _search(
-    record: NDArray[Any], basis: tuple[int, int], drawn_on: DrawnOn, ranks: Iterable[int]
+    record: NDArray[np.float32], basis: tuple[int, int], drawn_on: DrawnOn, ranks: Iterable[int]
 ) -> tuple[DrawnOn, int] | None:
     count, width = basis
     for rank in ranks:
         elements = np.arange(record.size, dtype=np.int64) * rank
         for drawn in drawn_on.alike():
-            bound = kaiming_bound(width * rank)
-            values = elements_of(drawn, _SEED, elements, count * width * rank, bound)
-            if np.array_equal(values, record):
+            size, bound = count * width * rank, kaiming_bound(width * rank)
+            if np.array_equal(drawn.generator(_SEED).at(elements, size, bound), record):
                 return drawn, rank
     return None
-
-
-def _factor(
-    source: Source, name: str, shape: tuple[int, int], after: Factor | None = None
-) -> Factor:
-    return Factor(
-        name=name,
-        seed=_SEED,
-        shape=shape,
-        bound=kaiming_bound(shape[0] * shape[1]),
-        coefficients=source.floats(name).astype(np.float32),
-        before=() if after is None else (after.draw,),
-    )
-
-
-def _wrong(source: Source, name: str, message: str) -> AdapterError:
-    return AdapterError(printable(message, 400), file=source.path, field=name)

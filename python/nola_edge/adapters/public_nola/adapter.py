@@ -1,0 +1,255 @@
+"""A checkpoint of the public NOLA code as an adapter."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nola_edge import ops
+from nola_edge.adapters.base import LowRankAdapter
+from nola_edge.adapters.nola_config import MAX_RANK
+from nola_edge.adapters.public_nola.checkpoint_file import CheckpointFile
+from nola_edge.adapters.public_nola.contents import factors_of
+from nola_edge.adapters.public_nola.cuda_generator import drawn_at_once
+from nola_edge.adapters.public_nola.devices import DrawnOn
+from nola_edge.adapters.public_nola.drawn_factors import DrawnFactors
+from nola_edge.adapters.public_nola.kinds import read_contents
+from nola_edge.errors import AdapterError, ArgumentError
+from nola_edge.files.input_file import opening
+from nola_edge.files.tensors import TensorMapping
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from nola_edge.adapters.base import Factor as Label
+    from nola_edge.adapters.public_nola.contents import Contents, Factor, Layer
+    from nola_edge.files.tensors import Tensor
+    from nola_edge.ops import Range
+
+#: Elements of all random matrices of a factor; the public code would need terabytes for more.
+_MAX_BASIS = 1 << 40
+#: What drawing an element costs, in multiply-adds.
+_DRAWING = 32
+
+
+class PublicNolaAdapter(LowRankAdapter):
+    """A checkpoint of the public NOLA code, whose random matrices are drawn as torch drew them.
+
+    Attributes
+    ----------
+    contents : Contents
+        What the checkpoint holds.
+    drawn_on : DrawnOn
+    modules : mapping
+        Module name -> :class:`~nola_edge.adapters.public_nola.contents.Layer`.
+    whole_tensors : TensorMapping
+        Empty: the public code saves no module whole.
+    path : Path
+        The file or folder that it was loaded from.
+    """
+
+    modules: Mapping[str, Layer]
+
+    def __init__(self, contents: Contents, drawn_on: DrawnOn, path: Path) -> None:
+        self.contents = contents
+        self.drawn_on = drawn_on
+        self.path = path
+        self.whole_tensors = TensorMapping({})
+        self._resize = contents.resize
+        self._set_layers(contents.layers)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        *,
+        drawn_on: str | DrawnOn | None = None,
+        lora_alpha: float | None = None,
+        rank: int | None = None,
+        hidden: int | None = None,
+    ) -> PublicNolaAdapter:
+        """Open a checkpoint and check all of it.
+
+        Parameters
+        ----------
+        path : Path
+            A safetensors file, or a PEFT folder with one. A file of ``torch.save`` is refused with
+            the command that makes a safetensors file of it.
+        drawn_on : str or DrawnOn, optional
+            Where training drew the random matrices (:meth:`DrawnOn.parse`). Needed unless the
+            checkpoint says it.
+        lora_alpha : float, optional
+            What training was given, where no configuration says it.
+        rank, hidden : int, optional
+            Of a vision transformer: the rank (default: found by the recorded values) and the width
+            of the MLP (default: the base's; where there is none, as timm's models of that embedding
+            have it).
+
+        Raises
+        ------
+        MismatchError
+            If recorded numbers are not those of the random matrices.
+        NolaEdgeError
+            If an argument is wrong or missing, or the checkpoint cannot be used.
+        """
+        given = DrawnOn.parse(drawn_on) if isinstance(drawn_on, str) else drawn_on
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(opening(path))
+            file = CheckpointFile(path)
+            stack.callback(file.file.close)
+            contents = ops.in_specified_environment(  # recorded numbers are compared
+                lambda: read_contents(
+                    file, drawn_on=given, lora_alpha=lora_alpha, rank=rank, hidden=hidden
+                )
+            )
+            device = contents.drawn_on or given
+            if device is None:
+                raise ArgumentError(
+                    "is needed for a checkpoint of the public NOLA code, as its random matrices "
+                    "depend on the device that drew them; give cpu, or the GPU that training ran "
+                    "on (--drawn-on a100; in Python drawn_on='a100')",
+                    file=path,
+                    field="drawn_on",
+                )
+            adapter = cls(contents, device, path)
+            file.file.check_unchanged()
+            stack.pop_all()  # frozen weights stay in the file
+        return adapter
+
+    def _set_layers(self, layers: Mapping[str, Layer]) -> None:
+        """Take layers, of a size that could have been trained and is drawn as it is here."""
+        for module, layer in layers.items():
+            if layer.rank > MAX_RANK:
+                raise self._refusal(module, f"has rank {layer.rank}, more than {MAX_RANK}")
+        for factor in factors_of(layers):
+            self._check_draw(factor)
+        self.modules = layers
+        self.drawn = DrawnFactors(factors_of(layers), self.drawn_on)
+
+    def rank(self, module: str) -> int:
+        """Return r of a module."""
+        return self._layer(module).rank
+
+    def scaling_of(self, module: str) -> float:
+        """Return s of a module, in double."""
+        return self._layer(module).scaling
+
+    def factor_a(
+        self,
+        module: str,
+        in_features: int,
+        cols: Range | None = None,
+        num_threads: int | None = None,
+        *,
+        rows: Range | None = None,
+    ) -> NDArray[np.float32]:
+        """Draw A, (r, in_features), or the columns, or rows, (start, stop) of it: float32."""
+        parts = [self.drawn.get(part.a, num_threads) for part in self._layer(module).parts]
+        window = (slice(*(rows or (None,))), slice(*(cols or (None,))))
+        return np.concatenate([a[:, window[1]] for a in parts])[window[0]]
+
+    def factor_b(
+        self,
+        module: str,
+        out_features: int,
+        rows: Range | None = None,
+        num_threads: int | None = None,
+        *,
+        cols: Range | None = None,
+    ) -> NDArray[np.float32]:
+        """Draw B, (out_features, r), or the rows, or columns, (start, stop) of it: float32."""
+        layer = self._layer(module)
+        start, stop = rows or (0, out_features)
+        window = np.zeros((stop - start, layer.rank), np.float32)
+        col = 0
+        for part in layer.parts:
+            b = self.drawn.get(part.b, num_threads)
+            first, last = max(start, part.row), min(stop, part.row + len(b))
+            if first < last:
+                found = b[first - part.row : last - part.row]
+                window[first - start : last - start, col : col + part.rank] = found
+            col += part.rank
+        return window[:, slice(*(cols or (None,)))]
+
+    @property
+    def fan_in_fan_out(self) -> bool:
+        """Whether the weights of layers are stored as (in, out), as GPT-2's Conv1D does."""
+        return self.contents.fan_in_fan_out
+
+    def shape(self, module: str) -> tuple[int, int]:
+        """Return the (out_features, in_features) of the factors."""
+        layer = self._layer(module)
+        return layer.out_features, layer.in_features
+
+    def accepts(self, module: str, out_features: int, in_features: int) -> bool:
+        """Tell whether the factors fit a module of this shape.
+
+        How wide the MLP of a vision transformer is, the first base says that is matched with it:
+        no file does.
+        """
+        found = (out_features, in_features)
+        if self._resize is not None:
+            layers = self._resize(module, found)
+            if layers is not None:
+                self._resize = None
+                if self.shape(module) != found:
+                    self._set_layers(layers)
+        return self.shape(module) == found
+
+    @property
+    def modules_to_save(self) -> tuple[str, ...]:
+        """Return nothing: the public code saves no module whole."""
+        return ()
+
+    @property
+    def bookkeeping(self) -> Mapping[str, Any]:
+        """Return fields that say how it was trained or found."""
+        return self.contents.bookkeeping
+
+    @property
+    def unplaced(self) -> Mapping[str, Tensor]:
+        """Return the trained head's weight, whose bias the public code does not save."""
+        head = self.contents.head
+        return {} if head is None else {"head.weight": head}
+
+    def work(self, factor: Label) -> int:
+        """Return roughly the multiply-adds that an element of a factor takes."""
+        part = next(iter(self.modules.values())).parts[0]
+        return _DRAWING * {"A": part.a, "B": part.b}[factor].num_basis
+
+    @property
+    def held_bytes(self) -> int:
+        """Return the bytes that it holds in memory, or may."""
+        factors = factors_of(self.modules)
+        return sum(f.coefficients.nbytes for f in factors) + self.drawn.kept_bytes
+
+    @property
+    def open_files(self) -> int:
+        """Return how many files it keeps open."""
+        return 1
+
+    def _layer(self, module: str) -> Layer:
+        found: Layer = self.find(module)
+        return found
+
+    def _check_draw(self, factor: Factor) -> None:
+        size, itemsize = factor.draw.size, factor.coefficients.dtype.itemsize
+        if size > _MAX_BASIS:
+            raise self._refusal(
+                factor.name,
+                f"has a basis of {size} elements, which no machine could have trained with",
+            )
+        if self.drawn_on.device == "cuda" and not drawn_at_once(size, itemsize):
+            raise self._refusal(
+                factor.name,
+                f"has a basis of {size * itemsize} bytes; beyond 2**31 - 1 torch draws on a GPU in "
+                "parts, which is not supported",
+            )
+
+    def _refusal(self, name: str, message: str) -> AdapterError:
+        return AdapterError(message, file=self.path, field=name)
