@@ -45,8 +45,8 @@ save_file({"LAYER.lora_A.first": w}, "f.safetensors")
 @click.option("-o", "--output", type=FOLDER, required=True, help="LoRA folder to write.")
 @click.option(
     "--drawn-on",
-    type=click.Choice(["cpu", "cuda"]),
-    help="Where training drew the basis; a GPU also needs its size.",
+    metavar="DEVICE",
+    help="Where training drew the basis, as for merge; or cuda, with one of the next options.",
 )
 @click.option("--gpu", metavar="NAME", help="The GPU by name: a100, h100-sxm, v100, t4 and others.")
 @click.option("--multiprocessors", type=int, metavar="N", help="Or the GPU by its size, and")
@@ -71,12 +71,16 @@ save_file({"LAYER.lora_A.first": w}, "f.safetensors")
 def command(as_json: bool, quiet: bool, threads: int | None, **options: Any) -> None:
     """Turn a CHECKPOINT of the public NOLA code into an exact LoRA folder.
 
+    An older name of "export lora CHECKPOINT --drawn-on ...", with a report, and with --check. To
+    merge such a checkpoint there is no need of it: merge, verify and the others take it as an
+    ADAPTER.
+
     Reads what github.com/UCDvision/NOLA saves for LLaMA (a PEFT folder), GPT-2 and vision
     transformers, as safetensors; a file of torch.save is refused with the command that makes a
     safetensors file of it. The basis is drawn again as torch drew it, on a CPU or a GPU of a given
     size; recorded numbers that differ are refused.
     """
-    from nola_edge.convert import convert_checkpoint
+    from nola_edge.export.public_nola import convert_checkpoint
 
     checkpoint = options.pop("checkpoint")
     check_folder_name(options["output"])

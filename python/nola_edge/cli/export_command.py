@@ -11,6 +11,7 @@ from nola_edge.cli.inputs import (
     GGUF_NOTE,
     local_adapters,
     local_base,
+    public_options,
     refuse_to_check_gguf,
     revision_option,
 )
@@ -28,14 +29,14 @@ def command() -> None:
 
 @command.command(
     "lora",
-    epilog="Example: nola-edge export lora ./my-adapter --base ./Llama-3-8B -o ./my-lora",
+    epilog="Example: nola-edge export lora ./my-adapter --base ./Llama-3-8B -o ./my-lora\n\n"
+    "Example: nola-edge export lora ./public-checkpoint --drawn-on a100 -o ./my-lora",
 )
 @click.argument("adapters", type=PATH, nargs=-1, required=True, metavar="ADAPTER...")
 @click.option(
     "--base",
     type=PATH,
-    required=True,
-    help="The checkpoint, or its Hub id; it says how large modules are.",
+    help="The checkpoint, or its Hub id. Needed unless the adapter says how large its modules are.",
 )
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder to write.")
 @type_option(
@@ -45,15 +46,18 @@ def command() -> None:
     help="Of A and B; anything but f32 rounds them.",
 )
 @ui.force_option
+@public_options
 @revision_option
 @ui.check_base_option
 @summary_options
 def lora(
     adapters: tuple[str, ...],
-    base: str,
+    base: str | None,
     output: str,
     dtype: str,
     force: bool,
+    drawn_on: str | None,
+    lora_alpha: float | None,
     revision: str | None,
     check_base: bool,
     as_json: bool,
@@ -64,16 +68,21 @@ def lora(
     A and B are the factors themselves: nothing is decomposed. Several ADAPTERs, of any method and
     each with a weight if you like (ADAPTER=0.5), become one LoRA.
     """
-    from nola_edge.export.lora import export_lora
+    from nola_edge.export.lora import HEAD_NAME, export_lora
 
     check_folder_name(output)
-    given = local_adapters(adapters)  # before a download of the base
-    base = local_base(base, revision)
+    if revision is not None and base is None:
+        raise click.UsageError("--revision is for a base on the Hub, and no --base is given")
+    # Before a download of the base.
+    given = local_adapters(adapters, drawn_on=drawn_on, lora_alpha=lora_alpha)
+    if base is not None:
+        base = local_base(base, revision)
     path = export_lora(given, base, output, dtype=dtype, force=force, check_base=check_base)
     size = bytes_at(path)
     show(
         {"output": output, "dtype": dtype, "bytes": size},
         f"{printable(path, 240)}: exact LoRA, {ui.human_bytes(size)}",
+        *[f"{HEAD_NAME}: the trained head's weight, without a bias"] * (path / HEAD_NAME).exists(),
         as_json=as_json,
         quiet=quiet,
     )
@@ -95,6 +104,7 @@ def lora(
 )
 @type_option(("F32", "F16"), default="f32", show_default=True, help="Of A and B; f16 rounds them.")
 @ui.force_option
+@public_options
 @revision_option
 @ui.check_base_option
 @summary_options
@@ -104,6 +114,8 @@ def gguf_lora(
     output: str,
     dtype: str,
     force: bool,
+    drawn_on: str | None,
+    lora_alpha: float | None,
     revision: str | None,
     check_base: bool,
     as_json: bool,
@@ -123,7 +135,7 @@ def gguf_lora(
         refuse_to_check_gguf()
     check_file_name(output, ".gguf", name=adapters[0])
     path = export_gguf_lora(
-        local_adapters(adapters),
+        local_adapters(adapters, drawn_on=drawn_on, lora_alpha=lora_alpha),
         local_base(base, revision),
         output,
         dtype=dtype,

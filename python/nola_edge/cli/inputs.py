@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -11,7 +11,11 @@ from click.core import ParameterSource
 from nola_edge.cli import output as ui
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+
+    from nola_edge.adapters import LowRankAdapter
+
+    Given = list[tuple[str | LowRankAdapter, float]]
 
 revision_option = click.option(
     "--revision",
@@ -19,6 +23,25 @@ revision_option = click.option(
     help="Branch, tag or commit, of a base that is a Hub id. An adapter's belongs to its id: "
     "owner/name@NAME.",
 )
+
+
+drawn_on_option = click.option(
+    "--drawn-on",
+    metavar="DEVICE",
+    help="Of checkpoints of the public NOLA code: what they were trained on. cpu, or a GPU: a100, "
+    "h100-sxm, v100, t4 and others, or its size as MULTIPROCESSORSxTHREADS.",
+)
+lora_alpha_option = click.option(
+    "--lora-alpha",
+    type=float,
+    metavar="ALPHA",
+    help="Of such checkpoints: what training was given, where no file says it.",
+)
+
+
+def public_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that checkpoints of the public NOLA code need."""
+    return drawn_on_option(lora_alpha_option(command))
 
 
 #: What commands say of a base that is a GGUF file …
@@ -59,19 +82,32 @@ def local_base(base: str, revision: str | None) -> str:
     return str(base_path(base, revision))
 
 
-def local_adapters(texts: Iterable[str], order: str = "") -> list[tuple[str, float]]:
+def local_adapters(
+    texts: Iterable[str],
+    order: str = "",
+    *,
+    drawn_on: str | None = None,
+    lora_alpha: float | None = None,
+) -> Given:
     """Return path and weight of each adapter; one that is an id on the Hub is downloaded.
+
+    Checkpoints of the public NOLA code are loaded, if it is said how.
 
     Parameters
     ----------
     texts : iterable of str
     order : str
         Of the command's arguments, for who gives a model in the place of an adapter.
+    drawn_on : str, optional
+    lora_alpha : float, optional
+        As for :func:`nola_edge.load_adapter`, of those that are such checkpoints.
 
     Raises
     ------
     NolaEdgeError
         If there is no such adapter, or a weight is no number.
+    click.UsageError
+        If it is said how to load such checkpoints, and none is given.
     """
     from nola_edge.adapters.hub import adapter_path
     from nola_edge.adapters.peft_folder import holds_model
@@ -82,4 +118,22 @@ def local_adapters(texts: Iterable[str], order: str = "") -> list[tuple[str, flo
     for path, _ in found:
         if order and holds_model(path):
             raise AdapterError(f"holds a model, not an adapter (the order is {order})", file=path)
-    return [(str(path), weight) for path, weight in found]
+    if drawn_on is None and lora_alpha is None:
+        return [(str(path), weight) for path, weight in found]
+    return _with_public_checkpoints(found, drawn_on=drawn_on, lora_alpha=lora_alpha)
+
+
+def _with_public_checkpoints(found: Iterable[tuple[Path, float]], **options: Any) -> Given:
+    from nola_edge.adapters import load_adapter
+    from nola_edge.adapters.public_nola import is_public_checkpoint
+
+    given: Given = [
+        (load_adapter(path, **options) if is_public_checkpoint(path) else str(path), weight)
+        for path, weight in found
+    ]
+    if all(isinstance(adapter, str) for adapter, _ in given):
+        raise click.UsageError(
+            "--drawn-on and --lora-alpha are for checkpoints of the public NOLA code, and none is "
+            "given; leave them out"
+        )
+    return given

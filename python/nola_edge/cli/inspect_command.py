@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nola_edge.cli import output as ui
-from nola_edge.cli.inputs import local_base, revision_option
+from nola_edge.cli.inputs import local_base, public_options, revision_option
 from nola_edge.cli.path_types import PATH
 from nola_edge.cli.summary import summary_options
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     "--base", type=PATH, help="The checkpoint; adds shapes and the compression against LoRA."
 )
 @click.option("--modules", "list_modules", is_flag=True, help="List every module, in JSON too.")
+@public_options
 @revision_option
 @ui.check_base_option
 @summary_options
@@ -33,6 +34,8 @@ def command(
     adapter: str,
     base: str | None,
     list_modules: bool,
+    drawn_on: str | None,
+    lora_alpha: float | None,
     revision: str | None,
     check_base: bool,
     as_json: bool,
@@ -47,7 +50,7 @@ def command(
 
     if revision is not None and base is None:
         raise click.UsageError("--revision is for a base on the Hub, and no --base is given")
-    loaded = load_adapter(adapter)
+    loaded = load_adapter(adapter, drawn_on=drawn_on, lora_alpha=lora_alpha)
     if base:
         base = local_base(base, revision)
     shapes = _shapes(loaded, base, check_base=check_base) if base else None

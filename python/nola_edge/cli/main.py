@@ -32,7 +32,7 @@ _COMMANDS = {
     "pack": "Write an adapter as one small file.",
     "unpack": "Turn a packed adapter into a folder.",
     "export": "Write an adapter in the format of another program.",
-    "convert": "Turn a checkpoint of the public NOLA code into an exact LoRA.",
+    "convert": "Older name of export lora, for checkpoints of the public NOLA code.",
     "demo": "Let a small model answer, with and without adapters.",
     "info": "Show version, instruction sets and threads.",
     "completion": "Print a script that completes commands in your shell.",

@@ -9,7 +9,13 @@ import click
 
 from nola_edge.cli import merging
 from nola_edge.cli import output as ui
-from nola_edge.cli.inputs import local_adapters, local_base, refuse_to_check_gguf, revision_option
+from nola_edge.cli.inputs import (
+    local_adapters,
+    local_base,
+    public_options,
+    refuse_to_check_gguf,
+    revision_option,
+)
 from nola_edge.cli.output_names import check_file_name, check_folder_name
 from nola_edge.cli.path_types import PATH
 from nola_edge.cli.summary import summary_options
@@ -41,6 +47,7 @@ from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
 )
 @type_option(GGUF_TYPES, help="Type of merged tensors in a GGUF file.  [default: as in BASE]")
 @ui.force_option
+@public_options
 @revision_option
 @ui.check_base_option
 @ui.threads_option
@@ -54,6 +61,8 @@ def command(
     skip_existing: bool,
     dtype: str | None,
     force: bool,
+    drawn_on: str | None,
+    lora_alpha: float | None,
     revision: str | None,
     check_base: bool,
     threads: int | None,
@@ -80,7 +89,8 @@ def command(
     _check_each(each, shard, skip_existing, gguf)
     check_type_fits(dtype, gguf)
     _check_output_name(base, output, gguf, each)
-    given = local_adapters(adapters)  # before a download of the base
+    # Before a download of the base.
+    given = local_adapters(adapters, drawn_on=drawn_on, lora_alpha=lora_alpha)
     base = local_base(base, revision)
     if gguf:
         refuse_to_check_gguf()

@@ -15,17 +15,17 @@ from nola_edge.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nola_edge.cli.inputs import Given
     from nola_edge.gguf.merge import GgufReport
     from nola_edge.merge.write import MergeReport
 
-    Adapters = list[tuple[str, float]]
 
 _LISTED = 20
 _WORST = 3
 
 
 def merge_into_one(
-    base: str, adapters: Adapters, output: str, as_json: bool, quiet: bool, **options: Any
+    base: str, adapters: Given, output: str, as_json: bool, quiet: bool, **options: Any
 ) -> None:
     """Merge into a checkpoint."""
     from nola_edge.merge.write import merge_checkpoint
@@ -40,7 +40,7 @@ def merge_into_one(
 
 
 def merge_into_each(
-    base: str, adapters: Adapters, output: str, as_json: bool, quiet: bool, **options: Any
+    base: str, adapters: Given, output: str, as_json: bool, quiet: bool, **options: Any
 ) -> None:
     """Merge every adapter into a checkpoint of its own."""
     from nola_edge.merge.many.each import merge_each
@@ -115,7 +115,7 @@ def _print_notes(reports: Sequence[MergeReport], check_base: bool) -> None:
 
 
 def merge_gguf_file(
-    base: str, adapters: Adapters, output: str, as_json: bool, quiet: bool, **options: Any
+    base: str, adapters: Given, output: str, as_json: bool, quiet: bool, **options: Any
 ) -> None:
     """Merge into a GGUF file."""
     from nola_edge.gguf import merge_gguf

@@ -14,6 +14,7 @@ from nola_edge.cli.inputs import (
     GGUF_NOTE,
     local_adapters,
     local_base,
+    public_options,
     refuse_to_check_gguf,
     revision_option,
 )
@@ -23,8 +24,7 @@ from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
 from nola_edge.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from nola_edge.cli.inputs import Given
     from nola_edge.cli.verdict import Verdict
     from nola_edge.merge.audit.report import VerifyReport
 
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     help="Accept roundings of merged weights by up to N ulps.  [default: every bit counts]",
 )
 @type_option(GGUF_TYPES, help="Type of merged tensors in a GGUF file.  [default: as in MERGED]")
+@public_options
 @revision_option
 @ui.check_base_option
 @ui.threads_option
@@ -64,6 +65,8 @@ def command(
     each: bool,
     ulps: int | None,
     dtype: str | None,
+    drawn_on: str | None,
+    lora_alpha: float | None,
     revision: str | None,
     as_json: bool,
     quiet: bool,
@@ -94,7 +97,8 @@ def command(
     from nola_edge.cli.verdict import Verdict
     from nola_edge.files.signature import is_gguf
 
-    given = local_adapters(adapters, "MERGED BASE ADAPTER")
+    order = "MERGED BASE ADAPTER"
+    given = local_adapters(adapters, order, drawn_on=drawn_on, lora_alpha=lora_alpha)
     base = local_base(base, revision)
     gguf = is_gguf(base)
     check_type_fits(dtype, gguf)
@@ -122,9 +126,7 @@ def command(
     return 0 if all(accepted) else 1
 
 
-def _outputs(
-    merged: str, base: str, adapters: Sequence[tuple[str, float]]
-) -> dict[str, list[tuple[str, float]]]:
+def _outputs(merged: str, base: str, adapters: Given) -> dict[str, Given]:
     """Return the path of each adapter's output, as merge --each names it."""
     from nola_edge.merge.many.output_names import name_outputs
 
