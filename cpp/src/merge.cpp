@@ -139,15 +139,16 @@ void check_factors(const LowRank& update) {
     check_aligned("lora_a", update.a, alignof(float));
 }
 
-// Whether a weight is written past the cache: it is too large to be found there afterwards, and
-// every row begins where a line does.
-bool streams(const Weight& weight) {
+// The column from which on a weight is written past the cache, where in every row a line begins:
+// it is too large to be found there afterwards. All columns if it is not.
+std::size_t first_streamed(const Weight& weight) {
     constexpr std::size_t kStreamedBytes = std::size_t{1} << 20;
     const std::size_t size = element_size(weight.type);
-    const auto out = reinterpret_cast<std::uintptr_t>(weight.out);
-    return weight.base != weight.out && out % kernels::kLine == 0 &&
-           weight.out_stride * size % kernels::kLine == 0 &&
-           weight.shape.rows * weight.shape.cols * size >= kStreamedBytes;
+    const std::size_t ahead = (0 - reinterpret_cast<std::uintptr_t>(weight.out)) % kernels::kLine;
+    const bool worth = weight.base != weight.out &&
+                       weight.out_stride * size % kernels::kLine == 0 &&
+                       weight.shape.rows * weight.shape.cols * size >= kStreamedBytes;
+    return worth ? std::min(ahead / size, weight.shape.cols) : weight.shape.cols;
 }
 
 // Where a kernel reads and writes from an element on.
@@ -158,7 +159,6 @@ MergeArgs place_of(const Weight& weight, std::size_t row, std::size_t col) {
     args.out = static_cast<char*>(weight.out) + (row * weight.out_stride + col) * size;
     args.base_stride = weight.base_stride;
     args.out_stride = weight.out_stride;
-    args.streams = streams(weight);
     return args;
 }
 
@@ -176,8 +176,10 @@ bool merge_checked(const Weight& weight, const LowRank& update, int num_threads)
     const std::size_t row_step = kernel_set.tile_rows * 8;
     std::atomic<bool> finite{true};
     const std::size_t group_step = packed_cols(update.rank, col_step);
-    for (std::size_t group = 0; group < cols; group += group_step) {
-        const std::size_t group_cols = std::min(group_step, cols - group);
+    const std::size_t streamed = first_streamed(weight);
+    std::size_t group_cols = 0;
+    for (std::size_t group = 0; group < cols; group += group_cols) {
+        group_cols = std::min(group_step, (group < streamed ? streamed : cols) - group);
         const std::vector<float> packed =
             pack_panels(update, cols, group, group_cols, kernel_set.panel, pair, num_threads);
         // No kernel set has an empty tile or panel, which the analyzer cannot see.
@@ -196,6 +198,7 @@ bool merge_checked(const Weight& weight, const LowRank& update, int num_threads)
             args.a = packed.data() + col * update.rank;
             args.rank = update.rank;
             args.scaling = update.scaling;
+            args.streams = group >= streamed;
             if (kernel(args) >= overflow_threshold(type)) {
                 finite.store(false, std::memory_order_relaxed);
             }

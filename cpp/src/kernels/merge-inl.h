@@ -19,7 +19,7 @@ template <class T>
 inline constexpr std::size_t kVectors = kPaired<T> ? 2 : 1;
 // Whether a type can be streamed: a line that is written in parts is slower than one that is read.
 template <class T>
-inline constexpr bool kWholeLines = kStreams&& kPanel * sizeof(T) % kLine == 0;
+inline constexpr bool kWholeLines = kPanel * sizeof(T) % kLine == 0 && kStreams;
 
 template <class T>
 NOLA_INLINE void prefetch_panel(const T* place) {

@@ -14,7 +14,7 @@ from nola_edge.adapters.whole_tensors import is_saved
 from nola_edge.errors import UnknownModuleError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Hashable, Mapping
     from pathlib import Path
 
     import numpy as np
@@ -151,6 +151,10 @@ class LowRankAdapter(ABC):
     def bookkeeping(self) -> Mapping[str, Any]:
         """Return fields that say how it was trained or found, by PEFT's names."""
         return {}
+
+    def origin(self, module: str, factor: Factor) -> Hashable | None:
+        """Return all that a factor is computed from; None if it is as quickly read as kept."""
+        return None
 
     def work(self, factor: Factor) -> int:
         """Return roughly the multiply-adds that an element of a factor takes."""

@@ -39,7 +39,7 @@ from nola_edge.files.strict_json import MAX_CONFIG_BYTES
 from nola_edge.files.tensors import TensorMapping
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Hashable, Mapping
 
     from numpy.typing import NDArray
 
@@ -131,6 +131,13 @@ class Adapter(LowRankAdapter):
     def bookkeeping(self) -> dict[str, Any]:
         """Return fields that say how it was trained or found."""
         return self.config.bookkeeping
+
+    def origin(self, module: str, factor: Factor) -> Hashable:
+        """Return the coefficients, with what names their basis."""
+        found = self.find(module)
+        coefficients = found.alpha if factor == "A" else found.beta
+        config = self.config
+        return config.basis, config.seed, config.r, module, factor, coefficients.tobytes()
 
     def work(self, factor: Factor) -> int:
         """Return the coefficients of a factor: each is a multiply-add for every element."""

@@ -6,6 +6,7 @@ in cache. Windows are independent: any thread may take any of them and the bytes
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from nola_edge.errors import NotFiniteError
 from nola_edge.merge.dora import merge_scaled_
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -59,11 +61,22 @@ def merge_window(
     NotFiniteError
         If a merged element is infinite or NaN.
     """
-    start, stop = window.rows
     weight: NDArray[Any] = np.frombuffer(data, dtype=numpy_dtype(info.dtype))
-    weight = weight.reshape(window.shape)
+    with naming_rows(path, info, window):
+        apply_update(weight.reshape(window.shape), update, window)
+
+
+@contextmanager
+def naming_rows(path: Path, info: TensorInfo, window: Window) -> Iterator[None]:
+    """Say of an element that is not finite where it is stored.
+
+    Raises
+    ------
+    NotFiniteError
+    """
+    start, stop = window.rows
     try:
-        apply_update(weight, update, window)
+        yield
     except NotFiniteError:
         raise NotFiniteError(
             f"a merged weight in rows {start}..{stop - 1} is infinite or NaN: the base holds such "

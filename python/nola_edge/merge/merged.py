@@ -82,8 +82,14 @@ class Merged(FromFile):
 
     def pieces(self, num_threads: int | None = None) -> Iterator[Piece]:
         """Yield windows, strip by strip; see :meth:`Result.pieces`."""
-        for (piece,) in _in_step([self], num_threads):
-            yield piece
+        for update, window in self.windows(num_threads):
+            yield self.piece(update, window)
+
+    def windows(self, num_threads: int | None = None) -> Iterator[tuple[RowUpdate, Window]]:
+        """Yield the windows of all strips, each with the update of its columns."""
+        for (update,) in _updates([self], num_threads):
+            for window in windows(self.info, [update], self.window_bytes):
+                yield update, window
 
     def piece(self, update: RowUpdate, window: Window) -> Piece:
         """Return the piece that is a window of the columns of an update."""

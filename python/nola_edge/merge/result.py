@@ -166,11 +166,11 @@ def fill(
     """
     buffers = Buffers()
     for piece in result.pieces(num_threads):
-        workers.submit(_place, piece, memory, buffers, nbytes=piece.work)
+        workers.submit(place, piece, memory, buffers, nbytes=piece.work)
 
 
-def _place(piece: Piece, memory: memoryview, buffers: Buffers) -> None:
-    """Make a piece at once where it belongs, if it is read in one run as well."""
+def place(piece: Piece, memory: memoryview, buffers: Buffers) -> None:
+    """Make a piece of a tensor in memory: at once where it belongs, if it is read in one run."""
     runs = piece.runs
     together = runs.count == 1 and runs.nbytes == piece.nbytes
     end = runs.offset + piece.nbytes

@@ -45,7 +45,7 @@ class AdapterSwitch(Switch):
     ----------
     model : nn.Module
         Loaded from `base`, with nothing merged; parameters on any device.
-    base, check_base, num_threads
+    base, check_base, num_threads, keep_bytes
         See :class:`nola_edge.merge.switch.Switch`.
     """
 
