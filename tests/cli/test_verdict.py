@@ -9,7 +9,7 @@ import pytest
 from nola_edge.cli.verdict import Verdict
 from nola_edge.merge.audit import faults
 from nola_edge.merge.audit.report import Difference, VerifyReport
-from tests.cli.in_process import call, refused
+from tests.cli.in_process import call
 from tests.conftest import write_safetensors
 from tests.merge.test_audit import NAMES, Case
 
@@ -84,13 +84,6 @@ def test_numbers_that_json_lacks(tmp_path, verify):
     assert {d["ulps"] for d in found["differences"]} == {None}
 
 
-def test_every_bit_of_a_gguf_file_counts(tmp_path):
-    (tmp_path / "base.gguf").write_bytes(b"GGUF")
-    Case(tmp_path, "F32").adapter.save(tmp_path / "a")
-    paths = [tmp_path / "base.gguf"] * 2
-    assert "--ulps is for checkpoints" in refused("verify", *paths, tmp_path / "a", "--ulps", 1)
-
-
 def difference(fault, number=0, **numbers):
     given = {"part": 1.0, "right_part": 1.0, "factor": 1.0, "ulps": 3.0, "beyond": 0.5, **numbers}
     return Difference(f"t{number}.weight", "values", "differ", fault=fault, **given)
@@ -102,7 +95,7 @@ def said(*differences, merged=3, adapters=1):
 
 def test_the_line_of_verdict():
     assert said() is None
-    assert said(Difference("t", "values", "differ")) is None  # as in GGUF files
+    assert said(Difference("t", "values", "differ")) is None  # of an unknown kind
     assert said(difference(faults.ROUNDING)) == "the difference is rounding"
     assert said(difference(faults.ROUNDING), difference(faults.ROUNDED_TWICE)) == (
         "right, but rounded twice"

@@ -6,7 +6,17 @@ import struct
 
 import numpy as np
 
-CODES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8, "Q4_K": 12, "BF16": 30}
+CODES = {
+    "F32": 0,
+    "F16": 1,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q5_0": 6,
+    "Q5_1": 7,
+    "Q8_0": 8,
+    "Q4_K": 12,
+    "BF16": 30,
+}
 UINT8, UINT32, FLOAT32, BOOL, STRING, ARRAY, UINT64 = 0, 4, 6, 7, 8, 9, 10
 _FORMATS = {UINT8: "<B", UINT32: "<I", FLOAT32: "<f", BOOL: "<B", UINT64: "<Q"}
 

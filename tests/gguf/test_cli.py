@@ -54,7 +54,7 @@ def test_merge_and_verify(files, tmp_path):
     quantised = write(tmp_path / "q8.gguf", arrays_of("Q8_0"))
     run("merge", quantised, adapter, "-o", tmp_path / "q8-out.gguf")
     done = run("verify", quantised, quantised, adapter)
-    assert "bytes differ" in done.stdout
+    assert "the adapter was dropped from all 8 tensors" in done.stdout
     assert "at most 0" not in done.stdout
 
 

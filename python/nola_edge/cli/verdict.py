@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nola_edge.merge.audit.report import Difference, VerifyReport
 
 _LISTED = 20
-_HEADER = ("part", "ulps", ">1 ulp", "cause", "tensor")
+_HEADER = ("part", "{}s", ">1 {}", "cause", "tensor")
 _GAP = "  "
 #: Parts are shown to two digits.
 _SHOWN = 0.005
@@ -36,6 +36,7 @@ _PHRASES = {
     faults.SCALED: "scaled by {factor} in {}",
     faults.TRANSPOSED: "transposed in {}",
     faults.ANOTHER_LAYER: "another layer's factors in {}",
+    faults.ROW_ORDER: "rows of attention heads in the order of Hugging Face in {}",
     faults.BROKEN: "a few weights are broken in {}",
     faults.UNKNOWN: "more than rounding, by no mistake that is known, in {}",
     faults.WHOLE: "other values in {} that the adapter brings whole",
@@ -104,7 +105,8 @@ class Verdict:
             return [f"identical: {compared}, every bit as base and adapter give{rest}"]
         if not self.accepted:
             return list(self._differences())
-        count, ulps = len(report.differences), f"{self.ulps} ulp{'s' * (self.ulps != 1)}"
+        count, ulps = len(report.differences), f"{self.ulps} {_unit(report.differences)}"
+        ulps += "s" * (self.ulps != 1)
         first = f"the same within {ulps}: {compared}, {count} not to the bit{rest}"
         return [first, f"verdict: {self.text}"]
 
@@ -141,7 +143,8 @@ class Verdict:
 
 def table(differences: Sequence[Difference]) -> Iterator[str]:
     """Lay out what was measured of tensors, the name last, so that a long one can be wrapped."""
-    rows = [_HEADER, *map(_row, differences)]
+    unit = _unit(differences)
+    rows = [tuple(title.format(unit) for title in _HEADER), *map(_row, differences)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER) - 1)]
     for row, difference in zip(rows, [None, *differences], strict=True):
         *numbers, cause, tensor = row
@@ -149,6 +152,11 @@ def table(differences: Sequence[Difference]) -> Iterator[str]:
         yield _GAP + _GAP.join([*cells, f"{cause:{widths[-1]}}", tensor])
         if difference is not None and difference.source is not None:
             yield f"    with the change of {printable(difference.source)}"
+
+
+def _unit(differences: Sequence[Difference]) -> str:
+    """Return what tensors are measured in: ulps, steps of quantised types, or some in each."""
+    return "/".join(dict.fromkeys(difference.unit for difference in differences))
 
 
 def _common(factors: list[float]) -> str | None:

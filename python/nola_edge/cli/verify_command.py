@@ -88,11 +88,12 @@ def command(
             right, 0 dropped, -1 subtracted, 2 merged twice.
             "0.2 of 0.5": a right merge has only 0.5 there, as
             the dtype rounds the rest away
-    ulps    largest difference, in units of the last place
+    ulps    largest difference, in units of the last place;
+            of quantised types in steps of the block's scale
     >1 ulp  share of weights that are off by more than one
     cause   "unknown": none of the mistakes that are known
 
-    With --ulps N, roundings of up to N ulps pass. Mistakes do not, however small.
+    With --ulps N, roundings of up to N ulps (or steps) pass. Mistakes do not, however small.
     """  # noqa: D301
     from nola_edge.cli.verdict import Verdict
     from nola_edge.files.signature import is_gguf
@@ -104,8 +105,6 @@ def command(
     check_type_fits(dtype, gguf)
     if gguf:
         refuse_to_check_gguf()
-    if ulps is not None and gguf:
-        raise click.UsageError("--ulps is for checkpoints; of a GGUF file every bit counts")
     outputs = _outputs(merged, base, given) if each else {merged: given}
     found, lines, accepted = [], [], []
     for output, terms in outputs.items():

@@ -13,6 +13,7 @@ from nola_edge.gguf.plan import GgufPlan, matched_tensors, plan_gguf
 from nola_edge.gguf.quantization import WRITABLE_TYPES
 from nola_edge.merge.audit.compare import compare
 from nola_edge.merge.audit.compare_files import first_difference
+from nola_edge.merge.audit.diagnosis import audit
 from nola_edge.merge.audit.report import FileDifference, VerifyReport
 from nola_edge.merge.plan import load_adapters
 from nola_edge.threads import check_threads
@@ -41,6 +42,8 @@ def verify_gguf(
     """Compare a merged GGUF file with all that :func:`merge_gguf` writes.
 
     Every byte of it: metadata, the order of the tensors, the tensors, the padding between them.
+    Where merged weights differ, the report says how, as :func:`~nola_edge.verify_checkpoint` does;
+    of quantised types in steps, which are the scales of their blocks.
 
     Parameters
     ----------
@@ -52,7 +55,8 @@ def verify_gguf(
     tensors_only : bool
         Compare names, types, shapes and bytes of tensors and nothing else.
     progress : callable, optional
-        Called with the number of bytes compared since the last call.
+        Called with the number of bytes compared since the last call; those of merged tensors that
+        differ count again, as they are measured.
 
     Returns
     -------
@@ -70,7 +74,9 @@ def verify_gguf(
         kind = _outtype(file, candidate, adapters) if outtype is None else outtype
         plan = plan_gguf(file, adapters, outtype=kind)
         tensors = {name: (candidate, info) for name, info in candidate.tensors.items()}
-        report = compare(plan, tensors, num_threads, progress or (lambda _: None))
+        advance = progress or (lambda _: None)
+        report = compare(plan, tensors, num_threads, advance)
+        report.differences = audit(plan, tensors, report.differences, num_threads, advance)
         if not tensors_only:
             name = candidate.path.name
             found = _rest(plan, candidate)

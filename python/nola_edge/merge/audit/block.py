@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nola_edge import ops
+from nola_edge.dtypes import MERGEABLE
 from nola_edge.errors import NotFiniteError
 from nola_edge.merge.blocks import apply_update, read_runs, runs_of
+from nola_edge.merge.numbers import FloatNumbers
 from nola_edge.merge.windows import ANY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -22,12 +24,15 @@ if TYPE_CHECKING:
     from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.merge.low_rank import RowUpdate
     from nola_edge.merge.merged import Merged
+    from nola_edge.merge.numbers import Numbers
     from nola_edge.merge.windows import Window
 
     Floats = NDArray[np.float32]
 
 #: Most ulps that count against a prediction: a few broken elements are not to outvote the rest.
 _CAP = 8.0
+#: What programs merge in before they quantise.
+_HALVES = ("F16", "BF16")
 
 
 @dataclass
@@ -45,6 +50,9 @@ class Block:
         Distance of neighbouring numbers.
     rounded : callable
         Takes values and returns them as the weight's dtype has them.
+    intermediate : sequence of callables
+        The same for float types in which a program may have merged: the weight's own, or halves
+        where that is quantised.
     finite : (rows, cols) bool
     """
 
@@ -55,6 +63,7 @@ class Block:
     reach: Floats
     ulp: Floats
     rounded: Callable[[Floats], Floats]
+    intermediate: Sequence[Callable[[Floats], Floats]]
 
     def __post_init__(self) -> None:
         parts = self.found, self.base, self.right, self.change
@@ -124,7 +133,16 @@ def read_block(
         reach,
         ulp,
         lambda values: numbers.decode(encode(values)),
+        [_rounding(FloatNumbers(dtype)) for dtype in _merged_in(result.dtype)],
     )
+
+
+def _merged_in(dtype: str) -> tuple[str, ...]:
+    return (dtype,) if dtype in MERGEABLE else _HALVES
+
+
+def _rounding(numbers: Numbers) -> Callable[[Floats], Floats]:
+    return lambda values: numbers.decode(numbers.encode(values))
 
 
 def _change_and_reach(update: RowUpdate, window: Window) -> tuple[Floats, Floats]:

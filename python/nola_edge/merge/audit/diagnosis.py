@@ -148,6 +148,7 @@ class _Audit:
             factor=measured.factor,
             ulps=measured.largest if not measured.not_finite else math.inf,
             beyond=(measured.beyond + measured.not_finite) / measured.elements,
+            unit=merged(self._plan, name).numbers.unit,
             fault=fault,
             source=self._sources.get(name) if fault == faults.ANOTHER_LAYER else None,
         )
@@ -199,6 +200,9 @@ class _Audit:
         if result.shape[0] == result.shape[1]:
             across = change_in(result, Window(window.cols, window.rows)).T
             yield faults.TRANSPOSED, block.rounded(block.base + across)
+        if result.reorder is not None:
+            change = change_in(replace(result, reorder=None), window)
+            yield faults.ROW_ORDER, block.rounded(block.base + change)
         if name in self._sources:
             other = change_in(merged(self._plan, self._sources[name]), window)
             yield faults.ANOTHER_LAYER, block.rounded(block.base + other)

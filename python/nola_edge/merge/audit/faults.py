@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nola_edge.merge.low_rank import RowUpdate, Term
 
     Prediction = tuple[str, Floats]
+    Rounding = Callable[[Floats], Floats]
 
 ROUNDING = "rounding"
 ROUNDED_TWICE = "rounded twice"
@@ -37,6 +38,7 @@ DORA_OFF = "DoRA off"
 SCALED = "scaled"
 TRANSPOSED = "transposed"
 ANOTHER_LAYER = "another layer"
+ROW_ORDER = "row order"
 OVERFLOW = "not finite"
 FP16_OVERFLOW = "fp16 overflow"
 BROKEN = "broken weights"
@@ -119,24 +121,36 @@ def twice_rounded(
     rows : (start, stop)
         Of the window.
     """
-    yield f"{ROUNDED_TWICE}: sum", block.rounded(block.base + block.rounded(block.change))
     factors = [(update.left(*rows), update.right, update.scaling) for update in updates]
-    ways: dict[str, Callable[[Floats, Floats, float], Floats]] = {
-        "change": lambda *given: block.rounded(change_of(*given)),
-        "product": lambda b, a, s: block.rounded(
-            np.float32(s) * block.rounded(change_of(b, a, 1.0))
-        ),
-        "factors": lambda b, a, s: block.rounded(
-            np.float32(s) * block.rounded(change_of(block.rounded(b), block.rounded(a), 1.0))
-        ),
-    }
     if len(updates) > 1:
-        ways["nothing else"] = change_of
-    for name, way in ways.items():
-        weight = block.base
-        for given in factors:
-            weight = block.rounded(weight + way(*given))
-        yield f"{ROUNDED_TWICE}: {name}", weight
+        one_by_one = _one_after_the_other(block.base, factors, change_of, block.rounded)
+        yield f"{ROUNDED_TWICE}: nothing else", one_by_one
+    for number, half in enumerate(block.intermediate):
+        yield f"{ROUNDED_TWICE}: sum {number}", block.rounded(block.base + half(block.change))
+        for name, way in _ways(half).items():
+            weight = _one_after_the_other(block.base, factors, way, half)
+            yield f"{ROUNDED_TWICE}: {name} {number}", block.rounded(weight)
+
+
+def _ways(half: Rounding) -> dict[str, Callable[[Floats, Floats, float], Floats]]:
+    """Return how a program makes the change of an adapter that rounds on the way."""
+    return {
+        "weight": change_of,
+        "change": lambda *given: half(change_of(*given)),
+        "product": lambda b, a, s: half(np.float32(s) * half(change_of(b, a, 1.0))),
+        "factors": lambda b, a, s: half(np.float32(s) * half(change_of(half(b), half(a), 1.0))),
+    }
+
+
+def _one_after_the_other(
+    weight: Floats,
+    factors: Sequence[tuple[Floats, Floats, float]],
+    way: Callable[[Floats, Floats, float], Floats],
+    rounded: Rounding,
+) -> Floats:
+    for given in factors:
+        weight = rounded(weight + way(*given))
+    return weight
 
 
 def predictions_of_dora(block: Block, product: Floats) -> Iterator[Prediction]:

@@ -24,8 +24,8 @@ class Difference:
     largest : float
         Largest absolute difference, NaN where it cannot be computed.
     part : float
-        For values of a tensor of a checkpoint that adapters are merged into, as the other numbers
-        that follow; NaN elsewhere. How much of the wanted change is there:
+        For values of a tensor that adapters are merged into, as the other numbers that follow; NaN
+        elsewhere. How much of the wanted change is there:
         <found - base, wanted> / <wanted, wanted>, where `wanted` is the change in fp32 before it
         is rounded. 1 is right, 0 dropped, -1 subtracted.
     right_part : float
@@ -35,18 +35,22 @@ class Difference:
         by some ulps, which rounding leaves alone.
     ulps : float
         Largest distance from the right value, in units of the last place that the largest of
-        base, found and right value has. Infinite where a value is infinite or NaN.
+        base, found and right value has; of a quantised type in steps (see `unit`). Infinite where
+        a value is infinite or NaN.
     beyond : float
         Share of elements that are more than one ulp from the right value.
+    unit : {"ulp", "step"}
+        What `ulps` counts. A step of a quantised type is the scale of the element's block, the
+        largest of base, found and right.
     fault : str, optional
-        What explains the difference; None in GGUF files and where the problem is not the values.
+        What explains the difference; None where the problem is not the values.
         Right but for roundings: ``"rounding"``, ``"rounded twice"``, ``"imprecise"`` (computed in
         less than fp32, the change is right to a percent or so). Wrong: ``"dropped"``,
         ``"subtracted"``, ``"merged twice"``, ``"rsLoRA off"``, ``"rsLoRA on"``, ``"DoRA off"``,
-        ``"scaled"`` (by `factor`), ``"transposed"``, ``"another layer"``, ``"fp16 overflow"``,
-        ``"not finite"`` (in another dtype), ``"broken weights"`` (right but for some),
-        ``"unknown"``. Of tensors that nothing is merged into: ``"whole tensor"`` (which an adapter
-        brings), ``"untouched"`` (which none changes).
+        ``"scaled"`` (by `factor`), ``"transposed"``, ``"another layer"``, ``"row order"`` (of
+        attention heads, in GGUF), ``"fp16 overflow"``, ``"not finite"`` (in another dtype),
+        ``"broken weights"`` (right but for some), ``"unknown"``. Of tensors that nothing is merged
+        into: ``"whole tensor"`` (which an adapter brings), ``"untouched"`` (which none changes).
     source : str, optional
         The tensor whose change is in this one, for ``"another layer"``.
     """
@@ -61,6 +65,7 @@ class Difference:
     factor: float = float("nan")
     ulps: float = float("nan")
     beyond: float = float("nan")
+    unit: str = "ulp"
     fault: str | None = None
     source: str | None = None
 
@@ -138,7 +143,7 @@ class VerifyReport:
         Parameters
         ----------
         ulps : float
-            Units in the last place; see :class:`Difference`.
+            Units in the last place, or steps of a quantised type; see :class:`Difference`.
         """
         return not self.files and all(difference.within(ulps) for difference in self.differences)
 
