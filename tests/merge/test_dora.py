@@ -100,8 +100,8 @@ def test_sums_do_not_depend_on_their_neighbours(length, seed):
     np.testing.assert_allclose(sums[:, 0], exact, rtol=1e-15)
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-def test_windows_and_threads_do_not_show(tiny, tmp_path, monkeypatch, transposed):
+@pytest.mark.parametrize(("transposed", "columns"), [(False, 3), (True, 3), (True, 1)])
+def test_windows_and_threads_do_not_show(tiny, tmp_path, monkeypatch, transposed, columns):
     tensors = load_all(tiny[0])
     if transposed:
         for module in MODULES:
@@ -114,8 +114,8 @@ def test_windows_and_threads_do_not_show(tiny, tmp_path, monkeypatch, transposed
     outputs = [tmp_path / "whole.safetensors", tmp_path / "each" / "l.safetensors"]
     ne.merge_checkpoint(base, folder, outputs[0])
     monkeypatch.setattr(windows, "BLOCK_BYTES", 700)
-    monkeypatch.setattr(windows, "_STRIP_BYTES", 200)
-    monkeypatch.setattr(windows, "_ALIGNMENT", 3)
+    monkeypatch.setattr(windows, "_STRIP_BYTES", 200 if columns > 1 else 1)
+    monkeypatch.setattr(windows, "_ALIGNMENT", columns)
     ne.merge_each(base, [folder, plain], tmp_path / "each", num_threads=3)
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
     assert ne.verify_checkpoint(outputs[0], base, folder).identical

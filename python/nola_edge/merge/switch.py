@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from nola_edge.merge.low_rank import Term
+
     #: What to switch to: the base, an adapter, or several with weights.
     Selection: TypeAlias = str | Sequence[tuple[str, float]] | None
 
