@@ -200,12 +200,18 @@ class _Audit:
         if result.shape[0] == result.shape[1]:
             across = change_in(result, Window(window.cols, window.rows)).T
             yield faults.TRANSPOSED, block.rounded(block.base + across)
-        if result.reorder is not None:
-            change = change_in(replace(result, reorder=None), window)
+        if any(term.target.head_rows is not None for term in result.terms):
+            change = change_in(_in_order(result), window)
             yield faults.ROW_ORDER, block.rounded(block.base + change)
         if name in self._sources:
             other = change_in(merged(self._plan, self._sources[name]), window)
             yield faults.ANOTHER_LAYER, block.rounded(block.base + other)
+
+
+def _in_order(result: Merged) -> Merged:
+    """Return what a merge would be that takes the rows to be in the model's order."""
+    terms = (replace(t, target=replace(t.target, head_rows=None)) for t in result.terms)
+    return replace(result, terms=tuple(terms))
 
 
 def _most_columns(result: Merged) -> int:
