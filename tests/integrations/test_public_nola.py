@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import ml_dtypes
@@ -14,8 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+import nola_edge as ne
+import nola_edge.torch as nt
 from nola_edge.adapters.public_nola.cpu_generator import CpuGenerator
 from nola_edge.convert import convert_checkpoint
+from nola_edge.transformers import NolaMergeConfig
 from tests.integrations.public_models import (
     SEEDS,
     Added,
@@ -135,8 +139,18 @@ def test_llama(tmp_path, container):
             limit = summation_error(factor.coefficients, 50)
             assert float((found - factor.matrix()).abs().max()) <= limit
     ids = torch.arange(24).reshape(2, 12)
+    adapter = ne.load_adapter(source, drawn_on="cpu")
+    merged = copy.deepcopy(base)
+    nt.merge_(merged, adapter)
+    base.save_pretrained(tmp_path / "base")
+    at_load = transformers.LlamaForCausalLM.from_pretrained(
+        tmp_path / "base", quantization_config=NolaMergeConfig(adapter)
+    )
+    for name, weight in merged.named_parameters():
+        assert torch.equal(at_load.get_parameter(name), weight)
     with torch.no_grad():
         plain = base(ids).logits
+        by_merging = merged(ids).logits
         converted = peft.PeftModel.from_pretrained(base, tmp_path / "lora")
         found = converted(ids).logits
         base = converted.unload()
@@ -145,6 +159,7 @@ def test_llama(tmp_path, container):
             setattr(base.get_submodule(parent), last, Added(base.get_submodule(name), pair))
         wanted = base(ids).logits
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(by_merging, wanted, rtol=1e-4, atol=1e-5)
     assert float((wanted - plain).abs().max()) > 0.1
 
 

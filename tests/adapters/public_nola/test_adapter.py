@@ -13,6 +13,8 @@ from nola_edge.adapters.public_nola.contents import factors_of
 from nola_edge.adapters.public_nola.devices import DrawnOn
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import AdapterError, ArgumentError, MismatchError, NotFiniteError
+from nola_edge.export.gguf_lora import export_gguf_lora
+from nola_edge.gguf import merge_gguf, verify_gguf
 from tests.adapters.public_nola.checkpoints import (
     F,
     gpt2_tensors,
@@ -21,6 +23,7 @@ from tests.adapters.public_nola.checkpoints import (
     write_folder,
 )
 from tests.conftest import MODULES, load_all, snapshot, tiny_adapter, write_safetensors
+from tests.gguf import test_merge as gguf
 from tests.lora_folders import write_lora
 
 PREFIX = "base_model.model."
@@ -204,6 +207,23 @@ def test_public_checkpoint_lora_and_nola_in_one_rounding(tmp_path, tiny):
     assert snapshot(tmp_path / "mixed") == snapshot(tmp_path / "loras")
     ne.export_lora([public, lora], base, tmp_path / "joined")
     assert ne.load_adapter(tmp_path / "joined").rank("layers.0.q") == 6
+
+
+@pytest.mark.parametrize("outtype", ["F32", "Q8_0"])
+def test_into_gguf_and_as_gguf_too(tmp_path, outtype):
+    base = gguf.write(tmp_path / "base.gguf", gguf.arrays_of("F32"))
+    tensors = {}
+    for number, (module, (outputs, inputs)) in enumerate(gguf.MODULES.items()):
+        tensors |= pair(PREFIX + module, inputs, outputs, seeds=(number, number + 50))
+    public = ne.load_adapter(write_folder(tmp_path / "in", tensors), drawn_on="a100")
+    lora = ne.export_lora(public, None, tmp_path / "lora")
+    for name, adapter in (("direct", public), ("detour", lora)):
+        merge_gguf(base, adapter, tmp_path / f"{name}.gguf", outtype=outtype)
+        export_gguf_lora(adapter, base, tmp_path / f"{name}-lora.gguf")
+    for name in ("{}.gguf", "{}-lora.gguf"):
+        direct, detour = (tmp_path / name.format(way) for way in ("direct", "detour"))
+        assert direct.read_bytes() == detour.read_bytes()
+    assert verify_gguf(tmp_path / "direct.gguf", base, public, outtype=outtype).identical
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])

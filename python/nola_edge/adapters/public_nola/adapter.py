@@ -131,6 +131,10 @@ class PublicNolaAdapter(LowRankAdapter):
         self.modules = layers
         self.drawn = DrawnFactors(factors_of(layers), self.drawn_on)
 
+    def __deepcopy__(self, memo: object) -> PublicNolaAdapter:
+        """Return itself: whoever copies a configuration with an adapter wants the same one."""
+        return self
+
     def rank(self, module: str) -> int:
         """Return r of a module."""
         return self._layer(module).rank
