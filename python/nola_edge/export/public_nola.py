@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from nola_edge import arguments, ops
 from nola_edge.adapters.public_nola import PublicNolaAdapter
 from nola_edge.adapters.public_nola.contents import factors_of
-from nola_edge.adapters.public_nola.devices import SIZE, DrawnOn, gpu_of_size
 from nola_edge.adapters.public_nola.records import check_records, how_to_record
 from nola_edge.errors import ArgumentError, printable
 from nola_edge.export.lora import export_lora
@@ -180,34 +179,21 @@ def _drawn_on(
     multiprocessors: int | None,
     threads_per_multiprocessor: int | None,
     older_torch: bool,
-) -> DrawnOn | None:
-    """Join the ways to say where a basis was drawn; None if nothing was said.
+) -> str | None:
+    """Say in one text where a basis was drawn, as :meth:`DrawnOn.parse` reads it; None if unsaid.
 
     Raises
     ------
     ArgumentError
-        If something is out of range, contradicts the rest, or is missing.
+        If the ways to say it contradict each other.
     """
     size = (multiprocessors, threads_per_multiprocessor)
-    by_size = size != (None, None)
-    if device is not None and device != "cuda" and (by_size or gpu is not None):
-        raise ArgumentError(
-            f"is {printable(repr(device))}, but a GPU is given beside it", field="drawn_on"
-        )
-    if gpu is not None and by_size:
-        raise ArgumentError("says how large the GPU is; leave out its sizes", field="gpu")
-    if by_size and None in size:
-        raise ArgumentError(
-            f"goes with threads_per_multiprocessor; give {SIZE}", field="multiprocessors"
-        )
-    if by_size:
-        return gpu_of_size(*size, older=older_torch)
-    name = gpu if gpu is not None else device
-    if name == "cuda":
-        raise ArgumentError(
-            f"is a GPU, on which the basis depends on its size; give its name, or {SIZE}",
-            field="drawn_on",
-        )
-    if older_torch and (name is None or name == "cpu"):
+    by_size = None if size == (None, None) else f"{multiprocessors}x{threads_per_multiprocessor}"
+    said = [text for text in (device, gpu, by_size) if text is not None]
+    if device == "cuda" and len(said) > 1:
+        said.remove(device)
+    if len(said) > 1:
+        raise ArgumentError(f"is said twice: {printable(' and '.join(said))}", field="drawn_on")
+    if older_torch and said in ([], ["cpu"]):
         raise ArgumentError("is about 16-bit numbers drawn on a GPU", field="older_torch")
-    return None if name is None else DrawnOn.parse(name + ",older-torch" * older_torch)
+    return said[0] + ",older-torch" * older_torch if said else None

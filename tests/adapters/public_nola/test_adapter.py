@@ -375,8 +375,9 @@ def test_what_is_said_of_public_checkpoints_fits_no_other_adapter(tmp_path, opti
         ("cpu,older-torch", "is 'cpu,older-torch'; give cpu"),
         ("a100,new-torch", "is 'a100,new-torch'; give cpu"),
         ("84x", "is '84x'; give cpu"),
-        ("0x2048", "multiprocessors: is 0, must be 1..1024"),
-        ("84x99999", "threads_per_multiprocessor: is 99999, must be 256..4096"),
+        ("0x2048", "is '0x2048'; give cpu, or the GPU by its name"),
+        ("84x99999", "or by its size, such as 84x1536 for 84 multiprocessors of 1536 threads"),
+        (7, "drawn_on: "),
         ("\x1b[2J", "is '\\x1b[2J'; give cpu"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_edge import ops
+from nola_edge import arguments, ops
 from nola_edge.adapters.base import LowRankAdapter
 from nola_edge.adapters.nola_config import MAX_RANK
 from nola_edge.adapters.public_nola.checkpoint_file import CheckpointFile
@@ -68,7 +68,7 @@ class PublicNolaAdapter(LowRankAdapter):
         cls,
         path: Path,
         *,
-        drawn_on: str | DrawnOn | None = None,
+        drawn_on: str | None = None,
         lora_alpha: float | None = None,
         rank: int | None = None,
         hidden: int | None = None,
@@ -80,7 +80,7 @@ class PublicNolaAdapter(LowRankAdapter):
         path : Path
             A safetensors file, or a PEFT folder with one. A file of ``torch.save`` is refused with
             the command that makes a safetensors file of it.
-        drawn_on : str or DrawnOn, optional
+        drawn_on : str, optional
             Where training drew the random matrices (:meth:`DrawnOn.parse`). Needed unless the
             checkpoint says it.
         lora_alpha : float, optional
@@ -97,7 +97,7 @@ class PublicNolaAdapter(LowRankAdapter):
         NolaEdgeError
             If an argument is wrong or missing, or the checkpoint cannot be used.
         """
-        given = DrawnOn.parse(drawn_on) if isinstance(drawn_on, str) else drawn_on
+        given = None if drawn_on is None else DrawnOn.parse(arguments.text("drawn_on", drawn_on))
         with contextlib.ExitStack() as stack:
             stack.enter_context(opening(path))
             file = CheckpointFile(path)

@@ -36,15 +36,9 @@ GPUS = {
     "t4": (40, 1024),
     "v100": (80, 2048),
 }
-#: What a GPU's size is, and who tells it.
-SIZE = (
-    "MULTIPROCESSORSxTHREADS, such as 84x1536: torch.cuda.get_device_properties(0) has both, as "
-    "multi_processor_count and max_threads_per_multi_processor"
-)
 _SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})", re.ASCII)
 _OLDER = ",older-torch"
-_MAX_MULTIPROCESSORS = 1024
-_MAX_THREADS = 4096
+_MOST = (1024, 4096)
 
 
 @dataclass(frozen=True)
@@ -82,21 +76,23 @@ class DrawnOn:
         ------
         ArgumentError
         """
-        place = str(text).lower().removesuffix(_OLDER)
-        older = place != str(text).lower()
+        place = text.lower().removesuffix(_OLDER)
+        older = place != text.lower()
         if place == "cpu" and not older:
             return DrawnOn("cpu")
-        size = _SIZE.fullmatch(place)
-        if size is not None:
-            return gpu_of_size(int(size[1]), int(size[2]), older=older)
-        if place not in GPUS:
+        found = _SIZE.fullmatch(place)
+        size = (int(found[1]), int(found[2])) if found else GPUS.get(place)
+        if size is None or not (
+            1 <= size[0] <= _MOST[0] and THREADS_PER_BLOCK <= size[1] <= _MOST[1]
+        ):
             raise ArgumentError(
                 f"is {printable(repr(text))}; give cpu, or the GPU by its name "
-                f"({', '.join(GPUS)}) or by its size ({SIZE})",
+                f"({', '.join(GPUS)}) or by its size, such as 84x1536 for 84 multiprocessors of "
+                "1536 threads: torch.cuda.get_device_properties(0) has both",
                 field="drawn_on",
                 value=text,
             )
-        return gpu_of_size(*GPUS[place], older=older)
+        return DrawnOn("cuda", _blocks(*size), older=older)
 
     def generator(self, seed: int) -> CpuGenerator | CudaGenerator:
         """Return the generator as ``torch.manual_seed(seed)`` leaves it."""
@@ -117,35 +113,6 @@ class DrawnOn:
         names = [name for name, size in GPUS.items() if _blocks(*size) == self.blocks]
         known = f" ({', '.join(names)})" if names else ""
         return f"a GPU of {self.blocks} blocks{known}{', older torch' if self.older else ''}"
-
-
-def gpu_of_size(
-    multiprocessors: object, threads_per_multiprocessor: object, *, older: bool = False
-) -> DrawnOn:
-    """Return a GPU by its size, checked.
-
-    Raises
-    ------
-    ArgumentError
-    """
-    sizes = []
-    for field, value, low, high in (
-        ("multiprocessors", multiprocessors, 1, _MAX_MULTIPROCESSORS),
-        (
-            "threads_per_multiprocessor",
-            threads_per_multiprocessor,
-            THREADS_PER_BLOCK,
-            _MAX_THREADS,
-        ),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ArgumentError(
-                f"is {printable(repr(value))}, must be {low}..{high}; "
-                "torch.cuda.get_device_properties(0) has both",
-                field=field,
-            )
-        sizes.append(value)
-    return DrawnOn("cuda", _blocks(*sizes), older=older)
 
 
 def _blocks(multiprocessors: int, threads: int) -> int:

@@ -11,6 +11,7 @@ from nola_edge.adapters.public_nola.gpt2 import read_gpt2
 from nola_edge.adapters.public_nola.llama import read_llama
 from nola_edge.adapters.public_nola.vision import read_vision
 from nola_edge.errors import AdapterError, ArgumentError, FormatError, printable
+from nola_edge.files.input_file import opening
 from nola_edge.files.safetensors import SafetensorsFile
 
 if TYPE_CHECKING:
@@ -36,12 +37,13 @@ def is_public_checkpoint(path: Path) -> bool:
 
     By ``use_nola`` in a folder's configuration; without one, by the names of the tensors.
     """
-    fields = read_fields(path)
-    if fields:
-        return fields.get("use_nola") is True
     try:
-        with SafetensorsFile.open(path / WEIGHTS_NAME if path.is_dir() else path) as file:
-            return bool(_kinds(file.tensors))
+        with opening(path):
+            fields = read_fields(path)
+            if fields:
+                return fields.get("use_nola") is True
+            with SafetensorsFile.open(path / WEIGHTS_NAME if path.is_dir() else path) as file:
+                return bool(_kinds(file.tensors))
     except FormatError:
         return False  # said by who reads it
 
