@@ -1,5 +1,6 @@
 """A checkpoint of the public NOLA code is an adapter like any other, for every verb."""
 
+import os
 import tracemalloc
 
 import numpy as np
@@ -9,13 +10,17 @@ from hypothesis import strategies as st
 
 import nola_edge as ne
 from nola_edge.adapters.public_nola import drawn_factors
-from nola_edge.adapters.public_nola.contents import factors_of
+from nola_edge.adapters.public_nola.contents import Factor, factors_of
 from nola_edge.adapters.public_nola.devices import DrawnOn
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import AdapterError, ArgumentError, MismatchError, NotFiniteError
 from nola_edge.export.gguf_lora import export_gguf_lora
+from nola_edge.files.tensors import ArrayTensor
 from nola_edge.gguf import merge_gguf, verify_gguf
+from nola_edge.testing.adapter_factors import FactorContract
+from nola_edge.testing.files import AdapterFiles
 from tests.adapters.public_nola.checkpoints import (
+    CONFIG,
     F,
     gpt2_tensors,
     pair,
@@ -106,6 +111,51 @@ def slow_factor(factor, drawn_on):
     if factor.weight is not None:
         found = (found + factor.weight.array().astype(F)).astype(kind).astype(F)
     return found.T if factor.transposed else found
+
+
+class TestPublicNola(FactorContract):
+    """The parts of the contract that load an adapter without being told its device are not run."""
+
+    def files(self, shapes, seed=0):
+        tensors = {}
+        for number, (module, (outputs, inputs)) in enumerate(shapes.items()):
+            seeds = (number, number + 10)
+            tensors |= pair(PREFIX + module, inputs, outputs, seeds=seeds)
+        return AdapterFiles(CONFIG, tensors)
+
+    def product(self, files, module, shape):
+        a, b = (
+            slow_factor(
+                Factor(
+                    name="x",
+                    seed=int(files.tensors[f"{PREFIX}{module}.lora_{label}.seed"][0]),
+                    shape=files.tensors[f"{PREFIX}{module}.lora_{label}.weight"].shape,
+                    bound=1.0,
+                    coefficients=files.tensors[f"{PREFIX}{module}.lora_{label}.coefficients"],
+                    gain=1 / 6**0.5,
+                    weight=ArrayTensor(files.tensors[f"{PREFIX}{module}.lora_{label}.weight"]),
+                ),
+                "t4",
+            )
+            for label in "AB"
+        )
+        return b, a, CONFIG["lora_alpha"] / 2
+
+    @pytest.fixture
+    def adapter(self, written):
+        return ne.load_adapter(written[1], drawn_on="t4")
+
+    def test_what_it_holds_is_what_it_says(self, written):
+        """Here it is what it may hold, as factors are drawn when they are asked for."""
+        opened = len(os.listdir("/dev/fd"))
+        adapter = ne.load_adapter(written[1], drawn_on="t4")
+        coefficients = sum(f.coefficients.nbytes for f in factors_of(adapter.modules))
+        factors = sum(4 * f.size for f in factors_of(adapter.modules))
+        assert adapter.held_bytes == coefficients + factors
+        adapter.factor_a("layers.0.q", 40)
+        assert len(os.listdir("/dev/fd")) == opened + adapter.open_files
+        del adapter
+        assert len(os.listdir("/dev/fd")) == opened
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "F16"])
