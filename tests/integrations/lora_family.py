@@ -7,7 +7,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 STEPS = 3
 
 
@@ -29,7 +29,7 @@ def qwen():
 
 def gpt2():
     config = transformers.GPT2Config(
-        vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1,
+        vocab_size=64, n_embd=64, n_layer=2, n_head=4, n_positions=64, bos_token_id=1,
         eos_token_id=2,
     )  # fmt: skip
     return transformers.GPT2LMHeadModel(config)

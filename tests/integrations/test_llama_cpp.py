@@ -30,6 +30,7 @@ from tests.integrations.gguf_models import (
     make_model,
     write_gguf,
 )
+from tests.integrations.lora_family import FAMILIES, gpt2, llama, train
 
 llama_cpp = pytest.importorskip("llama_cpp")
 pytestmark = pytest.mark.filterwarnings("default")
@@ -68,7 +69,7 @@ def logits(path, lora=None):
 
 def torch_logits(model):
     with torch.no_grad():
-        return model(torch.tensor([TOKENS])).logits[0].numpy()
+        return model(input_ids=torch.tensor([TOKENS])).logits[0].numpy()
 
 
 def ggml_quantized(source, target, name):
@@ -159,6 +160,29 @@ def test_k_quants(kind, tmp_path):
     merged = logits(tmp_path / "f16.gguf")
     beside = logits(tmp_path / "k.gguf", tmp_path / "lora.gguf")
     assert np.linalg.norm(merged - beside) < 0.1 * np.linalg.norm(beside - before)
+
+
+#: Whole tensors cannot go into GGUF.
+FAMILY = [(m, method) for m in (llama, gpt2) for method in FAMILIES[m] if method != "whole layers"]
+
+
+@pytest.mark.parametrize(
+    ("make", "method"), FAMILY, ids=lambda part: getattr(part, "__name__", part)
+)
+def test_the_lora_family(make, method, tmp_path):
+    """Against PEFT's own logits, with the adapter beside the model."""
+    torch.manual_seed(1)
+    model, base = make().eval(), tmp_path / "base.gguf"
+    write_gguf(base, gguf_tensors(model, make.__name__), make.__name__, model.config)
+    before = logits(base)
+    adapter = tmp_path / "adapter"
+    expected = torch_logits(train(model, FAMILIES[make][method](), adapter))
+    assert np.abs(expected - before).max() > 0.02
+    merge_gguf(base, adapter, tmp_path / "merged.gguf")
+    assert np.abs(logits(tmp_path / "merged.gguf") - expected).max() < 1e-3
+    if "DoRA" not in method and "embedding" not in method:  # llama.cpp only adds, and to layers
+        export_gguf_lora(adapter, base, tmp_path / "lora.gguf")
+        assert np.abs(logits(base, tmp_path / "lora.gguf") - expected).max() < 1e-3
 
 
 @pytest.mark.parametrize("task", ["say", "read"])

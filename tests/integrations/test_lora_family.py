@@ -123,6 +123,28 @@ def test_the_command_line(trained, tmp_path):
     assert holds(trained.model(merged), trained.expected)
 
 
+@pytest.mark.parametrize("make", [make for make in FAMILIES if make is not vit])
+def test_each_of_all_methods_for_one_base(make, tmp_path):
+    """Every output is what its adapter makes of the base alone, as the command line checks too."""
+    torch.manual_seed(1)
+    model = make().to(torch.bfloat16)
+    base = tmp_path / "base"
+    model.save_pretrained(base)
+    adapters = []
+    for number, config in enumerate(FAMILIES[make].values()):
+        adapters.append(tmp_path / f"{number}")
+        train(type(model).from_pretrained(base), config(), adapters[-1])
+    assert call("merge", base, *adapters, "--each", "-o", tmp_path / "out").returncode == 0
+    assert call("verify", tmp_path / "out", base, *adapters, "--each").returncode == 0
+    for adapter in adapters:
+        ne.merge_checkpoint(base, adapter, tmp_path / f"alone-{adapter.name}")
+        names = [path.name for path in (tmp_path / "out" / adapter.name).iterdir()]
+        for name in names:
+            found = tmp_path / "out" / adapter.name / name
+            alone = tmp_path / f"alone-{adapter.name}" / name
+            assert found.read_bytes() == alone.read_bytes(), name
+
+
 def test_models_in_memory(trained):
     """While it is loaded, in place, and switched to and back."""
     loaded = nt.load_merged(trained.cls, trained.base, trained.adapter)
