@@ -132,7 +132,7 @@ def convert_checkpoint(
     adapter = PublicNolaAdapter.load(
         path, drawn_on=given, lora_alpha=lora_alpha, rank=rank, hidden=hidden
     )
-    contents, factors = adapter.contents, factors_of(adapter.modules)
+    contents, factors = adapter.config, factors_of(adapter.modules)
     checked, telling = contents.checked, True
     if check is not None:
         if contents.checked:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nola_edge import arguments, ops
-from nola_edge.adapters.base import LowRankAdapter
 from nola_edge.adapters.nola_config import MAX_RANK
 from nola_edge.adapters.public_nola.checkpoint_file import CheckpointFile
 from nola_edge.adapters.public_nola.contents import factors_of
@@ -16,6 +15,7 @@ from nola_edge.adapters.public_nola.cuda_generator import drawn_at_once
 from nola_edge.adapters.public_nola.devices import DrawnOn
 from nola_edge.adapters.public_nola.drawn_factors import DrawnFactors
 from nola_edge.adapters.public_nola.kinds import read_contents
+from nola_edge.adapters.stored import StoredAdapter
 from nola_edge.errors import AdapterError, ArgumentError
 from nola_edge.files.input_file import opening
 from nola_edge.files.tensors import TensorMapping
@@ -37,12 +37,12 @@ _MAX_BASIS = 1 << 40
 _DRAWING = 32
 
 
-class PublicNolaAdapter(LowRankAdapter):
+class PublicNolaAdapter(StoredAdapter):
     """A checkpoint of the public NOLA code, whose random matrices are drawn as torch drew them.
 
     Attributes
     ----------
-    contents : Contents
+    config : Contents
         What the checkpoint holds.
     drawn_on : DrawnOn
     modules : mapping
@@ -53,10 +53,11 @@ class PublicNolaAdapter(LowRankAdapter):
         The file or folder that it was loaded from.
     """
 
+    config: Contents
     modules: Mapping[str, Layer]
 
     def __init__(self, contents: Contents, drawn_on: DrawnOn, path: Path) -> None:
-        self.contents = contents
+        self.config = contents
         self.drawn_on = drawn_on
         self.path = path
         self.whole_tensors = TensorMapping({})
@@ -180,11 +181,6 @@ class PublicNolaAdapter(LowRankAdapter):
             col += part.rank
         return window[:, slice(*(cols or (None,)))]
 
-    @property
-    def fan_in_fan_out(self) -> bool:
-        """Whether the weights of layers are stored as (in, out), as GPT-2's Conv1D does."""
-        return self.contents.fan_in_fan_out
-
     def shape(self, module: str) -> tuple[int, int]:
         """Return the (out_features, in_features) of the factors."""
         layer = self._layer(module)
@@ -206,19 +202,9 @@ class PublicNolaAdapter(LowRankAdapter):
         return self.shape(module) == found
 
     @property
-    def modules_to_save(self) -> tuple[str, ...]:
-        """Return nothing: the public code saves no module whole."""
-        return ()
-
-    @property
-    def bookkeeping(self) -> Mapping[str, Any]:
-        """Return fields that say how it was trained or found."""
-        return self.contents.bookkeeping
-
-    @property
     def unplaced(self) -> Mapping[str, Tensor]:
         """Return the trained head's weight, whose bias the public code does not save."""
-        head = self.contents.head
+        head = self.config.head
         return {} if head is None else {"head.weight": head}
 
     def work(self, factor: Label) -> int:
@@ -231,11 +217,6 @@ class PublicNolaAdapter(LowRankAdapter):
         """Return the bytes that it holds in memory, or may."""
         factors = factors_of(self.modules)
         return sum(f.coefficients.nbytes for f in factors) + self.drawn.kept_bytes
-
-    @property
-    def open_files(self) -> int:
-        """Return how many files it keeps open."""
-        return 1
 
     def _layer(self, module: str) -> Layer:
         found: Layer = self.find(module)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nola_edge.dtypes import safetensors_dtype
 
@@ -177,6 +177,8 @@ class Contents:
     base_tensors: int = 0
     checked: int = 0
     resize: Resize | None = None
+    #: The public code saves no module whole.
+    modules_to_save: ClassVar[tuple[str, ...]] = ()
 
 
 def factors_of(layers: Mapping[str, Layer]) -> list[Factor]:

@@ -115,7 +115,7 @@ class DrawnFactors:
         self._groups = _Group.of(factors)
         self._group_of = {f: group for group in self._groups for f in group.factors}
         self._drawing = threading.Lock()
-        weakref.finalize(self, _KEPT.forget, self._groups)
+        weakref.finalize(self, _KEPT.forget, self._groups).atexit = False
 
     @property
     def elements(self) -> int:

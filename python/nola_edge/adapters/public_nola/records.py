@@ -7,7 +7,6 @@ spread over the whole draw, so that they tell one GPU from another wherever the 
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING
 
@@ -105,27 +104,7 @@ def check_records(path: str | Path, factors: list[Factor], drawn_on: DrawnOn) ->
 
 def _elements(factor: Factor) -> NDArray[np.int64]:
     """Return the flat indices of the recorded numbers."""
-    return np.arange(factor.num_basis, dtype=np.int64) * math.prod(factor.shape)
-
-
-def _compare(
-    path: str | Path,
-    name: str,
-    factor: Factor,
-    recorded: NDArray[np.float32],
-    drawn_on: DrawnOn,
-) -> None:
-    elements = _elements(factor)
-    values = _values(drawn_on, factor, elements)
-    bad = np.flatnonzero(values != recorded)
-    if not bad.size:
-        return
-    raise MismatchError(
-        f"number {bad[0]} is {recorded[bad[0]]:.6g}; a basis drawn on {drawn_on} has "
-        f"{values[bad[0]]:.6g} there. {_what_fits(factor, recorded, elements, drawn_on)}",
-        file=path,
-        field=name,
-    )
+    return np.arange(factor.num_basis, dtype=np.int64) * factor.size
 
 
 def _values(drawn_on: DrawnOn, factor: Factor, elements: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -133,36 +112,41 @@ def _values(drawn_on: DrawnOn, factor: Factor, elements: NDArray[np.int64]) -> N
     return generator.at(elements, factor.draw.size, factor.bound, factor.dtype)
 
 
-def _what_fits(
-    factor: Factor,
-    recorded: NDArray[np.float32],
-    elements: NDArray[np.int64],
-    drawn_on: DrawnOn,
-) -> str:
-    """Say which other device gives the numbers."""
-    if drawn_on.device == "cuda" and np.array_equal(
-        _values(DrawnOn("cpu"), factor, elements), recorded
-    ):
+def _compare(
+    path: str | Path, name: str, factor: Factor, recorded: NDArray[np.float32], drawn_on: DrawnOn
+) -> None:
+    values = _values(drawn_on, factor, _elements(factor))
+    bad = np.flatnonzero(values != recorded)
+    if bad.size:
+        raise MismatchError(
+            f"number {bad[0]} is {recorded[bad[0]]:.6g}; a basis drawn on {drawn_on} has "
+            f"{values[bad[0]]:.6g} there. {_what_fits(factor, recorded)}",
+            file=path,
+            field=name,
+        )
+
+
+def _what_fits(factor: Factor, recorded: NDArray[np.float32]) -> str:
+    """Say which device gives the numbers."""
+    elements = _elements(factor)
+    few = np.unique(np.linspace(0, elements.size - 1, _SAMPLE).astype(np.int64))
+
+    def fits(device: DrawnOn) -> bool:
+        return np.array_equal(_values(device, factor, elements[few]), recorded[few]) and (
+            np.array_equal(_values(device, factor, elements), recorded)
+        )
+
+    if fits(DrawnOn("cpu")):
         return "They fit a CPU"
-    chosen = np.unique(np.linspace(0, elements.size - 1, _SAMPLE).astype(np.int64))
-    fitting = []
     for older in (False, True):
-        for blocks in range(1, _MAX_BLOCKS + 1):
-            other = DrawnOn("cuda", blocks, older=older)
-            if np.array_equal(_values(other, factor, elements[chosen]), recorded[chosen]) and (
-                np.array_equal(_values(other, factor, elements), recorded)
-            ):
-                fitting.append(other)
-        if fitting or factor.dtype == "F32":
-            break
-    if not fitting:
-        return (
-            f"They fit no CPU and no GPU of up to {_MAX_BLOCKS} blocks: the seed or the basis is "
-            "another"
-        )
-    if len(fitting) > 1:
-        return (
-            f"They fit {len(fitting)} sizes of GPU, from {fitting[0].blocks} to "
-            f"{fitting[-1].blocks} blocks"
-        )
-    return f"They fit {fitting[0]}"
+        sizes = (DrawnOn("cuda", blocks, older=older) for blocks in range(1, _MAX_BLOCKS + 1))
+        fitting = [device for device in sizes if fits(device)]
+        if len(fitting) == 1:
+            return f"They fit {fitting[0]}"
+        if fitting:
+            first, last = fitting[0].blocks, fitting[-1].blocks
+            return f"They fit {len(fitting)} sizes of GPU, from {first} to {last} blocks"
+    return (
+        f"They fit no CPU and no GPU of up to {_MAX_BLOCKS} blocks: the seed or the basis is "
+        "another"
+    )
