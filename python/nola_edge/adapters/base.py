@@ -143,6 +143,11 @@ class LowRankAdapter(ABC):
         """Return trained tensors that no merge can use, by name: ``export lora`` writes them."""
         return {}
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what to know about a merge of it, one line each."""
+        return ()
+
     def may_add(self, name: str) -> bool:
         """Tell whether a whole tensor may be one that the base does not have."""
         return is_saved(name, self.modules_to_save)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from nola_edge.adapters.belongs import location
-from nola_edge.errors import FormatError, printable
+from nola_edge.errors import FormatError
 from nola_edge.merge.tied import base_config
 
 if TYPE_CHECKING:
@@ -53,14 +52,4 @@ def label_notes(plan: MergePlan) -> tuple[str, ...]:
         "config.json"
         for name, labels in heads.items()
         if labels != count
-    )
-
-
-def unplaced_notes(plan: MergePlan) -> tuple[str, ...]:
-    """Say, one line each, what adapters have trained and no merge can use."""
-    return tuple(
-        f"{printable(str(location(adapter)))} has a trained {printable(name)} that is not merged, "
-        "as its file lacks the rest of it: export lora writes it beside the LoRA"
-        for adapter, _ in plan.adapters
-        for name in adapter.unplaced
     )

@@ -13,7 +13,7 @@ from nola_edge.files.atomic import AtomicOutput
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.hub import base_path
 from nola_edge.files.safetensors import safetensors_obstacle
-from nola_edge.merge.heads import label_notes, unplaced_notes
+from nola_edge.merge.heads import label_notes
 from nola_edge.merge.layout import OutputFile, checkpoint_obstacle, output_files, write_companions
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
 from nola_edge.merge.weight_files import WeightFile, write_together
@@ -151,8 +151,8 @@ class PlannedMerge:
     @classmethod
     def of(cls, plan: MergePlan, output: Path) -> PlannedMerge:
         """Lay out the files of a plan's result."""
-        notes = label_notes(plan) + unplaced_notes(plan)
-        return cls(plan, output, tuple(output_files(plan)), notes)
+        notes = (note for adapter, _ in plan.adapters for note in adapter.notes)
+        return cls(plan, output, tuple(output_files(plan)), (*label_notes(plan), *notes))
 
     @property
     def nbytes(self) -> int:

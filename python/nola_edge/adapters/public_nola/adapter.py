@@ -16,7 +16,7 @@ from nola_edge.adapters.public_nola.devices import DrawnOn
 from nola_edge.adapters.public_nola.drawn_factors import DrawnFactors
 from nola_edge.adapters.public_nola.kinds import read_contents
 from nola_edge.adapters.stored import StoredAdapter
-from nola_edge.errors import AdapterError, ArgumentError
+from nola_edge.errors import AdapterError, ArgumentError, printable
 from nola_edge.files.input_file import opening
 from nola_edge.files.tensors import TensorMapping
 
@@ -206,6 +206,22 @@ class PublicNolaAdapter(StoredAdapter):
         """Return the trained head's weight, whose bias the public code does not save."""
         head = self.config.head
         return {} if head is None else {"head.weight": head}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what is not merged, and what nothing confirms."""
+        said = []
+        if not self.config.checked:
+            said.append(
+                f"the random matrices are those of {self.drawn_on}; no file confirms that it was "
+                "trained there"
+            )
+        if self.config.head is not None:
+            said.append(
+                "its trained head is not merged, as the public code does not save the head's bias; "
+                "export lora writes the weight to a file"
+            )
+        return tuple(f"{printable(str(self.path))}: {text}" for text in said)
 
     def work(self, factor: Label) -> int:
         """Return roughly the multiply-adds that an element of a factor takes."""
