@@ -94,6 +94,15 @@ def apply_update(weight: NDArray[Any], update: RowUpdate, window: Window) -> Non
     NotFiniteError
         If a merged element is infinite or NaN.
     """
+    for part, inner in update.parts(window):
+        rows, cols = inner.within(window)
+        values = np.ascontiguousarray(weight[rows, cols])
+        _merge_(values, part, inner)
+        if not np.may_share_memory(values, weight):
+            weight[rows, cols] = values
+
+
+def _merge_(weight: NDArray[Any], update: RowUpdate, window: Window) -> None:
     left = update.left(*window.rows)
     magnitude = update.magnitude(*window.rows)
     if magnitude is None:

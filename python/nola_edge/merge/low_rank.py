@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from nola_edge import ops
+from nola_edge.merge.parts import PartedUpdate, common, segments
 from nola_edge.merge.windows import ANY, WholeLines
 from nola_edge.threads import thread_count
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from nola_edge.adapters.base import LowRankAdapter
     from nola_edge.merge.target import Target
+    from nola_edge.merge.windows import Window
     from nola_edge.ops import Range
 
 
@@ -104,8 +106,15 @@ class RowUpdate(Protocol):
         """Return rows of the left factor, (stop - start, r)."""
 
     @property
+    def rank(self) -> int:
+        """Return r."""
+
+    @property
     def needs(self) -> WholeLines:
         """Return which lines a window must hold whole."""
+
+    def parts(self, window: Window) -> Iterator[tuple[RowUpdate, Window]]:
+        """Yield what a window is merged as: parts of it, with their updates."""
 
     def magnitude(self, start: int, stop: int) -> NDArray[np.float32] | None:
         """Return DoRA's norms of the outputs: of these rows (n, 1), or of all columns (1, n)."""
@@ -139,6 +148,15 @@ class Update:
     scaling: float
     threads: int
     needs: WholeLines = ANY
+
+    @property
+    def rank(self) -> int:
+        """Return r."""
+        return len(self.right)
+
+    def parts(self, window: Window) -> Iterator[tuple[Update, Window]]:
+        """Yield the window: it is one part."""
+        yield self, window
 
     def magnitude(self, start: int, stop: int) -> NDArray[np.float32] | None:
         """Return DoRA's norms of the outputs: of these rows (n, 1), or of all columns (1, n)."""
@@ -180,11 +198,12 @@ def make_update(
     shape: tuple[int, ...],
     cols: tuple[int, int],
     num_threads: int | None = None,
-) -> Update:
+) -> RowUpdate:
     """Prepare the update of some columns of a weight (docs/design.md, *Merge*).
 
-    One term keeps its scaling for the final multiply-add. Several are one update of concatenated
-    rank, each B multiplied beforehand by its own scaling, so that the sum is rounded once.
+    One term keeps its scaling for the final multiply-add. Several that change the same lines are
+    one update of concatenated rank, each B multiplied beforehand by its own scaling, so that the
+    sum is rounded once.
 
     Parameters
     ----------
@@ -199,8 +218,25 @@ def make_update(
 
     Returns
     -------
-    Update
+    RowUpdate
     """
+    if all(term.target.is_whole(shape) for term in terms):
+        return _make_update(terms, (shape[0], shape[1]), cols, num_threads)
+    transposed, divided = terms[0].target.transposed, segments(terms, shape)
+    updates = []
+    for lines, here in divided:
+        part = common(lines, cols) if transposed else cols
+        if part[0] < part[1]:
+            update = _make_update(here, (shape[0], shape[1]), part, num_threads)
+            updates.append((lines, update))
+    return PartedUpdate(
+        tuple(updates), transposed, cols, needs_of(terms), thread_count(num_threads)
+    )
+
+
+def _make_update(
+    terms: Sequence[Term], shape: tuple[int, int], cols: Range, num_threads: int | None
+) -> Update:
     most = thread_count(num_threads)
     parts = []
     for term in terms:
@@ -213,7 +249,7 @@ def make_update(
             parts.append(term.a(cols, threads))
     scaling = terms[0].scaling if len(terms) == 1 else 1.0
     needs, right = needs_of(terms), _joined(parts, 0)
-    return Update(tuple(terms), (shape[0], shape[1]), cols, right, scaling, most, needs)
+    return Update(tuple(terms), shape, cols, right, scaling, most, needs)
 
 
 def _scaled(b: NDArray[np.float32], term: Term, terms: Sequence[Term]) -> NDArray[np.float32]:

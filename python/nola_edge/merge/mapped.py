@@ -30,14 +30,15 @@ def fill_mapped(
 ) -> None:
     """Have a tensor made in memory, a merged one from its mapped file.
 
-    As :func:`~nola_edge.merge.result.fill`. What DoRA scales is read first.
+    As :func:`~nola_edge.merge.result.fill`. Read first is what DoRA scales, and what holds several
+    modules.
     """
     if not isinstance(result, Merged):
         fill(result, memory, workers, num_threads)
         return
     buffers = Buffers()
     for update, window in result.windows(num_threads):
-        if update.needs == ANY:
+        if update.needs == ANY and list(update.parts(window)) == [(update, window)]:
             workers.submit(_merge_mapped, result, update, window, memory)
         else:
             piece = result.piece(update, window)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """The weight of a module, or some of its outputs, in a stored matrix.
+    """The weight of a module: a stored matrix, or some lines of one.
 
     A *line* of the matrix holds one output: it is a row, or a column where the weight is stored as
     (in, out).
@@ -31,9 +31,7 @@ class Target:
     transposed : bool
         The weight is stored as (in, out), as GPT-2's Conv1D and embeddings are.
     lines : (start, stop)
-        Those that hold outputs of the module.
-    first : int
-        The output that the first of them holds.
+        Those that hold the module's outputs, in order.
     head_rows : int or None
         Outputs of an attention head whose two halves alternate in the file; None: all in order.
     """
@@ -43,7 +41,6 @@ class Target:
     in_features: int
     transposed: bool
     lines: Range
-    first: int = 0
     head_rows: int | None = None
 
     @classmethod
@@ -53,12 +50,22 @@ class Target:
         """Return the target that is a whole stored matrix of some shape."""
         rows, cols = shape
         outputs, inputs = (cols, rows) if transposed else (rows, cols)
-        return cls(tensor, outputs, inputs, transposed, (0, outputs), head_rows=head_rows)
+        return cls(tensor, outputs, inputs, transposed, (0, outputs), head_rows)
+
+    @classmethod
+    def part(cls, tensor: str, shape: tuple[int, ...], transposed: bool, lines: Range) -> Target:
+        """Return the target that is some lines of a stored matrix of some shape."""
+        inputs = shape[0] if transposed else shape[1]
+        return cls(tensor, lines[1] - lines[0], inputs, transposed, lines)
 
     @property
     def features(self) -> tuple[int, int]:
         """Return (out_features, in_features) of the module."""
         return self.out_features, self.in_features
+
+    def is_whole(self, shape: tuple[int, ...]) -> bool:
+        """Tell whether it is all of a stored matrix of some shape."""
+        return self.lines == (0, shape[1] if self.transposed else shape[0])
 
     def rows_of(
         self, outputs: Callable[[int, int], NDArray[np.float32]], start: int, stop: int
@@ -72,8 +79,7 @@ class Target:
         start, stop : int
             Within `lines`.
         """
-        shift = self.first - self.lines[0]
-        start, stop = start + shift, stop + shift
+        start, stop = start - self.lines[0], stop - self.lines[0]
         if self.head_rows is None:
             return outputs(start, stop)
         return interleaved_rows(outputs, self.head_rows, start, stop)

@@ -83,6 +83,12 @@ class Window:
         """Return rows and columns."""
         return self.rows[1] - self.rows[0], self.cols[1] - self.cols[0]
 
+    def within(self, outer: Window) -> tuple[slice, slice]:
+        """Return where this window lies in one around it."""
+        (top, _), (left, _) = outer.rows, outer.cols
+        rows, cols = self.rows, self.cols
+        return slice(rows[0] - top, rows[1] - top), slice(cols[0] - left, cols[1] - left)
+
     def runs(self, row_bytes: int, row_length: int) -> Runs:
         """Return where its bytes lie in a matrix.
 
@@ -162,7 +168,7 @@ def windows(
     updates = list(updates)
     cols = updates[0].cols
     threads = max(update.threads for update in updates)
-    rank = max(len(update.right) for update in updates)
+    rank = max(1, *(update.rank for update in updates))
     row_bytes = max(1, (cols[1] - cols[0]) * info.nbytes // info.size)
     block = min(most_bytes or BLOCK_BYTES, max(_ALL_BLOCKS // threads, BLOCK_BYTES // 8))
     left = max(_ALL_LEFT // threads, 1 << 20)
@@ -185,7 +191,7 @@ def strip_memory(info: TensorInfo, rank: int, threads: int, whole: WholeLines = 
 def work_bytes(info: TensorInfo, updates: Sequence[RowUpdate], window: Window) -> int:
     """Return roughly how many bytes merging a window takes, right factors not counted."""
     rows, cols = window.shape
-    rank = max(len(update.right) for update in updates)
+    rank = max(1, *(update.rank for update in updates))
     block = rows * cols * info.nbytes // info.size
     # Rows of the left factor and of one adapter's share in it; the core packs some columns.
     packed = max(_PACKED_BYTES, _PANEL_BYTES * rank)
