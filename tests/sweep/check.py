@@ -6,10 +6,12 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
+from nola_edge.peft.stored import stored_tensors
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 import nola_edge as ne
+from nola_edge.adapters.load import load_adapter
 from nola_edge.errors import NolaEdgeError
 from nola_edge.peft import NolaConfig
 from nola_edge.torch import merge_
@@ -31,7 +33,9 @@ def check(kind: str, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"architecture": kind, "class": class_name(kind)}
     try:
         made = make(kind)
-        made.save_pretrained(folder / "base")
+        made.save_pretrained(folder / "made")
+        loaded = type(made).from_pretrained(folder / "made")
+        loaded.save_pretrained(folder / "base")  # loading may have changed it, as padding's row
         base = type(made).from_pretrained(folder / "base")
     except Exception as error:
         return {**found, "result": "not made", "reason": _line(error)}
@@ -54,11 +58,26 @@ def _check(base: Any, config: Any, folder: Path) -> tuple[str, str]:
         merge_(merged, folder / "adapter")
         _check_close(merged, tuned.merge_and_unload())
     merged.save_pretrained(folder / "wanted")
+    inputs = folder.parent / "base", folder / "adapter"
     try:
-        ne.merge_checkpoint(folder.parent / "base", folder / "adapter", folder / "merged")
+        _merge(*inputs, folder / "merged")
     except NolaEdgeError as error:
-        return "refused", _line(error)
-    return _compare(folder / "merged", folder / "wanted", folder.parent / "base")
+        # A LoRA records no names; the model that is at hand knows them.
+        names = stored_tensors(base, load_adapter(inputs[1]).modules)
+        if isinstance(config, NolaConfig) or not names:
+            return "refused", _line(error)
+        try:
+            _merge(*inputs, folder / "merged", rename=names)
+        except NolaEdgeError as again:
+            return "refused", _line(again)
+        result, reason = _compare(folder / "merged", folder / "wanted", inputs[0])
+        return f"{result} with rename", reason
+    return _compare(folder / "merged", folder / "wanted", inputs[0])
+
+
+def _merge(base: Path, adapter: Path, output: Path, **options: Any) -> None:
+    ne.merge_checkpoint(base, adapter, output, **options)
+    assert ne.verify_checkpoint(output, base, adapter, **options).identical
 
 
 def _check_close(one: Any, other: Any) -> None:

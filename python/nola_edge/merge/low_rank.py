@@ -13,7 +13,7 @@ from nola_edge.merge.windows import ANY, WholeLines
 from nola_edge.threads import thread_count
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
