@@ -76,7 +76,7 @@ def factors(modules=MODULES, ranks=None, seed=0, dtype="F32", embeddings=()):
     return tensors
 
 
-def write_lora(folder, tensors=None, **fields):
+def write_lora(folder, tensors=None, /, **fields):
     """Write a folder, and return it."""
     folder.mkdir()
     write_safetensors(folder / WEIGHTS_NAME, factors() if tensors is None else tensors)

@@ -45,7 +45,7 @@ def mixed(tmp_path):
     torch.manual_seed(2)
     llama().save_pretrained(tmp_path / "base")
     train(load(tmp_path / "base"), FAMILIES[llama]["embedding"](), tmp_path / "lora")
-    shapes = {f"model.layers.{i}.self_attn.q_proj": (32, 32) for i in range(2)}
+    shapes = {f"model.layers.{i}.self_attn.q_proj": (64, 64) for i in range(2)}
     trained_adapter(shapes, r=3, num_basis=20, base=tmp_path / "base").save(tmp_path / "nola")
     adapters = [tmp_path / "nola", (tmp_path / "lora", -0.7)]
     ne.merge_checkpoint(tmp_path / "base", adapters, tmp_path / "merged")

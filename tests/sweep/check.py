@@ -6,7 +6,6 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
-from nola_edge.peft.stored import stored_tensors
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
@@ -14,6 +13,7 @@ import nola_edge as ne
 from nola_edge.adapters.load import load_adapter
 from nola_edge.errors import NolaEdgeError
 from nola_edge.peft import NolaConfig
+from nola_edge.peft.stored import stored_tensors
 from nola_edge.torch import merge_
 from tests.sweep.tiny_models import class_name, make
 

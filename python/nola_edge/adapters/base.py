@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from nola_edge.adapters.tensor_parts import TensorPart
     from nola_edge.files.tensors import Tensor, TensorMapping
     from nola_edge.ops import Range
 
@@ -64,6 +65,11 @@ class LowRankAdapter(ABC):
     @abstractmethod
     def rank(self, module: str) -> int:
         """Return r of a module."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorPart]:
+        """Return which stored tensors its modules are, where their own names do not say it."""
+        return {}
 
     @abstractmethod
     def scaling_of(self, module: str) -> float:

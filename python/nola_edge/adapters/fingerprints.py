@@ -10,6 +10,7 @@ from nola_edge import ops
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from nola_edge.adapters.tensor_parts import TensorPart
     from nola_edge.files.safetensors import SafetensorsFile
     from nola_edge.files.tensor_info import TensorInfo
 
@@ -91,21 +92,34 @@ def _windows(nbytes: int) -> list[tuple[int, int]]:
     return [(i * last // (_WINDOWS - 1), _WINDOW_BYTES) for i in range(_WINDOWS)]
 
 
-def checkpoint_fingerprint(base: str | Path, modules: Iterable[str]) -> str:
+def checkpoint_fingerprint(
+    base: str | Path, modules: Iterable[str], parts: Mapping[str, TensorPart]
+) -> str:
     """Open a checkpoint and return the :func:`base_fingerprint` of some of its modules.
+
+    Parameters
+    ----------
+    base : path
+    modules : iterable of str
+    parts : mapping
+        Module -> stored tensor, where its name does not say it.
 
     Raises
     ------
     NolaEdgeError
         If the checkpoint cannot be used, or lacks a module.
     """
-    from nola_edge.adapters.module_names import match_modules
+    from nola_edge.adapters.module_names import StoredNames, match_parts
     from nola_edge.files.checkpoint import Checkpoint
 
     with Checkpoint.open(base) as checkpoint:
-        names = match_modules(
-            list(modules), checkpoint.tensors, adapter=Path("<adapter>"), base=checkpoint.path
+        matches = match_parts(
+            list(modules),
+            checkpoint.tensors,
+            StoredNames(parts),
+            adapter=Path("<adapter>"),
+            base=checkpoint.path,
         )
         return base_fingerprint(
-            (module, *checkpoint.tensors[name]) for module, name in names.items()
+            (module, *checkpoint.tensors[part.tensor]) for module, part in matches.parts.items()
         )

@@ -8,6 +8,7 @@ from nola_edge.adapters.lora_config import LoraConfig
 from nola_edge.adapters.lora_files import read_lora
 from nola_edge.adapters.peft_folder import CONFIG_NAME, kept_open
 from nola_edge.adapters.stored import StoredAdapter
+from nola_edge.adapters.tensor_parts import check_owners
 from nola_edge.files.tensors import TensorMapping
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class LoraAdapter(StoredAdapter):
         config = LoraConfig.from_json(data, file=folder / CONFIG_NAME)
         with kept_open(folder) as file:
             modules, whole = read_lora(file, config)
+        check_owners(config.tensors, modules, whole, folder / CONFIG_NAME)
         return cls(config, modules, whole, folder)
 
     def rank(self, module: str) -> int:

@@ -15,6 +15,8 @@ from nola_edge.errors import AdapterError, printable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from nola_edge.adapters.tensor_parts import TensorPart
+
 #: Known fields that say how the adapter was trained or found; they never change merged weights.
 _LORA_BOOKKEEPING = frozenset(
     {
@@ -80,6 +82,8 @@ class LoraConfig:
         Whether merged weights are scaled to norms that are in the file.
     modules_to_save : tuple of str
         Modules whose tensors are in the file whole.
+    tensors : dict
+        Module, or name of a whole tensor -> :class:`TensorPart`, where names do not say it.
     bookkeeping : dict
         Known fields without influence on the weights, kept as they are.
     """
@@ -94,6 +98,7 @@ class LoraConfig:
     lora_bias: bool = False
     use_dora: bool = False
     modules_to_save: tuple[str, ...] = ()
+    tensors: dict[str, TensorPart] = field(default_factory=dict)
     bookkeeping: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -128,6 +133,7 @@ class LoraConfig:
             lora_bias=fields.flag("lora_bias"),
             use_dora=fields.flag("use_dora"),
             modules_to_save=fields.names("modules_to_save"),
+            tensors=fields.parts("tensors"),
             bookkeeping=fields.those_of(BOOKKEEPING | _LORA_BOOKKEEPING),
         )
         if config.lora_bias and config.bias != "none":

@@ -6,26 +6,123 @@ which stored tensor is the weight of which module.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from nola_edge.adapters.whole_tensors import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS
+from nola_edge.adapters.renames import Renames
+from nola_edge.adapters.tensor_parts import WEIGHT, TensorPart, overlapping
+from nola_edge.adapters.unmatched import unmatched
 from nola_edge.errors import MismatchError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Container, Mapping, Sequence
     from pathlib import Path
 
-WEIGHT = ".weight"
+_BIAS = ".bias"
 _LISTED = 4
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What all names of an adapter's model have before a base's names, or lack.
+
+    Attributes
+    ----------
+    removed, added : str
+    """
+
+    removed: str = ""
+    added: str = ""
+
+    @classmethod
+    def of(cls, wanted: str, found: str) -> Prefix:
+        """Return what turns the one name into the other, which ends alike."""
+        if len(found) >= len(wanted):
+            return cls(added=found[: len(found) - len(wanted)])
+        return cls(removed=wanted[: len(wanted) - len(found)])
+
+    def apply(self, name: str) -> str:
+        """Return the base's name of what would have this name."""
+        return self.added + name.removeprefix(self.removed)
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Where a base has what an adapter changes.
+
+    Attributes
+    ----------
+    parts : dict
+        Module -> the part of a stored tensor that is its weight, in the adapter's order.
+    names : StoredNames
+    prefix : Prefix
+    """
+
+    parts: dict[str, TensorPart]
+    names: StoredNames
+    prefix: Prefix
+
+    def whole(self, name: str) -> TensorPart:
+        """Return where the base has what the adapter has whole."""
+        part = self.names.tensor(name)
+        return replace(part, tensor=self.prefix.apply(part.tensor))
+
+
+class StoredNames:
+    """What files of the model that an adapter was trained on call its tensors.
+
+    Parameters
+    ----------
+    parts : mapping
+        Module, or name of another tensor -> part of a stored tensor, where names do not say it.
+    renames : Renames, optional
+        What the caller says, which goes before.
+    """
+
+    def __init__(self, parts: Mapping[str, TensorPart], renames: Renames | None = None) -> None:
+        self._parts = parts
+        self._renames = renames or Renames()
+
+    def module(self, module: str, tensors: Container[str] = ()) -> TensorPart:
+        """Return the part that is a module's weight, in a base that has these tensors."""
+        renamed = self._renames.module(module, tensors)
+        return renamed or self._parts.get(module) or TensorPart(module + WEIGHT)
+
+    def tensor(self, name: str) -> TensorPart:
+        """Return the part that is another tensor: a bias, or one that an adapter has whole."""
+        known = self._renames.tensor(name) or self._parts.get(name)
+        if known is None and name.endswith(_BIAS):
+            return self.module(name.removesuffix(_BIAS)).bias
+        return known or TensorPart(name)
 
 
 def match_modules(
     modules: Sequence[str], tensors: Collection[str], *, adapter: Path, base: Path
 ) -> dict[str, str]:
-    """Find the weight tensor of every module.
+    """Find the weight of every module by its own name; see :func:`match_parts`.
+
+    Returns
+    -------
+    dict
+        Module name -> tensor name, in the order of `modules`.
+    """
+    names = StoredNames({})
+    matches = match_parts(modules, tensors, names, adapter=adapter, base=base)
+    return {module: part.tensor for module, part in matches.parts.items()}
+
+
+def match_parts(
+    modules: Sequence[str],
+    tensors: Collection[str],
+    names: StoredNames,
+    *,
+    adapter: Path,
+    base: Path,
+) -> Matches:
+    """Find the stored weight of every module.
 
     Names match exactly, or all of them after one and the same prefix is added
-    (``layers.0.q`` -> ``model.layers.0.q.weight``) or removed (``bert.encoder.x`` ->
+    (``layers.0.q.weight`` -> ``model.layers.0.q.weight``) or removed (``bert.encoder.x.weight`` ->
     ``encoder.x.weight``), provided that a single prefix does.
 
     Parameters
@@ -34,85 +131,66 @@ def match_modules(
         Module names of the adapter.
     tensors : collection of str
         Tensor names of the base checkpoint.
+    names : StoredNames
+        What the base's files would call them.
     adapter, base : Path
         Named in errors.
-
-    Returns
-    -------
-    dict
-        Module name -> tensor name, in the order of `modules`.
 
     Raises
     ------
     MismatchError
-        If a module has no weight in the base, or several prefixes would do.
+        If a module has no weight in the base, several prefixes would do, or two modules are the
+        same part of a tensor.
     """
-    if all(module + WEIGHT in tensors for module in modules):
-        return {module: module + WEIGHT for module in modules}
-    added = _prefixes_to_add(modules, tensors)
-    removed = _prefixes_to_remove(modules, tensors)
-    if len(added) + len(removed) == 1:
-        if added:
-            return {module: added[0] + module + WEIGHT for module in modules}
-        return {module: module[len(removed[0]) :] + WEIGHT for module in modules}
-    if added or removed:
-        choices = [f"adding {printable(p)!r}" for p in added]
-        choices += [f"removing {printable(p)!r}" for p in removed]
+    wanted = {module: names.module(module, tensors) for module in modules}
+    prefix = _prefix([part.tensor for part in wanted.values()], tensors, adapter, base)
+    if prefix is None:
+        raise unmatched(wanted, tensors, adapter, base)
+    parts = {m: replace(part, tensor=prefix.apply(part.tensor)) for m, part in wanted.items()}
+    pair = overlapping(parts)
+    if pair is not None:
+        raise MismatchError(
+            f"would be the weight of both {printable(pair[0])} and {printable(pair[1])} of "
+            f"{printable(str(adapter))}; say which outputs of it each is: "
+            "--rename NEW=OLD[START:STOP]",
+            file=base,
+            field=parts[pair[0]].tensor,
+        )
+    return Matches(parts, names, prefix)
+
+
+def _prefix(
+    wanted: Sequence[str], tensors: Collection[str], adapter: Path, base: Path
+) -> Prefix | None:
+    if all(name in tensors for name in wanted):
+        return Prefix()
+    found = [Prefix(added=p) for p in _prefixes_to_add(wanted, tensors)]
+    found += [Prefix(removed=p) for p in _prefixes_to_remove(wanted, tensors)]
+    if len(found) > 1:
+        choices = [
+            f"adding {printable(p.added)!r}" if p.added else f"removing {printable(p.removed)!r}"
+            for p in found[:_LISTED]
+        ]
         raise MismatchError(
             f"module names of {printable(str(adapter))} match this base in more than one way: "
-            f"{', '.join(choices[:_LISTED])}; rename the base's tensors or pick one model part",
+            f"{', '.join(choices)}; say which is meant (--rename NEW=OLD), rename the base's "
+            "tensors, or pick one model part",
             file=base,
         )
-    raise _unmatched(modules, tensors, adapter, base)
+    return found[0] if found else None
 
 
-def _prefixes_to_add(modules: Sequence[str], tensors: Collection[str]) -> list[str]:
-    ending = "." + modules[0] + WEIGHT
+def _prefixes_to_add(wanted: Sequence[str], tensors: Collection[str]) -> list[str]:
+    ending = "." + wanted[0]
     found = [name[: 1 - len(ending)] for name in tensors if name.endswith(ending)]
-    return [p for p in found if all(p + module + WEIGHT in tensors for module in modules)]
+    return [p for p in found if all(p + name in tensors for name in wanted)]
 
 
-def _prefixes_to_remove(modules: Sequence[str], tensors: Collection[str]) -> list[str]:
-    parts = modules[0].split(".")
+def _prefixes_to_remove(wanted: Sequence[str], tensors: Collection[str]) -> list[str]:
+    parts = wanted[0].removesuffix(WEIGHT).split(".")
     prefixes = [".".join(parts[:count]) + "." for count in range(1, len(parts))]
     return [
         p
         for p in prefixes
-        if all(module.startswith(p) and module[len(p) :] + WEIGHT in tensors for module in modules)
+        if all(name.startswith(p) and name[len(p) :] in tensors for name in wanted)
     ]
-
-
-def _unmatched(
-    modules: Sequence[str], tensors: Collection[str], adapter: Path, base: Path
-) -> MismatchError:
-    import difflib
-
-    missing = [module for module in modules if module + WEIGHT not in tensors]
-    tied = [module for module in missing if (module + WEIGHT).endswith(OUTPUT_EMBEDDINGS)]
-    embeddings = [name for name in tensors if name.endswith(INPUT_EMBEDDINGS)]
-    if tied and embeddings and not any(name.endswith(OUTPUT_EMBEDDINGS) for name in tensors):
-        return MismatchError(
-            f"has no weight of its own here, but shares {printable(embeddings[0])!r} "
-            f"(tie_word_embeddings), and {printable(str(adapter))} changes the output alone; save "
-            f"the base untied ({printable(tied[0])}{WEIGHT} as a tensor of its own, "
-            "tie_word_embeddings=False) and merge into that",
-            file=base,
-            field=tied[0],
-        )
-    first = missing[0]
-    weights = [name for name in tensors if name.endswith(WEIGHT)]
-    last = first.rsplit(".", 1)[-1] + WEIGHT
-    near = difflib.get_close_matches(first + WEIGHT, weights, n=_LISTED, cutoff=0.5)
-    near = near or [name for name in weights if name.endswith(last)][:_LISTED]
-    hint = (
-        "nearest tensors: " + ", ".join(printable(name) for name in near)
-        if near
-        else f"the base has {len(weights)} weights and none with a similar name"
-    )
-    return MismatchError(
-        f"{len(missing)} of {len(modules)} modules of {printable(str(adapter))} have no weight "
-        f"here, the first is {printable(first)!r}; {hint}. Where a library renames what it loads, "
-        "as for many vision models, merge while it loads: nola_edge.transformers",
-        file=base,
-        field=first,
-    )

@@ -30,6 +30,7 @@ from nola_edge.adapters.peft_folder import (
 )
 from nola_edge.adapters.quantize import check_bits, rounded
 from nola_edge.adapters.start import check_shape, target_names, unit_start
+from nola_edge.adapters.tensor_parts import check_owners
 from nola_edge.adapters.whole_tensors import check_saved_modules
 from nola_edge.errors import AdapterError, printable
 from nola_edge.files.atomic import AtomicOutput
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nola_edge.adapters.base import Factor
+    from nola_edge.adapters.tensor_parts import TensorPart
     from nola_edge.files.tensors import Tensor
 
 
@@ -77,6 +79,7 @@ class Adapter(LowRankAdapter):
         self.whole_tensors = TensorMapping(whole_tensors or {})
         self.path = path
         check_contents(self.config, self.modules, path)
+        check_owners(self.config.tensors, self.modules, self.whole_tensors, path)
 
     def __repr__(self) -> str:
         config = self.config
@@ -121,6 +124,11 @@ class Adapter(LowRankAdapter):
     def shapes_fingerprint(self) -> str | None:
         """Return the fingerprint of its modules' shapes, if it records one."""
         return self.config.shapes_fingerprint
+
+    @property
+    def tensors(self) -> Mapping[str, TensorPart]:
+        """Return which stored tensors its modules are, where their own names do not say it."""
+        return self.config.tensors
 
     @property
     def modules_to_save(self) -> tuple[str, ...]:

@@ -56,11 +56,15 @@ def check_contents(
 
 
 def still_true(config: AdapterConfig, modules: Mapping[str, Coefficients]) -> AdapterConfig:
-    """Drop the fingerprints of another set of modules: they say nothing of this one."""
+    """Drop what is recorded of another set of modules: it says nothing of this one."""
     if config.modules_fingerprint in (None, modules_fingerprint(modules)):
         return config
     return dataclasses.replace(
-        config, modules_fingerprint=None, shapes_fingerprint=None, base_fingerprint=None
+        config,
+        modules_fingerprint=None,
+        shapes_fingerprint=None,
+        base_fingerprint=None,
+        tensors={},
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nola_edge.adapters.quantize import BITS
+from nola_edge.adapters.tensor_parts import TensorPart, parse_parts, tensors_field
 from nola_edge.errors import AdapterError, printable
 
 PEFT_TYPE = "NOLA"
@@ -79,6 +80,9 @@ class AdapterConfig:
         3, 4 or 8: coefficients are stored quantised (:mod:`nola_edge.adapters.quantize`).
     basis_fingerprint, base_fingerprint, modules_fingerprint, shapes_fingerprint : str or None
         See :mod:`nola_edge.adapters.fingerprints`.
+    tensors : dict
+        Module, or name of a whole tensor -> :class:`TensorPart`: which stored tensor it is, where
+        that is not the module's name with ``.weight``.
     bookkeeping : dict
         Known fields without influence on the weights, kept as they are.
     """
@@ -98,6 +102,7 @@ class AdapterConfig:
     base_fingerprint: str | None = None
     modules_fingerprint: str | None = None
     shapes_fingerprint: str | None = None
+    tensors: dict[str, TensorPart] = field(default_factory=dict)
     bookkeeping: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -145,6 +150,7 @@ class AdapterConfig:
             if rest.get(name) is not None:
                 known[name] = rest[name]
             rest.pop(name, None)
+        known["tensors"] = parse_parts(rest.pop("tensors", None) or {}, file)
         saved = rest.pop("modules_to_save", None)
         if saved is not None:
             known["modules_to_save"] = tuple(saved) if isinstance(saved, list) else saved
@@ -176,6 +182,7 @@ class AdapterConfig:
         for name in ("coefficient_bits", *_FINGERPRINTS):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
+        data.update(tensors_field(self.tensors))
         return data
 
 

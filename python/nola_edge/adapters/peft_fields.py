@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.nola_config import MAX_RANK
 from nola_edge.adapters.patterns import why_unusable
+from nola_edge.adapters.tensor_parts import TensorPart, parse_parts
 from nola_edge.errors import AdapterError, printable
 
 if TYPE_CHECKING:
@@ -154,6 +155,10 @@ class Fields:
                     field=name,
                 )
         return value
+
+    def parts(self, name: str) -> dict[str, TensorPart]:
+        """Return parts of stored tensors by the module that each is."""
+        return parse_parts(self._rest.pop(name, {}), self._file)
 
     def refuse_rest(self) -> None:
         """Refuse what nobody has taken."""

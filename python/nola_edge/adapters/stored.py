@@ -9,6 +9,8 @@ from nola_edge.adapters.base import LowRankAdapter
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from nola_edge.adapters.tensor_parts import TensorPart
+
 
 class StoredConfig(Protocol):
     """Fields that every such method has in its ``adapter_config.json``."""
@@ -20,6 +22,10 @@ class StoredConfig(Protocol):
     @property
     def modules_to_save(self) -> tuple[str, ...]:
         """Return the modules whose tensors are in the file whole."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorPart]:
+        """Return which stored tensors modules are, where their own names do not say it."""
 
     @property
     def bookkeeping(self) -> Mapping[str, Any]:
@@ -40,6 +46,11 @@ class StoredAdapter(LowRankAdapter):
     def fan_in_fan_out(self) -> bool:
         """Whether the weights of layers are stored as (in, out), as GPT-2's Conv1D does."""
         return self.config.fan_in_fan_out
+
+    @property
+    def tensors(self) -> Mapping[str, TensorPart]:
+        """Return which stored tensors its modules are, where their own names do not say it."""
+        return self.config.tensors
 
     @property
     def modules_to_save(self) -> tuple[str, ...]:

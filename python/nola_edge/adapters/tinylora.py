@@ -19,6 +19,7 @@ from nola_edge import ops
 from nola_edge.adapters.factor_file import FactorFile
 from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX, kept_open, prefixed_names
 from nola_edge.adapters.stored import StoredAdapter
+from nola_edge.adapters.tensor_parts import check_owners
 from nola_edge.adapters.tinylora_config import TinyLoraConfig
 from nola_edge.adapters.tinylora_groups import Projection, vector_of_each
 from nola_edge.adapters.whole_tensors import INPUT_EMBEDDINGS
@@ -110,6 +111,7 @@ class TinyLoraAdapter(StoredAdapter):
         shapes = {module: (m.b.shape[0], m.a.shape[1]) for module, m in self.modules.items()}
         rest = tensors.without_frozen(rest, shapes)
         self.whole_tensors = TensorMapping(tensors.whole_tensors(rest))
+        check_owners(self.config.tensors, self.modules, self.whole_tensors, tensors.file.path)
 
     def _projection(self, tensors: FactorFile, module: str) -> Projection:
         stem = PREFIX + module

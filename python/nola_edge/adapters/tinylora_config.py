@@ -11,6 +11,8 @@ from nola_edge.adapters.peft_fields import BOOKKEEPING, Fields
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from nola_edge.adapters.tensor_parts import TensorPart
+
 #: Fields that say how training began.
 _TRAINING = frozenset({"init_v_bound", "init_weights", "tinylora_dropout"})
 
@@ -33,6 +35,8 @@ class TinyLoraConfig:
         ``"none"``, ``"all"`` or ``"tinylora_only"``: whether bias tensors are in the file.
     modules_to_save : tuple of str
         Modules whose tensors are in the file whole.
+    tensors : dict
+        Module, or name of a whole tensor -> :class:`TensorPart`, where names do not say it.
     bookkeeping : dict
         Known fields without influence on the weights, kept as they are.
     """
@@ -44,6 +48,7 @@ class TinyLoraConfig:
     fan_in_fan_out: bool = False
     bias: str = "none"
     modules_to_save: tuple[str, ...] = ()
+    tensors: dict[str, TensorPart] = field(default_factory=dict)
     bookkeeping: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -65,6 +70,7 @@ class TinyLoraConfig:
             fan_in_fan_out=fields.flag("fan_in_fan_out"),
             bias=fields.choice("bias", ("none", "all", "tinylora_only")),
             modules_to_save=fields.names("modules_to_save"),
+            tensors=fields.parts("tensors"),
             bookkeeping=fields.those_of(BOOKKEEPING | _TRAINING),
         )
         fields.refuse_rest()

@@ -18,6 +18,7 @@ from nola_edge.adapters.factor_file import FactorFile
 from nola_edge.adapters.peft_fields import BOOKKEEPING, Fields
 from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX, kept_open, prefixed_names
 from nola_edge.adapters.stored import StoredAdapter
+from nola_edge.adapters.tensor_parts import check_owners
 from nola_edge.errors import AdapterError
 from nola_edge.files.tensors import TensorMapping
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nola_edge.adapters.stored_matrix import StoredMatrix
+    from nola_edge.adapters.tensor_parts import TensorPart
     from nola_edge.files.safetensors import SafetensorsFile
     from nola_edge.ops import Range
 
@@ -53,6 +55,8 @@ class VeraConfig:
         ``"none"``, ``"all"`` or ``"vera_only"``: whether bias tensors are in the file.
     modules_to_save : tuple of str
         Modules whose tensors are in the file whole.
+    tensors : dict
+        Module, or name of a whole tensor -> :class:`TensorPart`, where names do not say it.
     bookkeeping : dict
         Known fields without influence on the weights, kept as they are.
     """
@@ -61,6 +65,7 @@ class VeraConfig:
     fan_in_fan_out: bool = False
     bias: str = "none"
     modules_to_save: tuple[str, ...] = ()
+    tensors: dict[str, TensorPart] = field(default_factory=dict)
     bookkeeping: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -79,6 +84,7 @@ class VeraConfig:
             fan_in_fan_out=fields.flag("fan_in_fan_out"),
             bias=fields.choice("bias", ("none", "all", "vera_only")),
             modules_to_save=fields.names("modules_to_save"),
+            tensors=fields.parts("tensors"),
             bookkeeping=fields.those_of(BOOKKEEPING | _TRAINING),
         )
         fields.refuse_rest()
@@ -136,6 +142,7 @@ class VeraAdapter(StoredAdapter):
         if not self.modules:
             raise AdapterError(f"has no vectors (no *{_LAMBDA_B})", file=file.path)
         self.whole_tensors = TensorMapping(tensors.whole_tensors(rest))
+        check_owners(self.config.tensors, self.modules, self.whole_tensors, file.path)
 
     def _projections(
         self, file: SafetensorsFile, tensors: FactorFile

@@ -13,6 +13,8 @@ from nola_edge.cli.inputs import (
     local_base,
     public_options,
     refuse_to_check_gguf,
+    refuse_to_rename_gguf,
+    rename_option,
     revision_option,
 )
 from nola_edge.cli.output_names import check_file_name, check_folder_name
@@ -48,6 +50,7 @@ def command() -> None:
 @ui.force_option
 @public_options
 @revision_option
+@rename_option
 @ui.check_base_option
 @summary_options
 def lora(
@@ -59,6 +62,7 @@ def lora(
     drawn_on: str | None,
     lora_alpha: float | None,
     revision: str | None,
+    rename: tuple[str, ...],
     check_base: bool,
     as_json: bool,
     quiet: bool,
@@ -77,7 +81,9 @@ def lora(
     given = local_adapters(adapters, drawn_on=drawn_on, lora_alpha=lora_alpha)
     if base is not None:
         base = local_base(base, revision)
-    path = export_lora(given, base, output, dtype=dtype, force=force, check_base=check_base)
+    path = export_lora(
+        given, base, output, dtype=dtype, force=force, check_base=check_base, rename=rename
+    )
     size = bytes_at(path)
     show(
         {"output": output, "dtype": dtype, "bytes": size},
@@ -106,6 +112,7 @@ def lora(
 @ui.force_option
 @public_options
 @revision_option
+@rename_option
 @ui.check_base_option
 @summary_options
 def gguf_lora(
@@ -117,6 +124,7 @@ def gguf_lora(
     drawn_on: str | None,
     lora_alpha: float | None,
     revision: str | None,
+    rename: tuple[str, ...],
     check_base: bool,
     as_json: bool,
     quiet: bool,
@@ -133,6 +141,7 @@ def gguf_lora(
     gguf = is_gguf(base)
     if gguf:
         refuse_to_check_gguf()
+        refuse_to_rename_gguf(rename)
     check_file_name(output, ".gguf", name=adapters[0])
     path = export_gguf_lora(
         local_adapters(adapters, drawn_on=drawn_on, lora_alpha=lora_alpha),
@@ -141,6 +150,7 @@ def gguf_lora(
         dtype=dtype,
         force=force,
         check_base=check_base,
+        rename=rename,
     )
     size = bytes_at(path)
     show(

@@ -44,6 +44,14 @@ def public_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return drawn_on_option(lora_alpha_option(command))
 
 
+rename_option = click.option(
+    "--rename",
+    metavar="NEW=OLD",
+    multiple=True,
+    help="What ADAPTER calls NEW, as one part of a module's name or several, BASE calls OLD. May "
+    "be repeated. OLD[0:64]: these outputs of a layer that holds several.",
+)
+
 #: What commands say of a base that is a GGUF file …
 GGUF_NOTE = "the base was not checked: a GGUF file has no fingerprint"
 #: … and what they add to JSON.
@@ -62,6 +70,19 @@ def refuse_to_check_gguf() -> None:
     if asked and context.params["check_base"]:
         raise click.UsageError(
             "--check-base is for checkpoints: a GGUF file has no fingerprint; leave it out"
+        )
+
+
+def refuse_to_rename_gguf(rename: tuple[str, ...]) -> None:
+    """Refuse ``--rename`` for a GGUF file.
+
+    Raises
+    ------
+    click.UsageError
+    """
+    if rename:
+        raise click.UsageError(
+            "--rename is for checkpoints: names in a GGUF file follow from its architecture"
         )
 
 

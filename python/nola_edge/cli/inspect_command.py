@@ -86,7 +86,11 @@ def _shapes(adapter: LowRankAdapter, base: str, *, check_base: bool) -> Shapes:
 
     with Checkpoint.open(base) as checkpoint:
         plan = plan_merge(checkpoint, ((adapter, 1.0),), check_base=check_base)
-        return {terms[0].module: plan.tensor(name)[1].shape for name, terms in plan.merges.items()}
+        targets = {t.module: t.target for terms in plan.merges.values() for t in terms}
+        return {
+            module: target.features[::-1] if target.transposed else target.features
+            for module, target in targets.items()
+        }
 
 
 def _summary(adapter: Adapter, shapes: Shapes | None, checked: set[str]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from nola_edge.cli.inputs import (
     local_base,
     public_options,
     refuse_to_check_gguf,
+    refuse_to_rename_gguf,
+    rename_option,
     revision_option,
 )
 from nola_edge.cli.output_names import check_file_name, check_folder_name
@@ -26,6 +28,8 @@ from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
     "merge",
     epilog="Example: nola-edge merge ./Llama-3-8B ./my-adapter -o ./merged\n\n"
     "Example: nola-edge merge ./Llama-3-8B adapters/* --each -o ./merged\n\n"
+    "Example: nola-edge merge ./Qwen2.5-VL ./my-lora -o ./merged --rename model.visual=visual "
+    "--rename model.language_model=model\n\n"
     "Example: srun -n 8 nola-edge merge ./base adapters/* --each --shard auto -o /shared/merged",
 )
 @click.argument("base", type=PATH)
@@ -49,6 +53,7 @@ from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
 @ui.force_option
 @public_options
 @revision_option
+@rename_option
 @ui.check_base_option
 @ui.threads_option
 @summary_options
@@ -64,6 +69,7 @@ def command(
     drawn_on: str | None,
     lora_alpha: float | None,
     revision: str | None,
+    rename: tuple[str, ...],
     check_base: bool,
     threads: int | None,
     as_json: bool,
@@ -80,6 +86,10 @@ def command(
     its own name, the same bytes as if it were merged alone. All are checked first. Any number of
     processes, on one machine or many, divide the work by --shard and need no contact.
 
+    Modules are found by their names, and by the names in BASE's files that an adapter records.
+    Where neither says it, --rename does: a module whose name has NEW in it, as whole parts between
+    dots, has OLD there in BASE. The longest NEW goes first.
+
     In a GGUF file, quantised tensors are dequantised, merged and quantised anew, and the summary
     says how much of the adapter is left then; --outtype gives merged tensors another type.
     """
@@ -94,6 +104,7 @@ def command(
     base = local_base(base, revision)
     if gguf:
         refuse_to_check_gguf()
+        refuse_to_rename_gguf(rename)
         merging.merge_gguf_file(
             base,
             given,
@@ -109,6 +120,7 @@ def command(
         "force": force,
         "num_threads": threads,
         "check_base": check_base,
+        "rename": rename,
     }
     if each:
         options.update(shard=shard, skip_existing=skip_existing)

@@ -16,6 +16,8 @@ from nola_edge.cli.inputs import (
     local_base,
     public_options,
     refuse_to_check_gguf,
+    refuse_to_rename_gguf,
+    rename_option,
     revision_option,
 )
 from nola_edge.cli.path_types import PATH
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
 @type_option(GGUF_TYPES, help="Type of merged tensors in a GGUF file.  [default: as in MERGED]")
 @public_options
 @revision_option
+@rename_option
 @ui.check_base_option
 @ui.threads_option
 @summary_options
@@ -70,6 +73,7 @@ def command(
     revision: str | None,
     as_json: bool,
     quiet: bool,
+    rename: tuple[str, ...],
     **options: Any,
 ) -> int:
     """Say whether MERGED, checkpoint or GGUF file, is bit for bit what merge writes.
@@ -95,6 +99,7 @@ def command(
 
     With --ulps N, roundings of up to N ulps (or steps) pass. Mistakes do not, however small.
     """  # noqa: D301
+    from nola_edge.adapters.renames import Renames
     from nola_edge.cli.verdict import Verdict
     from nola_edge.files.signature import is_gguf
 
@@ -105,19 +110,22 @@ def command(
     check_type_fits(dtype, gguf)
     if gguf:
         refuse_to_check_gguf()
+        refuse_to_rename_gguf(rename)
     outputs = _outputs(merged, base, given) if each else {merged: given}
+    renames = Renames(rename)
     found, lines, accepted = [], [], []
     for output, terms in outputs.items():
         if gguf:
             report = _verify_gguf(output, base, terms, dtype, quiet, **options)
         else:
-            report = _verify_checkpoint(output, base, terms, quiet, **options)
+            report = _verify_checkpoint(output, base, terms, quiet, rename=renames, **options)
         result = Verdict(report, len(terms), ulps)
         accepted.append(result.accepted)
         found.append({"output": output, **_as_found(report, result)})
         label = f"{printable(output, 240)}: " if each else ""
         first, *rest = result.lines(options["tensors_only"])
         lines += [label + first, *rest]
+    renames.check_used()
     if gguf:
         found = [{**one, **GGUF_FOUND} for one in found]
         lines.append(f"  {GGUF_NOTE}")

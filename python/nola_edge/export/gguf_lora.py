@@ -16,6 +16,7 @@ import numpy as np
 
 from nola_edge import arguments, ops
 from nola_edge.adapters.belongs import check_no_magnitudes
+from nola_edge.adapters.renames import Renames
 from nola_edge.errors import ArgumentError, CheckpointError, NotFiniteError
 from nola_edge.export.alpha import alpha_of
 from nola_edge.export.factors import factor_tensor
@@ -35,7 +36,7 @@ from nola_edge.merge.target import Target
 from nola_edge.type_names import check_type
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -57,6 +58,7 @@ def export_gguf_lora(
     dtype: str = "F32",
     force: bool = False,
     check_base: bool = True,
+    rename: Mapping[str, str] | Iterable[str] | None = None,
 ) -> Path:
     """Write a LoRA file that llama.cpp and Ollama load beside a model.
 
@@ -75,6 +77,8 @@ def export_gguf_lora(
         Replace an existing output.
     check_base : bool
         Refuse a Hugging Face base with another fingerprint than an adapter records.
+    rename
+        Names that a Hugging Face base has otherwise; see :func:`nola_edge.merge_checkpoint`.
 
     Returns
     -------
@@ -97,7 +101,9 @@ def export_gguf_lora(
         check_no_magnitudes(loaded, "llama.cpp does not, so merge into a GGUF file instead")
     base = base_path(base)
     model, terms = (
-        _from_gguf(base, adapters) if is_gguf(base) else _from_folder(base, adapters, check_base)
+        _from_gguf(base, adapters)
+        if is_gguf(base)
+        else _from_folder(base, adapters, check_base, Renames(rename))
     )
     alpha, tensors = _with_one_alpha(terms)
     inputs = [base, *(Path(a.path) for a, _ in adapters if a.path is not None)]
@@ -152,10 +158,11 @@ def _from_gguf(base: Path, adapters: Adapters) -> tuple[Model, dict[str, list[Te
 
 
 def _from_folder(
-    base: Path, adapters: Adapters, check_base: bool
+    base: Path, adapters: Adapters, check_base: bool, renames: Renames
 ) -> tuple[Model, dict[str, list[Term]]]:
     with Checkpoint.open(base) as checkpoint:
-        plan = plan_merge(checkpoint, adapters, check_base=check_base)
+        plan = plan_merge(checkpoint, adapters, check_base=check_base, renames=renames)
+        renames.check_used()
         if not checkpoint.is_folder:
             raise CheckpointError(
                 f"is not a folder with a {_CONFIG}, which says what the model's tensors are called "

@@ -5,7 +5,6 @@ A and B are the factors themselves; nothing is decomposed or approximated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from nola_edge import arguments
 from nola_edge.adapters import Adapter
 from nola_edge.adapters.belongs import check_no_magnitudes, location
 from nola_edge.adapters.lora_files import BIAS, EMBEDDING_A, EMBEDDING_B, A, B
+from nola_edge.adapters.module_names import Prefix
 from nola_edge.adapters.peft_folder import (
     CONFIG_NAME,
     PREFIX,
@@ -21,82 +21,32 @@ from nola_edge.adapters.peft_folder import (
     write_config,
     write_tensors,
 )
+from nola_edge.adapters.renames import Renames
 from nola_edge.adapters.whole_tensors import stored_name
 from nola_edge.dtypes import MERGEABLE, numpy_dtype
 from nola_edge.errors import ArgumentError
 from nola_edge.export.alpha import alpha_of
 from nola_edge.export.factors import joined_a, joined_b
 from nola_edge.export.lora_fields import fields_of_modules, lora_fields
+from nola_edge.export.lora_modules import modules_alone, modules_of_plan, record_of
 from nola_edge.files.atomic import AtomicOutput
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.hub import base_path
-from nola_edge.merge.low_rank import Term
-from nola_edge.merge.plan import Prefix, load_adapters, plan_merge
-from nola_edge.merge.target import Target
+from nola_edge.merge.low_rank import total_rank
+from nola_edge.merge.plan import load_adapters, plan_merge
 from nola_edge.type_names import check_type
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     import numpy as np
 
-    from nola_edge.adapters.base import LowRankAdapter
+    from nola_edge.export.lora_modules import Adapters, Modules
     from nola_edge.files.tensors import Tensor
-    from nola_edge.merge.plan import MergePlan
-
-    Adapters = tuple[tuple[LowRankAdapter, float], ...]
 
 _KEPT = ("base_model_name_or_path", "revision", "task_type", "inference_mode")
-_WEIGHT = ".weight"
 #: Holds what no merge can use, such as the head of a public vision transformer's checkpoint.
 HEAD_NAME = "head.safetensors"
-
-
-@dataclass(frozen=True)
-class _Layers:
-    """What becomes a pair of factors each.
-
-    Attributes
-    ----------
-    adapters : tuple of (LowRankAdapter, float)
-    terms : dict
-        Name of the weight -> the terms that are joined.
-    names : dict
-        Name of the weight -> module name in the output.
-    """
-
-    adapters: Adapters
-    terms: dict[str, tuple[Term, ...]]
-    names: dict[str, str]
-
-    @classmethod
-    def of_plan(cls, plan: MergePlan) -> _Layers:
-        """Return those of adapters whose base is at hand."""
-        return cls(plan.adapters, plan.merges, _module_names(plan))
-
-    @classmethod
-    def alone(cls, adapters: Adapters) -> _Layers:
-        """Return those of one adapter that says itself how large its modules are.
-
-        Raises
-        ------
-        ArgumentError
-        """
-        (adapter, weight), *others = adapters
-        if others:
-            raise ArgumentError("is needed where adapters are joined (--base)", field="base")
-        terms: dict[str, tuple[Term, ...]] = {}
-        for module in adapter.modules:
-            shape = adapter.shape(module)
-            if shape is None:
-                raise ArgumentError(
-                    "is needed (--base), as the adapter's files do not say how large its modules "
-                    "are",
-                    field="base",
-                )
-            transposed = adapter.transposed(module)
-            stored = shape[::-1] if transposed else shape
-            target = Target.whole(module + _WEIGHT, stored, transposed)
-            terms[target.tensor] = (Term(adapter, module, weight, target),)
-        return cls(adapters, terms, {name: name.removesuffix(_WEIGHT) for name in terms})
 
 
 def export_lora(
@@ -107,6 +57,7 @@ def export_lora(
     dtype: str = "F32",
     force: bool = False,
     check_base: bool = True,
+    rename: Mapping[str, str] | Iterable[str] | None = None,
 ) -> Path:
     """Write a PEFT LoRA folder that merges to the same weights, to rounding.
 
@@ -126,6 +77,8 @@ def export_lora(
         Replace an existing output.
     check_base : bool
         Refuse a base with another fingerprint than an adapter records.
+    rename
+        As for :func:`nola_edge.merge_checkpoint`; the LoRA records what it makes of the names.
 
     Returns
     -------
@@ -143,42 +96,44 @@ def export_lora(
     adapters = load_adapters(adapter)
     _check_sayable(adapters)
     inputs = [Path(a.path) for a, _ in adapters if a.path is not None]
+    renames = Renames(rename)
     if base is None:
-        _write(_Layers.alone(adapters), kind, output, inputs, force)
+        renames.check_used()  # there is nothing to find
+        modules = modules_alone(adapters)
+        with _folder(output, inputs, force) as out:
+            _write(out, adapters, modules, kind, {})
         return output
     with Checkpoint.open(base_path(base)) as checkpoint:
-        layers = _Layers.of_plan(plan_merge(checkpoint, adapters, check_base=check_base))
-        _write(layers, kind, output, [checkpoint.path, *inputs], force, checkpoint)
+        plan = plan_merge(checkpoint, adapters, check_base=check_base, renames=renames)
+        renames.check_used()
+        modules = modules_of_plan(plan)
+        with _folder(output, [checkpoint.path, *inputs], force) as out:
+            _write(out, adapters, modules, kind, record_of(plan, modules, renames))
+            checkpoint.check_unchanged()
     return output
 
 
+def _folder(output: Path, inputs: list[Path], force: bool) -> AtomicOutput:
+    obstacle = adapter_obstacle("LORA")
+    return AtomicOutput(output, inputs=inputs, force=force, directory=True, replaces=obstacle)
+
+
 def _write(
-    layers: _Layers,
+    out: AtomicOutput,
+    adapters: Adapters,
+    modules: Modules,
     dtype: np.dtype[Any],
-    output: Path,
-    inputs: list[Path],
-    force: bool,
-    base: Checkpoint | None = None,
+    record: Mapping[str, Any],
 ) -> None:
-    tensors = {**_factor_tensors(layers, dtype), **_other_tensors(layers)}
-    unplaced = {name: t for adapter, _ in layers.adapters for name, t in adapter.unplaced.items()}
-    with AtomicOutput(
-        output,
-        inputs=inputs,
-        force=force,
-        directory=True,
-        expected_bytes=sum(tensor.nbytes for tensor in tensors.values()),
-        replaces=adapter_obstacle("LORA"),
-    ) as out:
-        with out.file(WEIGHTS_NAME) as weights:
-            write_tensors(weights, tensors)
-        with out.file(CONFIG_NAME) as config:
-            write_config(config, _config(layers))
-        if unplaced:
-            with out.file(HEAD_NAME) as head:
-                write_tensors(head, unplaced)
-        if base is not None:
-            base.check_unchanged()
+    tensors = {**_factor_tensors(modules, dtype), **_other_tensors(adapters, modules)}
+    unplaced = {name: t for adapter, _ in adapters for name, t in adapter.unplaced.items()}
+    with out.file(WEIGHTS_NAME) as weights:
+        write_tensors(weights, tensors)
+    with out.file(CONFIG_NAME) as config:
+        write_config(config, {**_config(adapters, modules), **record})
+    if unplaced:
+        with out.file(HEAD_NAME) as head:
+            write_tensors(head, unplaced)
 
 
 def _check_sayable(adapters: Adapters) -> None:
@@ -203,69 +158,52 @@ def _check_sayable(adapters: Adapters) -> None:
         )
 
 
-def _module_names(plan: MergePlan) -> dict[str, str]:
-    """Return tensor name -> module name in the output.
-
-    The adapters' own, if all differ from the base's in the same way; else the base's.
-    """
-    terms = [(name, term) for name, found in plan.merges.items() for term in found]
-    if len({Prefix.of({term.module: name}) for name, term in terms}) == 1:
-        return {name: term.module for name, term in terms}
-    return {name: name.removesuffix(_WEIGHT) for name in plan.merges}
-
-
-def _factor_tensors(layers: _Layers, dtype: np.dtype[Any]) -> dict[str, Tensor]:
+def _factor_tensors(modules: Modules, dtype: np.dtype[Any]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for name, terms in layers.terms.items():
-        outputs, inputs = terms[0].target.features
-        a, b = (EMBEDDING_A, EMBEDDING_B) if _is_embedding(terms[0]) else (A, B)
-        tensors[PREFIX + layers.names[name] + a] = joined_a(terms, inputs, dtype)
-        tensors[PREFIX + layers.names[name] + b] = joined_b(terms, outputs, dtype)
+    for name, terms in modules.items():
+        features = terms[0].target.features
+        is_embedding = terms[0].adapter.is_embedding(terms[0].module)
+        a, b = (EMBEDDING_A, EMBEDDING_B) if is_embedding else (A, B)
+        tensors[PREFIX + name + a] = joined_a(terms, features[1], dtype)
+        tensors[PREFIX + name + b] = joined_b(terms, features[0], dtype)
     return tensors
 
 
-def _is_embedding(term: Term) -> bool:
-    return term.adapter.is_embedding(term.module)
-
-
-def _other_tensors(layers: _Layers) -> dict[str, Tensor]:
+def _other_tensors(adapters: Adapters, modules: Modules) -> dict[str, Tensor]:
     """Return whole tensors, and what is added to biases, under their names in the output."""
     tensors: dict[str, Tensor] = {}
-    names, modules = layers.names, set(layers.names.values())
-    for adapter, _ in layers.adapters:
+    for adapter, _ in adapters:
         own = {
             term.module: name
-            for name, terms in layers.terms.items()
+            for name, terms in modules.items()
             for term in terms
             if term.adapter is adapter
         }
-        renamed = Prefix.of({module: names[name] + _WEIGHT for module, name in own.items()})
+        first = next(iter(own))
+        renamed = Prefix.of(first, own[first])
         for name, tensor in adapter.whole_tensors.tensors.items():
             tensors[PREFIX + stored_name(renamed.apply(name), modules)] = tensor
         for module, values in adapter.added_biases.items():
-            tensors[PREFIX + names[own[module]] + BIAS] = values
+            tensors[PREFIX + own[module] + BIAS] = values
     return tensors
 
 
-def _config(layers: _Layers) -> dict[str, Any]:
-    (first, weight), *others = layers.adapters
+def _config(adapters: Adapters, modules: Modules) -> dict[str, Any]:
+    (first, weight), *others = adapters
     if isinstance(first, Adapter) and not others and weight == 1:
         return lora_config(first)
     kept = {name: first.bookkeeping[name] for name in _KEPT if name in first.bookkeeping}
-    modules = {
-        layers.names[name]: (
-            sum(term.rank for term in terms),
-            terms[0].scaling if len(terms) == 1 else 1.0,
-        )
-        for name, terms in layers.terms.items()
+    shares = {
+        name: (total_rank(terms), terms[0].scaling if len(terms) == 1 else 1.0)
+        for name, terms in modules.items()
     }
-    loaded = [adapter for adapter, _ in layers.adapters]
+    loaded = [adapter for adapter, _ in adapters]
     saved = dict.fromkeys(module for adapter in loaded for module in adapter.modules_to_save)
     biases = [
         name for adapter in loaded for name in adapter.whole_tensors if not adapter.may_add(name)
     ]
     fields = fields_of_modules(
-        modules,
+        shares,
         fan_in_fan_out=first.fan_in_fan_out,
         bias="all" if biases else "none",
         modules_to_save=tuple(saved),

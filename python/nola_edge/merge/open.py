@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_edge import arguments
+from nola_edge.adapters.renames import Renames
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import printable
 from nola_edge.files.checkpoint import Checkpoint
@@ -20,7 +21,7 @@ from nola_edge.threads import check_threads
 from nola_edge.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -90,6 +91,7 @@ def open_merged(
     *,
     num_threads: int | None = None,
     check_base: bool = True,
+    rename: Mapping[str, str] | Iterable[str] | None = None,
 ) -> MergedCheckpoint:
     """Open a checkpoint as if the adapters had been merged into it.
 
@@ -102,6 +104,8 @@ def open_merged(
         Default: the processors this process may use.
     check_base : bool
         Refuse an adapter that records the fingerprint of another base.
+    rename
+        See :func:`merge_checkpoint`.
 
     Returns
     -------
@@ -116,12 +120,13 @@ def open_merged(
     """
     check_threads(num_threads)
     arguments.path("base", base)
+    renames = Renames(rename)
     adapters = load_adapters(adapter)
     checkpoint = Checkpoint.open(base_path(base))
     try:
-        return MergedCheckpoint(
-            plan_merge(checkpoint, adapters, check_base=check_base), num_threads
-        )
+        plan = plan_merge(checkpoint, adapters, check_base=check_base, renames=renames)
+        renames.check_used()
+        return MergedCheckpoint(plan, num_threads)
     except BaseException:
         checkpoint.close()
         raise

@@ -23,7 +23,7 @@ from nola_edge.adapters.belongs import (
 )
 from nola_edge.adapters.fingerprints import base_fingerprint
 from nola_edge.adapters.load import load_adapter
-from nola_edge.adapters.module_names import WEIGHT, match_modules
+from nola_edge.adapters.module_names import Matches, StoredNames, match_parts
 from nola_edge.adapters.whole_tensors import EMBEDDINGS
 from nola_edge.dtypes import MERGEABLE, numpy_dtype
 from nola_edge.errors import (
@@ -40,11 +40,14 @@ from nola_edge.merge.dora import check_alone
 from nola_edge.merge.heads import is_head
 from nola_edge.merge.low_rank import Term
 from nola_edge.merge.merged import Merged
+from nola_edge.merge.parts import segments
 from nola_edge.merge.result import Stored, Whole
 from nola_edge.merge.target import Target
 from nola_edge.merge.tied import check_tied
 
 if TYPE_CHECKING:
+    from nola_edge.adapters.renames import Renames
+    from nola_edge.adapters.tensor_parts import TensorPart
     from nola_edge.files.safetensors import SafetensorsFile
     from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.files.tensors import Tensor
@@ -161,6 +164,7 @@ def plan_merge(
     adapters: tuple[tuple[LowRankAdapter, float], ...],
     *,
     check_base: bool = True,
+    renames: Renames | None = None,
     override: str = _OVERRIDE,
 ) -> MergePlan:
     """Check every adapter against the base and say where each result tensor comes from.
@@ -171,6 +175,8 @@ def plan_merge(
     adapters : tuple of (LowRankAdapter, float)
     check_base : bool
         Refuse an adapter whose recorded base fingerprint is another's.
+    renames : Renames, optional
+        What the base calls modules of the adapters.
     override : str
         What to do to merge all the same, for that refusal; empty where nothing does it.
 
@@ -184,64 +190,84 @@ def plan_merge(
     """
     plan = MergePlan(base, adapters)
     for adapter, weight in adapters:
-        names = match_modules(
-            list(adapter.modules), base.tensors, adapter=location(adapter), base=base.path
+        matches = match_parts(
+            list(adapter.modules),
+            base.tensors,
+            StoredNames(adapter.tensors, renames),
+            adapter=location(adapter),
+            base=base.path,
         )
-        targets: dict[str, Target] = {}
-        for module, name in names.items():
-            _check_weight(plan, adapter, module, name)
-            if name in plan.replaced:
-                raise AdapterError(
-                    "would be merged into, and an adapter before it replaces it as a whole",
-                    file=location(adapter),
-                    field=name,
-                )
-            shape = plan.tensor(name)[1].shape
-            targets[module] = Target.whole(name, shape, adapter.transposed(module))
-            term = Term(adapter, module, weight, targets[module])
-            plan.merges[name] = (*plan.merges.get(name, ()), term)
+        targets = {m: _target(plan, adapter, m, part) for m, part in matches.parts.items()}
+        for module, target in targets.items():
+            terms = plan.merges.get(target.tensor, ())
+            plan.merges[target.tensor] = (*terms, Term(adapter, module, weight, target))
         shapes = {module: target.features for module, target in targets.items()}
         check_shapes(adapter, shapes, base.path)
         if check_base:
-            _check_fingerprint(plan, adapter, names, override)
-        prefix = Prefix.of(names)
-        for name, tensor in adapter.whole_tensors.tensors.items():
-            if prefix.apply(name) not in base.tensors and not adapter.may_add(name):
-                raise MismatchError(
-                    f"has no such bias, which {printable(str(location(adapter)))} trained",
-                    file=base.path,
-                    field=prefix.apply(name),
-                )
-            _place_whole_tensor(plan, adapter, prefix.apply(name), tensor)
-        for module, values in adapter.added_biases.items():
-            bias = names[module].removesuffix(WEIGHT) + ".bias"
-            added = AddedBias(values, weight * adapter.scaling_of(module))
-            add_bias(plan, adapter, bias, added)
+            _check_fingerprint(plan, adapter, targets, override)
+        _plan_whole_tensors(plan, adapter, matches)
+        _plan_biases(plan, adapter, weight, matches)
     for name, terms in plan.merges.items():
-        check_alone(terms, name)
+        for _, together in segments(terms, plan.tensor(name)[1].shape):
+            check_alone(together, name)
     check_tied(plan)
     return plan
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """How module names of an adapter become names of the base."""
+def _target(plan: MergePlan, adapter: LowRankAdapter, module: str, part: TensorPart) -> Target:
+    """Check the stored tensor of a module, and say how it holds the weight."""
+    name = part.tensor
+    _check_weight(plan, adapter, module, name)
+    if name in plan.replaced:
+        raise AdapterError(
+            "would be merged into, and an adapter before it replaces it as a whole",
+            file=location(adapter),
+            field=name,
+        )
+    shape, transposed = plan.tensor(name)[1].shape, adapter.transposed(module)
+    whole = Target.whole(name, shape, transposed)
+    if part.lines is None:
+        return whole
+    if part.lines[1] > whole.out_features:
+        raise MismatchError(
+            f"has {whole.out_features} outputs, and module {printable(module)!r} of "
+            f"{printable(str(location(adapter)))} would be {part.lines[0]} to {part.lines[1]} of "
+            "them",
+            file=plan.tensor(name)[0].path,
+            field=name,
+            value=part.lines[1],
+        )
+    return Target.part(name, shape, transposed, part.lines)
 
-    removed: str = ""
-    added: str = ""
 
-    @staticmethod
-    def of(names: Mapping[str, str]) -> Prefix:
-        """Find it from module name -> name of the weight."""
-        module, tensor = next(iter(names.items()), ("", ".weight"))
-        stored = tensor.removesuffix(".weight")
-        if len(stored) >= len(module):
-            return Prefix(added=stored[: len(stored) - len(module)])
-        return Prefix(removed=module[: len(module) - len(stored)])
+def _plan_whole_tensors(plan: MergePlan, adapter: LowRankAdapter, matches: Matches) -> None:
+    for name, tensor in adapter.whole_tensors.tensors.items():
+        stored = _whole(plan, adapter, name, matches.whole(name))
+        if stored not in plan.base.tensors and not adapter.may_add(name):
+            raise MismatchError(
+                f"has no such bias, which {printable(str(location(adapter)))} trained",
+                file=plan.base.path,
+                field=stored,
+            )
+        _place_whole_tensor(plan, adapter, stored, tensor)
 
-    def apply(self, name: str) -> str:
-        """Return the base's name of what an adapter calls `name`."""
-        return self.added + name.removeprefix(self.removed)
+
+def _plan_biases(plan: MergePlan, adapter: LowRankAdapter, weight: float, matches: Matches) -> None:
+    for module, values in adapter.added_biases.items():
+        bias = _whole(plan, adapter, module, matches.parts[module].bias)
+        add_bias(plan, adapter, bias, AddedBias(values, weight * adapter.scaling_of(module)))
+
+
+def _whole(plan: MergePlan, adapter: LowRankAdapter, name: str, part: TensorPart) -> str:
+    if part.lines is not None:
+        raise MismatchError(
+            f"holds several modules, and {printable(str(location(adapter)))} has "
+            f"{printable(name)!r}, a part of it, as a whole: only weights are merged in parts; "
+            "merge into a model in memory (PEFT's merge_and_unload) and save that",
+            file=plan.base.path,
+            field=part.tensor,
+        )
+    return part.tensor
 
 
 def _check_weight(plan: MergePlan, adapter: LowRankAdapter, module: str, name: str) -> None:
@@ -263,12 +289,12 @@ def _check_weight(plan: MergePlan, adapter: LowRankAdapter, module: str, name: s
 
 
 def _check_fingerprint(
-    plan: MergePlan, adapter: LowRankAdapter, names: Mapping[str, str], override: str
+    plan: MergePlan, adapter: LowRankAdapter, targets: Mapping[str, Target], override: str
 ) -> None:
     if adapter.base_fingerprint is None:
         return
-    targets = [(module, *plan.tensor(name)) for module, name in names.items()]
-    check_fingerprint(adapter, base_fingerprint(targets), plan.base.path, override)
+    stored = [(module, *plan.tensor(target.tensor)) for module, target in targets.items()]
+    check_fingerprint(adapter, base_fingerprint(stored), plan.base.path, override)
 
 
 def _resized(name: str, shape: tuple[int, ...], stored: tuple[int, ...]) -> str:

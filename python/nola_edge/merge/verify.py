@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_edge import arguments
+from nola_edge.adapters.renames import Renames
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.hub import base_path
 from nola_edge.merge.audit.compare import compare
@@ -16,7 +17,7 @@ from nola_edge.merge.plan import load_adapters, plan_merge
 from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
 
 def verify_checkpoint(
@@ -26,6 +27,7 @@ def verify_checkpoint(
     *,
     num_threads: int | None = None,
     check_base: bool = True,
+    rename: Mapping[str, str] | Iterable[str] | Renames | None = None,
     tensors_only: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
@@ -46,6 +48,8 @@ def verify_checkpoint(
     adapter : as for :func:`~nola_edge.open_merged`
     num_threads : int, optional
     check_base : bool
+    rename
+        As for :func:`merge_checkpoint`; whether :class:`Renames` are of use, who gives them checks.
     tensors_only : bool
         Compare names, dtypes, shapes and bytes of tensors and nothing else, as for a checkpoint
         that another program wrote: it may be sharded differently.
@@ -65,9 +69,12 @@ def verify_checkpoint(
     check_threads(num_threads)
     merged = arguments.path("merged", merged)
     arguments.path("base", base)
+    renames = rename if isinstance(rename, Renames) else Renames(rename)
     adapters = load_adapters(adapter)
     with Checkpoint.open(base_path(base)) as checkpoint, Checkpoint.open(merged) as candidate:
-        plan = plan_merge(checkpoint, adapters, check_base=check_base)
+        plan = plan_merge(checkpoint, adapters, check_base=check_base, renames=renames)
+        if renames is not rename:
+            renames.check_used()
         advance = progress or (lambda _: None)
         report = compare(plan, candidate.tensors, num_threads, advance)
         report.differences = audit(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_edge import arguments
+from nola_edge.adapters.renames import Renames
 from nola_edge.files.atomic import AtomicOutput
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.hub import base_path
@@ -20,7 +21,7 @@ from nola_edge.merge.weight_files import WeightFile, write_together
 from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from nola_edge.files.obstacles import Obstacle
 
@@ -71,6 +72,7 @@ def merge_checkpoint(
     force: bool = False,
     num_threads: int | None = None,
     check_base: bool = True,
+    rename: Mapping[str, str] | Iterable[str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> MergeReport:
     """Merge adapters into a checkpoint and write the result.
@@ -96,6 +98,10 @@ def merge_checkpoint(
         Default: the processors this process may use. The bytes do not depend on it.
     check_base : bool
         Refuse an adapter that records the fingerprint of another base.
+    rename : mapping from NEW to OLD, or iterable of "NEW=OLD", optional
+        Names that the base has otherwise: where a module of an adapter has NEW in its name, as
+        whole parts between dots, the base has OLD. The longest NEW goes first, before what an
+        adapter records itself. ``OLD[0:64]``: these outputs of it.
     progress : callable, optional
         Called, from any thread, with the number of bytes written since the last call.
 
@@ -113,9 +119,11 @@ def merge_checkpoint(
     output = arguments.path("output", output)
     arguments.path("base", base)
     begin = time.perf_counter()
+    renames = Renames(rename)
     adapters = load_adapters(adapter)
     with Checkpoint.open(base_path(base)) as checkpoint:
-        plan = plan_merge(checkpoint, adapters, check_base=check_base)
+        plan = plan_merge(checkpoint, adapters, check_base=check_base, renames=renames)
+        renames.check_used()
         merge = PlannedMerge.of(plan, output)
         inputs = [checkpoint.path, *merge.adapter_paths]
         write_merges(

@@ -10,12 +10,13 @@ from torch.nn.parameter import is_lazy
 
 from nola_edge.adapters import Adapter
 from nola_edge.adapters.belongs import check_shapes, location
-from nola_edge.adapters.module_names import WEIGHT, match_modules
+from nola_edge.adapters.module_names import StoredNames, match_parts
+from nola_edge.adapters.tensor_parts import WEIGHT
 from nola_edge.errors import AdapterError, MismatchError, printable
 from nola_edge.merge.dora import check_alone
 from nola_edge.merge.low_rank import Term as StoredTerm
 from nola_edge.merge.low_rank import needs_of
-from nola_edge.merge.plan import Prefix, fitted, load_adapters
+from nola_edge.merge.plan import fitted, load_adapters
 from nola_edge.merge.target import Target
 from nola_edge.models.mapped_memory import find_shared
 from nola_edge.torch.factors import Factors
@@ -124,16 +125,20 @@ class _Planner:
 
     def add(self, adapter: LowRankAdapter, share: float) -> None:
         """Plan what an adapter changes."""
-        names = match_modules(
-            list(adapter.modules), self._tensors, adapter=location(adapter), base=self._model
+        matches = match_parts(
+            list(adapter.modules),
+            self._tensors,
+            StoredNames({}),  # in memory, modules have the names that they were trained under
+            adapter=location(adapter),
+            base=self._model,
         )
+        names = {module: part.tensor for module, part in matches.parts.items()}
         shapes = {
             module: self._add_weight(adapter, module, name, share) for module, name in names.items()
         }
         check_shapes(adapter, shapes, self._model)
-        prefix = Prefix.of(names)
         for name, values in adapter.whole_tensors.tensors.items():
-            self._replace(adapter, prefix.apply(name), values)
+            self._replace(adapter, matches.prefix.apply(name), values)
         for module in adapter.added_biases:
             bias = names[module].removesuffix(WEIGHT) + ".bias"
             scaling = share * adapter.scaling_of(module)

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nola_edge.adapters.module_names import match_modules
+from nola_edge.adapters.module_names import StoredNames, match_parts
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import MismatchError, printable
-from nola_edge.merge.plan import Prefix
 from nola_edge.merge.switch import Switch
 from nola_edge.models.mapped_memory import byte_view, find_shared
 from nola_edge.models.plan import tensors_of
@@ -80,9 +79,9 @@ class AdapterSwitch(Switch):
     ) -> dict[str, str]:
         """Return the parameter of each of the base's tensors: weights say how all are named."""
         modules = [name.removesuffix(_WEIGHT) for name in tensors if name.endswith(_WEIGHT)]
-        found = match_modules(modules, parameters, adapter=self._base.path, base=where)
-        prefix = Prefix.of(found)
-        return {name: prefix.apply(name) for name in tensors}
+        names = StoredNames({})
+        found = match_parts(modules, parameters, names, adapter=self._base.path, base=where)
+        return {name: found.prefix.apply(name) for name in tensors}
 
     def _check_parameter(
         self, tensor: str, name: str, parameter: torch.Tensor, where: Path

@@ -14,9 +14,10 @@ try:
     from nola_edge.peft.layer import NolaLinearLayer
     from nola_edge.peft.model import NolaModel
     from nola_edge.peft.register import register
+    from nola_edge.peft.stored import stored_tensors
 except ModuleNotFoundError as error:
     raise explained(error, "nola_edge.peft", "peft") from None
 
 register()
 
-__all__ = ["NolaConfig", "NolaLinearLayer", "NolaModel"]
+__all__ = ["NolaConfig", "NolaLinearLayer", "NolaModel", "stored_tensors"]

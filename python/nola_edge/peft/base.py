@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
 from nola_edge.adapters.fingerprints import checkpoint_fingerprint
+from nola_edge.adapters.tensor_parts import TensorPart
 from nola_edge.errors import NolaEdgeError
 
 
@@ -21,19 +22,25 @@ def loaded_from(model: nn.Module) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
-def fingerprint_of_folder(base: str | None, modules: Iterable[str]) -> str | None:
+def fingerprint_of_folder(
+    base: str | None, modules: Iterable[str], parts: Mapping[str, TensorPart]
+) -> str | None:
     """Return the fingerprint of a base that is a local folder, or None if it is unknown.
 
     A base in another format, or with other names, just has none.
     """
     if base and Path(base).is_dir():
         with contextlib.suppress(NolaEdgeError, OSError):
-            return checkpoint_fingerprint(base, modules)
+            return checkpoint_fingerprint(base, modules, parts)
     return None
 
 
 def warn_of_other_base(
-    model: nn.Module, adapter_name: str, recorded: str | None, modules: Iterable[str]
+    model: nn.Module,
+    adapter_name: str,
+    recorded: str | None,
+    modules: Iterable[str],
+    parts: Mapping[str, TensorPart],
 ) -> None:
     """Warn if a model comes from another local base than its adapter was trained on.
 
@@ -45,9 +52,11 @@ def warn_of_other_base(
         The adapter's ``base_fingerprint``; a fresh adapter has none.
     modules : iterable of str
         The adapted modules, as the adapter names them.
+    parts : mapping
+        Module -> stored tensor, where its name does not say it.
     """
     base = loaded_from(model)
-    found = fingerprint_of_folder(base, modules) if recorded else None
+    found = fingerprint_of_folder(base, modules, parts) if recorded else None
     if found not in (None, recorded):
         warnings.warn(
             f"The adapter {adapter_name!r} was trained on another base than {base!r}, which this "

@@ -16,6 +16,7 @@ from nola_edge.adapters.fingerprints import (
     shapes_fingerprint,
 )
 from nola_edge.adapters.nola_config import NOLA_VERSION, PEFT_TYPE, AdapterConfig
+from nola_edge.adapters.tensor_parts import TensorPart, tensors_field
 from nola_edge.errors import NolaEdgeError
 from nola_edge.files.strict_json import encode
 from nola_edge.peft.base import fingerprint_of_folder
@@ -36,7 +37,10 @@ _CHECKED_WITH_OTHER_READERS = (
     "fan_in_fan_out",
     "bias",
     "coefficient_bits",
+    "tensors",
 )
+#: … on which the meaning of coefficients does not depend.
+_OTHERWISE_ALIKE = ("bias", "tensors")
 
 
 @dataclass
@@ -82,6 +86,8 @@ class NolaConfig(PeftConfig):
     module_aliases : dict, optional
         New prefix -> the prefix that the streams were made with, for a model whose modules were
         renamed since (``{"model.language_model.": "model."}``).
+    tensors : dict, optional
+        Written by the program: module -> stored tensor, where its name does not say it.
     nola_version, basis_fingerprint, base_fingerprint, modules_fingerprint, shapes_fingerprint
         Written by the program; see ``docs/adapter-format.md``.
 
@@ -137,6 +143,9 @@ class NolaConfig(PeftConfig):
     )
     modules_fingerprint: str | None = field(default=None, metadata={"help": "Written on saving."})
     shapes_fingerprint: str | None = field(default=None, metadata={"help": "Written on saving."})
+    tensors: dict[str, str] | None = field(
+        default=None, metadata={"help": "Module -> stored tensor, on saving."}
+    )
 
     #: Adapters and weights that a combined adapter is the sum of; never saved.
     combination: ClassVar[tuple[tuple[str, float], ...]] = ()
@@ -199,7 +208,7 @@ class NolaConfig(PeftConfig):
         """
         for name in (*_CHECKED_WITH_OTHER_READERS, "module_aliases"):
             mine, its = getattr(self, name) or None, getattr(other, name) or None
-            if name != "bias" and mine != its:
+            if name not in _OTHERWISE_ALIKE and mine != its:
                 raise ValueError(
                     f"The adapter {adapter_name!r} is there with `{name}` {mine!r}, the one to be "
                     f"loaded has {its!r}. Its coefficients would mean other matrices: load it "
@@ -211,7 +220,10 @@ class NolaConfig(PeftConfig):
         return replace_prefix(module, self.module_aliases or {})
 
     def remember_modules(
-        self, shapes: Mapping[str, tuple[int, int]], live_base: str | None = None
+        self,
+        shapes: Mapping[str, tuple[int, int]],
+        parts: Mapping[str, TensorPart] | None,
+        live_base: str | None = None,
     ) -> None:
         """Take note of the modules that are about to be saved, for their fingerprints.
 
@@ -221,14 +233,20 @@ class NolaConfig(PeftConfig):
         Parameters
         ----------
         shapes : mapping of module name to (out_features, in_features)
+        parts : mapping, optional
+            Module -> stored tensor, where its name does not say it; None: not known.
         live_base : str, optional
             What the model was loaded from, for an adapter that does not know yet: PEFT tells all
             but the first only after their tensors were selected.
         """
         self._modules_to_be_saved = dict(shapes)
+        if parts is not None:
+            self.tensors = tensors_field(parts).get("tensors")
         if self.base_fingerprint is None:
             base = self.base_model_name_or_path or live_base
-            self.base_fingerprint = fingerprint_of_folder(base, shapes)
+            self.base_fingerprint = fingerprint_of_folder(
+                base, shapes, self.adapter_config().tensors
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as they are saved, with fingerprints of generator and modules."""

@@ -32,6 +32,7 @@ from nola_edge.peft.layer import NolaLinearLayer
 from nola_edge.peft.mixed_batch import mixed_batch
 from nola_edge.peft.names import PlainNames, plain_name
 from nola_edge.peft.rate import watch_rate
+from nola_edge.peft.saved_parts import saved_parts
 from nola_edge.peft.stacked import warn_of_stacked
 from nola_edge.peft.state import from_stored, select_coefficients, to_stored
 from nola_edge.torch.linear import is_conv1d
@@ -118,9 +119,10 @@ class NolaModel(BaseTuner):
 
     def _warn_of_other_base(self, model: nn.Module, adapter_name: str) -> None:
         """Compare the folder of the model's base with the one that the adapter records."""
-        recorded = cast(NolaConfig, self.peft_config[adapter_name]).base_fingerprint
+        config = cast(NolaConfig, self.peft_config[adapter_name])
         modules = stream_shapes(adapted_layers(model, adapter_name), adapter_name)
-        warn_of_other_base(model, adapter_name, recorded, modules)
+        parts = config.adapter_config().tensors
+        warn_of_other_base(model, adapter_name, config.base_fingerprint, modules, parts)
 
     def _forget_wrappers(self, model: nn.Module, config: Any) -> None:
         """Name the modules that "all-linear" stands for as a model without wrappers has them."""
@@ -249,7 +251,8 @@ class NolaModel(BaseTuner):
         for name, _ in model.named_parameters(remove_duplicate=False):
             if plain(name) in state:
                 state_dict.setdefault(name, state[plain(name)])
-        config.remember_modules(stream_shapes(layers, adapter_name), loaded_from(model))
+        shapes, parts = stream_shapes(layers, adapter_name), saved_parts(model, adapter_name)
+        config.remember_modules(shapes, parts, loaded_from(model))
         return to_stored(selected, config, adapter_name)
 
     @classmethod

@@ -93,7 +93,7 @@ def check_base(adapters: Sequence[tuple[LowRankAdapter, float]], files: Sequence
     for adapter, _ in adapters:
         if adapter.base_fingerprint is not None:
             try:
-                found = checkpoint_fingerprint(base, adapter.modules)
+                found = checkpoint_fingerprint(base, adapter.modules, adapter.tensors)
             except NolaEdgeError as error:
                 raise MismatchError(
                     f"cannot be compared with the base that the adapter recorded: {error}; to "

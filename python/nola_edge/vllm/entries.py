@@ -94,9 +94,9 @@ class Entry:
         """
         config = adapter.config
         tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-        for terms in plan.merges.values():
-            out_features, in_features = terms[0].target.features
-            stem = PREFIX + terms[0].module
+        for term in (term for terms in plan.merges.values() for term in terms):
+            out_features, in_features = term.target.features
+            stem = PREFIX + term.module
             tensors[f"{stem}.lora_A.weight"] = (dtype, (config.r, in_features))
             tensors[f"{stem}.lora_B.weight"] = (dtype, (out_features, config.r))
         wanted = lora_config(adapter)

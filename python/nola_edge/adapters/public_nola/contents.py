@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nola_edge.dtypes import safetensors_dtype
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nola_edge.adapters.public_nola.devices import DrawnOn
+    from nola_edge.adapters.tensor_parts import TensorPart
     from nola_edge.files.tensors import Tensor
 
 
@@ -179,6 +181,8 @@ class Contents:
     resize: Resize | None = None
     #: The public code saves no module whole.
     modules_to_save: ClassVar[tuple[str, ...]] = ()
+    #: Nor does it record what files call modules.
+    tensors: ClassVar[Mapping[str, TensorPart]] = MappingProxyType({})
 
 
 def factors_of(layers: Mapping[str, Layer]) -> list[Factor]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nola_edge import arguments
 from nola_edge.adapters.base import LowRankAdapter
+from nola_edge.adapters.renames import Renames
 from nola_edge.errors import ArgumentError, NolaEdgeError, OutputError
 from nola_edge.files.atomic import AtomicOutput
 from nola_edge.files.checkpoint import Checkpoint
@@ -22,7 +23,7 @@ from nola_edge.merge.many.process_share import Share
 from nola_edge.merge.write import MergeReport, replaces_of, write_merges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 
 def merge_each(
@@ -34,6 +35,7 @@ def merge_each(
     skip_existing: bool = False,
     num_threads: int | None = None,
     check_base: bool = True,
+    rename: Mapping[str, str] | Iterable[str] | None = None,
     shard: str | tuple[int, int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[MergeReport, ...]:
@@ -68,6 +70,8 @@ def merge_each(
         machine if `shard` is ``"auto"``. The bytes do not depend on it.
     check_base : bool
         Refuse an adapter that records the fingerprint of another base.
+    rename : mapping from NEW to OLD, or iterable of "NEW=OLD", optional
+        See :func:`merge_checkpoint`.
     shard : pair (i, n), "i/n" or "auto", optional
         Write only the results number i, i + n, …, as process i of n counted from 0; with
         ``"auto"``, torchrun, Slurm or Open MPI say which. Names are checked for all.
@@ -103,7 +107,11 @@ def merge_each(
         there = {item.output for item in wanted if skip_existing and _is_there(item.output)}
         wanted = [item for item in wanted if item.output not in there]
         checkpoint.companions()  # refuses what could not be carried over
-        groups = Groups(checkpoint, wanted, check_base=check_base, num_threads=threads)
+        renames = Renames(rename)
+        groups = Groups(
+            checkpoint, wanted, check_base=check_base, renames=renames, num_threads=threads
+        )
+        renames.check_used()
         inputs = _near(folder, [checkpoint.path, *_paths(named), *groups.adapter_paths])
         targets = [
             AtomicOutput(

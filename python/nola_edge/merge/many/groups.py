@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from nola_edge.adapters.renames import Renames
     from nola_edge.files.checkpoint import Checkpoint
     from nola_edge.merge.plan import MergePlan
 
@@ -42,10 +43,10 @@ class WantedMerge:
     output: Path
     adapters: Any
 
-    def plan(self, base: Checkpoint, check_base: bool) -> PlannedMerge:
-        """Read and check the adapters."""
-        adapters = load_adapters(self.adapters)
-        return PlannedMerge.of(plan_merge(base, adapters, check_base=check_base), self.output)
+    def plan(self, base: Checkpoint, **options: Any) -> PlannedMerge:
+        """Read and check the adapters; options are those of `plan_merge`."""
+        plan = plan_merge(base, load_adapters(self.adapters), **options)
+        return PlannedMerge.of(plan, self.output)
 
 
 class Groups:
@@ -61,6 +62,8 @@ class Groups:
     wanted : iterable of WantedMerge
     check_base : bool
         Refuse an adapter that records the fingerprint of another base.
+    renames : Renames, optional
+        Names that the base has otherwise.
     num_threads : int, optional
         That will write; with more, the factors of more weights are in use at a time.
 
@@ -83,12 +86,13 @@ class Groups:
         wanted: Iterable[WantedMerge],
         *,
         check_base: bool,
+        renames: Renames | None = None,
         num_threads: int | None,
     ) -> None:
         self.nbytes = 0
         self.adapter_paths: list[Path] = []
         self._base = base
-        self._check_base = check_base
+        self._options = {"check_base": check_base, "renames": renames}
         self._groups: list[list[WantedMerge]] = []
         self._planned: list[PlannedMerge] = []
         most = _files_at_once()
@@ -96,7 +100,7 @@ class Groups:
         threads = thread_count(num_threads)
         room = 0
         for item in wanted:
-            merge = item.plan(base, check_base)
+            merge = item.plan(base, **self._options)
             need = _memory(merge.plan, threads)
             needed = _files(merge.plan)
             if not self._groups or need > room or needed > files:
@@ -114,7 +118,7 @@ class Groups:
         merges = self._planned
         for group in self._groups:
             if not merges:
-                merges.extend(item.plan(self._base, self._check_base) for item in group)
+                merges.extend(item.plan(self._base, **self._options) for item in group)
             yield merges
             merges.clear()
 

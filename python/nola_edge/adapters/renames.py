@@ -1,0 +1,148 @@
+"""What a caller says about names: ``NEW=OLD``, what an adapter calls NEW a base calls OLD."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from nola_edge.adapters.tensor_parts import WEIGHT, TensorPart
+from nola_edge.errors import ArgumentError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Sequence
+
+_LINES = re.compile(r"\[[0-9]+:[0-9]+\]")
+_WHOLE_NAME = re.compile(r".+\.weight(\[.*\])?")
+_FORM = 'must be NEW=OLD, as in "model.language_model=model" or "q_proj=qkv_proj[0:64]"'
+
+
+class Renames:
+    """Rules that turn module names of adapters into names of a base.
+
+    NEW and OLD are one name or several with dots between. NEW is replaced wherever a module has it
+    as whole parts of its name, the longest NEW first; what was replaced is not looked at again. An
+    OLD that ends in ".weight" is the whole name of a tensor, and NEW then that of a module.
+
+    Parameters
+    ----------
+    given : mapping from NEW to OLD, iterable of "NEW=OLD", or None
+
+    Raises
+    ------
+    ArgumentError
+        If one is not of that form, or gives a NEW two meanings.
+    """
+
+    def __init__(self, given: Any = None) -> None:
+        self._rules: dict[tuple[str, ...], str] = {}
+        self._used: set[tuple[str, ...]] = set()
+        for new, old in _pairs(given):
+            parts = tuple(new.split("."))
+            if not all(parts) or self._rules.setdefault(parts, old) != old:
+                raise _refusal(f"{new}={old}")
+        self._longest = max(map(len, self._rules), default=0)
+
+    def __bool__(self) -> bool:
+        return bool(self._rules)
+
+    def apply(self, name: str) -> str | None:
+        """Return a name with the rules applied; None if none of them has to do with it."""
+        parts, renamed = name.split("."), []
+        place, changed = 0, False
+        while place < len(parts):
+            rule = self._rule_at(parts, place)
+            if rule is None:
+                renamed.append(parts[place])
+                place += 1
+                continue
+            changed = True
+            self._used.add(rule)
+            renamed += [self._rules[rule]] if self._rules[rule] else []
+            place += len(rule)
+        return ".".join(renamed) if changed else None
+
+    def _rule_at(self, parts: Sequence[str], place: int) -> tuple[str, ...] | None:
+        for count in range(min(self._longest, len(parts) - place), 0, -1):
+            rule = tuple(parts[place : place + count])
+            if rule in self._rules and (count == len(parts) or not self._is_for_whole_names(rule)):
+                return rule
+        return None
+
+    def _is_for_whole_names(self, rule: tuple[str, ...]) -> bool:
+        return _WHOLE_NAME.fullmatch(self._rules[rule]) is not None
+
+    def module(self, module: str, tensors: Container[str] = ()) -> TensorPart | None:
+        """Return which part of which tensor a module's weight is by these rules, if they say so.
+
+        Parameters
+        ----------
+        module : str
+        tensors : container of str
+            Those of the base: one of them is meant as it is, another name gets ``.weight``.
+
+        Raises
+        ------
+        ArgumentError
+            If what they make of it names no part of a tensor.
+        """
+        return self._part(module, WEIGHT, tensors)
+
+    def tensor(self, name: str) -> TensorPart | None:
+        """Return the same for the name of a tensor that an adapter has whole."""
+        return self._part(name, "", ())
+
+    def _part(self, name: str, ending: str, tensors: Container[str]) -> TensorPart | None:
+        renamed = self.apply(name)
+        if renamed is None:
+            return None
+        lines = _LINES.findall(renamed)
+        plain = _LINES.sub("", renamed)
+        if plain not in tensors and not plain.endswith("weight"):
+            plain += ending
+        part = TensorPart.parse(plain + "".join(lines))
+        if part is None or len(lines) > 1:
+            raise _refusal(renamed)
+        return part
+
+    def check_used(self) -> None:
+        """Refuse rules that no name had to do with.
+
+        Raises
+        ------
+        ArgumentError
+        """
+        for rule in self._rules:
+            if rule not in self._used:
+                raise ArgumentError(
+                    f"{printable('.'.join(rule))!r} is in no module name of the adapter; "
+                    "nola-edge inspect ADAPTER --json lists them",
+                    field="rename",
+                    value=".".join(rule),
+                )
+
+
+def _pairs(given: Any) -> Iterable[tuple[str, str]]:
+    if given is None:
+        return []
+    if isinstance(given, Mapping):
+        items = list(given.items())
+    elif isinstance(given, str) or not isinstance(given, Iterable):
+        raise _refusal(given)
+    else:
+        items = [_split(text) for text in given]
+    for new, old in items:
+        if not isinstance(new, str) or not isinstance(old, str) or not (new + old).isprintable():
+            raise _refusal(f"{new}={old}")
+    return items
+
+
+def _split(text: Any) -> tuple[str, str]:
+    new, equals, old = text.partition("=") if isinstance(text, str) else ("", "", "")
+    if not equals or not new:
+        raise _refusal(text)
+    return new, old
+
+
+def _refusal(found: object) -> ArgumentError:
+    return ArgumentError(f"is {printable(repr(found))}, {_FORM}", field="rename", value=found)
