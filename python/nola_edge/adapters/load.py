@@ -9,6 +9,7 @@ from nola_edge.adapters.methods import known_methods, reader_of
 from nola_edge.adapters.nola import Adapter
 from nola_edge.adapters.nola_config import PEFT_TYPE
 from nola_edge.adapters.peft_folder import CONFIG_NAME
+from nola_edge.adapters.public_nola.recognise import is_public_checkpoint
 from nola_edge.errors import AdapterError, ArgumentError, FormatError, printable
 from nola_edge.files.input_file import opening
 from nola_edge.files.paths import read_inside
@@ -69,8 +70,8 @@ def load_adapter(
     LowRankAdapter
         An :class:`Adapter` for NOLA, a :class:`~nola_edge.adapters.lora.LoraAdapter` for LoRA, a
         :class:`~nola_edge.adapters.vera.VeraAdapter` for VeRA, a
-        :class:`~nola_edge.adapters.public_nola.PublicNolaAdapter` for the public NOLA code; for
-        other methods what an installed package brings (entry points of the group
+        :class:`~nola_edge.adapters.public_nola.adapter.PublicNolaAdapter` for the public NOLA
+        code; for other methods what an installed package brings (entry points of the group
         ``nola_edge.adapters``).
 
     Raises
@@ -79,11 +80,12 @@ def load_adapter(
         If it is of a method that neither nola-edge nor an installed package knows, a file is
         missing, broken or cannot be read, or a field or a tensor is not understood.
     """
-    from nola_edge.adapters.public_nola import PublicNolaAdapter, is_public_checkpoint
-
     folder = adapter_path(path, revision)
     with opening(folder):
-        if is_public_checkpoint(folder):
+        config = _read_config(folder) if folder.is_dir() else {}
+        if is_public_checkpoint(folder, config):
+            from nola_edge.adapters.public_nola.adapter import PublicNolaAdapter
+
             return PublicNolaAdapter.load(folder, drawn_on=drawn_on, lora_alpha=lora_alpha)
         for field, value in (("drawn_on", drawn_on), ("lora_alpha", lora_alpha)):
             if value is not None:
@@ -94,7 +96,6 @@ def load_adapter(
                 )
         if not folder.is_dir():
             return _load_file(folder)
-        config = _read_config(folder)
         method = config.get("peft_type", PEFT_TYPE)
         if method == PEFT_TYPE:
             return Adapter.load(folder)

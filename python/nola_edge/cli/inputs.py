@@ -145,16 +145,22 @@ def local_adapters(
 
 
 def _with_public_checkpoints(found: Iterable[tuple[Path, float]], **options: Any) -> Given:
-    from nola_edge.adapters import load_adapter
-    from nola_edge.adapters.public_nola import is_public_checkpoint
-
-    given: Given = [
-        (load_adapter(path, **options) if is_public_checkpoint(path) else str(path), weight)
-        for path, weight in found
-    ]
+    given = [(_loaded_if_public(path, options), weight) for path, weight in found]
     if all(isinstance(adapter, str) for adapter, _ in given):
         raise click.UsageError(
             "--drawn-on and --lora-alpha are for checkpoints of the public NOLA code, and none is "
             "given; leave them out"
         )
     return given
+
+
+def _loaded_if_public(path: Path, options: dict[str, Any]) -> str | LowRankAdapter:
+    from nola_edge.adapters import load_adapter
+    from nola_edge.adapters.public_nola.checkpoint_file import read_fields
+    from nola_edge.adapters.public_nola.recognise import is_public_checkpoint
+    from nola_edge.files.input_file import opening
+
+    with opening(path):
+        if not is_public_checkpoint(path, read_fields(path)):
+            return str(path)
+        return load_adapter(path, **options)

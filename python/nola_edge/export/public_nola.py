@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nola_edge import arguments, ops
-from nola_edge.adapters.public_nola import PublicNolaAdapter
+from nola_edge.adapters.public_nola.adapter import PublicNolaAdapter
 from nola_edge.adapters.public_nola.contents import factors_of
 from nola_edge.adapters.public_nola.records import check_records, how_to_record
 from nola_edge.errors import ArgumentError, printable

@@ -8,10 +8,3 @@ with the device that drew them. What it saves and computes, per kind of checkpoi
 :mod:`~nola_edge.adapters.public_nola.cpu_generator` and
 :mod:`~nola_edge.adapters.public_nola.cuda_generator`.
 """
-
-from __future__ import annotations
-
-from nola_edge.adapters.public_nola.adapter import PublicNolaAdapter
-from nola_edge.adapters.public_nola.kinds import is_public_checkpoint
-
-__all__ = ["PublicNolaAdapter", "is_public_checkpoint"]

@@ -21,6 +21,7 @@ import re
 from typing import TYPE_CHECKING
 
 from nola_edge.adapters.public_nola.contents import Contents, Factor, Layer, Part, factors_of
+from nola_edge.adapters.public_nola.recognise import GPT2
 from nola_edge.adapters.public_nola.seeded import (
     check_counts,
     given_alpha,
@@ -72,7 +73,7 @@ def read_gpt2(file: CheckpointFile, lora_alpha: float | None) -> Contents:
                 layers[f"{block}.{target}"] = Layer.of_pair(a, b, alpha / a.shape[0])
     check_counts(file, factors_of(layers))
     return Contents(
-        "GPT-2",
+        GPT2,
         layers,
         fan_in_fan_out=True,
         bookkeeping={"task_type": "CAUSAL_LM"},

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from nola_edge.adapters.peft_fields import BOOKKEEPING, is_alpha, is_off
 from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX
 from nola_edge.adapters.public_nola.contents import Contents, Layer, factors_of
+from nola_edge.adapters.public_nola.recognise import LLAMA
 from nola_edge.adapters.public_nola.seeded import (
     check_counts,
     given_alpha,
@@ -72,7 +73,7 @@ def read_llama(file: CheckpointFile, lora_alpha: float | None) -> Contents:
         layers[name] = Layer.of_pair(a, b, alpha / a.shape[0])
     check_counts(file, factors_of(layers), fields.get("nola_num_basis"))
     return Contents(
-        "LLaMA (PEFT)",
+        LLAMA,
         layers,
         fan_in_fan_out=fields.get("fan_in_fan_out", False) is True,
         bookkeeping={name: fields[name] for name in BOOKKEEPING & fields.keys()},

@@ -28,6 +28,7 @@ import numpy as np
 
 from nola_edge.adapters.public_nola.contents import Contents, Factor, Layer
 from nola_edge.adapters.public_nola.devices import DrawnOn
+from nola_edge.adapters.public_nola.recognise import VISION
 from nola_edge.errors import AdapterError, ArgumentError, MismatchError
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def read_vision(
     model = _Model(width, found, blocks, coefficients)
     matrix = file.matrix(head)
     return Contents(
-        "vision transformer",
+        VISION,
         model.layers(hidden or _HIDDEN.get(width, 4 * width)),
         drawn_on=drawn,
         head=matrix,
