@@ -133,16 +133,7 @@ def convert_checkpoint(
         path, drawn_on=given, lora_alpha=lora_alpha, rank=rank, hidden=hidden
     )
     contents, factors = adapter.config, factors_of(adapter.modules)
-    checked, telling = contents.checked, True
-    if check is not None:
-        if contents.checked:
-            raise ArgumentError(
-                "is not needed: this checkpoint records its basis itself", field="check"
-            )
-        file = check
-        checked, telling = ops.in_specified_environment(
-            lambda: check_records(file, factors, adapter.drawn_on)
-        )
+    checked, telling = _compared(adapter, check)
     adapter.drawn.num_threads = num_threads
     if progress is not None:
         adapter.drawn.advance = _advancing(progress, _FLOAT_BYTES * adapter.drawn.elements)
@@ -160,6 +151,19 @@ def convert_checkpoint(
         left_out=contents.base_tensors,
         head=bool(adapter.unplaced),
     )
+
+
+def _compared(adapter: PublicNolaAdapter, records: Path | None) -> tuple[int, bool]:
+    """Return how many bases agree with recorded numbers, and whether those tell GPUs apart."""
+    checked = adapter.config.checked
+    if records is None:
+        return checked, True
+    if checked:
+        raise ArgumentError(
+            "is not needed: this checkpoint records its basis itself", field="check"
+        )
+    factors = factors_of(adapter.modules)
+    return ops.in_specified_environment(lambda: check_records(records, factors, adapter.drawn_on))
 
 
 def _advancing(progress: Callable[[int, int], None], total: int) -> Callable[[int], None]:

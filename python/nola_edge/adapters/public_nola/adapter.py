@@ -47,6 +47,8 @@ class PublicNolaAdapter(StoredAdapter):
     drawn_on : DrawnOn
     modules : mapping
         Module name -> :class:`~nola_edge.adapters.public_nola.contents.Layer`.
+    drawn : DrawnFactors
+        Draws the factors of all modules, and keeps them while there is room.
     whole_tensors : TensorMapping
         Empty: the public code saves no module whole.
     path : Path

@@ -31,6 +31,7 @@ from nola_edge.adapters.public_nola.seeded import (
 
 if TYPE_CHECKING:
     from nola_edge.adapters.public_nola.checkpoint_file import CheckpointFile
+    from nola_edge.adapters.public_nola.seeded import Names
 
     Pairs = dict[str, tuple[Factor, Factor]]
 
@@ -54,17 +55,8 @@ def read_gpt2(file: CheckpointFile, lora_alpha: float | None) -> Contents:
         if "lora_" in name or "nola" in name:
             raise file.refusal(name, "is not part of a NOLA layer, so what it does is not known")
     alpha = given_alpha(file, lora_alpha)
-    blocks: dict[str, Pairs] = {}
-    for module, names in modules.items():
-        match = _MODULE.fullmatch(module)
-        if match is None:
-            raise file.refusal(module, "is no layer to which the public GPT-2 code adds NOLA")
-        pairs = blocks.setdefault(match["block"], {})
-        if match["layer"] in pairs:
-            raise file.refusal(module, "is there twice, with and without a prefix")
-        pairs[match["layer"]] = read_pair(file, names)
     layers: dict[str, Layer] = {}
-    for block, pairs in blocks.items():
+    for block, pairs in _blocks(file, modules).items():
         if _QUERY in pairs or _VALUE in pairs:
             layers[f"{block}.attn.c_attn"] = _attention(file, block, pairs, alpha)
         for name, target in _TARGETS.items():
@@ -79,6 +71,20 @@ def read_gpt2(file: CheckpointFile, lora_alpha: float | None) -> Contents:
         bookkeeping={"task_type": "CAUSAL_LM"},
         base_tensors=len(others),
     )
+
+
+def _blocks(file: CheckpointFile, modules: Names) -> dict[str, Pairs]:
+    """Read the pairs of each block, by the names that the public code gives them."""
+    blocks: dict[str, Pairs] = {}
+    for module, names in modules.items():
+        match = _MODULE.fullmatch(module)
+        if match is None:
+            raise file.refusal(module, "is no layer to which the public GPT-2 code adds NOLA")
+        pairs = blocks.setdefault(match["block"], {})
+        if match["layer"] in pairs:
+            raise file.refusal(module, "is there twice, with and without a prefix")
+        pairs[match["layer"]] = read_pair(file, names)
+    return blocks
 
 
 def _attention(file: CheckpointFile, block: str, pairs: Pairs, alpha: float) -> Layer:

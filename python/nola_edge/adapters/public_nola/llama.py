@@ -27,6 +27,7 @@ from nola_edge.errors import AdapterError, ArgumentError, printable
 
 if TYPE_CHECKING:
     from nola_edge.adapters.public_nola.checkpoint_file import CheckpointFile
+    from nola_edge.adapters.public_nola.seeded import Names
 
 #: Fields that are read here, or say how the adapter was trained or found.
 _UNDERSTOOD = BOOKKEEPING | {
@@ -58,19 +59,7 @@ def read_llama(file: CheckpointFile, lora_alpha: float | None) -> Contents:
     if others:
         raise file.refusal(others[0], "is not part of a NOLA layer, so what it does is not known")
     _check_fields(file)
-    alpha = _lora_alpha(file, lora_alpha)
-    layers = {}
-    for module, names in modules.items():
-        a, b = read_pair(file, names)
-        if fields.get("r", a.shape[0]) != a.shape[0]:
-            raise file.refusal(
-                names["A"]["weight"],
-                f"has rank {a.shape[0]}, the configuration says {printable(fields['r'])}",
-            )
-        name = module.removeprefix("module.").removeprefix(PREFIX)
-        if name in layers:
-            raise file.refusal(name, "is there twice, with and without a prefix")
-        layers[name] = Layer.of_pair(a, b, alpha / a.shape[0])
+    layers = _layers(file, modules, _lora_alpha(file, lora_alpha))
     check_counts(file, factors_of(layers), fields.get("nola_num_basis"))
     return Contents(
         LLAMA,
@@ -78,6 +67,23 @@ def read_llama(file: CheckpointFile, lora_alpha: float | None) -> Contents:
         fan_in_fan_out=fields.get("fan_in_fan_out", False) is True,
         bookkeeping={name: fields[name] for name in BOOKKEEPING & fields.keys()},
     )
+
+
+def _layers(file: CheckpointFile, modules: Names, alpha: float) -> dict[str, Layer]:
+    layers: dict[str, Layer] = {}
+    for module, names in modules.items():
+        a, b = read_pair(file, names)
+        rank = file.fields.get("r", a.shape[0])
+        if rank != a.shape[0]:
+            raise file.refusal(
+                names["A"]["weight"],
+                f"has rank {a.shape[0]}, the configuration says {printable(rank)}",
+            )
+        name = module.removeprefix("module.").removeprefix(PREFIX)
+        if name in layers:
+            raise file.refusal(name, "is there twice, with and without a prefix")
+        layers[name] = Layer.of_pair(a, b, alpha / a.shape[0])
+    return layers
 
 
 def _check_fields(file: CheckpointFile) -> None:
