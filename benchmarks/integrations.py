@@ -34,7 +34,7 @@ from nola_edge.transformers import NolaMergeConfig
 RANK = 16
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, rank: int = RANK) -> None:
     """Write a base, two NOLA adapters and a LoRA one of the same rank."""
     transformers.set_seed(0)
     config = transformers.LlamaConfig(
@@ -50,8 +50,8 @@ def prepare(folder: Path) -> None:
         if "_proj." in name
     }
     for seed, name in enumerate(("first", "second")):
-        trained_adapter(shapes, r=RANK, num_basis=128, seed=seed).save(folder / name)
-    lora = peft.LoraConfig(r=RANK, target_modules="all-linear", init_lora_weights=False)
+        trained_adapter(shapes, r=rank, num_basis=128, seed=seed).save(folder / name)
+    lora = peft.LoraConfig(r=rank, target_modules="all-linear", init_lora_weights=False)
     peft.get_peft_model(model, lora).save_pretrained(folder / "lora")
 
 

@@ -21,11 +21,20 @@ inline constexpr std::size_t kVectors = kPaired<T> ? 2 : 1;
 template <class T>
 inline constexpr bool kWholeLines = kPanel * sizeof(T) % kLine == 0 && kStreams;
 
-template <class T>
-NOLA_INLINE void prefetch_panel(const T* place) {
+// Asks for what is to be read some panels later, of these rows or of those below: what is streamed
+// is not in the cache, and comes while others are multiplied.
+template <std::size_t kRows, class T>
+NOLA_INLINE void prefetch_ahead(const KernelSet::MergeArgs& args, const T* base, const T* full) {
+    constexpr std::size_t kAhead = 4 * kPanel;
+    const T* place = base + kAhead;
+    if (static_cast<std::size_t>(full - base) <= kAhead) {
+        place += kRows * args.base_stride - args.cols / kPanel * kPanel;
+    }
+    for (std::size_t m = 0; m < kRows; ++m, place += args.base_stride) {
 #pragma GCC unroll 16
-    for (std::size_t at = 0; at < kPanel; at += kLine / sizeof(T)) {
-        __builtin_prefetch(place + at);
+        for (std::size_t at = 0; at < kPanel; at += kLine / sizeof(T)) {
+            __builtin_prefetch(place + at);
+        }
     }
 }
 
@@ -60,9 +69,6 @@ NOLA_NOINLINE void merge_tile(const T* base, std::size_t base_stride, T* out,
 #pragma GCC unroll 16
         for (std::size_t v = 0; v < kTileVectors; ++v) {
             acc[m][v] = zero();
-        }
-        if constexpr (kStream) {  // what streams does not come from the cache either
-            prefetch_panel(base + m * base_stride + 2 * kPanel);
         }
     }
     for (std::size_t j = 0; j < rank; ++j, panel += kPanel) {
@@ -125,6 +131,9 @@ NOLA_INLINE void merge_rows(const KernelSet::MergeArgs& args, std::size_t row, U
     const float* panel = args.a;
     const T* const full = base + args.cols / kPanel * kPanel;
     for (; base < full; base += kPanel, out += kPanel, panel += kPanel * args.rank) {
+        if constexpr (kStream) {
+            prefetch_ahead<kRows>(args, base, full);
+        }
         merge_tile<kRows, kStream>(base, args.base_stride, out, args.out_stride, b, panel,
                                    args.rank, args.scaling, largest);
     }
