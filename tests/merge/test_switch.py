@@ -19,6 +19,7 @@ from nola_edge.errors import (
     NolaEdgeError,
     NotFiniteError,
 )
+from nola_edge.merge import known_adapters
 from tests.conftest import MODULES, load_all, snapshot, tiny_adapter
 
 
@@ -315,6 +316,38 @@ def test_factors_are_kept_and_the_bits_stay(switch, monkeypatch):
         switch.use(name)
         assert name is None or bits(switch.arrays) == states[name]
     assert (switch.kept_bytes, len(expanded)) == (kept, count)
+
+
+def test_an_adapter_is_read_again_only_where_its_files_have_changed(switch, tmp_path, monkeypatch):
+    read = []
+    load = known_adapters.load_adapter
+    monkeypatch.setattr(
+        known_adapters, "load_adapter", lambda path: read.append(path.name) or load(path)
+    )
+    for name in ("second", None, "second", "first", "second"):
+        switch.use(name)
+    assert read == ["second"]
+    (tmp_path / "second" / "adapter_config.json").touch()
+    switch.use("second")
+    assert read == ["second"] * 2
+    shutil.rmtree(tmp_path / "second")
+    before = bits(switch.arrays)
+    with pytest.raises(NolaEdgeError, match="second"):
+        switch.use("second")
+    assert bits(switch.arrays) == before
+
+
+def test_few_adapters_of_many_are_kept(tiny, tmp_path):
+    base, _ = tiny
+    part = {"layers.1.q": MODULES["layers.1.q"]}
+    with ne.ArraySwitch(load_all(base), base) as switch:
+        for seed in range(20):
+            trained_adapter(part, r=2, num_basis=7, seed=seed).save(tmp_path / str(seed))
+            switch.add(str(seed), tmp_path / str(seed))
+            switch.use(str(seed))
+        assert len(switch._known._read) == 8
+        switch.remove("19")
+        assert len(switch._known._read) == 7
 
 
 def test_an_adapter_that_was_trained_on_has_new_factors(switch, tmp_path):

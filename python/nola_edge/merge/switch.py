@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from nola_edge import arguments
-from nola_edge.adapters.base import LowRankAdapter
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import ArgumentError, ChangedError, MismatchError, printable
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.hub import base_path
 from nola_edge.merge.gate import Gate
 from nola_edge.merge.kept_factors import KeptFactors, KeptTerm
+from nola_edge.merge.known_adapters import KnownAdapters
 from nola_edge.merge.mapped import fill_mapped
 from nola_edge.merge.open import MergedCheckpoint
 from nola_edge.merge.overlaps import array_extent, find_overlaps, have_common_element
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from nola_edge.adapters.base import LowRankAdapter
     from nola_edge.merge.low_rank import Term
 
     #: What to switch to: the base, an adapter, or several with weights.
@@ -79,7 +80,7 @@ class Switch(ABC):
         self._base = Checkpoint.open(base_path(base))
         self._check_base = check_base
         self._num_threads = num_threads
-        self._known: dict[str, LowRankAdapter | Path] = {}
+        self._known = KnownAdapters()
         self._plan = MergePlan(self._base, ())
         self._active: Selection = None
         self._seen: set[str] = set()
@@ -125,11 +126,7 @@ class Switch(ABC):
         ArgumentError
             If the name is taken.
         """
-        if name in self._known:
-            raise ArgumentError(f"{printable(name)} is the name of another adapter", field="name")
-        if not isinstance(adapter, LowRankAdapter):
-            adapter = arguments.path("adapter", adapter)
-        self._known[name] = adapter
+        self._known.add(name, adapter)
 
     def remove(self, name: str) -> None:
         """Forget an adapter; the weights keep what they hold.
@@ -139,8 +136,7 @@ class Switch(ABC):
         ArgumentError
             If there is none of that name.
         """
-        self._adapter(name)
-        del self._known[name]
+        self._known.remove(name)
 
     def use(self, selection: Selection) -> None:
         """Switch; waits until nobody is :meth:`running`.
@@ -166,7 +162,7 @@ class Switch(ABC):
             raise ArgumentError("was closed; make a new one", field="switch")
         selection = selection if isinstance(selection, str | None) else list(selection)
         terms = [(selection, 1.0)] if isinstance(selection, str) else list(selection or ())
-        adapters = [(self._adapter(name), weight) for name, weight in terms]
+        adapters = [(self._known.load(name), weight) for name, weight in terms]
         if adapters:
             loaded = load_adapters(adapters)
             plan = self._keeping(plan_merge(self._base, loaded, check_base=self._check_base))
@@ -211,13 +207,6 @@ class Switch(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _adapter(self, name: str) -> LowRankAdapter | Path:
-        if name not in self._known:
-            raise ArgumentError(
-                f"{printable(repr(name))} is not known; add it first", field="adapter"
-            )
-        return self._known[name]
 
     def _keeping(self, plan: MergePlan) -> MergePlan:
         """Return a plan that keeps the factors of its adapters."""
