@@ -38,10 +38,10 @@ def fill_mapped(
         return
     buffers = Buffers()
     for update, window in result.windows(num_threads):
+        piece = result.piece(update, window)
         if update.needs == ANY and list(update.parts(window)) == [(update, window)]:
-            workers.submit(_merge_mapped, result, update, window, memory)
+            workers.submit(_merge_mapped, result, update, window, memory, nbytes=piece.work)
         else:
-            piece = result.piece(update, window)
             workers.submit(place, piece, memory, buffers, nbytes=piece.work)
 
 
