@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.files.gguf import GgufFile
 from nola_edge.gguf import merge_gguf, verify_gguf
+from nola_edge.merge.audit import diagnosis
 from tests.cli.in_process import call
 from tests.gguf.encode import encode, llama_pairs
 from tests.gguf.test_merge import (
@@ -268,3 +270,66 @@ def test_a_tolerance_counts_steps(case, tmp_path):
     assert done.stdout.startswith("the same within 2 steps: ")
     made.merged(mistaken("dropped"))
     assert call("verify", *paths, "--ulps", 1000).returncode == 1
+
+
+def test_a_base_of_a_type_that_is_only_read(case):
+    """K-quants: merged tensors are of another type, in which they are judged."""
+    from gguf import GGMLQuantizationType, quants
+
+    made = case("F16", outtype="Q8_0")
+    module = "model.layers.0.self_attn.v_proj"
+    name, shape = stored_name(module), (64, 256)
+    blocks = np.random.default_rng(0).integers(0, 255, (64, 144), np.uint8)
+    blocks[:, :4] = np.array([0.01, 0.02], np.float16).view(np.uint8)
+    base = quants.dequantize(blocks, GGMLQuantizationType.Q4_K)
+    made.arrays = {name: ("Q4_K", shape, blocks.tobytes())}
+    made.write("base.gguf", made.arrays)
+    made.adapter, made.weight = trained_adapter({module: shape}, r=5, num_basis=9, seed=1), 1.0
+    a, b = made.adapter.factors(module, *shape)
+    change = b @ a * F(made.adapter.scaling)
+    assert made.verified({name: made.stored(base + change)})
+    for factor, fault in ((0, "dropped"), (2, "merged twice"), (-1, "subtracted")):
+        (found,) = made.verified({name: made.stored(base + F(factor) * change)}).differences
+        assert (found.fault, found.unit) == (fault, "step")
+        assert found.part == pytest.approx(factor, abs=0.1)
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q8_0"])
+def test_several_adapters(case, kind):
+    made = case(kind)
+    both = [(made.adapter, 0.5 * made.weight), (made.adapter, 0.75 * made.weight)]
+    made.change = {name: F(1.25) * change for name, change in made.change.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Case, "given", both)
+        one_by_one = made.merged(lambda _, base, c: _again(made, base + F(0.4) * c) + F(0.6) * c)
+        assert all(difference.harmless for difference in one_by_one.differences)
+        assert "rounded twice" in faults(one_by_one).values()
+        forgotten = made.merged(lambda _, base, c: base + F(0.4) * c)
+        assert faults(forgotten) == dict.fromkeys(NAMES, "scaled")
+
+
+def _again(made, values):
+    """Return values as they are after they were written."""
+    from gguf import GGMLQuantizationType, quants
+
+    stored = made.stored(values)
+    if not isinstance(stored, tuple):
+        return stored.astype(F)
+    kind, shape, data = stored
+    rows = np.frombuffer(data, np.uint8).reshape(shape[0], -1)
+    return quants.dequantize(rows, GGMLQuantizationType[kind])
+
+
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+def test_how_a_tensor_is_cut_does_not_show(tmp_path_factory, data):
+    made = Case(tmp_path_factory.mktemp("cut"), data.draw(st.sampled_from(["F16", "Q8_0"])))
+    fault = data.draw(st.sampled_from(sorted(MISTAKES)))
+    whole = made.merged(mistaken(fault))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diagnosis, "_ELEMENTS", 32 * data.draw(st.integers(1, 100)))
+        patch.setattr(diagnosis, "_SAMPLES", 1000)
+        cut = made.merged(mistaken(fault))
+    for one, other in zip(whole.differences, cut.differences, strict=True):
+        assert (one.fault, one.ulps, one.beyond) == (other.fault, other.ulps, other.beyond)
+        assert one.part == pytest.approx(other.part)

@@ -111,13 +111,7 @@ def read_block(
     numbers = result.numbers
     stored, there = read_rows(result.file, result.info, window), read_rows(*found, window)
     base = result.base_numbers.decode(stored)
-    exact = base.copy()
-    with contextlib.suppress(NotFiniteError):  # counted, where it is
-        apply_update(exact, update, window)
-    change, reach = _change_and_reach(update, window)
-    if update.needs != ANY:  # DoRA scales what the base has as well
-        change = exact - base
-        reach += np.abs(base)
+    exact, change, reach = _merge(base, update, window)
 
     def encode(values: Floats) -> NDArray[np.uint8]:
         return result.encode(values, base, stored)
@@ -137,17 +131,24 @@ def read_block(
     )
 
 
+def _merge(base: Floats, update: RowUpdate, window: Window) -> tuple[Floats, Floats, Floats]:
+    """Return what a merge gives in fp32, what it adds, and what the terms of that add up to."""
+    exact = base.copy()
+    with contextlib.suppress(NotFiniteError):  # counted, where it is
+        apply_update(exact, update, window)
+    factors = update.left(*window.rows), update.right, update.scaling
+    reach = reach_of(*factors)
+    if update.needs == ANY:
+        return exact, change_of(*factors), reach
+    return exact, exact - base, reach + np.abs(base)  # DoRA scales what the base has as well
+
+
 def _merged_in(dtype: str) -> tuple[str, ...]:
     return (dtype,) if dtype in MERGEABLE else _HALVES
 
 
 def _rounding(numbers: Numbers) -> Callable[[Floats], Floats]:
     return lambda values: numbers.decode(numbers.encode(values))
-
-
-def _change_and_reach(update: RowUpdate, window: Window) -> tuple[Floats, Floats]:
-    factors = update.left(*window.rows), update.right, update.scaling
-    return change_of(*factors), reach_of(*factors)
 
 
 def read_rows(file: InputFile, info: TensorInfo, window: Window) -> NDArray[np.uint8]:
