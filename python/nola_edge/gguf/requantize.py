@@ -80,10 +80,13 @@ class Requantized(Merged):
 
         Rows that no adapter changes keep theirs, whoever quantised them.
         """
+        if self.kind != self.info.dtype:
+            return self.numbers.encode(values)
+        same = (values == base).all(axis=1)
+        if same.all():
+            return stored
         rows = self.numbers.encode(values)
-        if self.kind == self.info.dtype:
-            same = (values == base).all(axis=1)
-            rows[same] = stored[same]
+        rows[same] = stored[same]
         return rows
 
     def piece(self, update: RowUpdate, window: Window) -> Piece:
