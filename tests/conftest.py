@@ -29,7 +29,7 @@ settings.load_profile("default")
 ISAS = _core.supported_isas()
 
 #: Folders of tests that need torch and PEFT: marked `torch`, and left out without them.
-TORCH_FOLDERS = ["pytorch", "tuner", "distributed", "integrations"]
+TORCH_FOLDERS = ["pytorch", "tuner", "distributed", "integrations", "sweep"]
 collect_ignore = [] if find_spec("torch") and find_spec("peft") else TORCH_FOLDERS
 
 

@@ -20,6 +20,9 @@ from tests.sweep.tiny_models import class_name, make
 if TYPE_CHECKING:
     from pathlib import Path
 
+_LONGEST = 300
+#: What an exception says of a merge; any other, that PEFT makes no such adapter.
+_RESULTS = {NolaEdgeError: "refused", AssertionError: "wrong"}
 _CONFIGS = {
     "NOLA": lambda: NolaConfig(
         r=2, num_basis_a=4, num_basis_b=4, target_modules="all-linear", init_weights=False
@@ -38,12 +41,15 @@ def check(kind: str, folder: Path) -> dict[str, Any]:
         loaded.save_pretrained(folder / "base")  # loading may have changed it, as padding's row
         base = type(made).from_pretrained(folder / "base")
     except Exception as error:
-        return {**found, "result": "not made", "reason": _line(error)}
+        return {**found, "result": "not made", "reason": _line(error, folder)}
     for method, config in _CONFIGS.items():
         try:
             found[method], found[f"{method}_reason"] = _check(base, config(), folder / method)
         except Exception as error:
-            found[method], found[f"{method}_reason"] = "not made", _line(error)
+            result = next(
+                (r for kind, r in _RESULTS.items() if isinstance(error, kind)), "not made"
+            )
+            found[method], found[f"{method}_reason"] = result, _line(error, folder)
     return found
 
 
@@ -65,11 +71,11 @@ def _check(base: Any, config: Any, folder: Path) -> tuple[str, str]:
         # A LoRA records no names; the model that is at hand knows them.
         names = stored_tensors(base, load_adapter(inputs[1]).modules)
         if isinstance(config, NolaConfig) or not names:
-            return "refused", _line(error)
+            return "refused", _line(error, folder.parent)
         try:
             _merge(*inputs, folder / "merged", rename=names)
         except NolaEdgeError as again:
-            return "refused", _line(again)
+            return "refused", _line(again, folder.parent)
         result, reason = _compare(folder / "merged", folder / "wanted", inputs[0])
         return f"{result} with rename", reason
     return _compare(folder / "merged", folder / "wanted", inputs[0])
@@ -110,5 +116,7 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
 
 
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+def _line(error: Exception, folder: Path) -> str:
+    """Return what was said, without the folder that it was said of."""
+    said = f"{type(error).__name__}: {error}".replace(f"{folder}/", "")
+    return " ".join(said.split())[:_LONGEST]

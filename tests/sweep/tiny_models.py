@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -87,29 +88,48 @@ def _random(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _configurations(kind: str) -> Iterator[PretrainedConfig]:
+    config_class = transformers.CONFIG_MAPPING[kind]
     for divisor in _DIVISORS:
-        yield _shrunk(transformers.CONFIG_MAPPING[kind](), divisor)
+        for make_config in (_made_anew, _changed):
+            with contextlib.suppress(Exception):  # the other way, or another divisor, may do
+                yield make_config(config_class(), divisor)
 
 
-def _shrunk(config: PretrainedConfig, divisor: int) -> PretrainedConfig:
-    """Divide the widths of a configuration and of those in it, and leave two layers."""
-    before = len(getattr(config, "layer_types", None) or ())
+def _made_anew(config: PretrainedConfig, divisor: int) -> PretrainedConfig:
+    """Return a configuration that was made of changed values: what follows from them fits."""
+    return type(config)(**_changes(config, divisor))
+
+
+def _changes(config: PretrainedConfig, divisor: int) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
     for name, value in vars(config).items():
         if hasattr(value, "model_type"):
-            _shrunk(value, divisor)
-        elif name.endswith("token_id") and isinstance(value, int):
-            _set(config, name, min(value, 3))
-        else:
-            _set(config, name, _smaller(name, value, divisor))
-    layers = getattr(config, "num_hidden_layers", None)
-    if before and layers:
-        config.layer_types = config.layer_types[-layers:]
+            found = _changes(value, divisor)
+            changes[name] = {"model_type": value.model_type, **found} if found else None
+        elif not name.startswith("_") and _new_value(config, name, divisor) != value:
+            changes[name] = _new_value(config, name, divisor)
+    return {name: value for name, value in changes.items() if value is not None}
+
+
+def _changed(config: PretrainedConfig, divisor: int) -> PretrainedConfig:
+    """Divide the widths of a configuration and of those in it, in place."""
+    changes = {name: _new_value(config, name, divisor) for name in vars(config)}
+    for name, value in changes.items():
+        if hasattr(value, "model_type"):
+            _changed(value, divisor)
+        elif vars(config)[name] != value:
+            setattr(config, name, value)
     return config
 
 
-def _set(config: PretrainedConfig, name: str, value: Any) -> None:
-    if getattr(config, name) != value:
-        setattr(config, name, value)
+def _new_value(config: PretrainedConfig, name: str, divisor: int) -> Any:
+    value = vars(config)[name]
+    if name.endswith("token_id") and isinstance(value, int):
+        return min(value, 3)
+    layers = getattr(config, "num_hidden_layers", None)
+    if isinstance(value, list | tuple) and layers and len(value) == layers > 2:
+        return value[:1] + value[-1:]  # one of each layer
+    return _smaller(name, value, divisor)
 
 
 def _smaller(name: str, value: Any, divisor: int) -> Any:

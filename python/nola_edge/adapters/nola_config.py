@@ -244,6 +244,8 @@ def _check(config: AdapterConfig, file: object) -> None:
         value = getattr(config, name)
         if value is not None and not isinstance(value, str):
             raise refuse(name, "a string")
+    if not all(isinstance(part, TensorPart) for part in config.tensors.values()):
+        raise refuse("tensors", "TensorPart by module")
     saved = config.modules_to_save
     if not (isinstance(saved, tuple) and all(isinstance(module, str) for module in saved)):
         raise refuse("modules_to_save", "a list of module names")

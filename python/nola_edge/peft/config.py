@@ -18,12 +18,13 @@ from nola_edge.adapters.fingerprints import (
 from nola_edge.adapters.nola_config import NOLA_VERSION, PEFT_TYPE, AdapterConfig
 from nola_edge.adapters.tensor_parts import TensorPart, tensors_field
 from nola_edge.errors import NolaEdgeError
-from nola_edge.files.strict_json import encode
+from nola_edge.files.strict_json import MAX_CONFIG_BYTES, dumps, encode
 from nola_edge.peft.base import fingerprint_of_folder
 from nola_edge.peft.method import peft_type
 from nola_edge.peft.spellings import is_off, take_over
 from nola_edge.torch.factors import STARTS
 
+_MAX_RECORD = MAX_CONFIG_BYTES // 2
 #: Fields that change merged weights; ``modules_to_save`` may be any sequence here.
 _CHECKED_WITH_OTHER_READERS = (
     "nola_version",
@@ -241,7 +242,9 @@ class NolaConfig(PeftConfig):
         """
         self._modules_to_be_saved = dict(shapes)
         if parts is not None:
-            self.tensors = tensors_field(parts).get("tensors")
+            record = tensors_field(parts)
+            # With a larger one the configuration would be more than is read.
+            self.tensors = record.get("tensors") if len(dumps(record)) <= _MAX_RECORD else None
         if self.base_fingerprint is None:
             base = self.base_model_name_or_path or live_base
             self.base_fingerprint = fingerprint_of_folder(
