@@ -139,6 +139,16 @@ def folder_without_record(folder, tmp_path):
     return plain
 
 
+def test_a_base_that_has_the_modules_own_names(case, tmp_path):
+    """transformers can save a model as it is in memory: the record is of no use then."""
+    (base, split), folder, lines = case
+    with ne.open_merged(base, folder) as one, ne.open_merged(split, folder) as other:
+        assert other["q.weight"].tobytes() == one["qkv.weight"][slice(*lines["q"])].tobytes()
+    write_safetensors(tmp_path / "some.safetensors", {"q.weight": load_all(split)["q.weight"]})
+    message = r"3 of 3 modules of .* the first is 'q', stored as 'qkv.weight'"
+    refused(tmp_path / "some.safetensors", folder, tmp_path, message)
+
+
 def test_an_adapter_of_a_part_and_one_of_the_whole(tmp_path):
     """Each line has the ranks of those that change it, concatenated in their order."""
     lines = layout(SIZES)

@@ -83,6 +83,15 @@ class StoredNames:
         self._parts = parts
         self._renames = renames or Renames()
 
+    @property
+    def has_record(self) -> bool:
+        """Tell whether there are parts that names do not say."""
+        return bool(self._parts)
+
+    def without_record(self) -> StoredNames:
+        """Return the names that files have which transformers saved as the model has them."""
+        return StoredNames({}, self._renames)
+
     def module(self, module: str, tensors: Container[str] = ()) -> TensorPart:
         """Return the part that is a module's weight, in a base that has these tensors."""
         renamed = self._renames.module(module, tensors)
@@ -121,9 +130,9 @@ def match_parts(
 ) -> Matches:
     """Find the stored weight of every module.
 
-    Names match exactly, or all of them after one and the same prefix is added
-    (``layers.0.q.weight`` -> ``model.layers.0.q.weight``) or removed (``bert.encoder.x.weight`` ->
-    ``encoder.x.weight``), provided that a single prefix does.
+    They have the recorded names, or else their own. Names match exactly, or all of them after one
+    and the same prefix is added (``layers.0.q.weight`` -> ``model.layers.0.q.weight``) or removed
+    (``bert.encoder.x.weight`` -> ``encoder.x.weight``), provided that a single prefix does.
 
     Parameters
     ----------
@@ -144,6 +153,12 @@ def match_parts(
     """
     wanted = {module: names.module(module, tensors) for module in modules}
     prefix = _prefix([part.tensor for part in wanted.values()], tensors, adapter, base)
+    if prefix is None and names.has_record:
+        try:
+            plain = names.without_record()
+            return match_parts(modules, tensors, plain, adapter=adapter, base=base)
+        except MismatchError:
+            raise unmatched(wanted, tensors, adapter, base) from None
     if prefix is None:
         raise unmatched(wanted, tensors, adapter, base)
     parts = {m: replace(part, tensor=prefix.apply(part.tensor)) for m, part in wanted.items()}

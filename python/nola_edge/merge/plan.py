@@ -23,27 +23,23 @@ from nola_edge.adapters.belongs import (
 )
 from nola_edge.adapters.fingerprints import base_fingerprint
 from nola_edge.adapters.load import load_adapter
-from nola_edge.adapters.module_names import Matches, StoredNames, match_parts
-from nola_edge.adapters.whole_tensors import EMBEDDINGS
-from nola_edge.dtypes import MERGEABLE, numpy_dtype
+from nola_edge.adapters.module_names import StoredNames, match_parts
+from nola_edge.dtypes import MERGEABLE
 from nola_edge.errors import (
     AdapterError,
     ArgumentError,
     MismatchError,
-    NotFiniteError,
     printable,
 )
 from nola_edge.files.checkpoint import Checkpoint
-from nola_edge.files.tensors import CastTensor
-from nola_edge.merge.bias import AddedBias, add_bias
 from nola_edge.merge.dora import check_alone
-from nola_edge.merge.heads import is_head
 from nola_edge.merge.low_rank import Term
 from nola_edge.merge.merged import Merged
 from nola_edge.merge.parts import segments
 from nola_edge.merge.result import Stored, Whole
 from nola_edge.merge.target import Target
 from nola_edge.merge.tied import check_tied
+from nola_edge.merge.whole_tensors import plan_biases, plan_whole_tensors
 
 if TYPE_CHECKING:
     from nola_edge.adapters.renames import Renames
@@ -205,8 +201,8 @@ def plan_merge(
         check_shapes(adapter, shapes, base.path)
         if check_base:
             _check_fingerprint(plan, adapter, targets, override)
-        _plan_whole_tensors(plan, adapter, matches)
-        _plan_biases(plan, adapter, weight, matches)
+        plan_whole_tensors(plan, adapter, matches)
+        plan_biases(plan, adapter, weight, matches)
     for name, terms in plan.merges.items():
         for _, together in segments(terms, plan.tensor(name)[1].shape):
             check_alone(together, name)
@@ -240,36 +236,6 @@ def _target(plan: MergePlan, adapter: LowRankAdapter, module: str, part: TensorP
     return Target.part(name, shape, transposed, part.lines)
 
 
-def _plan_whole_tensors(plan: MergePlan, adapter: LowRankAdapter, matches: Matches) -> None:
-    for name, tensor in adapter.whole_tensors.tensors.items():
-        stored = _whole(plan, adapter, name, matches.whole(name))
-        if stored not in plan.base.tensors and not adapter.may_add(name):
-            raise MismatchError(
-                f"has no such bias, which {printable(str(location(adapter)))} trained",
-                file=plan.base.path,
-                field=stored,
-            )
-        _place_whole_tensor(plan, adapter, stored, tensor)
-
-
-def _plan_biases(plan: MergePlan, adapter: LowRankAdapter, weight: float, matches: Matches) -> None:
-    for module, values in adapter.added_biases.items():
-        bias = _whole(plan, adapter, module, matches.parts[module].bias)
-        add_bias(plan, adapter, bias, AddedBias(values, weight * adapter.scaling_of(module)))
-
-
-def _whole(plan: MergePlan, adapter: LowRankAdapter, name: str, part: TensorPart) -> str:
-    if part.lines is not None:
-        raise MismatchError(
-            f"holds several modules, and {printable(str(location(adapter)))} has "
-            f"{printable(name)!r}, a part of it, as a whole: only weights are merged in parts; "
-            "merge into a model in memory (PEFT's merge_and_unload) and save that",
-            file=plan.base.path,
-            field=part.tensor,
-        )
-    return part.tensor
-
-
 def _check_weight(plan: MergePlan, adapter: LowRankAdapter, module: str, name: str) -> None:
     file, info = plan.tensor(name)
     where: dict[str, Any] = {"file": file.path, "field": name}
@@ -295,75 +261,3 @@ def _check_fingerprint(
         return
     stored = [(module, *plan.tensor(target.tensor)) for module, target in targets.items()]
     check_fingerprint(adapter, base_fingerprint(stored), plan.base.path, override)
-
-
-def _resized(name: str, shape: tuple[int, ...], stored: tuple[int, ...]) -> str:
-    """Say what to do about a tensor that got more or fewer rows for training."""
-    if shape[1:] != stored[1:] or not shape:
-        return ""
-    if name.endswith(EMBEDDINGS):
-        return (
-            ": the vocabulary was resized for training; resize the base's likewise "
-            f"(model.resize_token_embeddings({shape[0]}), then save_pretrained) and merge into that"
-        )
-    if is_head(name):
-        return (
-            ": the head was made for other labels; save the base with such a head (from_pretrained("
-            f"…, num_labels={shape[0]}, ignore_mismatched_sizes=True), then save_pretrained) and "
-            "merge into that"
-        )
-    return ""
-
-
-def _place_whole_tensor(
-    plan: MergePlan, adapter: LowRankAdapter, name: str, tensor: Tensor
-) -> None:
-    where: dict[str, Any] = {"file": location(adapter), "field": name}
-    if name in plan.merges or name in plan.replaced or name in plan.added:
-        raise AdapterError("the whole tensor is already changed by an adapter here", **where)
-    if name in plan.base.tensors:
-        info = plan.tensor(name)[1]
-        plan.replaced[name] = fitted(tensor, name, info.shape, info.dtype, location(adapter))
-    elif not tensor.is_finite():
-        raise NotFiniteError("holds an infinite or NaN value", **where)
-    else:
-        plan.added[name] = tensor
-
-
-def fitted(tensor: Tensor, name: str, shape: tuple[int, ...], dtype: str, adapter: Path) -> Tensor:
-    """Return a whole tensor of an adapter, in the dtype of the one whose place it takes.
-
-    Parameters
-    ----------
-    tensor : Tensor
-    name : str
-        In the base.
-    shape, dtype
-        Of what the base has under that name.
-    adapter : Path
-        Named in errors.
-
-    Raises
-    ------
-    NotFiniteError
-        If an element is infinite or NaN.
-    MismatchError
-        If the shape is another, or the dtype none that is merged, or too small for the values.
-    """
-    where: dict[str, Any] = {"file": adapter, "field": name}
-    if not tensor.is_finite():
-        raise NotFiniteError("holds an infinite or NaN value", **where)
-    if tuple(tensor.shape) != tuple(shape):
-        raise MismatchError(
-            f"has shape {list(tensor.shape)}, the base's tensor {list(shape)}"
-            f"{_resized(name, tensor.shape, shape)}",
-            **where,
-        )
-    if dtype not in MERGEABLE:
-        raise MismatchError(f"the base's tensor has dtype {dtype}", **where)
-    if tensor.dtype == numpy_dtype(dtype):
-        return tensor
-    cast = CastTensor(tensor, numpy_dtype(dtype))
-    if not cast.is_finite():
-        raise MismatchError(f"is not finite in the base's dtype {dtype}", **where)
-    return cast

@@ -16,8 +16,9 @@ from nola_edge.errors import AdapterError, MismatchError, printable
 from nola_edge.merge.dora import check_alone
 from nola_edge.merge.low_rank import Term as StoredTerm
 from nola_edge.merge.low_rank import needs_of
-from nola_edge.merge.plan import fitted, load_adapters
+from nola_edge.merge.plan import load_adapters
 from nola_edge.merge.target import Target
+from nola_edge.merge.whole_tensors import fitted
 from nola_edge.models.mapped_memory import find_shared
 from nola_edge.torch.factors import Factors
 from nola_edge.torch.stored_factors import BiasFactors, StoredFactors
