@@ -41,6 +41,11 @@ def test_merged_verified_and_exported(towers, tmp_path):
     assert call("verify", out, towers[0], exported).returncode == 0  # it records the names
 
 
+def test_inspected(towers):
+    assert call("inspect", towers[1], "--base", towers[0], *RENAME).returncode == 0
+    assert "no --base is given" in refused("inspect", towers[1], *RENAME)
+
+
 def test_each_adapter_may_want_some_of_the_rules(towers, tmp_path):
     vision = write_lora(tmp_path / "vision", factors(VISION))
     given = (towers[0], towers[1], vision, "--each", *RENAME)
@@ -65,6 +70,7 @@ def test_a_rule_of_no_use(towers, tmp_path):
         ("merge", *towers, "-o", tmp_path / "out.safetensors"),
         ("merge", *towers, "--each", "-o", tmp_path / "out"),
         ("verify", towers[0], *towers),
+        ("inspect", towers[1], "--base", towers[0]),
         ("export", "lora", towers[1], "--base", towers[0], "-o", tmp_path / "out"),
     ):
         assert "'no.such' is in no module name" in refused(*command, *rules)

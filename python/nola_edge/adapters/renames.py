@@ -116,7 +116,7 @@ class Renames:
             if rule not in self._used:
                 raise ArgumentError(
                     f"{printable('.'.join(rule))!r} is in no module name of the adapter; "
-                    "nola-edge inspect ADAPTER --json lists them",
+                    "nola-edge inspect ADAPTER --modules lists them",
                     field="rename",
                     value=".".join(rule),
                 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nola_edge.cli import output as ui
-from nola_edge.cli.inputs import local_base, public_options, revision_option
+from nola_edge.cli.inputs import local_base, public_options, rename_option, revision_option
 from nola_edge.cli.path_types import PATH
 from nola_edge.cli.summary import summary_options
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--modules", "list_modules", is_flag=True, help="List every module, in JSON too.")
 @public_options
 @revision_option
+@rename_option
 @ui.check_base_option
 @summary_options
 def command(
@@ -37,6 +38,7 @@ def command(
     drawn_on: str | None,
     lora_alpha: float | None,
     revision: str | None,
+    rename: tuple[str, ...],
     check_base: bool,
     as_json: bool,
     quiet: bool,
@@ -50,10 +52,12 @@ def command(
 
     if revision is not None and base is None:
         raise click.UsageError("--revision is for a base on the Hub, and no --base is given")
+    if rename and base is None:
+        raise click.UsageError("--rename says names of a base, and no --base is given")
     loaded = load_adapter(adapter, drawn_on=drawn_on, lora_alpha=lora_alpha)
     if base:
         base = local_base(base, revision)
-    shapes = _shapes(loaded, base, check_base=check_base) if base else None
+    shapes = _shapes(loaded, base, rename, check_base=check_base) if base else None
     if not isinstance(loaded, Adapter):
         _show_other_method(adapter, loaded, list_modules, as_json, quiet)
         return
@@ -80,12 +84,17 @@ def _show_other_method(
         show_other_method(given, found, list_modules)
 
 
-def _shapes(adapter: LowRankAdapter, base: str, *, check_base: bool) -> Shapes:
+def _shapes(
+    adapter: LowRankAdapter, base: str, rename: tuple[str, ...], *, check_base: bool
+) -> Shapes:
+    from nola_edge.adapters.renames import Renames
     from nola_edge.files.checkpoint import Checkpoint
     from nola_edge.merge.plan import plan_merge
 
     with Checkpoint.open(base) as checkpoint:
-        plan = plan_merge(checkpoint, ((adapter, 1.0),), check_base=check_base)
+        renames = Renames(rename)
+        plan = plan_merge(checkpoint, ((adapter, 1.0),), check_base=check_base, renames=renames)
+        renames.check_used()
         targets = {t.module: t.target for terms in plan.merges.values() for t in terms}
         return {
             module: target.features[::-1] if target.transposed else target.features
