@@ -62,6 +62,28 @@ class LowRankAdapter(ABC):
             )
         return found
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether only a base says which modules it has (:meth:`for_base`)."""
+        return False
+
+    def for_base(self, shapes: Mapping[str, tuple[int, ...]], base: Path) -> LowRankAdapter:
+        """Return the adapter with the modules that it has in a base, where only that says them.
+
+        Parameters
+        ----------
+        shapes : mapping
+            Tensor of the base -> shape.
+        base : Path
+            Named in errors.
+
+        Raises
+        ------
+        MismatchError
+            If the base does not say them.
+        """
+        return self
+
     @abstractmethod
     def rank(self, module: str) -> int:
         """Return r of a module."""

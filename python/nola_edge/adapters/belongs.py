@@ -127,6 +127,25 @@ def check_no_magnitudes(adapter: LowRankAdapter, what: str) -> None:
             )
 
 
+def check_no_stacks(adapter: LowRankAdapter, what: str) -> None:
+    """Refuse a LoRA of stacks of experts where weights are found one by one.
+
+    Parameters
+    ----------
+    adapter : LowRankAdapter
+    what : str
+        What does not know stacks, and what to do instead, for the message.
+
+    Raises
+    ------
+    AdapterError
+    """
+    if adapter.needs_base:
+        raise AdapterError(
+            f"is of stacks of experts; {what}", file=location(adapter), field="target_parameters"
+        )
+
+
 def fingerprint_of_base(adapter: LowRankAdapter, base: Path) -> str:
     """Open a checkpoint, check that an adapter fits it, and return its fingerprint.
 

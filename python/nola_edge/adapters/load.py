@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.hub import adapter_path
+from nola_edge.adapters.lora_config import LoraConfig
 from nola_edge.adapters.methods import known_methods, reader_of
 from nola_edge.adapters.nola import Adapter
 from nola_edge.adapters.nola_config import PEFT_TYPE
@@ -46,6 +47,7 @@ def load_adapter(
     revision: str | None = None,
     drawn_on: str | None = None,
     lora_alpha: float | None = None,
+    moe_layout: str | None = None,
 ) -> LowRankAdapter:
     """Load an adapter folder or a packed file, or download a folder by its Hub id.
 
@@ -64,6 +66,9 @@ def load_adapter(
         excluded the upper bound.
     lora_alpha : float, optional
         Of such a checkpoint: what training was given, where no configuration says it.
+    moe_layout : {"peft", "unsloth"}, optional
+        How a LoRA of stacks of experts (``target_parameters``) is laid out, where it does not say
+        it itself: as PEFT does, or as Unsloth did until September 2026.
 
     Returns
     -------
@@ -99,10 +104,16 @@ def load_adapter(
         method = config.get("peft_type", PEFT_TYPE)
         if method == PEFT_TYPE:
             return Adapter.load(folder)
+        config = LoraConfig.with_layout(config, moe_layout, file=folder / CONFIG_NAME)
         read = reader_of(method, folder / CONFIG_NAME)
         if read is not None:
             return read(folder, config)
     raise _unknown(method, folder / CONFIG_NAME)
+
+
+def is_of_experts(path: Path) -> bool:
+    """Tell whether an adapter that is here is a LoRA of stacks of experts, by its configuration."""
+    return path.is_dir() and bool(_read_config(path).get("target_parameters"))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.lora_config import LoraConfig
-from nola_edge.adapters.lora_files import read_lora
+from nola_edge.adapters.lora_files import container_of, read_lora
 from nola_edge.adapters.peft_folder import CONFIG_NAME, kept_open
 from nola_edge.adapters.stored import StoredAdapter
 from nola_edge.adapters.tensor_parts import check_owners
@@ -33,12 +33,13 @@ class LoraAdapter(StoredAdapter):
         Module name -> :class:`LoraModule`, in the order of the file.
     whole_tensors : TensorMapping
         Tensor name -> array, for ``modules_to_save`` and biases.
-    path : Path or None
+    path : Path
         Where it was loaded from.
     """
 
     config: LoraConfig
     modules: dict[str, LoraModule]
+    path: Path
 
     def __init__(
         self,
@@ -66,6 +67,32 @@ class LoraAdapter(StoredAdapter):
             modules, whole = read_lora(file, config)
         check_owners(config.tensors, modules, whole, folder / CONFIG_NAME)
         return cls(config, modules, whole, folder)
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether it is of stacks of experts, whose modules only a base says."""
+        return any(map(self._is_stack, self.modules))
+
+    def _is_stack(self, module: str) -> bool:
+        return container_of(module, self.config.target_parameters) is not None
+
+    def for_base(self, shapes: Mapping[str, tuple[int, ...]], base: Path) -> LoraAdapter:
+        """Return the adapter with the modules that its stacks of experts are in a base.
+
+        Raises
+        ------
+        MismatchError
+            If the base has no such stacks, or it is not certain which is which.
+        """
+        if not self.needs_base:
+            return self
+        from nola_edge.adapters.experts import expert_modules
+
+        plain = {module: m for module, m in self.modules.items() if not self._is_stack(module)}
+        stacks = {module: m for module, m in self.modules.items() if module not in plain}
+        experts = expert_modules(stacks, self.config, shapes, self.path, base)
+        whole = self.whole_tensors.tensors
+        return LoraAdapter(self.config, {**plain, **experts}, whole, self.path)
 
     def rank(self, module: str) -> int:
         """Return r of a module."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.peft_fields import BOOKKEEPING, WITH_PEFT, Fields, is_alpha, is_rank
-from nola_edge.errors import AdapterError, printable
+from nola_edge.errors import AdapterError, ArgumentError, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,10 +41,6 @@ _REFUSED = {
     "use_bdlora": f"its factors are block-diagonal, which is not done here; {WITH_PEFT}",
     "kasa_config": f"it has a diagonal between B and A, and a changed base; {WITH_PEFT}",
     "trainable_token_indices": f"rows of the embedding were trained by themselves; {WITH_PEFT}",
-    "target_parameters": (
-        "programs lay out the factors of stacked experts in different ways, and the file does not "
-        "say which; merge it with the program that trained it"
-    ),
     "layer_replication": "it is for a base with repeated layers, which no file holds; use PEFT",
     "ensure_weight_tying": (
         "input and output share one adapter; train with ensure_weight_tying=False, or merge it "
@@ -54,6 +50,9 @@ _REFUSED = {
     "alora_invocation_tokens": _DEPENDS,
     "monteclora_config": _DEPENDS,
 }
+#: What Unsloth has written of stacks of experts since September 2026, and ``moe_layout`` means.
+_LAYOUT = "lora_B_layout"
+_LAYOUTS = {"peft": "rank_major", "unsloth": "grouped_by_expert"}
 #: Beginnings of init_lora_weights after which training goes on from the base as it was.
 _KEEP_BASE = ("gaussian", "eva", "orthogonal", "mica")
 
@@ -80,6 +79,10 @@ class LoraConfig:
         Whether B has a bias, which is added to the layer's.
     use_dora : bool
         Whether merged weights are scaled to norms that are in the file.
+    target_parameters : tuple of str
+        Ends of names of parameters that were adapted themselves: stacks of experts.
+    expert_layout : str
+        How B of a stack is laid out: ``"rank_major"``, ``"grouped_by_expert"``, or ``"unknown"``.
     modules_to_save : tuple of str
         Modules whose tensors are in the file whole.
     tensors : dict
@@ -97,6 +100,8 @@ class LoraConfig:
     bias: str = "none"
     lora_bias: bool = False
     use_dora: bool = False
+    target_parameters: tuple[str, ...] = ()
+    expert_layout: str = "unknown"
     modules_to_save: tuple[str, ...] = ()
     tensors: dict[str, TensorPart] = field(default_factory=dict)
     bookkeeping: dict[str, Any] = field(default_factory=dict)
@@ -132,6 +137,8 @@ class LoraConfig:
             bias=fields.choice("bias", ("none", "all", "lora_only")),
             lora_bias=fields.flag("lora_bias"),
             use_dora=fields.flag("use_dora"),
+            target_parameters=fields.names("target_parameters"),
+            expert_layout=fields.choice(_LAYOUT, ("unknown", *_LAYOUTS.values())),
             modules_to_save=fields.names("modules_to_save"),
             tensors=fields.parts("tensors"),
             bookkeeping=fields.those_of(BOOKKEEPING | _LORA_BOOKKEEPING),
@@ -144,6 +151,51 @@ class LoraConfig:
             )
         fields.refuse_rest()
         return config
+
+    @staticmethod
+    def with_layout(data: dict[str, Any], moe_layout: str | None, *, file: Path) -> dict[str, Any]:
+        """Return a parsed configuration that says how stacks of experts are laid out.
+
+        Parameters
+        ----------
+        data : dict
+        moe_layout : {"peft", "unsloth"}, optional
+            What the caller says, for a LoRA of stacks of experts.
+        file : Path
+            Named in errors.
+
+        Raises
+        ------
+        ArgumentError
+            If there is no such layout.
+        AdapterError
+            If the configuration says another.
+        """
+        if moe_layout is None:
+            return data
+        if moe_layout not in _LAYOUTS:
+            raise ArgumentError(
+                f"is {printable(repr(moe_layout))}, must be peft or unsloth",
+                field="moe_layout",
+                value=moe_layout,
+            )
+        if not data.get("target_parameters"):
+            raise ArgumentError(
+                "is for a LoRA of stacks of experts (target_parameters), and this is none; leave "
+                "it out",
+                file=file,
+                field="moe_layout",
+            )
+        layout = _LAYOUTS[moe_layout]
+        if data.get(_LAYOUT, layout) != layout:
+            raise AdapterError(
+                f"is {printable(repr(data[_LAYOUT]))}, as the program says that trained it, and "
+                f"moe_layout is {moe_layout}, which is {layout}; leave out moe_layout",
+                file=file,
+                field=_LAYOUT,
+                value=data[_LAYOUT],
+            )
+        return {**data, _LAYOUT: layout}
 
     def scaling(self, rank: int, alpha: float) -> float:
         """Return s = alpha / r, or alpha / sqrt(r) with rsLoRA, in double."""

@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING
 
 from nola_edge.adapters.factor_file import FactorFile
 from nola_edge.adapters.patterns import PatternTable
+from nola_edge.adapters.peft_fields import WITH_PEFT
 from nola_edge.adapters.peft_folder import CONFIG_NAME, prefixed_names
-from nola_edge.errors import AdapterError
+from nola_edge.errors import AdapterError, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from nola_edge.adapters.lora_config import LoraConfig
+    from nola_edge.adapters.matrix_parts import Matrix
     from nola_edge.adapters.stored_matrix import StoredMatrix
     from nola_edge.files.safetensors import SafetensorsFile
     from nola_edge.files.tensors import Tensor
@@ -27,6 +31,34 @@ EMBEDDING_A, EMBEDDING_B = ".lora_embedding_A", ".lora_embedding_B"
 BIAS = ".lora_B.bias"
 MAGNITUDE = ".lora_magnitude_vector"
 _PARTNERS = {A: B, B: A, EMBEDDING_A: EMBEDDING_B, EMBEDDING_B: EMBEDDING_A}
+_BASE_LAYER = ".base_layer"
+_TWO_LAYOUTS = (
+    "is of a stack of experts (target_parameters), which PEFT lays out in one way and Unsloth in "
+    "another, and nothing here says which; pass --moe-layout peft (trained with PEFT), or "
+    "--moe-layout unsloth (trained with Unsloth before it wrote lora_B_layout, September 2026); in "
+    "Python moe_layout="
+)
+
+
+def container_of(module: str, parameters: Sequence[str]) -> str | None:
+    """Return the module of which PEFT adapted parameters under this name, None if it is a layer.
+
+    Each further parameter of a module is below ``base_layer`` once more. A matrix called
+    ``weight`` is adapted as that of a layer is.
+    """
+    container = module
+    while container.endswith(_BASE_LAYER):
+        container = container.removesuffix(_BASE_LAYER)
+    return container if any(holds(container, name) for name in parameters) else None
+
+
+def holds(container: str, parameter: str) -> bool:
+    """Tell whether a module holds a stack that an entry of ``target_parameters`` may mean.
+
+    An entry of one part only, as adapters of older models get it, is of a module called experts.
+    """
+    holder, _, name = parameter.rpartition(".")
+    return name != "weight" and f".{container}".endswith(f".{holder or 'experts'}")
 
 
 @dataclass(frozen=True)
@@ -35,10 +67,10 @@ class LoraModule:
 
     Attributes
     ----------
-    a : StoredMatrix
-        (r, in_features).
-    b : StoredMatrix
-        (out_features, r).
+    a : Matrix
+        (r, in_features); of a stack of experts (experts * r, x).
+    b : Matrix
+        (out_features, r); of a stack of experts (y, experts * r).
     scaling : float
     bias : Tensor or None
         (out_features,), added to the layer's bias times the scaling.
@@ -47,11 +79,11 @@ class LoraModule:
         (out_features,), DoRA's norms of the merged weights.
     """
 
-    a: StoredMatrix
-    b: StoredMatrix
+    a: Matrix
+    b: Matrix
     scaling: float
-    bias: Tensor | None
-    is_embedding: bool
+    bias: Tensor | None = None
+    is_embedding: bool = False
     magnitude: Tensor | None = None
 
 
@@ -95,7 +127,13 @@ class _Reader:
             raise AdapterError(
                 f"has no factors (no *{A}); is this a LoRA that PEFT saved?", file=self._file.path
             )
-        modules = {module: self._module(module, names) for module, names in parts.items()}
+        self._check_announced(parts)
+        modules = {
+            module: self._module(module, names)
+            if container_of(module, self._config.target_parameters) is None
+            else self._stack(names)
+            for module, names in parts.items()
+        }
         shapes = {module: (m.b.shape[0], m.a.shape[1]) for module, m in modules.items()}
         rest = self._tensors.without_frozen(rest, shapes)
         for name, local in rest.items():
@@ -121,6 +159,35 @@ class _Reader:
             is_embedding,
             self._vector(names, name_b, MAGNITUDE, self._config.use_dora, b.shape[0]),
         )
+
+    def _check_announced(self, modules: Iterable[str]) -> None:
+        """Refuse a file without factors of a stack that the configuration announces."""
+        parameters = self._config.target_parameters
+        found = {container_of(module, parameters) for module in modules} - {None}
+        for name in parameters:
+            if not name.endswith(".weight") and not any(holds(str(c), name) for c in found):
+                raise self._tensors.refusal(
+                    "target_parameters",
+                    f"announces {printable(repr(name))} in {CONFIG_NAME}, and none of its factors "
+                    "are here; the file is not complete",
+                )
+
+    def _stack(self, names: dict[str, str]) -> LoraModule:
+        """Return the factors of a stack of experts, whose rank only the base says."""
+        self._check_complete(names)
+        config = self._config
+        if names.keys() != {A, B} or config.fan_in_fan_out or config.lora_bias or config.use_dora:
+            raise self._tensors.refusal(
+                names.get(A, next(iter(names.values()))),
+                "is of a stack of experts (target_parameters), which have neither embeddings, "
+                f"biases, DoRA nor fan_in_fan_out; {WITH_PEFT}",
+            )
+        a, b = self._tensors.matrix(names[A]), self._tensors.matrix(names[B])
+        if a.shape[0] != b.shape[1]:
+            self._check_rank(names[B], b, b.shape[1], a.shape[0])
+        if config.expert_layout == "unknown":
+            raise self._tensors.refusal(names[B], _TWO_LAYOUTS)
+        return LoraModule(a, b, config.scaling(config.r, config.lora_alpha))
 
     def _check_complete(self, names: dict[str, str]) -> None:
         """Refuse a module whose tensors are not those of one layer or one embedding."""

@@ -39,6 +39,14 @@ lora_alpha_option = click.option(
 )
 
 
+moe_layout_option = click.option(
+    "--moe-layout",
+    type=click.Choice(["peft", "unsloth"]),
+    help="Of LoRA of stacks of experts (target_parameters) that do not say it: how their factors "
+    "are laid out, as PEFT does it or as Unsloth did until September 2026.",
+)
+
+
 def public_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that checkpoints of the public NOLA code need."""
     return drawn_on_option(lora_alpha_option(command))
@@ -109,10 +117,12 @@ def local_adapters(
     *,
     drawn_on: str | None = None,
     lora_alpha: float | None = None,
+    moe_layout: str | None = None,
 ) -> Given:
     """Return path and weight of each adapter; one that is an id on the Hub is downloaded.
 
-    Checkpoints of the public NOLA code are loaded, if it is said how.
+    Checkpoints of the public NOLA code, and LoRA of stacks of experts, are loaded, if it is said
+    how.
 
     Parameters
     ----------
@@ -121,14 +131,15 @@ def local_adapters(
         Of the command's arguments, for who gives a model in the place of an adapter.
     drawn_on : str, optional
     lora_alpha : float, optional
-        As for :func:`nola_edge.load_adapter`, of those that are such checkpoints.
+    moe_layout : {"peft", "unsloth"}, optional
+        As for :func:`nola_edge.load_adapter`, of those that are such.
 
     Raises
     ------
     NolaEdgeError
         If there is no such adapter, or a weight is no number.
     click.UsageError
-        If it is said how to load such checkpoints, and none is given.
+        If it is said how to load such adapters, and none is given.
     """
     from nola_edge.adapters.hub import adapter_path
     from nola_edge.adapters.peft_folder import holds_model
@@ -139,28 +150,44 @@ def local_adapters(
     for path, _ in found:
         if order and holds_model(path):
             raise AdapterError(f"holds a model, not an adapter (the order is {order})", file=path)
-    if drawn_on is None and lora_alpha is None:
-        return [(str(path), weight) for path, weight in found]
-    return _with_public_checkpoints(found, drawn_on=drawn_on, lora_alpha=lora_alpha)
+    loaded: dict[Path, LowRankAdapter] = {}
+    if drawn_on is not None or lora_alpha is not None:
+        loaded |= _public_checkpoints(found, drawn_on=drawn_on, lora_alpha=lora_alpha)
+    if moe_layout is not None:
+        loaded |= _of_experts(found, moe_layout)
+    return [(loaded.get(path, str(path)), weight) for path, weight in found]
 
 
-def _with_public_checkpoints(found: Iterable[tuple[Path, float]], **options: Any) -> Given:
-    given = [(_loaded_if_public(path, options), weight) for path, weight in found]
-    if all(isinstance(adapter, str) for adapter, _ in given):
+def _public_checkpoints(
+    found: Iterable[tuple[Path, float]], **options: Any
+) -> dict[Path, LowRankAdapter]:
+    from nola_edge.adapters import load_adapter
+
+    paths = [path for path, _ in found if _is_public(path)]
+    if not paths:
         raise click.UsageError(
             "--drawn-on and --lora-alpha are for checkpoints of the public NOLA code, and none is "
             "given; leave them out"
         )
-    return given
+    return {path: load_adapter(path, **options) for path in paths}
 
 
-def _loaded_if_public(path: Path, options: dict[str, Any]) -> str | LowRankAdapter:
-    from nola_edge.adapters import load_adapter
+def _is_public(path: Path) -> bool:
     from nola_edge.adapters.public_nola.checkpoint_file import read_fields
     from nola_edge.adapters.public_nola.recognise import is_public_checkpoint
     from nola_edge.files.input_file import opening
 
     with opening(path):
-        if not is_public_checkpoint(path, read_fields(path)):
-            return str(path)
-        return load_adapter(path, **options)
+        return is_public_checkpoint(path, read_fields(path))
+
+
+def _of_experts(found: Iterable[tuple[Path, float]], layout: str) -> dict[Path, LowRankAdapter]:
+    from nola_edge.adapters.load import is_of_experts, load_adapter
+
+    paths = [path for path, _ in found if is_of_experts(path)]
+    if not paths:
+        raise click.UsageError(
+            "--moe-layout is for LoRA of stacks of experts (target_parameters), and none is given; "
+            "leave it out"
+        )
+    return {path: load_adapter(path, moe_layout=layout) for path in paths}

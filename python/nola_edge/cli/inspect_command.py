@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nola_edge.cli import output as ui
-from nola_edge.cli.inputs import local_base, public_options, rename_option, revision_option
+from nola_edge.cli.inputs import (
+    local_base,
+    moe_layout_option,
+    public_options,
+    rename_option,
+    revision_option,
+)
 from nola_edge.cli.path_types import PATH
 from nola_edge.cli.summary import summary_options
 
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
 )
 @click.option("--modules", "list_modules", is_flag=True, help="List every module, in JSON too.")
 @public_options
+@moe_layout_option
 @revision_option
 @rename_option
 @ui.check_base_option
@@ -37,6 +44,7 @@ def command(
     list_modules: bool,
     drawn_on: str | None,
     lora_alpha: float | None,
+    moe_layout: str | None,
     revision: str | None,
     rename: tuple[str, ...],
     check_base: bool,
@@ -54,7 +62,7 @@ def command(
         raise click.UsageError("--revision is for a base on the Hub, and no --base is given")
     if rename and base is None:
         raise click.UsageError("--rename says names of a base, and no --base is given")
-    loaded = load_adapter(adapter, drawn_on=drawn_on, lora_alpha=lora_alpha)
+    loaded = load_adapter(adapter, drawn_on=drawn_on, lora_alpha=lora_alpha, moe_layout=moe_layout)
     if base:
         base = local_base(base, revision)
     shapes = _shapes(loaded, base, rename, check_base=check_base) if base else None

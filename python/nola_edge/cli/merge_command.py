@@ -12,6 +12,7 @@ from nola_edge.cli import output as ui
 from nola_edge.cli.inputs import (
     local_adapters,
     local_base,
+    moe_layout_option,
     public_options,
     refuse_to_check_gguf,
     refuse_to_rename_gguf,
@@ -52,6 +53,7 @@ from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
 @type_option(GGUF_TYPES, help="Type of merged tensors in a GGUF file.  [default: as in BASE]")
 @ui.force_option
 @public_options
+@moe_layout_option
 @revision_option
 @rename_option
 @ui.check_base_option
@@ -68,6 +70,7 @@ def command(
     force: bool,
     drawn_on: str | None,
     lora_alpha: float | None,
+    moe_layout: str | None,
     revision: str | None,
     rename: tuple[str, ...],
     check_base: bool,
@@ -100,7 +103,9 @@ def command(
     check_type_fits(dtype, gguf)
     _check_output_name(base, output, gguf, each)
     # Before a download of the base.
-    given = local_adapters(adapters, drawn_on=drawn_on, lora_alpha=lora_alpha)
+    given = local_adapters(
+        adapters, drawn_on=drawn_on, lora_alpha=lora_alpha, moe_layout=moe_layout
+    )
     base = local_base(base, revision)
     if gguf:
         refuse_to_check_gguf()

@@ -14,6 +14,7 @@ from nola_edge.cli.inputs import (
     GGUF_NOTE,
     local_adapters,
     local_base,
+    moe_layout_option,
     public_options,
     refuse_to_check_gguf,
     refuse_to_rename_gguf,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 )
 @type_option(GGUF_TYPES, help="Type of merged tensors in a GGUF file.  [default: as in MERGED]")
 @public_options
+@moe_layout_option
 @revision_option
 @rename_option
 @ui.check_base_option
@@ -70,6 +72,7 @@ def command(
     dtype: str | None,
     drawn_on: str | None,
     lora_alpha: float | None,
+    moe_layout: str | None,
     revision: str | None,
     as_json: bool,
     quiet: bool,
@@ -104,7 +107,9 @@ def command(
     from nola_edge.files.signature import is_gguf
 
     order = "MERGED BASE ADAPTER"
-    given = local_adapters(adapters, order, drawn_on=drawn_on, lora_alpha=lora_alpha)
+    given = local_adapters(
+        adapters, order, drawn_on=drawn_on, lora_alpha=lora_alpha, moe_layout=moe_layout
+    )
     base = local_base(base, revision)
     gguf = is_gguf(base)
     check_type_fits(dtype, gguf)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_edge import arguments, ops
-from nola_edge.adapters.belongs import check_no_magnitudes
+from nola_edge.adapters.belongs import check_no_magnitudes, check_no_stacks
 from nola_edge.adapters.renames import Renames
 from nola_edge.errors import ArgumentError, CheckpointError, NotFiniteError
 from nola_edge.export.alpha import alpha_of
@@ -98,6 +98,7 @@ def export_gguf_lora(
     adapters = load_adapters(adapter)
     for loaded, _ in adapters:
         check_no_whole_tensors(loaded)
+        check_no_stacks(loaded, "merge it into the checkpoint, and convert that")
         check_no_magnitudes(loaded, "llama.cpp does not, so merge into a GGUF file instead")
     base = base_path(base)
     model, terms = (

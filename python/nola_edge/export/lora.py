@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nola_edge import arguments
 from nola_edge.adapters import Adapter
-from nola_edge.adapters.belongs import check_no_magnitudes, location
+from nola_edge.adapters.belongs import check_no_magnitudes, check_no_stacks, location
 from nola_edge.adapters.lora_files import BIAS, EMBEDDING_A, EMBEDDING_B, A, B
 from nola_edge.adapters.module_names import Prefix
 from nola_edge.adapters.peft_folder import (
@@ -145,6 +145,7 @@ def _check_sayable(adapters: Adapters) -> None:
     """
     loaded = [adapter for adapter, _ in adapters]
     for adapter in loaded:
+        check_no_stacks(adapter, "PEFT loads none by matrices: merge it")
         check_no_magnitudes(adapter, "a LoRA does not: give the adapter's own folder, or merge")
     if len({adapter.fan_in_fan_out for adapter in loaded}) > 1:
         raise ArgumentError("adapters disagree about fan_in_fan_out", field="adapter")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nola_edge.adapters.belongs import check_factor_sizes, check_shapes, location
+from nola_edge.adapters.belongs import check_factor_sizes, check_no_stacks, check_shapes, location
 from nola_edge.errors import AdapterError, MismatchError, printable
 from nola_edge.files.gguf_types import FLOAT_TYPES, TENSOR_TYPES
 from nola_edge.gguf.model import model_of_gguf
@@ -113,6 +113,7 @@ def plan_gguf(
     plan = GgufPlan(base, adapters)
     for adapter, weight in adapters:
         check_no_whole_tensors(adapter)
+        check_no_stacks(adapter, "merge it into the checkpoint, and convert that")
         for module, target in matched_tensors(base, model, adapter).items():
             info = base.tensors[target.tensor]
             kind = _written_type(base, info, outtype)

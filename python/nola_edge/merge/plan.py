@@ -185,7 +185,9 @@ def plan_merge(
         If two adapters bring the same whole tensor.
     """
     plan = MergePlan(base, adapters)
-    for adapter, weight in adapters:
+    stored = {name: tuple(info.shape) for name, (_, info) in base.tensors.items()}
+    for given, weight in adapters:
+        adapter = given.for_base(stored, base.path)
         matches = match_parts(
             list(adapter.modules),
             base.tensors,

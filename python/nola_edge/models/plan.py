@@ -9,7 +9,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from nola_edge.adapters import Adapter
-from nola_edge.adapters.belongs import check_shapes, location
+from nola_edge.adapters.belongs import check_no_stacks, check_shapes, location
 from nola_edge.adapters.module_names import StoredNames, match_parts
 from nola_edge.adapters.tensor_parts import WEIGHT
 from nola_edge.errors import AdapterError, MismatchError, printable
@@ -126,6 +126,7 @@ class _Planner:
 
     def add(self, adapter: LowRankAdapter, share: float) -> None:
         """Plan what an adapter changes."""
+        check_no_stacks(adapter, "merge it into the files, and load those")
         matches = match_parts(
             list(adapter.modules),
             self._tensors,

@@ -1,0 +1,248 @@
+"""LoRA of stacks of experts: each expert's factors, whatever lays them out and stores the base."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import nola_edge as ne
+from nola_edge.adapters.peft_folder import PREFIX
+from nola_edge.errors import AdapterError, ArgumentError, MismatchError, NolaEdgeError
+from nola_edge.testing import AdapterFiles
+from nola_edge.testing.checks import refusal
+from nola_edge.testing.reference import merge as slow_merge
+from tests.cli.in_process import call, refused
+from tests.conftest import load_all, snapshot, write_safetensors
+from tests.lora_folders import lora_config
+
+F = np.float32
+EXPERTS, RANK, HIDDEN, INNER = 3, 2, 10, 7
+HOLDER = "model.layers.{}.mlp.experts"
+TARGETS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+#: Rows and columns of an expert, by parameter; in PEFT's names the last one is the outermost.
+STACKS = {"gate_up_proj": (2 * INNER, HIDDEN), "down_proj": (HIDDEN, INNER)}
+PAIRS = {"gate_up_proj": ".base_layer", "down_proj": ""}
+
+
+def products(seed=0):
+    """Return (layer, parameter, expert) -> B and A."""
+    rng = np.random.default_rng(seed)
+    return {
+        (layer, name, expert): tuple(
+            rng.standard_normal(shape).astype(F) for shape in ((rows, RANK), (RANK, cols))
+        )
+        for layer in range(2)
+        for name, (rows, cols) in STACKS.items()
+        for expert in range(EXPERTS)
+    }
+
+
+def laid_out(factors, layout="peft", turned=False):
+    """Return the tensors that PEFT, or Unsloth, saves; turned for parameters that are (in, out)."""
+    tensors = {}
+    for layer in range(2):
+        for name, where in PAIRS.items():
+            pairs = [factors[layer, name, expert] for expert in range(EXPERTS)]
+            if turned:
+                pairs = [(a.T, b.T) for b, a in pairs]
+            stem = f"{PREFIX}{HOLDER.format(layer)}{where}.lora_"
+            tensors[stem + "A.weight"] = np.concatenate([a for _, a in pairs])
+            axis = 2 if layout == "peft" else 1
+            b = np.stack([b for b, _ in pairs], axis=axis)
+            tensors[stem + "B.weight"] = b.reshape(len(b), EXPERTS * RANK)
+    return tensors
+
+
+def adapter_files(layout="peft", turned=False, **fields):
+    config = lora_config(r=RANK, lora_alpha=5, target_parameters=TARGETS, **fields)
+    tensors = laid_out(products(), layout, turned)
+    q = {f"{PREFIX}model.layers.0.q.lora_{x}.weight": np.ones(s, F) for x, s in QUERY.items()}
+    return AdapterFiles(config, {**tensors, **q})
+
+
+QUERY = {"A": (RANK, 5), "B": (4, RANK)}
+ONE_BY_ONE = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+OLDER = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}
+
+
+def base_of(path, names=ONE_BY_ONE, holder=HOLDER, experts=EXPERTS, dtype=F, shapes=STACKS):
+    """Write a base whose experts are stored matrix by matrix."""
+    rng = np.random.default_rng(1)
+    tensors = {"model.layers.0.q.weight": rng.standard_normal((4, 5)).astype(dtype)}
+    for layer in range(2):
+        for name, parts in names.items():
+            rows, cols = shapes[name]
+            for expert in range(experts):
+                for part in parts:
+                    stored = f"{holder.format(layer)}.{expert}.{part}.weight"
+                    values = rng.standard_normal((rows // len(parts), cols))
+                    tensors[stored] = values.astype(dtype)
+    write_safetensors(path, tensors)
+    return path
+
+
+def expected(base, names=ONE_BY_ONE, holder=HOLDER, s=2.5):
+    found = load_all(base)
+    ones = np.ones(QUERY["B"], F), np.ones(QUERY["A"], F)
+    found["model.layers.0.q.weight"] = slow_merge(found["model.layers.0.q.weight"], *ones, s)
+    for (layer, name, expert), (b, a) in products().items():
+        for part, rows in zip(names[name], np.split(b, len(names[name])), strict=True):
+            stored = f"{holder.format(layer)}.{expert}.{part}.weight"
+            found[stored] = slow_merge(found[stored], rows, a, s)
+    return found
+
+
+def same(found, wanted):
+    return {n: v.tobytes() for n, v in found.items()} == {n: v.tobytes() for n, v in wanted.items()}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("layout", ["peft", "unsloth"])
+def test_each_expert_gets_its_own_factors(tmp_path, layout, turned, dtype):
+    base = base_of(tmp_path / "b.safetensors", dtype=dtype)
+    folder = adapter_files(layout, turned).write(tmp_path / "a")
+    adapter = ne.load_adapter(folder, moe_layout=layout)
+    ne.merge_checkpoint(base, adapter, tmp_path / "o.safetensors")
+    assert same(load_all(tmp_path / "o.safetensors"), expected(base))
+    assert ne.verify_checkpoint(tmp_path / "o.safetensors", base, adapter).identical
+    other = ne.load_adapter(folder, moe_layout={"peft": "unsloth", "unsloth": "peft"}[layout])
+    assert not ne.verify_checkpoint(tmp_path / "o.safetensors", base, other).identical
+
+
+@pytest.mark.parametrize("prefix", ["", "language_model.", "text."])
+def test_names_of_older_files_and_with_a_prefix(tmp_path, prefix):
+    holder = "model.layers.{}.block_sparse_moe.experts"
+    base_of(tmp_path / "plain.safetensors", OLDER, holder)
+    wanted = expected(tmp_path / "plain.safetensors", OLDER, holder)
+    base = tmp_path / "b.safetensors"
+    write_safetensors(
+        base, {prefix + n: v for n, v in load_all(tmp_path / "plain.safetensors").items()}
+    )
+    adapter = ne.load_adapter(adapter_files().write(tmp_path / "a"), moe_layout="peft")
+    with ne.open_merged(base, adapter) as found:
+        assert same({n.removeprefix(prefix): found[n] for n in found}, wanted)
+
+
+def test_ranks_and_scalings_of_a_parameter(tmp_path):
+    """Patterns know a stack by the parameter's name."""
+    base = base_of(tmp_path / "b.safetensors")
+    patterns = {"alpha_pattern": {r".*\.gate_up_proj": 3}, "rank_pattern": {"down_proj": RANK}}
+    folder = adapter_files(**patterns).with_fields(r=RANK).write(tmp_path / "a")
+    with ne.open_merged(base, ne.load_adapter(folder, moe_layout="peft")) as found:
+        name = "model.layers.1.mlp.experts.2.up_proj.weight"
+        b, a = products()[1, "gate_up_proj", 2]
+        wanted = slow_merge(load_all(base)[name], b[INNER:], a, 1.5)
+        assert found[name].tobytes() == wanted.tobytes()
+
+
+def test_what_unsloth_writes_of_the_layout_is_enough(tmp_path):
+    base = base_of(tmp_path / "b.safetensors")
+    for layout, recorded in (("peft", "rank_major"), ("unsloth", "grouped_by_expert")):
+        folder = adapter_files(layout, lora_B_layout=recorded).write(tmp_path / layout)
+        with ne.open_merged(base, folder) as found:
+            assert same(dict(found), expected(base))
+    with pytest.raises(AdapterError, match="lora_B_layout: is 'grouped_by_expert', as the program"):
+        ne.load_adapter(folder, moe_layout="peft")
+
+
+def test_the_command_line_asks_for_the_layout(tmp_path):
+    base = base_of(tmp_path / "b.safetensors")
+    folder = adapter_files().write(tmp_path / "a")
+    output = tmp_path / "o.safetensors"
+    before = snapshot(tmp_path)
+    line = refused("merge", base, folder, "-o", output)
+    assert "nothing here says which; pass --moe-layout peft (trained with PEFT), or" in line
+    assert "mlp.experts.base_layer.lora_B.weight" in line
+    assert snapshot(tmp_path) == before
+    done = call("merge", base, folder, "-o", output, "--moe-layout", "peft", "-q")
+    assert (done.returncode, done.stdout) == (0, ""), done
+    assert same(load_all(output), expected(base))
+    done = call("verify", output, base, folder, "--moe-layout", "peft")
+    assert done.stdout.startswith("identical: 19 tensors (19 merged)"), done
+    assert call("verify", output, base, folder, "--moe-layout", "unsloth").returncode == 1
+    done = call("merge", base, folder, "-o", tmp_path / "e", "--each", "--moe-layout", "peft", "-q")
+    assert (tmp_path / "e" / "a.safetensors").read_bytes() == output.read_bytes(), done
+    done = call("inspect", folder, "--moe-layout", "peft", "--base", base, "--json")
+    assert len(json.loads(done.stdout)["modules"]) == 5
+
+
+def test_a_layout_where_there_are_no_experts_is_refused(tmp_path, tiny):
+    folder = AdapterFiles(lora_config(), {}).write(tmp_path / "l")
+    with pytest.raises(ArgumentError, match="is for a LoRA of stacks of experts"):
+        ne.load_adapter(folder, moe_layout="peft")
+    with pytest.raises(ArgumentError, match="moe_layout: is 'other', must be peft or unsloth"):
+        ne.load_adapter(folder, moe_layout="other")
+    line = refused("merge", *tiny, "-o", tmp_path / "o", "--moe-layout", "peft")
+    assert "--moe-layout is for LoRA of stacks of experts" in line
+
+
+SQUARE = {"gate_up_proj": (HIDDEN, HIDDEN), "down_proj": (HIDDEN, HIDDEN)}
+BASES = {
+    "other names": ({"names": {"down_proj": ("out",)}}, "stores no stack of experts here"),
+    "too few": ({"experts": 2}, "which those of"),
+    "other shapes": ({"shapes": {**STACKS, "down_proj": (HIDDEN, 6)}}, "which those of"),
+    "one of two": ({"names": {"down_proj": ("down_proj",)}}, "which those of"),
+}
+
+
+@pytest.mark.parametrize("case", BASES)
+def test_a_base_that_does_not_fit_is_refused(tmp_path, case):
+    options, message = BASES[case]
+    base = base_of(tmp_path / "b.safetensors", **options)
+    adapter = ne.load_adapter(adapter_files().write(tmp_path / "a"), moe_layout="peft")
+    output = tmp_path / "o.safetensors"
+    error = refusal(tmp_path, lambda: ne.merge_checkpoint(base, adapter, output))
+    assert isinstance(error, MismatchError)
+    assert error.field == "model.layers.0.mlp.experts"
+    assert message in str(error)
+
+
+def test_factors_that_fit_in_two_ways_are_refused(tmp_path, monkeypatch):
+    """Square matrices say neither which stack is whose nor which axis is which."""
+    monkeypatch.setitem(STACKS, "gate_up_proj", (HIDDEN, HIDDEN))
+    monkeypatch.setitem(STACKS, "down_proj", (HIDDEN, HIDDEN))
+    base = base_of(tmp_path / "b.safetensors")
+    adapter = ne.load_adapter(adapter_files().write(tmp_path / "a"), moe_layout="peft")
+    with pytest.raises(MismatchError, match="in 4 ways, not in one"):
+        ne.open_merged(base, adapter)
+
+
+STEM = PREFIX + "model.layers.0.mlp.experts.lora_"
+BAD = {
+    "no B": ({STEM + "B.weight": ...}, {}, "has no partner lora_B.weight"),
+    "B of another rank": ({STEM + "B.weight": np.ones((10, 5), F)}, {}, "is 10 x 5, of rank 5"),
+    "bias": ({STEM + "B.bias": np.ones(10, F)}, {}, "which have neither embeddings, biases"),
+    "DoRA": ({}, {"use_dora": True}, "which have neither embeddings, biases, DoRA"),
+    "turned": ({}, {"fan_in_fan_out": True}, "nor fan_in_fan_out; merge it with PEFT"),
+    "layout": ({}, {"lora_B_layout": "sideways"}, "lora_B_layout: is 'sideways', must be one of"),
+    "NaN": ({STEM + "A.weight": np.full((6, 7), np.nan, F)}, {}, "infinite or NaN value"),
+}
+
+
+def test_parameters_named_by_one_part_are_of_experts(tmp_path):
+    """As PEFT names them in adapters of models that had no stacks before."""
+    base = base_of(tmp_path / "b.safetensors")
+    files = adapter_files().with_fields(target_parameters=["gate_up_proj", "down_proj"])
+    adapter = ne.load_adapter(files.write(tmp_path / "a"), moe_layout="peft")
+    with ne.open_merged(base, adapter) as found:
+        assert same(dict(found), expected(base))
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_factors_are_refused(tmp_path, case):
+    tensors, fields, message = BAD[case]
+    files = adapter_files().with_tensors(tensors)
+    folder = files.with_fields(**{"lora_B_layout": "rank_major", **fields}).write(tmp_path / "a")
+    assert message in str(refusal(tmp_path, lambda: ne.load_adapter(folder)))
+
+
+def test_exports_are_refused(tmp_path):
+    base = base_of(tmp_path / "b.safetensors")
+    adapter = ne.load_adapter(adapter_files().write(tmp_path / "a"), moe_layout="peft")
+    for given in (base, None):
+        with pytest.raises(NolaEdgeError, match="is of stacks of experts"):
+            ne.export_lora(adapter, given, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
