@@ -10,9 +10,11 @@ import pytest
 import nola_edge as ne
 from nola_edge.adapters.peft_folder import PREFIX
 from nola_edge.errors import AdapterError, ArgumentError, MismatchError, NolaEdgeError
+from nola_edge.merge import windows
 from nola_edge.testing import AdapterFiles
 from nola_edge.testing.checks import refusal
 from nola_edge.testing.reference import merge as slow_merge
+from nola_edge.testing.reference import together
 from tests.cli.in_process import call, refused
 from tests.conftest import load_all, snapshot, write_safetensors
 from tests.lora_folders import lora_config
@@ -124,6 +126,102 @@ def test_names_of_older_files_and_with_a_prefix(tmp_path, prefix):
     adapter = ne.load_adapter(adapter_files().write(tmp_path / "a"), moe_layout="peft")
     with ne.open_merged(base, adapter) as found:
         assert same({n.removeprefix(prefix): found[n] for n in found}, wanted)
+
+
+def base_of_stacks(path, dtype=F):
+    """Write a base whose stacks are tensors, beside another one of three axes."""
+    rng = np.random.default_rng(2)
+    tensors = {
+        "model.layers.0.q.weight": rng.standard_normal((4, 5)).astype(dtype),
+        "conv.weight": rng.standard_normal((3, 4, 2)).astype(dtype),
+    }
+    for layer in range(2):
+        for name, shape in STACKS.items():
+            values = rng.standard_normal((EXPERTS, *shape))
+            tensors[f"{HOLDER.format(layer)}.{name}"] = values.astype(dtype)
+    write_safetensors(path, tensors)
+    return path
+
+
+def expected_stacks(base, *others):
+    """Return the merged tensors; of each other adapter, seed and weight."""
+    found = load_all(base)
+    ones = np.ones(QUERY["B"], F), np.ones(QUERY["A"], F)
+    weights = [2.5] if not others else [2.5 * weight for _, weight in others]
+    seeds = [0] if not others else [seed for seed, _ in others]
+    for key in products():
+        layer, name, expert = key
+        stack = found[f"{HOLDER.format(layer)}.{name}"]
+        parts = [((*products(seed)[key], s), 1.0) for seed, s in zip(seeds, weights, strict=True)]
+        product = (*products()[key], 2.5) if not others else together(parts)
+        stack[expert] = slow_merge(stack[expert], *product)
+    if not others:
+        query = "model.layers.0.q.weight"
+        found[query] = slow_merge(found[query], *ones, 2.5)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("layout", ["peft", "unsloth"])
+def test_stacks_that_are_tensors(tmp_path, isa, layout, turned, dtype):
+    base = base_of_stacks(tmp_path / "b.safetensors", dtype)
+    folder = adapter_files(layout, turned).write(tmp_path / "a")
+    adapter = ne.load_adapter(folder, moe_layout=layout)
+    report = ne.merge_checkpoint(base, adapter, tmp_path / "o.safetensors", num_threads=2)
+    assert (report.merged, report.tensors) == (5, 6)
+    wanted = expected_stacks(base)
+    assert same(load_all(tmp_path / "o.safetensors"), wanted)
+    with ne.open_merged(base, adapter) as found:
+        assert same({name: found[name] for name in found}, wanted)
+
+
+def test_every_verb_takes_stacks_that_are_tensors(tmp_path, monkeypatch):
+    base = base_of_stacks(tmp_path / "b.safetensors")
+    adapter = ne.load_adapter(adapter_files().write(tmp_path / "a"), moe_layout="peft")
+    wanted = expected_stacks(base)
+    arrays = load_all(base)
+    with ne.ArraySwitch(arrays, base) as switch:
+        switch.add("a", adapter)
+        switch.use("a")
+        assert same(arrays, wanted)
+        switch.use(None)
+        assert same(arrays, load_all(base))
+    monkeypatch.setattr(windows, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(windows, "_STRIP_BYTES", 60)
+    monkeypatch.setattr(windows, "_ALIGNMENT", 3)
+    ne.merge_each(base, {"x": adapter, "y": [(adapter, 2)]}, tmp_path / "each", num_threads=3)
+    assert same(load_all(tmp_path / "each" / "x.safetensors"), wanted)
+    output = tmp_path / "each" / "x.safetensors"
+    report = ne.verify_checkpoint(output, base, adapter)
+    assert (report.identical, report.merged) == (True, 5)
+    with output.open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+    (found,) = ne.verify_checkpoint(output, base, adapter).differences
+    assert (found.tensor, found.elements) == ("model.layers.1.mlp.experts.down_proj", 1)
+
+
+def test_two_adapters_of_stacks_are_rounded_once(tmp_path):
+    base = base_of_stacks(tmp_path / "b.safetensors")
+    given = []
+    for seed, weight in ((0, 0.5), (1, -2)):
+        config = lora_config(r=RANK, lora_alpha=5, target_parameters=TARGETS)
+        folder = AdapterFiles(config, laid_out(products(seed))).write(tmp_path / f"a{seed}")
+        given.append((ne.load_adapter(folder, moe_layout="peft"), weight))
+    with ne.open_merged(base, given) as found:
+        assert same({name: found[name] for name in found}, expected_stacks(base, (0, 0.5), (1, -2)))
+
+
+def test_another_stack_of_the_module_says_how_square_ones_are_turned(tmp_path, monkeypatch):
+    monkeypatch.setitem(STACKS, "down_proj", (HIDDEN, HIDDEN))
+    base = base_of_stacks(tmp_path / "b.safetensors")
+    for turned in (False, True):
+        folder = adapter_files(turned=turned).write(tmp_path / f"a{turned}")
+        with ne.open_merged(base, ne.load_adapter(folder, moe_layout="peft")) as found:
+            assert same({name: found[name] for name in found}, expected_stacks(base))
 
 
 def test_ranks_and_scalings_of_a_parameter(tmp_path):

@@ -33,7 +33,31 @@ def mixtral():
     return transformers.MixtralForCausalLM(transformers.MixtralConfig(**SMALL, num_local_experts=4))
 
 
+def gpt_oss():
+    """With stacks that are (experts, in, out), in files too."""
+    config = transformers.GptOssConfig(
+        **SMALL, num_local_experts=4, num_experts_per_tok=2, head_dim=8
+    )
+    return transformers.GptOssForCausalLM(config)
+
+
+def llama4():
+    """As gpt_oss, but PEFT does not know that."""
+    config = transformers.Llama4TextConfig(
+        **SMALL, intermediate_size_mlp=48, num_local_experts=4, head_dim=8
+    )
+    return transformers.Llama4ForCausalLM(config)
+
+
 CASES = {
+    "gpt_oss": (gpt_oss, {"target_parameters": TARGETS, "target_modules": ["q_proj"]}),
+    "llama4": (
+        llama4,
+        {
+            "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+            "target_modules": ["q_proj"],
+        },
+    ),
     "qwen3_moe": (qwen, {"target_parameters": TARGETS, "target_modules": ["q_proj"]}),
     "mixtral": (mixtral, {"target_parameters": TARGETS, "target_modules": []}),
     "one stack": (qwen, {"target_parameters": TARGETS[1:], "target_modules": ["v_proj"]}),

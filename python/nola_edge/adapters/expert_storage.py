@@ -37,7 +37,8 @@ class StoredStack:
     shape : (rows, columns)
         Of one expert.
     parts : tuple of (module, expert, start, stop)
-        Name of a stored matrix without ``.weight``, and the rows of an expert that it holds.
+        Name of a stored matrix without ``.weight``, and the rows of an expert that it holds. Those
+        of a stack that is one tensor are called by its name and their number.
     """
 
     name: str
@@ -62,7 +63,8 @@ def stored_stacks(container: str, parameters: Sequence[str], shapes: Shapes) -> 
     for parameter in sorted(parameters):
         name = parameter.rpartition(".")[2]
         if holds(container, parameter):
-            stack = _by_matrices(container, name, _from_first(container, shapes))
+            near = _from_first(container, shapes)
+            stack = _as_it_is(container, name, near) or _by_matrices(container, name, near)
             found += [] if stack is None else [stack]
     return found
 
@@ -83,6 +85,16 @@ def _renamed(container: str) -> list[str]:
     return [
         container.removesuffix(name) + other for name, other in _RENAMED if container.endswith(name)
     ]
+
+
+def _as_it_is(container: str, name: str, shapes: Shapes) -> StoredStack | None:
+    """Return a stack that is one tensor."""
+    held = [stored for stored in shapes if stored.endswith(f".{name}")]
+    shape = shapes[held[0]] if len(held) == 1 else ()
+    if len(shape) != 3:
+        return None
+    parts = tuple((f"{held[0]}.{expert}", expert, 0, shape[1]) for expert in range(shape[0]))
+    return StoredStack(f"{container}.{name}", shape[0], (shape[1], shape[2]), parts)
 
 
 def _by_matrices(container: str, name: str, shapes: Shapes) -> StoredStack | None:

@@ -66,6 +66,11 @@ class GgufPlan:
         """Return the names of the result's tensors, in order."""
         return list(self.base.tensors)
 
+    @property
+    def merged(self) -> list[str]:
+        """Return the names of the tensors that adapters are merged into."""
+        return list(self.merges)
+
     def result(self, name: str) -> Stored | Merged:
         """Return what a tensor of the result is made of.
 

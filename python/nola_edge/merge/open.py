@@ -16,7 +16,7 @@ from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.hub import base_path
 from nola_edge.merge.merged import Merged
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
-from nola_edge.merge.result import Stored, fill
+from nola_edge.merge.result import FromFile, Stored, fill
 from nola_edge.threads import check_threads
 from nola_edge.workers import Workers
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nola_edge.merge.result import Whole
+    from nola_edge.merge.stacks import MergedStack
 
 
 class MergedCheckpoint(Mapping[str, "NDArray[Any]"]):
@@ -46,7 +47,7 @@ class MergedCheckpoint(Mapping[str, "NDArray[Any]"]):
         self._num_threads = num_threads
 
     def __repr__(self) -> str:
-        base, merged = self.plan.base.path, len(self.plan.merges)
+        base, merged = self.plan.base.path, len(self.plan.merged)
         return f"<MergedCheckpoint {printable(base)}: {len(self)} tensors, {merged} merged>"
 
     def __getitem__(self, name: str) -> NDArray[Any]:
@@ -66,11 +67,11 @@ class MergedCheckpoint(Mapping[str, "NDArray[Any]"]):
     def __len__(self) -> int:
         return len(self.plan.names)
 
-    def _made(self, result: Whole | Merged) -> NDArray[Any]:
+    def _made(self, result: Whole | Merged | MergedStack) -> NDArray[Any]:
         array: NDArray[Any] = np.empty(result.shape, dtype=numpy_dtype(result.dtype))
         with Workers(self._num_threads) as workers:
             fill(result, array.reshape(-1).view(np.uint8).data, workers, self._num_threads)
-        if isinstance(result, Merged):
+        if isinstance(result, FromFile):
             result.file.check_unchanged()
         return array
 

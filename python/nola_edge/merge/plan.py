@@ -37,6 +37,7 @@ from nola_edge.merge.low_rank import Term
 from nola_edge.merge.merged import Merged
 from nola_edge.merge.parts import segments
 from nola_edge.merge.result import Stored, Whole
+from nola_edge.merge.stacks import MergedStack, Stacks
 from nola_edge.merge.target import Target
 from nola_edge.merge.tied import check_tied
 from nola_edge.merge.whole_tensors import plan_biases, plan_whole_tensors
@@ -68,6 +69,8 @@ class MergePlan:
         Tensor name -> the whole tensor that takes its place, in the base's dtype.
     added : dict
         Tensor name -> a whole tensor that the base does not have.
+    stacks : Stacks, optional
+        Of the base, where an adapter changes matrices of them.
     """
 
     base: Checkpoint
@@ -75,10 +78,30 @@ class MergePlan:
     merges: dict[str, tuple[Term, ...]] = field(default_factory=dict)
     replaced: dict[str, Tensor] = field(default_factory=dict)
     added: dict[str, Tensor] = field(default_factory=dict)
+    stacks: Stacks | None = None
 
     def tensor(self, name: str) -> tuple[SafetensorsFile, TensorInfo]:
-        """Return the base's file and entry of a tensor."""
-        return self.base.tensors[name]
+        """Return the base's file and entry of a tensor, or of a matrix of a stack."""
+        if name in self.base.tensors or self.stacks is None:
+            return self.base.tensors[name]
+        return self.stacks.matrices[name]
+
+    @property
+    def tensors(self) -> Mapping[str, tuple[SafetensorsFile, TensorInfo]]:
+        """Return the base's tensors, and the matrices of its stacks that adapters may change."""
+        if self.stacks is None:
+            return self.base.tensors
+        return {**self.base.tensors, **self.stacks.matrices}
+
+    @property
+    def merged(self) -> list[str]:
+        """Return the names of the base's tensors that adapters are merged into."""
+        return [name for name in self.base.tensors if name in self.merges or self._parts(name)]
+
+    def _parts(self, name: str) -> tuple[str, ...]:
+        """Return the matrices of a stack, if one of them is merged into."""
+        parts = () if self.stacks is None else self.stacks.names.get(name, ())
+        return parts if any(part in self.merges for part in parts) else ()
 
     @property
     def names(self) -> list[str]:
@@ -87,9 +110,9 @@ class MergePlan:
 
     def changes(self, name: str) -> bool:
         """Tell whether a tensor of the base is another one in the result."""
-        return name in self.merges or name in self.replaced
+        return name in self.merges or name in self.replaced or bool(self._parts(name))
 
-    def result(self, name: str) -> Stored | Whole | Merged:
+    def result(self, name: str) -> Stored | Whole | Merged | MergedStack:
         """Return what a tensor of the result is made of.
 
         Raises
@@ -100,6 +123,12 @@ class MergePlan:
         whole = self.replaced.get(name, self.added.get(name))
         if whole is not None:
             return Whole(whole)
+        parts = self._parts(name)
+        if parts:
+            return MergedStack(*self.tensor(name), tuple(map(self._matrix, parts)))
+        return self._matrix(name)
+
+    def _matrix(self, name: str) -> Stored | Merged:
         file, info = self.tensor(name)
         terms = self.merges.get(name)
         return Stored(file, info) if terms is None else Merged(file, info, terms)
@@ -184,13 +213,15 @@ def plan_merge(
     AdapterError
         If two adapters bring the same whole tensor.
     """
-    plan = MergePlan(base, adapters)
+    of_stacks = any(adapter.needs_base for adapter, _ in adapters)
+    plan = MergePlan(base, adapters, stacks=Stacks(base) if of_stacks else None)
+    tensors = plan.tensors
     stored = {name: tuple(info.shape) for name, (_, info) in base.tensors.items()}
     for given, weight in adapters:
         adapter = given.for_base(stored, base.path)
         matches = match_parts(
             list(adapter.modules),
-            base.tensors,
+            tensors,
             StoredNames(adapter.tensors, renames),
             adapter=location(adapter),
             base=base.path,

@@ -279,7 +279,7 @@ class Switch(ABC):
 
 
 def _changed(plan: MergePlan) -> list[str]:
-    return [*plan.merges, *plan.replaced]
+    return [*plan.merged, *plan.replaced]
 
 
 class ArraySwitch(Switch):

@@ -178,7 +178,7 @@ class PlannedMerge:
         return MergeReport(
             output=self.output,
             tensors=len(plan.base.tensors) + len(plan.added),
-            merged=len(plan.merges),
+            merged=len(plan.merged),
             replaced=len(plan.replaced),
             added=len(plan.added),
             nbytes=self.nbytes,

@@ -16,7 +16,7 @@ from nola_edge.merge.merged import Merged
 from nola_edge.workers import Buffers, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -34,6 +34,10 @@ class Expected(Protocol):
     @property
     def names(self) -> list[str]:
         """Return their names, in order."""
+
+    @property
+    def merged(self) -> Sequence[str]:
+        """Return the names of those that adapters are merged into."""
 
     @property
     def merges(self) -> Mapping[str, object]:
@@ -137,7 +141,7 @@ class _Comparison:
 
     def report(self) -> VerifyReport:
         """Return the findings, in the order of the base's tensors."""
-        report = VerifyReport(merged=len(self._expected.merges))
+        report = VerifyReport(merged=len(self._expected.merged))
         for name in self._expected.names:
             if name in self._form:
                 report.differences.append(self._form[name])
