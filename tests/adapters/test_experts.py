@@ -204,6 +204,15 @@ def test_every_verb_takes_stacks_that_are_tensors(tmp_path, monkeypatch):
     assert (found.tensor, found.elements) == ("model.layers.1.mlp.experts.down_proj", 1)
 
 
+def test_what_is_kept_of_factors_is_counted(tmp_path):
+    base = base_of_stacks(tmp_path / "b.safetensors")
+    adapter = ne.load_adapter(adapter_files().write(tmp_path / "a"), moe_layout="peft")
+    assert adapter.held_bytes == 0
+    with ne.open_merged(base, adapter) as found:
+        ((resolved, _),) = found.plan.adapters
+        assert resolved.held_bytes == 3 * 4 * 2 * INNER * EXPERTS * RANK
+
+
 def test_two_adapters_of_stacks_are_rounded_once(tmp_path):
     base = base_of_stacks(tmp_path / "b.safetensors")
     given = []

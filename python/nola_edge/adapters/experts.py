@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from nola_edge.adapters.lora_config import LoraConfig
     from nola_edge.adapters.matrix_parts import Matrix
 
-#: Of one layer, or of two while threads go from one to the next.
-_KEPT = 4
+#: Stacks whose B is kept by experts: those of a layer, which files may hold in turn.
+_KEPT = 3
 
 
 def expert_modules(
@@ -73,6 +73,11 @@ def expert_modules(
         for factors, stack in zip(pairs.values(), stored, strict=True):
             found.update(_modules(factors, stack, config, turned, recent))
     return found
+
+
+def kept_bytes(stacks: Mapping[str, LoraModule]) -> int:
+    """Return the most bytes that modules of experts keep of their factors."""
+    return _KEPT * 4 * max(factors.b.shape[0] * factors.b.shape[1] for factors in stacks.values())
 
 
 def _assignments(

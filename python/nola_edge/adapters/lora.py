@@ -47,7 +47,9 @@ class LoraAdapter(StoredAdapter):
         modules: Mapping[str, LoraModule],
         whole_tensors: Mapping[str, Tensor],
         path: Path,
+        kept_bytes: int = 0,
     ) -> None:
+        self._kept_bytes = kept_bytes
         self.config = config
         self.modules = dict(modules)
         self.whole_tensors = TensorMapping(whole_tensors)
@@ -86,13 +88,14 @@ class LoraAdapter(StoredAdapter):
         """
         if not self.needs_base:
             return self
-        from nola_edge.adapters.experts import expert_modules
+        from nola_edge.adapters.experts import expert_modules, kept_bytes
 
         plain = {module: m for module, m in self.modules.items() if not self._is_stack(module)}
         stacks = {module: m for module, m in self.modules.items() if module not in plain}
         experts = expert_modules(stacks, self.config, shapes, self.path, base)
         whole = self.whole_tensors.tensors
-        return LoraAdapter(self.config, {**plain, **experts}, whole, self.path)
+        modules = {**plain, **experts}
+        return LoraAdapter(self.config, modules, whole, self.path, kept_bytes(stacks))
 
     def rank(self, module: str) -> int:
         """Return r of a module."""
@@ -134,6 +137,11 @@ class LoraAdapter(StoredAdapter):
         """Return the (out_features, in_features) of the stored factors."""
         found = self._module(module)
         return found.b.shape[0], found.a.shape[1]
+
+    @property
+    def held_bytes(self) -> int:
+        """Return the bytes that it holds in memory, with what it may keep of stacks of experts."""
+        return self._kept_bytes + super().held_bytes
 
     def magnitude(self, module: str) -> Tensor | None:
         """Return DoRA's norms of the merged weights, (out_features,); None where there are none."""

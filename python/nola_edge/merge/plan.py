@@ -214,11 +214,11 @@ def plan_merge(
         If two adapters bring the same whole tensor.
     """
     of_stacks = any(adapter.needs_base for adapter, _ in adapters)
+    stored = {name: tuple(info.shape) for name, (_, info) in base.tensors.items()}
+    adapters = tuple((adapter.for_base(stored, base.path), w) for adapter, w in adapters)
     plan = MergePlan(base, adapters, stacks=Stacks(base) if of_stacks else None)
     tensors = plan.tensors
-    stored = {name: tuple(info.shape) for name, (_, info) in base.tensors.items()}
-    for given, weight in adapters:
-        adapter = given.for_base(stored, base.path)
+    for adapter, weight in adapters:
         matches = match_parts(
             list(adapter.modules),
             tensors,
