@@ -236,6 +236,24 @@ def test_an_adapter_that_becomes_shorter(tiny, monkeypatch):
         Adapter.load(tiny[1])
 
 
+def test_a_base_that_becomes_shorter(tmp_path):
+    """While what no adapter changes is copied: the base has changed, not the output failed."""
+    big = {f"norm{i}.weight": np.ones(1 << 20, F) for i in range(8)}
+    weights = {"layers.0.q.weight": np.ones((24, 40), F), **big}
+    path = tmp_path / "base.safetensors"
+    write_safetensors(path, weights)
+    adapter = Adapter.create(
+        {"layers.0.q": (24, 40)}, r=2, num_basis_a=4, num_basis_b=4, seed=1, lora_alpha=2
+    )
+
+    def shorten(_):
+        os.truncate(path, 5000)
+
+    with pytest.raises(ChangedError, match=r"base\.safetensors: became shorter while it was read"):
+        ne.merge_checkpoint(path, adapter, tmp_path / "out.safetensors", progress=shorten)
+    assert [p.name for p in tmp_path.iterdir()] == ["base.safetensors"]
+
+
 def test_an_exported_lora_is_finite(tiny, tmp_path):
     adapter = tiny_adapter()
     huge = {name: (np.full(10, 1e6, F), c.beta) for name, c in adapter.modules.items()}

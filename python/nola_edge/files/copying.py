@@ -7,6 +7,8 @@ import functools
 import os
 from typing import TYPE_CHECKING
 
+from nola_edge.errors import ChangedError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -17,6 +19,7 @@ _NO_KERNEL_COPY = (
     errno.EBADF, errno.ETXTBSY,
 )  # fmt: skip
 _COPY_BUFFER = 1 << 20
+BECAME_SHORTER = "became shorter while it was read; run again when nothing writes to it"
 
 
 def pwrite_all(fd: int, data: bytes | memoryview, offset: int) -> None:
@@ -64,8 +67,10 @@ def copy_range(source: int, start: int, target: int, offset: int, count: int) ->
 
     Raises
     ------
+    EOFError
+        If the source ends early.
     OSError
-        If writing fails, or the source ends early.
+        If writing fails.
     """
     done = 0
     kernel = hasattr(os, "copy_file_range")
@@ -76,7 +81,7 @@ def copy_range(source: int, start: int, target: int, offset: int, count: int) ->
         else:
             block = os.pread(source, min(_COPY_BUFFER, count - done), start + done)
             if not block:
-                raise OSError(errno.EIO, "the source became shorter while it was copied")
+                raise EOFError
             pwrite_all(target, block, offset + done)
             copied = len(block)
         done += copied
@@ -93,12 +98,22 @@ def _copy_in_kernel(source: int, start: int, target: int, offset: int, count: in
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file's content; the copy gets the mode of a new file."""
+    """Copy a file's content; the copy gets the mode of a new file.
+
+    Raises
+    ------
+    ChangedError
+        If the file becomes shorter meanwhile.
+    OSError
+        If writing fails.
+    """
     read = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         write = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             copy_range(read, 0, write, 0, os.fstat(read).st_size)
+        except EOFError:
+            raise ChangedError(BECAME_SHORTER, file=source) from None
         finally:
             os.close(write)
     finally:

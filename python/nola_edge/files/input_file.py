@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nola_edge.errors import ChangedError, FormatError
+from nola_edge.files.copying import BECAME_SHORTER, copy_range
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,7 +108,7 @@ class InputFile:
             except OSError as error:
                 raise FormatError(f"cannot be read: {error.strerror}", file=self.path) from None
             if count == 0:
-                raise ChangedError("became shorter while it was read", file=self.path)
+                raise ChangedError(BECAME_SHORTER, file=self.path)
             done += count
 
     def read_bytes(self, count: int, offset: int) -> bytes:
@@ -125,6 +126,21 @@ class InputFile:
         buffer = bytearray(count)
         self.read_into(memoryview(buffer), offset)
         return bytes(buffer)
+
+    def copy_to(self, fd: int, start: int, offset: int, count: int) -> None:
+        """Copy bytes from `start` on to an offset of a file descriptor, within the kernel.
+
+        Raises
+        ------
+        ChangedError
+            If the file has become shorter.
+        OSError
+            If writing fails.
+        """
+        try:
+            copy_range(self.fd, start, fd, offset, count)
+        except EOFError:
+            raise ChangedError(BECAME_SHORTER, file=self.path) from None
 
     def mapped(self) -> mmap.mmap:
         """Return the whole file, mapped read-only; arrays of it keep it alive."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nola_edge import arguments
 from nola_edge.files.atomic import AtomicOutput
-from nola_edge.files.copying import copy_range, pwrite_all, start_writeback
+from nola_edge.files.copying import pwrite_all, start_writeback
 from nola_edge.files.gguf import GgufFile, gguf_model_obstacle
 from nola_edge.gguf.layout import Layout
 from nola_edge.gguf.plan import GgufPlan, plan_gguf
@@ -168,7 +168,7 @@ class _Writer:
 
     def copy(self, begin: int, end: int, offset: int) -> None:
         """Copy bytes of the base within the kernel."""
-        copy_range(self._base.fd, begin, self._fd, offset, end - begin)
+        self._base.copy_to(self._fd, begin, offset, end - begin)
         start_writeback(self._fd, offset, end - begin)
         self._progress(end - begin)
 

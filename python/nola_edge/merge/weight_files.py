@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.belongs import location
 from nola_edge.errors import NotFiniteError
-from nola_edge.files.copying import copy_range, pwrite_all, start_writeback
+from nola_edge.files.copying import pwrite_all, start_writeback
 from nola_edge.merge.merged import pieces_of_all
 from nola_edge.workers import Buffers, Workers
 
@@ -154,7 +154,7 @@ class _Writer:
     def copy(self, begin: int, end: int) -> None:
         """Copy bytes of the base within the kernel."""
         offset = begin + self._shift
-        copy_range(self.file.content.source.fd, begin, self._fd, offset, end - begin)
+        self.file.content.source.copy_to(self._fd, begin, offset, end - begin)
         start_writeback(self._fd, offset, end - begin)
         self._progress(end - begin)
 
