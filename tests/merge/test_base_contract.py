@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import json
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 from nola_edge.testing import BaseContract
-from nola_edge.testing.files import base_tensors
+from nola_edge.testing.files import base_tensors, plain_lora
 from nola_edge.testing.reference import merge
 from tests.conftest import write_safetensors, write_sharded
 
@@ -39,6 +42,73 @@ class TestOneFile(BaseContract):
     def merged(self, stored, module, product):
         weight = np.frombuffer(stored, self.dtype).reshape(self.modules[module])
         return merge(weight, *product).tobytes()
+
+
+class _LeavesAPart(TestOneFile):
+    __test__ = False
+
+    def merge(self, base, adapter, output, **options):
+        try:
+            return super().merge(base, adapter, output, **options)
+        except Exception:
+            output.with_name("part").write_bytes(b"1")
+            raise
+
+
+class _ChangesAnotherTensor(TestOneFile):
+    __test__ = False
+
+    def merge(self, base, adapter, output, **options):
+        super().merge(base, adapter, output, **options)
+        _, start, _ = spans_of(output)["embed.weight"]
+        data = bytearray(output.read_bytes())
+        data[start] ^= 1
+        output.write_bytes(data)
+
+
+class _DependsOnThreads(TestOneFile):
+    __test__ = False
+
+    def merge(self, base, adapter, output, **options):
+        super().merge(base, adapter, output, **options)
+        data = output.read_bytes()
+        output.write_bytes(data + bytes(options.get("num_threads") or 0))
+
+
+class _NeverDiffers(TestOneFile):
+    __test__ = False
+
+    def verify(self, merged, base, adapter):
+        return super().verify(merged, merged, [(adapter, 0)])
+
+
+@pytest.mark.parametrize(
+    ("contract", "name"),
+    [
+        (_LeavesAPart, "test_a_merge_that_fails_leaves_nothing"),
+        (_LeavesAPart, "test_weights_that_are_not_finite_are_not_written"),
+        (_ChangesAnotherTensor, "test_merged_tensors_are_those_of_the_reference"),
+        (_DependsOnThreads, "test_the_bytes_do_not_depend_on_threads"),
+        (_NeverDiffers, "test_verify_names_each_tensor"),
+        (_NeverDiffers, "test_verify_tells_another_adapter"),
+    ],
+)
+def test_the_contract_finds_faults(tmp_path, contract, name):
+    for number, kind in enumerate((TestOneFile, contract)):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        given = {
+            "tmp_path": folder,
+            "base": kind().write(folder / "base"),
+            "adapter": plain_lora(kind.modules)[0].write(folder / "adapter"),
+        }
+        test = next(getattr(kind(), found) for found in dir(kind) if found.startswith(name))
+        wanted = inspect.signature(test).parameters
+        expected = (
+            contextlib.nullcontext() if kind is TestOneFile else pytest.raises(AssertionError)
+        )
+        with expected:
+            test(**{key: value for key, value in given.items() if key in wanted})
 
 
 class TestFolderOfShards(TestOneFile):
