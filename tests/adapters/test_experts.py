@@ -261,7 +261,7 @@ def test_the_command_line_asks_for_the_layout(tmp_path):
     output = tmp_path / "o.safetensors"
     before = snapshot(tmp_path)
     line = refused("merge", base, folder, "-o", output)
-    assert "nothing here says which; pass --moe-layout peft (trained with PEFT), or" in line
+    assert "nothing here says which; tell merge, verify or inspect: --moe-layout peft" in line
     assert "mlp.experts.base_layer.lora_B.weight" in line
     assert snapshot(tmp_path) == before
     done = call("merge", base, folder, "-o", output, "--moe-layout", "peft", "-q")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import nola_edge as ne
 from nola_edge.adapters.torch_normal import standard_normal
-from tests.integrations.test_lora import gpt2, llama
+from tests.integrations.lora_family import gpt2, llama
 
 pytestmark = pytest.mark.filterwarnings("default")  # of transformers' and PEFT's own making
 CASES = {

@@ -34,9 +34,9 @@ _PARTNERS = {A: B, B: A, EMBEDDING_A: EMBEDDING_B, EMBEDDING_B: EMBEDDING_A}
 _BASE_LAYER = ".base_layer"
 _TWO_LAYOUTS = (
     "is of a stack of experts (target_parameters), which PEFT lays out in one way and Unsloth in "
-    "another, and nothing here says which; pass --moe-layout peft (trained with PEFT), or "
-    "--moe-layout unsloth (trained with Unsloth before it wrote lora_B_layout, September 2026); in "
-    "Python moe_layout="
+    "another, and nothing here says which; tell merge, verify or inspect: --moe-layout peft "
+    "(trained with PEFT), or --moe-layout unsloth (with Unsloth before it wrote lora_B_layout, "
+    "September 2026); in Python load_adapter(…, moe_layout=)"
 )
 
 
