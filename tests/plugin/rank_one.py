@@ -14,12 +14,14 @@ from nola_edge.adapters.factor_file import FactorFile
 from nola_edge.adapters.peft_fields import BOOKKEEPING, Fields
 from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX, kept_open, prefixed_names
 from nola_edge.adapters.stored import StoredAdapter
+from nola_edge.adapters.tensor_parts import check_owners
 from nola_edge.errors import AdapterError
 from nola_edge.files.tensors import TensorMapping
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from nola_edge.adapters.tensor_parts import TensorPart
     from nola_edge.files.tensors import StoredTensor
 
 
@@ -29,6 +31,7 @@ class RankOneConfig:
     fan_in_fan_out: bool
     bias: str = "none"
     modules_to_save: tuple[str, ...] = ()
+    tensors: dict[str, TensorPart] = field(default_factory=dict)
     bookkeeping: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -38,6 +41,7 @@ class RankOneConfig:
             strength=fields.alpha("strength"),
             fan_in_fan_out=fields.flag("fan_in_fan_out"),
             modules_to_save=fields.names("modules_to_save"),
+            tensors=fields.parts("tensors"),
             bookkeeping=fields.those_of(BOOKKEEPING),
         )
         fields.refuse_rest()
@@ -65,6 +69,7 @@ class RankOneAdapter(StoredAdapter):
         if not self.modules:
             raise AdapterError("has no vectors (no *.column)", file=tensors.file.path)
         self.whole_tensors = TensorMapping(tensors.whole_tensors(rest))
+        check_owners(self.config.tensors, self.modules, self.whole_tensors, tensors.file.path)
 
     def _module(self, tensors: FactorFile, stem: str) -> tuple[StoredTensor, StoredTensor]:
         one, other = names = (stem + ".column", stem + ".row")

@@ -150,6 +150,17 @@ class MergingContract(AdapterHooks):
                 {name: found[name] for name in found}, {**given.wanted, "head.weight": head}
             )
 
+    def test_recorded_names_are_followed(self, given: _Given, tmp_path: Path) -> None:
+        """Where the base calls a weight otherwise than the adapter its module."""
+        module = next(iter(self.modules))
+        own, other = f"{module}.weight", "elsewhere.weight"
+        base = write_base(
+            tmp_path / "base", {other if n == own else n: t for n, t in given.tensors.items()}
+        )
+        files = given.files.with_fields(tensors={module: other})
+        with ne.open_merged(base, files.write(tmp_path / "adapter")) as found:
+            assert found[other].tobytes() == given.wanted[own].tobytes()
+
     def test_the_command_line_writes_the_same(self, given: _Given, tmp_path: Path) -> None:
         """In a process of its own."""
         command = [sys.executable, "-m", "nola_edge", "merge", "-q", "-o", str(tmp_path / "out")]
