@@ -17,6 +17,8 @@ from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.errors import ArgumentError, MismatchError
 from nola_edge.export.lora import export_lora
 from nola_edge.merge import windows
+from nola_edge.merge.low_rank import Term, make_update
+from nola_edge.merge.target import Target
 from tests.conftest import load_all, snapshot, write_safetensors
 from tests.lora_folders import factors, lora_config, with_magnitudes, write_lora
 
@@ -96,6 +98,30 @@ def test_the_bits_of_split_weights(
     with ne.open_merged(bases[1], adapters) as split:
         wanted = joined(load_all(bases[0])["qkv.weight"], split, lines, transposed=transposed)
     assert got.tobytes() == wanted.tobytes()
+
+
+@given(transposed=st.booleans(), start=st.integers(0, 47), size=st.integers(1, 48))
+def test_as_one_product(transposed, start, size):
+    """What the audit measures: the factors of all segments, side by side."""
+    lines = layout(SIZES, gap=2)
+    shapes = {m: (stop - begin, WIDTH) for m, (begin, stop) in lines.items()}
+    adapter = trained_adapter(shapes, r=3, num_basis=5, seed=1)
+    shape = (WIDTH, 48) if transposed else (48, WIDTH)
+    terms = [
+        Term(adapter, m, 0.7, Target.part("qkv", shape, transposed, ends))
+        for m, ends in lines.items()
+    ]
+    dense = np.zeros((48, WIDTH))
+    for module, ends in lines.items():
+        a, b = adapter.factors(module, *shapes[module])
+        dense[slice(*ends)] = 0.7 * adapter.scaling * b.astype(float) @ a
+    stop = min(start + size, 48)
+    cols = (start, stop) if transposed else (3, 60)
+    rows = (3, 60) if transposed else (start, stop)
+    update = make_update(terms, shape, cols)
+    found = update.scaling * update.left(*rows) @ update.right
+    wanted = (dense.T if transposed else dense)[slice(*rows), slice(*cols)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture

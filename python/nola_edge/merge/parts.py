@@ -111,7 +111,8 @@ class PartedUpdate:
         for lines, update in self.updates:
             rows = (start, stop) if self.transposed else common(lines, (start, stop))
             block = np.zeros((stop - start, update.rank), np.float32)
-            block[rows[0] - start : rows[1] - start] = update.left(*rows)
+            if rows[0] < rows[1]:
+                block[rows[0] - start : rows[1] - start] = update.left(*rows)
             blocks.append(ops.scaled(block, update.scaling))
         return np.concatenate(blocks, axis=1) if blocks else np.zeros((stop - start, 0), np.float32)
 

@@ -181,7 +181,7 @@ class _Conversion:
                 begins[other] = count
                 inputs[other] = torch.arange(count, count + shape.numel()).reshape(shape)
                 count += shape.numel()
-            self._numbered[together] = self._convert(inputs), begins
+            self._numbered[together] = self._tried(inputs), begins
         return self._numbered[together]
 
     def _stored_with(self, name: str) -> list[str]:
@@ -190,7 +190,14 @@ class _Conversion:
 
     def _alone(self, name: str) -> set[str]:
         """Return the names of the stored tensors that a tensor has a part in."""
-        return set(self._convert({name: self._inputs[name]}))
+        return set(self._tried({name: self._inputs[name]}))
+
+    def _tried(self, tensors: Mapping[str, torch.Tensor]) -> _Tensors:
+        """Convert some of the tensors, which may want others beside them: then nothing."""
+        try:
+            return self._convert(tensors)
+        except Exception:  # whatever transformers says of a part of a model
+            return {}
 
 
 def _find(
