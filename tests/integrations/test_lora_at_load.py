@@ -48,6 +48,26 @@ def test_a_head_that_the_base_lacks_is_the_adapters(headless):
     assert_same(model, other)
 
 
+def test_a_switch_to_a_head_that_the_base_lacks(headless, tmp_path):
+    """It has to be in the base, to be switched back to; the error says how it gets there."""
+    base, adapter, wrapped = headless
+    expected = logits(wrapped)
+    model = load(base, cls=transformers.BertForSequenceClassification, num_labels=3).eval()
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    with nt.AdapterSwitch(model, base) as switch:
+        switch.add("one", adapter)
+        with pytest.raises(MismatchError, match=r"classifier\.\w+: is not there.*save_pretrained"):
+            switch.use("one")
+    assert all(torch.equal(v, before[name]) for name, v in model.state_dict().items())
+    model.save_pretrained(tmp_path / "with-head")
+    with nt.AdapterSwitch(model, tmp_path / "with-head") as switch:
+        switch.add("one", adapter)
+        switch.use("one")
+        torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-6)
+        switch.use(None)
+    assert all(torch.equal(v, before[name]) for name, v in model.state_dict().items())
+
+
 def test_a_switch_between_biases_of_a_base_with_other_names(tmp_path):
     """The first adapter says how the base's tensors are named, the second changes biases alone."""
     torch.manual_seed(2)

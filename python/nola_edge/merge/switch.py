@@ -170,8 +170,9 @@ class Switch(ABC):
             plan = MergePlan(self._base, ())
         if plan.added:
             raise MismatchError(
-                "brings a tensor that the base does not have, and weights in memory have no place "
-                "for it; merge it into a checkpoint instead",
+                "is not there, and an adapter brings it: there would be nothing to switch back to; "
+                "save the model with a tensor of that name (save_pretrained), and make that the "
+                "base of the switch",
                 file=self._base.path,
                 field=next(iter(plan.added)),
             )
