@@ -82,6 +82,15 @@ TARGETS = {
     vit: {"target_modules": ["q_proj", "v_proj", "fc1"], "modules_to_save": ["classifier"]},
     qwen: {"target_modules": ["q_proj", "v_proj"]},
 }
+#: What the files of a model call its modules, where not as in memory.
+RENAMED = {
+    vit: [
+        "vit.layers=vit.encoder.layer",
+        "attention.q_proj=attention.attention.query",
+        "attention.v_proj=attention.attention.value",
+        "mlp.fc1=intermediate.dense",
+    ]
+}
 EMBEDDING = {"target_modules": ["embed_tokens", "v_proj"]}
 
 
@@ -127,6 +136,11 @@ FAMILIES[qwen] = {
     "added biases": lambda: lora(lora_bias=True, **TARGETS[qwen]),
 }
 CASES = [(make, method) for make, methods in FAMILIES.items() for method in methods]
+
+
+def renames(make):
+    """Return the options of a merge from files for a model."""
+    return [argument for pair in RENAMED.get(make, []) for argument in ("--rename", pair)]
 
 
 def train(model, config, folder):

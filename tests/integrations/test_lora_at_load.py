@@ -24,7 +24,10 @@ from tests.integrations.lora_family import (
 )
 from tests.integrations.test_transformers import assert_same, load
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of torch, transformers, PEFT among themselves
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # of torch, transformers, PEFT among themselves
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 @pytest.fixture

@@ -9,13 +9,16 @@ import transformers
 
 import nola_edge.torch as nt
 from nola_edge.files.gguf import GgufFile
-from nola_edge.gguf.quantization import dequantize
+from nola_edge.gguf.quantization import numbers_of
 from tests.cli.in_process import call, refused
 from tests.conftest import snapshot
 from tests.integrations.gguf_models import gguf_tensors, write_gguf
 from tests.integrations.lora_family import FAMILIES, gpt2, llama, logits, train
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of torch, transformers, PEFT among themselves
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # of torch, transformers, PEFT among themselves
+    pytest.mark.usefixtures("one_thread"),
+]
 KINDS = {llama: "llama", gpt2: "gpt2"}
 CASES = [(make, method) for make in KINDS for method in FAMILIES[make] if method != "whole layers"]
 
@@ -84,7 +87,7 @@ def test_q8_0_is_the_merged_model_but_for_its_steps(trained, tmp_path):
     assert any(info.dtype == "Q8_0" for _, info in found.values())
     for name, (data, info) in found.items():
         if info.dtype == "Q8_0":
-            values = dequantize(data.reshape(len(plain[name]), -1), "Q8_0")
+            values = numbers_of("Q8_0").decode(data.reshape(len(plain[name]), -1))
             # Half a step of the base's, and half a step of the result's.
             steps = np.abs(plain[name]).max() / 127
             assert np.abs(values - plain[name]).max() <= 1.2 * steps, name
