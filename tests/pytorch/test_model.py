@@ -155,7 +155,7 @@ def test_coefficients_that_are_too_large(dtype):
 
 def terms_of(net, made):
     planned = plan_merges(dict(net.named_parameters()), made, Path("net"))
-    return {name: merge.terms for name, merge in planned.merges.items()}
+    return {name: merge.addends for name, merge in planned.merges.items()}
 
 
 def test_what_is_finite_by_a_narrow_margin_is_merged():
@@ -190,6 +190,6 @@ def test_no_update_exceeds_the_bound(basis, r, count, value, seed):
     alpha, beta = (signs * value).float().numpy()
     made = made.replace({"first": (alpha, beta)})
     weight = torch.zeros(16, 16)
-    terms = plan_merges({"first.weight": weight}, made, Path("net")).merges["first.weight"].terms
+    terms = plan_merges({"first.weight": weight}, made, Path("net")).merges["first.weight"].addends
     nt.merge_factors_(weight, terms)
     assert weight.abs().max() <= _largest_update(terms)

@@ -10,9 +10,9 @@ from nola_edge.files.tensor_info import TensorInfo
 from nola_edge.merge.blocks import apply_update
 from nola_edge.merge.low_rank import make_update, total_rank
 from nola_edge.merge.windows import Window, strips, windows, work_bytes
+from nola_edge.torch.addends import MERGEABLE
 from nola_edge.torch.arrays import array_view
 from nola_edge.torch.sharding import local_window
-from nola_edge.torch.terms import MERGEABLE
 from nola_edge.workers import Workers
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ def _merge(
     part: NDArray[Any], held: tuple[tuple[int, int], ...], merge: PlannedMerge, dtype: str
 ) -> None:
     (top, _), (left, _) = held
-    info = TensorInfo(merge.stored[0].module, dtype, part.shape, 0, part.nbytes)
+    info = TensorInfo(merge.terms[0].module, dtype, part.shape, 0, part.nbytes)
     threads = torch.get_num_threads()
     with Workers(threads) as workers:
-        for begin, end in strips(info, total_rank(merge.stored), merge.needs):
+        for begin, end in strips(info, total_rank(merge.terms), merge.needs):
             cols = (left + begin, left + end)
-            update = make_update(merge.stored, merge.shape, cols, threads)
+            update = make_update(merge.terms, merge.shape, cols, threads)
             for window in windows(info, [update]):
                 start, stop = window.rows
                 need = work_bytes(info, [update], window)

@@ -10,7 +10,7 @@ from nola_edge.files.tensor_info import TensorInfo
 from nola_edge.merge.merged import Merged
 from nola_edge.merge.result import fill
 from nola_edge.models.mapped_memory import MappedFiles, byte_view
-from nola_edge.torch.terms import MERGEABLE
+from nola_edge.torch.addends import MERGEABLE
 from nola_edge.workers import Workers
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from nola_edge.files.tensors import Tensor
     from nola_edge.models.plan import PlannedMerge
-    from nola_edge.torch.terms import Term
+    from nola_edge.torch.addends import Addend
 
 #: No weight of a model is so large that an update of ordinary size could make it infinite.
 _BEYOND_MODELS = 1e38
@@ -88,7 +88,7 @@ def merge_(model: nn.Module, adapter: Any) -> list[str]:
 
 
 def _merge_all_(merges: Sequence[tuple[torch.Tensor, PlannedMerge]]) -> None:
-    merge_many_([(w, m.terms, m.transposed) for w, m in merges if m.needs == ANY])
+    merge_many_([(w, m.addends, m.transposed) for w, m in merges if m.needs == ANY])
     for weight, merge in merges:
         if merge.needs != ANY:
             merge_outputs_(weight, merge)
@@ -150,7 +150,7 @@ def check_finite(
     """
     for name, merge in planned.items():
         weight = matrices[name]
-        if merge.needs == ANY and _is_surely_finite(weight, merge.terms):
+        if merge.needs == ANY and _is_surely_finite(weight, merge.addends):
             continue
         try:
             merge_one_(weight.clone(), merge)
@@ -158,9 +158,9 @@ def check_finite(
             raise NotFiniteError(error.message, file=model, field=name) from None
 
 
-def _is_surely_finite(weight: torch.Tensor, terms: Sequence[Term]) -> bool:
+def _is_surely_finite(weight: torch.Tensor, addends: Sequence[Addend]) -> bool:
     local: Any = weight.to_local() if hasattr(weight, "to_local") else weight
-    limit, update = torch.finfo(local.dtype).max, _largest_update(terms)
+    limit, update = torch.finfo(local.dtype).max, _largest_update(addends)
     if not local.numel() or (limit > _BEYOND_MODELS and update < limit / 2):
         return True
     # Compared so that a NaN, which any extreme becomes that meets one, is not within the limit.
@@ -168,6 +168,6 @@ def _is_surely_finite(weight: torch.Tensor, terms: Sequence[Term]) -> bool:
     return max(-low, high) + update <= limit
 
 
-def _largest_update(terms: Sequence[Term]) -> float:
+def _largest_update(addends: Sequence[Addend]) -> float:
     """Bound the elements of an update; doubled, for what roundings may add."""
-    return 2 * sum(abs(s) * factors.largest_product(*given) for factors, *given, s in terms)
+    return 2 * sum(abs(s) * factors.largest_product(*given) for factors, *given, s in addends)

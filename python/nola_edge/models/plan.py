@@ -14,15 +14,14 @@ from nola_edge.adapters.module_names import StoredNames, match_parts
 from nola_edge.adapters.tensor_parts import WEIGHT
 from nola_edge.errors import AdapterError, MismatchError, printable
 from nola_edge.merge.dora import check_alone
-from nola_edge.merge.low_rank import Term as StoredTerm
-from nola_edge.merge.low_rank import needs_of
+from nola_edge.merge.low_rank import Term, needs_of
 from nola_edge.merge.plan import load_adapters
 from nola_edge.merge.target import Target
 from nola_edge.merge.whole_tensors import fitted
 from nola_edge.models.mapped_memory import find_shared
+from nola_edge.torch.addends import MERGEABLE, Addend
 from nola_edge.torch.factors import Factors
 from nola_edge.torch.stored_factors import BiasFactors, StoredFactors
-from nola_edge.torch.terms import MERGEABLE, Term
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,21 +42,21 @@ class PlannedMerge:
         Of the parameter; a bias is a matrix of one column.
     transposed : bool
         The parameter is (in, out).
-    terms : list of (factors, alpha, beta, scaling)
+    addends : list of (factors, alpha, beta, scaling)
         One for each adapter that changes it.
-    stored : list of nola_edge.merge.low_rank.Term
+    terms : list of Term
         The same, for a weight that is read from a file; of a bias none.
     """
 
     shape: tuple[int, int]
     transposed: bool = False
+    addends: list[Addend] = field(default_factory=list)
     terms: list[Term] = field(default_factory=list)
-    stored: list[StoredTerm] = field(default_factory=list)
 
     @property
     def needs(self) -> WholeLines:
         """Return which lines must be held whole, as DoRA needs its outputs."""
-        return needs_of(self.stored)
+        return needs_of(self.terms)
 
 
 @dataclass
@@ -105,7 +104,7 @@ def plan_merges(tensors: Mapping[str, torch.Tensor], adapters: Any, model: Path)
     for adapter, share in load_adapters(adapters):
         planner.add(adapter, share)
     for name, merge in planner.plan.merges.items():
-        check_alone(merge.stored, name)
+        check_alone(merge.terms, name)
     return planner.plan
 
 
@@ -160,9 +159,9 @@ class _Planner:
         if merge.transposed != transposed:
             raise self._refusal(name, "adapters disagree about fan_in_fan_out")
         target = Target.whole(name, merge.shape, transposed)
-        stored = StoredTerm(adapter, module, share, target)
-        merge.terms.append(_term(adapter, module, target.features, stored.scaling))
-        merge.stored.append(stored)
+        term = Term(adapter, module, share, target)
+        merge.addends.append(_addend(adapter, module, target.features, term.scaling))
+        merge.terms.append(term)
         return target.features
 
     def _add_bias(self, adapter: LowRankAdapter, name: str, module: str, scaling: float) -> None:
@@ -180,7 +179,7 @@ class _Planner:
             raise self._refusal(name, f"is {list(bias.shape)}; {who} adds {list(shape)} to it")
         merge = self.plan.merges.setdefault(name, PlannedMerge((bias.shape[0], 1)))
         nothing = torch.empty(0, device="cpu")
-        merge.terms.append((BiasFactors(adapter, module), nothing, nothing, scaling))
+        merge.addends.append((BiasFactors(adapter, module), nothing, nothing, scaling))
 
     def _replace(self, adapter: LowRankAdapter, name: str, values: Tensor) -> None:
         where = location(adapter)
@@ -232,7 +231,7 @@ class _Planner:
         return MismatchError(reason, file=self._model, field=name)
 
 
-def _term(adapter: LowRankAdapter, module: str, shape: tuple[int, int], scaling: float) -> Term:
+def _addend(adapter: LowRankAdapter, module: str, shape: tuple[int, int], scaling: float) -> Addend:
     out_features, in_features = shape
     if not isinstance(adapter, Adapter):
         nothing = torch.empty(0, device="cpu")

@@ -16,12 +16,12 @@ from nola_edge.peft.bypassed import keep_from_fast_path, note_call, note_read
 from nola_edge.peft.combined import Part
 from nola_edge.peft.config import NolaConfig
 from nola_edge.peft.merging import MergingLayer
+from nola_edge.torch.addends import NolaAddend
 from nola_edge.torch.factors import FactorCache, Factors, fresh_coefficients, trained_alpha
 from nola_edge.torch.functional import nola_delta
 from nola_edge.torch.linear import is_conv1d
 from nola_edge.torch.quantize import fake_quantize
 from nola_edge.torch.sharding import Shard, check_layout, computed_shard, whole_tensor
-from nola_edge.torch.terms import NolaTerm
 
 
 class NolaLinearLayer(MergingLayer):
@@ -61,7 +61,7 @@ class NolaLinearLayer(MergingLayer):
         self.nola_scaling: dict[str, float] = {}
         self.nola_factors: dict[str, Factors] = {}
         self.nola_parts: dict[str, list[Part]] = {}  # of combined adapters
-        self._caches: dict[str, list[FactorCache]] = {}  # one for each term
+        self._caches: dict[str, list[FactorCache]] = {}  # one for each addend
         self._disable_adapters = False
         #: Inside torch's encoder layer, which in evaluation uses weights without calling layers.
         self.is_in_encoder_layer = False
@@ -126,22 +126,22 @@ class NolaLinearLayer(MergingLayer):
 
         It keeps copies of their coefficients, one after the other, as the forward pass uses them.
         """
-        terms = [
+        addends = [
             (factors, alpha.detach(), beta.detach(), weight * scaling)
             for name, weight in shares
             if name in self.nola_factors
-            for factors, alpha, beta, scaling in self.terms(name)
+            for factors, alpha, beta, scaling in self.addends(name)
         ]
-        if not terms:
+        if not addends:
             return
-        self.nola_parts[adapter_name] = [Part(f, len(a), len(b), s) for f, a, b, s in terms]
+        self.nola_parts[adapter_name] = [Part(f, len(a), len(b), s) for f, a, b, s in addends]
         self.nola_configs[adapter_name] = config
-        self.nola_factors[adapter_name] = terms[0][0]
+        self.nola_factors[adapter_name] = addends[0][0]
         self.nola_scaling[adapter_name] = 1.0
         self.nola_dropout[adapter_name] = nn.Identity()
-        self.nola_alpha[adapter_name] = nn.Parameter(torch.cat([a for _, a, _, _ in terms]))
-        self.nola_beta[adapter_name] = nn.Parameter(torch.cat([b for _, _, b, _ in terms]))
-        self._caches[adapter_name] = [FactorCache() for _ in terms]
+        self.nola_alpha[adapter_name] = nn.Parameter(torch.cat([a for _, a, _, _ in addends]))
+        self.nola_beta[adapter_name] = nn.Parameter(torch.cat([b for _, _, b, _ in addends]))
+        self._caches[adapter_name] = [FactorCache() for _ in addends]
         self.set_adapter(self.active_adapters)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
@@ -161,8 +161,8 @@ class NolaLinearLayer(MergingLayer):
             self.nola_alpha[name].requires_grad_(False)
             self.nola_beta[name].requires_grad_(False)
 
-    def terms(self, adapter: str) -> list[NolaTerm]:
-        """Return what an adapter adds to the weight; a combined one adds a term for each part."""
+    def addends(self, adapter: str) -> list[NolaAddend]:
+        """Return what an adapter adds to the weight; a combined one adds a addend for each part."""
         parts = self.nola_parts.get(adapter)
         if parts is None:
             scaling = self.nola_scaling[adapter]
@@ -249,8 +249,8 @@ class NolaLinearLayer(MergingLayer):
         x = self._cast_input_dtype(x, dtype)
         x = self.nola_dropout[adapter](shard.share_input(x))
         deltas = []
-        for cache, term in zip(self._caches[adapter], self.terms(adapter), strict=True):
-            factors, alpha, beta, scaling = term
+        for cache, addend in zip(self._caches[adapter], self.addends(adapter), strict=True):
+            factors, alpha, beta, scaling = addend
             a, b = cache.get(factors.on(shard), alpha, beta, dtype)
             deltas.append(nola_delta(x, a, b, scaling, shard))
         return sum(deltas[1:], start=deltas[0])
@@ -284,7 +284,7 @@ class NolaLinearLayer(MergingLayer):
         Materialised for those who ask; neither forward nor merge does it.
         """
         with torch.no_grad():
-            deltas = [f.b(beta) @ f.a(alpha) * s for f, alpha, beta, s in self.terms(adapter)]
+            deltas = [f.b(beta) @ f.a(alpha) * s for f, alpha, beta, s in self.addends(adapter)]
             delta = sum(deltas[1:], start=deltas[0])
         return (delta.T if self.transposed else delta).to(self.nola_alpha[adapter].dtype)
 

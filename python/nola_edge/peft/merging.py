@@ -11,8 +11,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from nola_edge.errors import NotFiniteError
+from nola_edge.torch.addends import NolaAddend
 from nola_edge.torch.merge import merge_factors_
-from nola_edge.torch.terms import NolaTerm
 
 
 class MergingLayer(nn.Module, BaseTunerLayer):
@@ -28,7 +28,7 @@ class MergingLayer(nn.Module, BaseTunerLayer):
         self._unmerged: Any = None
         self.merged_adapters: list[str] = []
 
-    def terms(self, adapter: str) -> list[NolaTerm]:
+    def addends(self, adapter: str) -> list[NolaAddend]:
         """Return what an adapter adds to the weight."""
         raise NotImplementedError
 
@@ -69,15 +69,15 @@ class MergingLayer(nn.Module, BaseTunerLayer):
     def _merge_into(self, before: Any, names: list[str]) -> None:
         """Put the kept weight back and merge adapters into it."""
         self._put_back(before)
-        terms = [term for name in names for term in self.terms(name)]
-        if not terms:
+        addends = [addend for name in names for addend in self.addends(name)]
+        if not addends:
             return
         if self.quantization_backend is None:
             weight = cast(torch.Tensor, self.get_base_layer().weight).data
-            merge_factors_(weight, terms, transposed=self.transposed)
+            merge_factors_(weight, addends, transposed=self.transposed)
         else:
             weight = self.get_base_weight().clone()
-            merge_factors_(weight, terms, transposed=self.transposed)
+            merge_factors_(weight, addends, transposed=self.transposed)
             self.set_base_weight(weight)
 
     @torch.no_grad()

@@ -8,11 +8,11 @@ import torch
 
 from nola_edge import _core
 from nola_edge.errors import ArgumentError, ArgumentTypeError, NotFiniteError
+from nola_edge.torch.addends import MERGEABLE, Addend
 from nola_edge.torch.backends import cpu, cuda
 from nola_edge.torch.expand_together import expand_group
 from nola_edge.torch.factors import Factors, concatenated
 from nola_edge.torch.sharding import Shard, local_window, whole_tensor
-from nola_edge.torch.terms import MERGEABLE, Term
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def merge_factors_(
-    weight: torch.Tensor, terms: Sequence[Term], *, transposed: bool = False
+    weight: torch.Tensor, addends: Sequence[Addend], *, transposed: bool = False
 ) -> None:
     """Merge adapters into one weight, in place.
 
@@ -28,7 +28,7 @@ def merge_factors_(
     ----------
     weight : (out, in) float32, float16 or bfloat16; (in, out) if `transposed`
         A tensor or a DTensor, of which this process's part is merged, without communication.
-    terms : sequence of (Factors, alpha, beta, scaling)
+    addends : sequence of (Factors, alpha, beta, scaling)
         Factors of the whole layer; whatever part of it they name is passed over.
     transposed : bool
 
@@ -40,13 +40,13 @@ def merge_factors_(
         If a coefficient is infinite or NaN, on every process alike; the weight was not changed. If
         a merged element is; the weight then holds it.
     """
-    _merge_prepared(*_prepared(weight, terms, transposed), transposed)
+    _merge_prepared(*_prepared(weight, addends, transposed), transposed)
 
 
 def _prepared(
-    weight: torch.Tensor, terms: Sequence[Term], transposed: bool
-) -> tuple[torch.Tensor, list[Term]]:
-    """Return this process's part of a weight, and the terms for it, on the weight's device.
+    weight: torch.Tensor, addends: Sequence[Addend], transposed: bool
+) -> tuple[torch.Tensor, list[Addend]]:
+    """Return this process's part of a weight, and the addends for it, on the weight's device.
 
     Raises
     ------
@@ -56,8 +56,8 @@ def _prepared(
     rows, cols = local_window(weight)
     local = weight.to_local() if hasattr(weight, "to_local") else weight
     shard = Shard(rows=cols, cols=rows) if transposed else Shard(rows=rows, cols=cols)
-    parts: list[Term] = []
-    for factors, *coefficients, scaling in terms:
+    parts: list[Addend] = []
+    for factors, *coefficients, scaling in addends:
         alpha, beta = map(whole_tensor, coefficients)
         if not (alpha.isfinite().all() and beta.isfinite().all()):
             raise NotFiniteError("has coefficients that are not finite", field=factors.module)
@@ -65,7 +65,7 @@ def _prepared(
     return local, parts
 
 
-def _merge_prepared(local: torch.Tensor, parts: Sequence[Term], transposed: bool) -> None:
+def _merge_prepared(local: torch.Tensor, parts: Sequence[Addend], transposed: bool) -> None:
     a, b, scaling = concatenated([(f.a(alpha), f.b(beta), s) for f, alpha, beta, s in parts])
     merge_low_rank_(local, *_sides(a, b, transposed), scaling)
 
@@ -177,14 +177,14 @@ def _has_whole_rows(weight: torch.Tensor) -> bool:
 
 
 @torch.no_grad()
-def merge_many_(updates: Sequence[tuple[torch.Tensor, Sequence[Term], bool]]) -> None:
+def merge_many_(updates: Sequence[tuple[torch.Tensor, Sequence[Addend], bool]]) -> None:
     """Merge adapters into many weights; on a CUDA device in a few launches.
 
     Nothing is changed before every coefficient has been looked at.
 
     Parameters
     ----------
-    updates : sequence of (weight, terms, transposed)
+    updates : sequence of (weight, addends, transposed)
         As :func:`merge_factors_` takes them.
 
     Raises
@@ -195,8 +195,8 @@ def merge_many_(updates: Sequence[tuple[torch.Tensor, Sequence[Term], bool]]) ->
     """
     on_device: dict[torch.device, list[Any]] = {}
     others = []
-    for weight, terms, transposed in updates:
-        local, parts = _prepared(weight, terms, transposed)
+    for weight, addends, transposed in updates:
+        local, parts = _prepared(weight, addends, transposed)
         generated = all(isinstance(factors, Factors) for factors, *_ in parts)
         if generated and local.device.type == "cuda" and cuda.is_built():
             on_device.setdefault(local.device, []).append((local, parts, transposed))
@@ -224,13 +224,13 @@ def _batches(updates: Sequence[Any]) -> list[list[Any]]:
 
 
 def _merge_batch(batch: Sequence[Any]) -> None:
-    terms = [term for _, parts, _ in batch for term in parts]
+    addends = [addend for _, parts, _ in batch for addend in parts]
     matrices = expand_group(
-        [c for _, alpha, beta, _ in terms for c in (alpha, beta)],
-        [source for factors, *_ in terms for source in (factors.a_source, factors.b_source)],
+        [c for _, alpha, beta, _ in addends for c in (alpha, beta)],
+        [source for factors, *_ in addends for source in (factors.a_source, factors.b_source)],
     )
     expanded = iter(
-        (matrices[2 * i], matrices[2 * i + 1], scaling) for i, (*_, scaling) in enumerate(terms)
+        (matrices[2 * i], matrices[2 * i + 1], scaling) for i, (*_, scaling) in enumerate(addends)
     )
     updates = []
     for local, parts, transposed in batch:

@@ -144,9 +144,9 @@ class NolaMergeQuantizer(HfQuantizer):
     def _merged_from_file(self, name: str, tensor: torch.Tensor) -> torch.Tensor | None:
         """Return what will hold a weight that is mapped from a file, merged; else None."""
         planned = self.plan.merges.get(name)
-        if planned is None or not planned.stored:
+        if planned is None or not planned.terms:
             return None
-        merged = self.from_files.add(name, tensor, planned.stored)
+        merged = self.from_files.add(name, tensor, planned.terms)
         if merged is not None and not self.deferred:
             self.from_files.run()
         return merged

@@ -8,9 +8,9 @@ from nola_edge.torch.factors import Factors
 from nola_edge.torch.stored_factors import BiasFactors, StoredFactors
 
 #: Factors, alpha, beta, scaling: one adapter's share in one weight.
-Term = tuple[Factors | StoredFactors | BiasFactors, torch.Tensor, torch.Tensor, float]
+Addend = tuple[Factors | StoredFactors | BiasFactors, torch.Tensor, torch.Tensor, float]
 #: … of an adapter whose factors are expanded from coefficients.
-NolaTerm = tuple[Factors, torch.Tensor, torch.Tensor, float]
+NolaAddend = tuple[Factors, torch.Tensor, torch.Tensor, float]
 
 #: Dtypes that can be merged, with their names in files.
 MERGEABLE = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
