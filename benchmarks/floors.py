@@ -11,10 +11,12 @@ the first forward pass, since a weight that is only mapped has not been read bef
 from __future__ import annotations
 
 import json
+import statistics
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from numpy.typing import NDArray
 
 from integrations import load, prepare
 from measure.report import heading, machine, record, row
-from measure.timing import Figure, alternate
+from measure.timing import Figure, alternate, in_turns
 from nola_edge import ops
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.files.checkpoint import Checkpoint
@@ -93,41 +95,33 @@ def multiply_adds(pairs: list[Pair], rank: int, threads: int) -> Callable[[], No
 
 
 def switch_figures(folder: Path, rank: int, rounds: int, threads: int) -> Iterator[Figure]:
-    model = load(folder)
-    with AdapterSwitch(model, folder / "base", num_threads=threads) as switch:
-        for name in ("first", "second"):
-            switch.add(name, folder / name)
-            switch.use(name)
-        pairs = adapted(model, folder / "base")
-
-        def swap() -> None:
-            switch.use("first" if switch.active == "second" else "second")
-
-        size = sum(weight.nbytes for _, weight in pairs)
-        for floor, work in (
-            ("memcpy of base to weights", copies(pairs, threads)),
-            ("its multiply-adds in cache", multiply_adds(pairs, rank, threads)),
-        ):
-            ours, least = alternate(swap, work, rounds=rounds)
+    for keep_bytes, what in ((256 << 20, "kept"), (0, "expanded anew")):
+        model = load(folder)
+        options = {"num_threads": threads, "keep_bytes": keep_bytes}
+        with AdapterSwitch(model, folder / "base", **options) as switch:
+            for name in ("first", "second"):
+                switch.add(name, folder / name)
+                switch.use(name)
+            pairs = adapted(model, folder / "base")
+            times = in_turns(
+                partial(swap, switch),
+                copies(pairs, threads),
+                multiply_adds(pairs, rank, threads),
+                rounds=rounds,
+            )
+            ours, copied, multiplied = map(statistics.median, times)
+            least = " / ".join(f"{min(one) * 1e3:.0f}" for one in times)
             yield Figure(
-                f"use, r = {rank}, factors kept", floor, ours, least, 1.3, False,
-                f"{ours * 1e3:.0f} ms against {least * 1e3:.0f} ms for {size / 1e6:.0f} MB, "
-                f"{threads} threads",
+                f"use, r = {rank}, factors {what}", "the larger floor", ours,
+                max(copied, multiplied), 1.3, False,
+                f"{ours * 1e3:.0f} ms; memcpy {copied * 1e3:.0f} ms, multiply-adds "
+                f"{multiplied * 1e3:.0f} ms (least: {least}); {threads} threads, "
+                f"{switch.kept_bytes / 1e6:.0f} MB kept",
             )  # fmt: skip
-        kept = switch.kept_bytes
-    with AdapterSwitch(load(folder), folder / "base", num_threads=threads, keep_bytes=0) as anew:
-        for name in ("first", "second"):
-            anew.add(name, folder / name)
-            anew.use(name)
-        ours, theirs = alternate(
-            lambda: anew.use("first" if anew.active == "second" else "second"),
-            copies(pairs, threads),
-            rounds=rounds,
-        )
-        yield Figure(
-            f"use, r = {rank}, factors expanded anew", "memcpy of base to weights", ours, theirs,
-            1.3, False, f"{ours * 1e3:.0f} ms; keeping takes {kept / 1e6:.0f} MB",
-        )  # fmt: skip
+
+
+def swap(switch: AdapterSwitch) -> None:
+    switch.use("first" if switch.active == "second" else "second")
 
 
 def loading_figure(folder: Path, rank: int, rounds: int, threads: int) -> Figure:

@@ -48,6 +48,32 @@ class Figure:
         return self.ratio >= self.target if self.faster else self.ratio <= self.target
 
 
+def in_turns(
+    *functions: Callable[[], object],
+    rounds: int,
+    prepare: Callable[[], object] | None = None,
+) -> list[list[float]]:
+    """Return the seconds of functions that run in turns, after one unmeasured turn.
+
+    Parameters
+    ----------
+    *functions : callable
+    rounds : int
+    prepare : callable, optional
+        Called before every measurement, unmeasured.
+    """
+    times: list[list[float]] = [[] for _ in functions]
+    for turn in range(rounds + 1):
+        for function, kept in zip(functions, times, strict=True):
+            if prepare is not None:
+                prepare()
+            begin = time.perf_counter()
+            function()
+            if turn > 0:
+                kept.append(time.perf_counter() - begin)
+    return times
+
+
 def alternate(
     ours: Callable[[], object],
     theirs: Callable[[], object],
@@ -55,22 +81,6 @@ def alternate(
     rounds: int,
     prepare: Callable[[], object] | None = None,
 ) -> tuple[float, float]:
-    """Return the median seconds of two functions run in turns, after one unmeasured turn.
-
-    Parameters
-    ----------
-    ours, theirs : callable
-    rounds : int
-    prepare : callable, optional
-        Called before every measurement, unmeasured.
-    """
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(rounds + 1):
-        for function, kept in zip((ours, theirs), times, strict=True):
-            if prepare is not None:
-                prepare()
-            begin = time.perf_counter()
-            function()
-            if turn > 0:
-                kept.append(time.perf_counter() - begin)
-    return statistics.median(times[0]), statistics.median(times[1])
+    """Return the median seconds of two functions run in turns; see :func:`in_turns`."""
+    first, second = in_turns(ours, theirs, rounds=rounds, prepare=prepare)
+    return statistics.median(first), statistics.median(second)
