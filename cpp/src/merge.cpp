@@ -163,7 +163,8 @@ MergeArgs place_of(const Weight& weight, std::size_t row, std::size_t col) {
 }
 
 bool merge_checked(const Weight& weight, const LowRank& update, int num_threads) {
-    const auto [rows, cols] = weight.shape;
+    const std::size_t rows = weight.shape.rows;
+    const std::size_t cols = weight.shape.cols;
     const ElementType type = weight.type;
     if (!std::isfinite(update.scaling) || !all_finite(update.b, rows * update.rank) ||
         !all_finite(update.a, update.rank * cols)) {
@@ -176,12 +177,31 @@ bool merge_checked(const Weight& weight, const LowRank& update, int num_threads)
     const std::size_t row_step = kernel_set.tile_rows * 8;
     std::atomic<bool> finite{true};
     const std::size_t group_step = packed_cols(update.rank, col_step);
+    const auto merge_part = [&](const float* packed, std::size_t row, std::size_t col,
+                                std::size_t count, bool streams) {
+        MergeArgs args = place_of(weight, row, col);
+        args.rows = std::min(row_step, rows - row);
+        args.cols = count;
+        args.b = update.b + row * update.rank;
+        args.a = packed;
+        args.rank = update.rank;
+        args.scaling = update.scaling;
+        args.streams = streams;
+        if (kernel(args) >= overflow_threshold(type)) {
+            finite.store(false, std::memory_order_relaxed);
+        }
+    };
+    const auto pack = [&](std::size_t first, std::size_t count) {
+        return pack_panels(update, cols, first, count, kernel_set.panel, pair, num_threads);
+    };
+    // Columns before the first that is streamed are merged with those that follow, while the line
+    // that they end in is in the cache.
     const std::size_t streamed = first_streamed(weight);
-    std::size_t group_cols = 0;
-    for (std::size_t group = 0; group < cols; group += group_cols) {
-        group_cols = std::min(group_step, (group < streamed ? streamed : cols) - group);
-        const std::vector<float> packed =
-            pack_panels(update, cols, group, group_cols, kernel_set.panel, pair, num_threads);
+    const std::size_t before = streamed < cols ? streamed : 0;
+    const std::vector<float> packed_before = pack(0, before);
+    for (std::size_t group = before; group < cols; group += group_step) {
+        const std::size_t group_cols = std::min(group_step, cols - group);
+        const std::vector<float> packed = pack(group, group_cols);
         // No kernel set has an empty tile or panel, which the analyzer cannot see.
         // NOLINTBEGIN(clang-analyzer-core.DivideZero)
         const std::size_t row_blocks = (rows + row_step - 1) / row_step;
@@ -191,17 +211,11 @@ bool merge_checked(const Weight& weight, const LowRank& update, int num_threads)
         parallel_for(row_blocks * col_blocks, num_threads, [&](std::size_t piece) {
             const std::size_t row = piece % row_blocks * row_step;
             const std::size_t col = piece / row_blocks * col_step;
-            MergeArgs args = place_of(weight, row, group + col);
-            args.rows = std::min(row_step, weight.shape.rows - row);
-            args.cols = std::min(col_step, group_cols - col);
-            args.b = update.b + row * update.rank;
-            args.a = packed.data() + col * update.rank;
-            args.rank = update.rank;
-            args.scaling = update.scaling;
-            args.streams = group >= streamed;
-            if (kernel(args) >= overflow_threshold(type)) {
-                finite.store(false, std::memory_order_relaxed);
+            if (group + col == before && before != 0) {
+                merge_part(packed_before.data(), row, 0, before, false);
             }
+            merge_part(packed.data() + col * update.rank, row, group + col,
+                       std::min(col_step, group_cols - col), streamed < cols);
         });
     }
     return finite.load(std::memory_order_relaxed);
