@@ -6,7 +6,6 @@ ggml's own gives.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,7 +60,6 @@ def check_codecs(kinds: Mapping[str, str], file: Path) -> None:
             ) from None
 
 
-@dataclass(frozen=True)
 class QuantizedNumbers:
     """The numbers of a quantised type, by the reference code.
 
@@ -71,8 +69,10 @@ class QuantizedNumbers:
         A type of ggml; of :data:`REQUANTIZED_TYPES` for all but :meth:`decode`.
     """
 
-    kind: str
-    unit: str = "step"
+    unit = "step"
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
 
     def decode(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the values of rows; see :meth:`Numbers.decode`."""

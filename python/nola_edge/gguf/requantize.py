@@ -32,7 +32,7 @@ _WINDOW_ELEMENTS = 1 << 18
 _IN_BETWEEN = 8
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Requantized(Merged):
     """A stored matrix merged by way of float32, and written as another type or anew as its own.
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _Key = TypeVar("_Key", bound=Hashable)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Merged(FromFile):
     """A stored matrix with what adapters add to it, in its own dtype.
 

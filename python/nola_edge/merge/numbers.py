@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -50,7 +49,6 @@ class Numbers(Protocol):
         """
 
 
-@dataclass(frozen=True)
 class FloatNumbers:
     """The numbers of a float type.
 
@@ -59,8 +57,10 @@ class FloatNumbers:
     dtype : {"F32", "F16", "BF16"}
     """
 
-    dtype: str
-    unit: str = "ulp"
+    unit = "ulp"
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
 
     def decode(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the values of rows; see :meth:`Numbers.decode`."""

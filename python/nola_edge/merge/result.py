@@ -10,7 +10,6 @@ changed for each.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -90,8 +89,15 @@ class Result(Protocol):
 
 
 class FromFile:
-    """A tensor of a result that has the dtype and shape of a stored one."""
+    """A tensor of a result that has the dtype and shape of a stored one.
 
+    Attributes
+    ----------
+    file, info
+        Where that is stored.
+    """
+
+    file: InputFile
     info: TensorInfo
 
     @property
@@ -105,12 +111,12 @@ class FromFile:
         return tuple(self.info.shape)
 
 
-@dataclass(frozen=True)
+# Plain classes: to make a dataclass costs every start of the program half a millisecond.
 class Stored(FromFile):
     """A tensor as a file holds it."""
 
-    file: InputFile
-    info: TensorInfo
+    def __init__(self, file: InputFile, info: TensorInfo) -> None:
+        self.file, self.info = file, info
 
     def pieces(self, num_threads: int | None = None) -> Iterator[Piece]:
         """Yield blocks of the file; see :meth:`Result.pieces`."""
@@ -120,11 +126,11 @@ class Stored(FromFile):
             yield Piece(runs, runs.nbytes, runs.nbytes, read, _unchanged)
 
 
-@dataclass(frozen=True)
 class Whole:
     """A tensor that an adapter brings."""
 
-    tensor: Tensor
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
 
     @property
     def dtype(self) -> str:
