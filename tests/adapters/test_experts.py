@@ -204,6 +204,36 @@ def test_every_verb_takes_stacks_that_are_tensors(tmp_path, monkeypatch):
     assert (found.tensor, found.elements) == ("model.layers.1.mlp.experts.down_proj", 1)
 
 
+def test_what_is_wrong_with_an_expert_of_a_stack_is_said(tmp_path):
+    """Of each by itself: one was dropped, two got the other's change, one has a broken weight."""
+    base = base_of_stacks(tmp_path / "b.safetensors")
+    folder = adapter_files().write(tmp_path / "a")
+    adapter = ne.load_adapter(folder, moe_layout="peft")
+    before, tensors = load_all(base), expected_stacks(base)
+    up, down = (HOLDER.format(1) + "." + name for name in STACKS)
+    tensors[down][1] = before[down][1]
+    changes = [tensors[up][expert] - before[up][expert] for expert in (0, 2)]
+    tensors[up][0], tensors[up][2] = before[up][0] + changes[1], before[up][2] + changes[0]
+    first = HOLDER.format(0) + ".gate_up_proj"
+    tensors[first][2, 0, 0] += 1000
+    write_safetensors(tmp_path / "o.safetensors", tensors)
+    report = ne.verify_checkpoint(tmp_path / "o.safetensors", base, adapter)
+    assert {(d.tensor, d.matrix): d.fault for d in report.differences} == {
+        (first, 2): "broken weights",
+        (up, 0): "another layer",
+        (up, 2): "another layer",
+        (down, 1): "dropped",
+    }
+    (swapped,) = (d for d in report.differences if d.name == f"{up}[0]")
+    assert swapped.source == f"{up}.2.weight"
+    done = call("verify", tmp_path / "o.safetensors", base, folder, "--moe-layout", "peft")
+    assert done.returncode == 1
+    first_line, verdict, *rows = done.stdout.splitlines()
+    assert first_line == "DIFFERENT: 3 tensors"
+    assert verdict.startswith("verdict: the adapter was dropped from 1 of 13 matrices; ")
+    assert any(row.endswith(f"dropped         {down}[1]") for row in rows)
+
+
 def test_what_is_kept_of_factors_is_counted(tmp_path):
     base = base_of_stacks(tmp_path / "b.safetensors")
     adapter = ne.load_adapter(adapter_files().write(tmp_path / "a"), moe_layout="peft")

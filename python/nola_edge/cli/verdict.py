@@ -88,7 +88,7 @@ class Verdict:
         harmless = [text for fault, text in _HARMLESS.items() if counts[fault]]
         if said and harmless:
             roundings = sum(counts[fault] for fault in _HARMLESS)
-            harmless = [f"only rounding in {_tensors(roundings, report.merged)}"]
+            harmless = [f"only rounding in {self._tensors(roundings)}"]
         forms = Counter(d.problem for d in report.differences)
         said += harmless[:1]
         said += [text.format(_count(forms[form])) for form, text in _FORMS.items() if forms[form]]
@@ -105,7 +105,7 @@ class Verdict:
             return [f"identical: {compared}, every bit as base and adapter give{rest}"]
         if not self.accepted:
             return list(self._differences())
-        count, ulps = len(report.differences), f"{self.ulps} {_unit(report.differences)}"
+        count, ulps = _differing(report), f"{self.ulps} {_unit(report.differences)}"
         ulps += "s" * (self.ulps != 1)
         first = f"the same within {ulps}: {compared}, {count} not to the bit{rest}"
         return [first, f"verdict: {self.text}"]
@@ -113,11 +113,11 @@ class Verdict:
     def _differences(self) -> Iterator[str]:
         report = self.report
         measured = sorted((d for d in report.differences if d.measured), key=lambda d: d.harmless)
-        tensors = [(d.tensor, d.detail) for d in report.differences if not d.measured]
+        tensors = [(d.name, d.detail) for d in report.differences if not d.measured]
         files = [(d.file, d.detail) for d in report.files]
         counts = [
             f"{count} {what}{'s' * (count > 1)}"
-            for count, what in ((len(report.differences), "tensor"), (len(files), "file"))
+            for count, what in ((_differing(report), "tensor"), (len(files), "file"))
             if count
         ]
         yield f"DIFFERENT: {' and '.join(counts)}"
@@ -135,10 +135,20 @@ class Verdict:
         merged = fault not in (faults.WHOLE, faults.UNTOUCHED)
         factors = [d.factor for d in self.report.differences if d.fault == fault]
         return _PHRASES[fault].format(
-            _tensors(count, self.report.merged) if merged else _count(count),
+            self._tensors(count) if merged else _count(count, *self._noun),
             adapter="the adapter was" if self.adapters == 1 else "the adapters were",
             factor=_common(factors) or "various factors",
         )
+
+    @property
+    def _noun(self) -> tuple[str, str]:
+        stacks = any(difference.matrix is not None for difference in self.report.differences)
+        return ("matrix", "matrices") if stacks else ("tensor", "tensors")
+
+    def _tensors(self, count: int) -> str:
+        merged = self.report.weights or self.report.merged
+        whole = _count(merged, *self._noun)
+        return f"all {whole}" if count == merged > 1 else f"{count} of {whole}"
 
 
 def table(differences: Sequence[Difference]) -> Iterator[str]:
@@ -154,6 +164,11 @@ def table(differences: Sequence[Difference]) -> Iterator[str]:
             yield f"    with the change of {printable(difference.source)}"
 
 
+def _differing(report: VerifyReport) -> int:
+    """Return how many tensors differ."""
+    return len({difference.tensor for difference in report.differences})
+
+
 def _unit(differences: Sequence[Difference]) -> str:
     """Return what tensors are measured in: ulps, steps of quantised types, or some in each."""
     return "/".join(dict.fromkeys(difference.unit for difference in differences))
@@ -165,12 +180,8 @@ def _common(factors: list[float]) -> str | None:
     return f"{middle:.2g}" if high - low <= _SAME * abs(middle) else None
 
 
-def _tensors(count: int, merged: int) -> str:
-    return f"all {_count(merged)}" if count == merged > 1 else f"{count} of {_count(merged)}"
-
-
-def _count(number: int) -> str:
-    return f"{number} tensor{'s' * (number != 1)}"
+def _count(number: int, one: str = "tensor", many: str = "tensors") -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def _row(difference: Difference) -> tuple[str, ...]:
@@ -179,7 +190,7 @@ def _row(difference: Difference) -> tuple[str, ...]:
         f"{difference.ulps:.3g}",
         _beyond(difference),
         _cause(difference),
-        printable(difference.tensor),
+        printable(difference.name),
     )
 
 

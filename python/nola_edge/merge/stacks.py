@@ -21,13 +21,18 @@ if TYPE_CHECKING:
     Tensors = Mapping[str, tuple[SafetensorsFile, TensorInfo]]
 
 
+def matrix_name(stack: str, number: int) -> str:
+    """Return the name of a matrix of a stack."""
+    return f"{stack}.{number}.weight"
+
+
 def matrices_of(info: TensorInfo) -> list[TensorInfo]:
     """Return the entries of a stack's matrices, called ``<stack>.<number>.weight``."""
     count, *shape = info.shape
     size = info.nbytes // max(1, count)
     starts = [info.start + number * size for number in range(count)]
     return [
-        TensorInfo(f"{info.name}.{n}.weight", info.dtype, tuple(shape), start, start + size)
+        TensorInfo(matrix_name(info.name, n), info.dtype, tuple(shape), start, start + size)
         for n, start in enumerate(starts)
     ]
 

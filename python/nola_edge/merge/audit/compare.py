@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -13,10 +13,11 @@ from nola_edge.errors import NotFiniteError
 from nola_edge.merge.audit.report import Difference, VerifyReport
 from nola_edge.merge.blocks import read_runs
 from nola_edge.merge.merged import Merged
+from nola_edge.merge.stacks import MergedStack, matrices_of
 from nola_edge.workers import Buffers, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -97,6 +98,7 @@ class _Comparison:
         self._progress = progress
         self._num_threads = num_threads
         self._form: dict[str, Difference] = {}
+        self._parts: dict[str, list[_Part]] = {}
         self._values: dict[str, tuple[int, float]] = {}
         self._not_finite: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -116,12 +118,15 @@ class _Comparison:
             detail = f"{list(found.shape)} instead of {list(right.shape)}"
             self._form[name] = Difference(name, "shape", detail)
             return
-        for piece in right.pieces(self._num_threads):
-            need = piece.work + piece.runs.nbytes
-            workers.submit(self._compare, name, piece, nbytes=need)
+        self._parts[name] = parts = _parts(name, right, self._candidate[name])
+        for part in parts:
+            for piece in part.right.pieces(self._num_threads):
+                need = piece.work + piece.runs.nbytes
+                workers.submit(self._compare, part, piece, nbytes=need)
 
-    def _compare(self, name: str, piece: Piece) -> None:
-        file, found = self._candidate[name]
+    def _compare(self, part: _Part, piece: Piece) -> None:
+        name = part.name
+        file, found = part.found
         runs = piece.runs
         have = read_runs(file, found, runs, self._have.get(runs.nbytes))
         try:
@@ -141,19 +146,13 @@ class _Comparison:
 
     def report(self) -> VerifyReport:
         """Return the findings, in the order of the base's tensors."""
-        report = VerifyReport(merged=len(self._expected.merged))
+        report = VerifyReport(merged=len(self._expected.merged), weights=len(self._expected.merges))
         for name in self._expected.names:
             if name in self._form:
                 report.differences.append(self._form[name])
                 if self._form[name].problem == "missing":
                     continue
-            elif name in self._not_finite:
-                report.differences.append(Difference(name, "values", self._not_finite[name]))
-            elif name in self._values:
-                elements, largest = self._values[name]
-                info = self._candidate[name][1]
-                detail, elements = _said(elements, largest, info)
-                report.differences.append(Difference(name, "values", detail, elements, largest))
+            report.differences += self._of_values(name)
             report.tensors += 1
             report.nbytes += self._candidate[name][1].nbytes
         wanted = set(self._expected.names)
@@ -163,6 +162,33 @@ class _Comparison:
             if name not in wanted
         ]
         return report
+
+    def _of_values(self, name: str) -> Iterator[Difference]:
+        for part in self._parts.get(name, ()):
+            if part.name in self._not_finite:
+                detail = self._not_finite[part.name]
+                yield Difference(name, "values", detail, matrix=part.matrix)
+            elif part.name in self._values:
+                elements, largest = self._values[part.name]
+                detail, elements = _said(elements, largest, part.found[1])
+                yield Difference(name, "values", detail, elements, largest, matrix=part.matrix)
+
+
+class _Part(NamedTuple):
+    """A tensor, or a matrix of a stack."""
+
+    name: str
+    right: Result
+    found: tuple[InputFile, TensorInfo]
+    matrix: int | None = None
+
+
+def _parts(name: str, right: Result, found: tuple[InputFile, TensorInfo]) -> list[_Part]:
+    if not isinstance(right, MergedStack):
+        return [_Part(name, right, found)]
+    file, info = found
+    pairs = zip(right.matrices, matrices_of(info), strict=True)
+    return [_Part(have.name, m, (file, have), n) for n, (m, have) in enumerate(pairs)]
 
 
 def _said(differing: int, largest: float, info: TensorInfo) -> tuple[str, int]:

@@ -24,6 +24,7 @@ from nola_edge.merge.audit.other_layers import nearest_layers
 from nola_edge.merge.blocks import runs_of
 from nola_edge.merge.low_rank import needs_of, total_rank
 from nola_edge.merge.result import Whole
+from nola_edge.merge.stacks import matrices_of, matrix_name
 from nola_edge.merge.windows import ANY, Window, strips, windows, work_bytes
 from nola_edge.workers import Workers
 
@@ -75,7 +76,8 @@ def audit(
     list of Difference
         The same, those of values with a fault, and of merged tensors with all their fields.
     """
-    names = [d.tensor for d in differences if d.problem == "values" and d.tensor in plan.merges]
+    found = {**found, **_matrices(found, differences)}
+    names = [_name(d) for d in differences if d.problem == "values" and _name(d) in plan.merges]
     audited = _Audit(plan, found, num_threads, progress)
     audited.measure(names)
     for name in names:
@@ -84,6 +86,23 @@ def audit(
         [n for n in names if faults.may_be_rarer(audited.faults[n], audited.measured[n])]
     )
     return [audited.said_of(d) if d.problem == "values" else d for d in differences]
+
+
+def _name(difference: Difference) -> str:
+    """Return the plan's name of what differs."""
+    if difference.matrix is None:
+        return difference.tensor
+    return matrix_name(difference.tensor, difference.matrix)
+
+
+def _matrices(found: Found, differences: list[Difference]) -> Found:
+    """Return file and entry of the matrices of stacks that differ."""
+    matrices = {}
+    for difference in differences:
+        if difference.matrix is not None:
+            file, info = found[difference.tensor]
+            matrices[_name(difference)] = file, matrices_of(info)[difference.matrix]
+    return matrices
 
 
 class _Audit:
@@ -134,7 +153,7 @@ class _Audit:
 
     def said_of(self, difference: Difference) -> Difference:
         """Return a difference with what was found out about it."""
-        name = difference.tensor
+        name = _name(difference)
         if name not in self.faults:
             brought = isinstance(self._plan.result(name), Whole)
             return replace(difference, fault=faults.WHOLE if brought else faults.UNTOUCHED)

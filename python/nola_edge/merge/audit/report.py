@@ -53,6 +53,8 @@ class Difference:
         into: ``"whole tensor"`` (which an adapter brings), ``"untouched"`` (which none changes).
     source : str, optional
         The tensor whose change is in this one, for ``"another layer"``.
+    matrix : int, optional
+        Which of a stack it is of whose values this is said, where adapters are merged into some.
     """
 
     tensor: str
@@ -68,6 +70,12 @@ class Difference:
     unit: str = "ulp"
     fault: str | None = None
     source: str | None = None
+    matrix: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Return the tensor's name, or that of the matrix of a stack, with its number."""
+        return self.tensor if self.matrix is None else f"{self.tensor}[{self.matrix}]"
 
     @property
     def measured(self) -> bool:
@@ -115,6 +123,8 @@ class VerifyReport:
         Tensors compared.
     merged : int
         Of these, tensors that the adapters change.
+    weights : int
+        The matrices that the adapters change: as `merged`, but of stacks each counts.
     nbytes : int
         Bytes compared.
     differences : list of Difference
@@ -125,6 +135,7 @@ class VerifyReport:
 
     tensors: int = 0
     merged: int = 0
+    weights: int = 0
     nbytes: int = 0
     differences: list[Difference] = field(default_factory=list)
     files: list[FileDifference] = field(default_factory=list)
