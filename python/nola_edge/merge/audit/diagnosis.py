@@ -16,8 +16,8 @@ import numpy as np
 
 from nola_edge import ops
 from nola_edge.dtypes import MERGEABLE
-from nola_edge.merge.audit import faults
-from nola_edge.merge.audit.block import change_in, change_of, read_block
+from nola_edge.merge.audit import faults, predictions
+from nola_edge.merge.audit.block import read_block
 from nola_edge.merge.audit.compare import merged
 from nola_edge.merge.audit.measure import Measurement
 from nola_edge.merge.audit.other_layers import nearest_layers
@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 
     from nola_edge.files.input_file import InputFile
     from nola_edge.files.tensor_info import TensorInfo
-    from nola_edge.merge.audit.block import Block
     from nola_edge.merge.audit.compare import Expected
-    from nola_edge.merge.audit.faults import Prediction
     from nola_edge.merge.audit.report import Difference
     from nola_edge.merge.low_rank import RowUpdate
     from nola_edge.merge.merged import Merged
@@ -195,7 +193,7 @@ class _Audit:
         block = read_block(result, self._found[name], update, window)
         measured.add_block(block)
         if sampled:
-            measured.add_predictions(block, _usual(result, block, window, update))
+            measured.add_predictions(block, predictions.usual(result, block, window, update))
         self._add(name, measured)
         self._progress(runs_of(self._found[name][1], window).nbytes)
 
@@ -203,34 +201,15 @@ class _Audit:
         result = merged(self._plan, name)
         measured = Measurement(result.dtype)
         block = read_block(result, self._found[name], update, window)
-        measured.add_predictions(block, self._rarer(name, block, window))
+        source = self._sources.get(name)
+        other = None if source is None else merged(self._plan, source)
+        factor = self.measured[name].factor
+        measured.add_predictions(block, predictions.rarer(result, block, window, factor, other))
         self._add(name, measured)
 
     def _add(self, name: str, measured: Measurement) -> None:
         with self._lock:
             self.measured[name].add(measured)
-
-    def _rarer(self, name: str, block: Block, window: Window) -> Iterator[Prediction]:
-        result, factor = merged(self._plan, name), self.measured[name].factor
-        if math.isfinite(factor):
-            yield from faults.scaled_predictions(block, faults.SCALED, factor)
-        if needs_of(result.terms) != ANY:
-            return
-        if result.shape[0] == result.shape[1]:
-            across = change_in(result, Window(window.cols, window.rows)).T
-            yield faults.TRANSPOSED, block.rounded(block.base + across)
-        if any(term.target.head_rows is not None for term in result.terms):
-            change = change_in(_in_order(result), window)
-            yield faults.ROW_ORDER, block.rounded(block.base + change)
-        if name in self._sources:
-            other = change_in(merged(self._plan, self._sources[name]), window)
-            yield faults.ANOTHER_LAYER, block.rounded(block.base + other)
-
-
-def _in_order(result: Merged) -> Merged:
-    """Return what a merge would be that takes the rows to be in the model's order."""
-    terms = (replace(t, target=replace(t.target, head_rows=None)) for t in result.terms)
-    return replace(result, terms=tuple(terms))
 
 
 def _most_columns(result: Merged) -> int:
@@ -247,20 +226,6 @@ def _memory(result: Merged, update: RowUpdate, window: Window) -> int:
     """Return the bytes that measuring a window takes."""
     rows, cols = window.shape
     return work_bytes(result.info, [update], window) + _ARRAYS_BYTES * rows * cols
-
-
-def _usual(result: Merged, block: Block, window: Window, update: RowUpdate) -> Iterator[Prediction]:
-    terms = result.terms
-    if update.needs != ANY:
-        product = change_of(update.left(*window.rows), update.right, update.scaling)
-        yield from faults.usual_predictions(block, None)
-        yield from faults.predictions_of_dora(block, product)
-        return
-    alone = [update]
-    if len(terms) > 1:
-        alone = [replace(result, terms=(term,)).update(window.cols, 1) for term in terms]
-    yield from faults.usual_predictions(block, faults.rslora_mistake(terms))
-    yield from faults.twice_rounded(block, alone, window.rows)
 
 
 def _quietly(work: Callable[..., None], *args: Any) -> None:

@@ -11,21 +11,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from nola_edge.merge.audit.block import change_of
 from nola_edge.merge.audit.measure import IMPRECISION
 from nola_edge.merge.low_rank import total_rank
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
-    from nola_edge.merge.audit.block import Block, Floats
     from nola_edge.merge.audit.measure import Measurement
-    from nola_edge.merge.low_rank import RowUpdate, Term
+    from nola_edge.merge.low_rank import Term
 
-    Prediction = tuple[str, Floats]
-    Rounding = Callable[[Floats], Floats]
 
 ROUNDING = "rounding"
 ROUNDED_TWICE = "rounded twice"
@@ -66,10 +60,11 @@ _TIMES_AVERAGE = 12.0
 _FEW = 0.01
 _BROKEN_ULPS = 64.0
 #: Parts of the change as near to each other as this are not told apart.
-_STEP = 0.1
+STEP = 0.1
 #: A change of more than this, up or down, may be one of the scaling.
 _SLIGHT = 0.02
-_LESS, _MORE = "less than ", "more than "
+#: What predictions of a bit less and a bit more than a mistake are called before its name.
+BESIDE = ("less than ", "more than ")
 
 
 def rslora_mistake(terms: Sequence[Term]) -> tuple[str, float] | None:
@@ -84,79 +79,6 @@ def rslora_mistake(terms: Sequence[Term]) -> tuple[str, float] | None:
         mistakes.add((RSLORA_OFF, 1 / root) if used else (RSLORA_ON, root))
     mistake = mistakes.pop()
     return None if mistakes or mistake[1] == 1 else mistake
-
-
-def usual_predictions(block: Block, mistake: tuple[str, float] | None) -> Iterator[Prediction]:
-    """Yield what a right merge gives for a window, and what mistakes in its scaling do."""
-    yield ROUNDING, block.right
-    yield f"{MERGED_TWICE}: one after the other", block.rounded(block.right + block.change)
-    for name, part in [*PARTS.items(), *([mistake] if mistake else [])]:
-        yield from scaled_predictions(block, name, part)
-
-
-def scaled_predictions(block: Block, name: str, part: float) -> Iterator[Prediction]:
-    """Yield what some multiple of the change gives for a window, and what a bit less and more do.
-
-    Where the change is small, many elements agree whatever the multiple is; whether it is the best
-    shows in its neighbours.
-    """
-    step = _STEP * (abs(part) or 1)
-    for key, factor in ((name, part), (_LESS + name, part - step), (_MORE + name, part + step)):
-        yield key, block.rounded(block.base + np.float32(factor) * block.change)
-
-
-def twice_rounded(
-    block: Block, updates: Sequence[RowUpdate], rows: tuple[int, int]
-) -> Iterator[Prediction]:
-    """Yield what merges give for a window that round more than the result.
-
-    The sum of all changes, or, of one adapter after the other: nothing else, the change, the
-    product before its scaling, or the factors too.
-
-    Parameters
-    ----------
-    block : Block
-    updates : sequence of RowUpdate
-        Of each adapter alone.
-    rows : (start, stop)
-        Of the window.
-    """
-    factors = [(update.left(*rows), update.right, update.scaling) for update in updates]
-    if len(updates) > 1:
-        one_by_one = _one_after_the_other(block.base, factors, change_of, block.rounded)
-        yield f"{ROUNDED_TWICE}: nothing else", one_by_one
-    for number, half in enumerate(block.intermediate):
-        yield f"{ROUNDED_TWICE}: sum {number}", block.rounded(block.base + half(block.change))
-        for name, way in _ways(half).items():
-            weight = _one_after_the_other(block.base, factors, way, half)
-            yield f"{ROUNDED_TWICE}: {name} {number}", block.rounded(weight)
-
-
-def _ways(half: Rounding) -> dict[str, Callable[[Floats, Floats, float], Floats]]:
-    """Return how a program makes the change of an adapter that rounds on the way."""
-    return {
-        "weight": change_of,
-        "change": lambda *given: half(change_of(*given)),
-        "product": lambda b, a, s: half(np.float32(s) * half(change_of(b, a, 1.0))),
-        "factors": lambda b, a, s: half(np.float32(s) * half(change_of(half(b), half(a), 1.0))),
-    }
-
-
-def _one_after_the_other(
-    weight: Floats,
-    factors: Sequence[tuple[Floats, Floats, float]],
-    way: Callable[[Floats, Floats, float], Floats],
-    rounded: Rounding,
-) -> Floats:
-    for given in factors:
-        weight = rounded(weight + way(*given))
-    return weight
-
-
-def predictions_of_dora(block: Block, product: Floats) -> Iterator[Prediction]:
-    """Yield what is merged twice rounded, and what is without magnitudes, for a window."""
-    yield ROUNDED_TWICE, block.rounded(block.base + block.rounded(block.change))
-    yield DORA_OFF, block.rounded(block.base + product)
 
 
 def judge(measured: Measurement) -> str:
@@ -196,7 +118,7 @@ def forget_same_part(measured: Measurement, mistake: tuple[str, float] | None) -
     """Have no mistake compete with :data:`SCALED` that leaves about the same part of the change."""
     parts = [*PARTS.items(), *([mistake] if mistake else [])]
     factor = measured.factor
-    same = [name for name, part in parts if part and abs(part - factor) <= _STEP * abs(factor)]
+    same = [name for name, part in parts if part and abs(part - factor) <= STEP * abs(factor)]
     for key in list(measured.errors):
         if key.partition(":")[0] in same:
             del measured.errors[key]
@@ -207,7 +129,7 @@ def _least_errors(measured: Measurement) -> dict[str, float]:
     least: dict[str, float] = {}
     for key, error in measured.errors.items():
         name = key.partition(":")[0]
-        if not name.startswith((_LESS, _MORE)):
+        if not name.startswith(BESIDE):
             least[name] = min(error, least.get(name, math.inf))
     return least
 
@@ -215,14 +137,14 @@ def _least_errors(measured: Measurement) -> dict[str, float]:
 def _is_certain(fault: str, errors: dict[str, float], measured: Measurement) -> bool:
     """Tell whether a mistake explains clearly more than others, and its part than others."""
     error = errors[fault]
-    neighbours = [measured.errors.get(sign + fault, math.inf) for sign in (_LESS, _MORE)]
+    neighbours = [measured.errors.get(sign + fault, math.inf) for sign in BESIDE]
     others = [other for name, other in errors.items() if name != fault]
     return error <= min(neighbours) and all(_clearly(error, other) for other in others)
 
 
 def _is_there(error: float, errors: dict[str, float], measured: Measurement) -> bool:
     """Tell whether a change with some error is nevertheless the wanted one, and all of it."""
-    return error * _CLEARLY <= errors[DROPPED] and not abs(measured.factor - 1) > _STEP
+    return error * _CLEARLY <= errors[DROPPED] and not abs(measured.factor - 1) > STEP
 
 
 def _clearly(error: float, other: float) -> bool:

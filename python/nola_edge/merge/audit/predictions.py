@@ -1,0 +1,164 @@
+"""What mistakes would have made of a window of a weight, rounded as a merge rounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nola_edge.merge.audit import faults
+from nola_edge.merge.audit.block import change_in, change_of
+from nola_edge.merge.low_rank import needs_of
+from nola_edge.merge.windows import ANY, Window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from nola_edge.merge.audit.block import Block, Floats
+    from nola_edge.merge.low_rank import RowUpdate
+    from nola_edge.merge.merged import Merged
+
+    Prediction = tuple[str, Floats]
+    Rounding = Callable[[Floats], Floats]
+
+
+def usual(result: Merged, block: Block, window: Window, update: RowUpdate) -> Iterator[Prediction]:
+    """Yield what a right merge gives for a window, and what the usual mistakes do.
+
+    Parameters
+    ----------
+    result : Merged
+        What the weight should be.
+    block : Block
+        The window as it was found.
+    window : Window
+    update : RowUpdate
+        For the window's columns.
+    """
+    terms = result.terms
+    if update.needs != ANY:
+        product = change_of(update.left(*window.rows), update.right, update.scaling)
+        yield from _scalings(block, None)
+        yield from _of_dora(block, product)
+        return
+    alone = [update]
+    if len(terms) > 1:
+        alone = [replace(result, terms=(term,)).update(window.cols, 1) for term in terms]
+    yield from _scalings(block, faults.rslora_mistake(terms))
+    yield from _twice_rounded(block, alone, window.rows)
+
+
+def rarer(
+    result: Merged, block: Block, window: Window, factor: float, other: Merged | None
+) -> Iterator[Prediction]:
+    """Yield what rarer mistakes give for a window.
+
+    Parameters
+    ----------
+    result : Merged
+        What the weight should be.
+    block : Block
+        The window as it was found.
+    window : Window
+    factor : float
+        What the change was multiplied by, as far as can be told; else NaN.
+    other : Merged, optional
+        The weight whose change is most like the one that was found.
+    """
+    if math.isfinite(factor):
+        yield from _scaled(block, faults.SCALED, factor)
+    if needs_of(result.terms) != ANY:
+        return
+    if result.shape[0] == result.shape[1]:
+        across = change_in(result, Window(window.cols, window.rows)).T
+        yield faults.TRANSPOSED, block.rounded(block.base + across)
+    if any(term.target.head_rows is not None for term in result.terms):
+        change = change_in(_in_order(result), window)
+        yield faults.ROW_ORDER, block.rounded(block.base + change)
+    if other is not None:
+        yield faults.ANOTHER_LAYER, block.rounded(block.base + change_in(other, window))
+
+
+def _in_order(result: Merged) -> Merged:
+    """Return what a merge would be that takes the rows to be in the model's order."""
+    terms = (replace(t, target=replace(t.target, head_rows=None)) for t in result.terms)
+    return replace(result, terms=tuple(terms))
+
+
+def _scalings(block: Block, mistake: tuple[str, float] | None) -> Iterator[Prediction]:
+    """Yield what a right merge gives for a window, and what mistakes in its scaling do."""
+    yield faults.ROUNDING, block.right
+    yield f"{faults.MERGED_TWICE}: one after the other", block.rounded(block.right + block.change)
+    for name, part in [*faults.PARTS.items(), *([mistake] if mistake else [])]:
+        yield from _scaled(block, name, part)
+
+
+def _scaled(block: Block, name: str, part: float) -> Iterator[Prediction]:
+    """Yield what some multiple of the change gives for a window, and what a bit less and more do.
+
+    Where the change is small, many elements agree whatever the multiple is; whether it is the best
+    shows in its neighbours.
+    """
+    step = faults.STEP * (abs(part) or 1)
+    less, more = (sign + name for sign in faults.BESIDE)
+    for key, factor in ((name, part), (less, part - step), (more, part + step)):
+        yield key, block.rounded(block.base + np.float32(factor) * block.change)
+
+
+def _twice_rounded(
+    block: Block, updates: Sequence[RowUpdate], rows: tuple[int, int]
+) -> Iterator[Prediction]:
+    """Yield what merges give for a window that round more than the result.
+
+    The sum of all changes, or, of one adapter after the other: nothing else, the change, the
+    product before its scaling, or the factors too.
+
+    Parameters
+    ----------
+    block : Block
+    updates : sequence of RowUpdate
+        Of each adapter alone.
+    rows : (start, stop)
+        Of the window.
+    """
+    factors = [(update.left(*rows), update.right, update.scaling) for update in updates]
+    if len(updates) > 1:
+        one_by_one = _one_after_the_other(block.base, factors, change_of, block.rounded)
+        yield f"{faults.ROUNDED_TWICE}: nothing else", one_by_one
+    for number, half in enumerate(block.intermediate):
+        yield (
+            f"{faults.ROUNDED_TWICE}: sum {number}",
+            block.rounded(block.base + half(block.change)),
+        )
+        for name, way in _ways(half).items():
+            weight = _one_after_the_other(block.base, factors, way, half)
+            yield f"{faults.ROUNDED_TWICE}: {name} {number}", block.rounded(weight)
+
+
+def _ways(half: Rounding) -> dict[str, Callable[[Floats, Floats, float], Floats]]:
+    """Return how a program makes the change of an adapter that rounds on the way."""
+    return {
+        "weight": change_of,
+        "change": lambda *given: half(change_of(*given)),
+        "product": lambda b, a, s: half(np.float32(s) * half(change_of(b, a, 1.0))),
+        "factors": lambda b, a, s: half(np.float32(s) * half(change_of(half(b), half(a), 1.0))),
+    }
+
+
+def _one_after_the_other(
+    weight: Floats,
+    factors: Sequence[tuple[Floats, Floats, float]],
+    way: Callable[[Floats, Floats, float], Floats],
+    rounded: Rounding,
+) -> Floats:
+    for given in factors:
+        weight = rounded(weight + way(*given))
+    return weight
+
+
+def _of_dora(block: Block, product: Floats) -> Iterator[Prediction]:
+    """Yield what is merged twice rounded, and what is without magnitudes, for a window."""
+    yield faults.ROUNDED_TWICE, block.rounded(block.base + block.rounded(block.change))
+    yield faults.DORA_OFF, block.rounded(block.base + product)
