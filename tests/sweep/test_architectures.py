@@ -12,9 +12,9 @@ RESULTS = Path("benchmarks/results/2026-11-architectures.jsonl")
 PAGE = Path("docs/architectures.md")
 ROOT = Path(__file__).parents[2]
 #: One of each kind: names as they are, Conv1D, encoder and decoder, an embedding that is tied,
-#: renamed towers, names renamed inside, joined layers, experts, a state-space model.
+#: renamed towers, names renamed inside, joined layers, experts, a recurrent model.
 SAMPLE = (
-    "llama", "gpt2", "t5", "bert", "qwen2_5_vl", "vit", "nomic_bert", "molmo2", "phimoe", "mamba",
+    "llama", "gpt2", "t5", "bert", "qwen2_5_vl", "vit", "nomic_bert", "molmo2", "phimoe", "rwkv",
 )  # fmt: skip
 
 
