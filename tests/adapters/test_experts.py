@@ -313,7 +313,7 @@ def test_a_layout_where_there_are_no_experts_is_refused(tmp_path, tiny):
     with pytest.raises(ArgumentError, match="moe_layout: is 'other', must be peft or unsloth"):
         ne.load_adapter(folder, moe_layout="other")
     line = refused("merge", *tiny, "-o", tmp_path / "o", "--moe-layout", "peft")
-    assert "--moe-layout is for LoRA of stacks of experts" in line
+    assert "--moe-layout is for LoRAs of stacked experts" in line
 
 
 SQUARE = {"gate_up_proj": (HIDDEN, HIDDEN), "down_proj": (HIDDEN, HIDDEN)}

@@ -103,10 +103,8 @@ def test_a_merge_says_what_it_carried_over_and_what_not(tiny, tmp_path):
     for name in ("adapter_config.json", "checkpoint-3/config.json", "pytorch_model.bin"):
         (base / name).write_text("{}")
     done = run("merge", base, adapter, "-o", tmp_path / "out")
-    assert "  carried over as they are: sub/part.safetensors\n" in done.stdout
-    assert (
-        "  not carried over: adapter_config.json, pytorch_model.bin, checkpoint-3\n" in done.stdout
-    )
+    assert "  copied unchanged: sub/part.safetensors\n" in done.stdout
+    assert "  not copied: adapter_config.json, pytorch_model.bin, checkpoint-3\n" in done.stdout
 
 
 def test_a_head_with_other_labels_is_noted(tiny, tmp_path):
@@ -151,7 +149,7 @@ def test_quantize_pack_unpack_merge(tiny, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "60 coefficients of 4 bits" in done.stdout
     done = run("pack", tmp_path / "small", "-o", tmp_path / "small.nola")
-    assert "bytes each all told" in done.stdout
+    assert "bytes each in total" in done.stdout
     assert (
         json.loads(run("inspect", tmp_path / "small.nola", "--json").stdout)["coefficient_bits"]
         == 4

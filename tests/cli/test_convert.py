@@ -25,9 +25,9 @@ def test_a_folder_and_how_to_check_it(tmp_path):
     assert first.startswith(f"{tmp_path}/out: exact LoRA of 2 modules, rank 2, ")
     assert first.endswith("of 24 coefficients (LLaMA (PEFT))")
     assert basis == (
-        "basis: drawn on a GPU of 864 blocks (a100); not checked, as nothing records it"
+        "basis: drawn on a GPU of 864 blocks (a100); not checked, because nothing records it"
     )
-    assert check.startswith('to check it, where it was trained: python -c "import torch, ')
+    assert check.startswith('to check it, run this where it was trained: python -c "import torch, ')
     assert "torch.manual_seed(9999999999); w = torch.empty(6, 12, 2, dtype=torch.float32" in check
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 2, 4)

@@ -163,7 +163,7 @@ def test_no_room_for_the_comparison(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", None)
     usage = namedtuple("usage", "free")(1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(OutputError, match="has 1000 free; set TMPDIR") as caught:
+    with pytest.raises(OutputError, match="has only 1000 free; set TMPDIR") as caught:
         comparison.compare(lambda _: None)
     assert caught.value.file == tmp_path
     assert snapshot(tmp_path) == {}

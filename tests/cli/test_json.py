@@ -81,7 +81,7 @@ def test_a_refusal_in_json(command, tmp_path):
         (["nonsense", "--json"], "UsageError", None, "No such command"),
         (["export", "--json"], "UsageError", "--json", "No such option"),
         (["inspect", "a", "--json=1"], "UsageError", "--json", "does not take a value"),
-        (["inspect", "a", "--revision", "x", "--json"], "UsageError", None, "no --base is given"),
+        (["inspect", "a", "--revision", "x", "--json"], "UsageError", None, "no --base was given"),
         (["demo", "--keep", "-", "--json"], "OutputError", None, "write --keep NAME"),
     ],
 )

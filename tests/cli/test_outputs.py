@@ -63,7 +63,7 @@ def test_another_kind_of_output(here, command, output, instead):
 def test_standard_output_is_no_place(here, command):
     before = snapshot(here)
     line = refused(*command.split(), "-o", "-")
-    assert "standard output is not written to" in line
+    assert "cannot be written to standard output" in line
     assert snapshot(here) == before
 
 

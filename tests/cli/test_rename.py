@@ -43,7 +43,7 @@ def test_merged_verified_and_exported(towers, tmp_path):
 
 def test_inspected(towers):
     assert call("inspect", towers[1], "--base", towers[0], *RENAME).returncode == 0
-    assert "no --base is given" in refused("inspect", towers[1], *RENAME)
+    assert "no --base was given" in refused("inspect", towers[1], *RENAME)
 
 
 def test_each_adapter_may_want_some_of_the_rules(towers, tmp_path):

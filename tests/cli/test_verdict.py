@@ -51,7 +51,7 @@ def test_a_tolerance_accepts_roundings_alone(tmp_path, verify):
     done = verify(case, twice, "--ulps", 1)
     assert done.returncode == 0
     assert done.stdout.splitlines() == [
-        "the same within 1 ulp: 5 tensors (4 merged), 33.3 kB, 4 not to the bit; nothing else was "
+        "the same within 1 ulp: 5 tensors (4 merged), 33.3 kB, 4 not identical; nothing else was "
         "compared",
         "verdict: right, but rounded twice",
     ]
@@ -113,7 +113,7 @@ def test_the_line_of_verdict():
     )
     missing = Difference("t", "missing", "not in the merged files")
     assert said(difference(faults.UNTOUCHED), missing) == (
-        "other values in 1 tensor that no adapter changes; 1 tensor missing"
+        "wrong values in 1 tensor that no adapter changes; 1 tensor missing"
     )
 
 

@@ -68,11 +68,11 @@ def test_what_quantisation_leaves_is_said(files, tmp_path):
     done = run("merge", base, tmp_path / "small", "-o", tmp_path / "out.gguf")
     assert done.returncode == 0
     assert "of the adapter survives quantisation in 8 tensors" in done.stdout
-    assert "warning: quantisation takes more than it leaves in 8 of 8" in done.stderr
+    assert "warning: quantisation loses more than half of the adapter in 8 of 8" in done.stderr
     assert "export gguf-lora" in done.stderr
     for option in ("-q", "--json"):
         done = run("merge", base, tmp_path / "small", "-o", tmp_path / f"x{option}.gguf", option)
-        assert done.stderr.startswith("warning: quantisation takes more than it leaves")
+        assert done.stderr.startswith("warning: quantisation loses more than half of the adapter")
         assert len(done.stderr.splitlines()) == 1
     done = run(
         "merge", base, adapter, "-o", tmp_path / "q8.gguf", "--outtype", "q8_0", "--json", "-q"
@@ -97,7 +97,7 @@ def test_export(files, tmp_path):
     ("arguments", "message"),
     [
         (["--each"], "--each is for checkpoints"),
-        (["--shard", "0/2"], "--shard is for the outputs of --each"),
+        (["--shard", "0/2"], "--shard needs --each"),
         (["--outtype", "q4_k"], "'q4_k' is not one of"),
         (["--threads", "0"], "0 is not in the range"),
     ],

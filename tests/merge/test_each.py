@@ -432,10 +432,10 @@ def test_json_and_summaries(tiny, tmp_path):
     assert [report["output"] for report in reports] == [f"{tmp_path}/out/a{i}" for i in range(3)]
     assert [report["merged"] for report in reports] == [1, 2, 3]
     done = run(*command, "--skip-existing")
-    assert done.stdout == f"{tmp_path}/out: nothing to do, 3 there already\n"
+    assert done.stdout == f"{tmp_path}/out: nothing to do, 3 existed already\n"
     shutil.rmtree(tmp_path / "out" / "a1")
     done = run(*command, "--skip-existing")
-    assert "out: 1 output, 2 there already, " in done.stdout
+    assert "out: 1 output, 2 existed already, " in done.stdout
     assert "a1: 2 of 8 tensors merged" in done.stdout
     done = run(*command, "--force", "-q")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -444,8 +444,8 @@ def test_json_and_summaries(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--shard", "0/2"], "without it there is one output"),
-        (["--skip-existing"], "is for the outputs of --each"),
+        (["--shard", "0/2"], "--shard needs --each"),
+        (["--skip-existing"], "--skip-existing needs --each"),
         (["--each", "--shard", "2/2"], "shard: is '2/2', must be i/n"),
         (["--each", "--shard", "auto"], "the environment does not say"),
         (["--each", "--skip-existing", "--force"], "contradicts force"),

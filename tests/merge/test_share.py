@@ -149,5 +149,5 @@ def test_a_process_that_fails_leaves_the_others_alone(five, tiny, tmp_path):
     assert "a1: exists already" in errors[1]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a0", "a1", "a2", "a4"}
     again = start(tiny, tmp_path, "--shard", "1/2", "--skip-existing")
-    assert "out (shard 1/2): 1 output, 1 there already" in again.communicate(timeout=120)[0]
+    assert "out (shard 1/2): 1 output, 1 existed already" in again.communicate(timeout=120)[0]
     assert snapshot(tmp_path / "out") == five

@@ -19,8 +19,8 @@ PROGRAM = "nola-edge"
 VARIABLE = "_NOLA_EDGE_COMPLETE"
 
 _EPILOG = """\
-It asks nola-edge itself, and so knows what the installed version does. To have it in every new
-shell, say once:
+The script asks nola-edge itself, so it always matches the installed version. To have it in every
+new shell, run once:
 
 \b
 bash  nola-edge completion bash > ~/.nola-edge.bash
@@ -31,7 +31,7 @@ fish  mkdir -p ~/.config/fish/completions
       cd ~/.config/fish/completions
       nola-edge completion fish > nola-edge.fish
 
-In zsh, .zshrc must run compinit before that line; where nothing does yet, it is
+In zsh, .zshrc must run compinit before that line. If nothing does so yet, add
 
 \b
       autoload -Uz compinit && compinit

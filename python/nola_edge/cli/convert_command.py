@@ -46,7 +46,8 @@ save_file({"LAYER.lora_A.first": w}, "f.safetensors")
 @click.option(
     "--drawn-on",
     metavar="DEVICE",
-    help="Where training drew the basis, as for merge; or cuda, with one of the next options.",
+    help="Device on which training drew the basis, as for merge; or cuda, with one of the next "
+    "options.",
 )
 @click.option("--gpu", metavar="NAME", help="The GPU by name: a100, h100-sxm, v100, t4 and others.")
 @click.option("--multiprocessors", type=int, metavar="N", help="Or the GPU by its size, and")
@@ -59,26 +60,25 @@ save_file({"LAYER.lora_A.first": w}, "f.safetensors")
 @click.option(
     "--older-torch",
     is_flag=True,
-    help="16-bit numbers on a GPU as torch drew them before it excluded the upper bound.",
+    help="Draw 16-bit numbers on a GPU as torch did before it excluded the upper bound.",
 )
-@click.option("--lora-alpha", type=float, help="What training was given, if no file says it.")
-@click.option("--rank", type=int, help="Of a vision transformer.  [default: as recorded]")
+@click.option("--lora-alpha", type=float, help="The value used in training, if no file records it.")
+@click.option("--rank", type=int, help="Rank of a vision transformer.  [default: as recorded]")
 @click.option("--hidden", type=int, help="Width of its MLP.  [default: as timm's models have it]")
-@click.option("--check", type=FILE, help="Recorded numbers of the basis, see below.")
+@click.option("--check", type=FILE, help="File with recorded numbers of the basis; see below.")
 @ui.threads_option
 @ui.force_option
 @summary_options
 def command(as_json: bool, quiet: bool, threads: int | None, **options: Any) -> None:
     """Turn a CHECKPOINT of the public NOLA code into an exact LoRA folder.
 
-    An older name of "export lora CHECKPOINT --drawn-on ...", with a report, and with --check. To
-    merge such a checkpoint there is no need of it: merge, verify and the others take it as an
-    ADAPTER.
+    The old name of "export lora CHECKPOINT --drawn-on ...", with a report and with --check. It is
+    not needed to merge such a checkpoint: merge, verify and the others take it as an ADAPTER.
 
     Reads what github.com/UCDvision/NOLA saves for LLaMA (a PEFT folder), GPT-2 and vision
-    transformers, as safetensors; a file of torch.save is refused with the command that makes a
-    safetensors file of it. The basis is drawn again as torch drew it, on a CPU or a GPU of a given
-    size; recorded numbers that differ are refused.
+    transformers, as safetensors; a file written by torch.save is refused, with the command that
+    converts it to safetensors. The basis is drawn again as torch drew it, on a CPU or a GPU of a
+    given size; a checkpoint whose recorded numbers differ is refused.
     """
     from nola_edge.export.public_nola import convert_checkpoint
 
@@ -103,15 +103,17 @@ def _lines(report: ConversionReport, size: int) -> Iterator[str]:
         yield "head: its weight is in head.safetensors; the public code saves no bias"
     if report.how_to_check is not None:
         program = whole(f'python -c "{report.how_to_check}"')
-        yield f"to check it, where it was trained: {program}"
+        yield f"to check it, run this where it was trained: {program}"
 
 
 def _checked(report: ConversionReport) -> str:
     if not report.checked:
-        return "not checked, as nothing records it"
+        return "not checked, because nothing records it"
     if report.tells_gpus_apart:
         return f"{report.checked} recorded agree"
-    return f"{report.checked} recorded agree, too small to tell one GPU from another"
+    return (
+        f"{report.checked} recorded agree, but the basis is too small to tell one GPU from another"
+    )
 
 
 @contextlib.contextmanager

@@ -42,11 +42,11 @@ _NEXT = (
 )
 @summary_options
 def command(keep: str | None, as_json: bool, quiet: bool) -> None:
-    """Let a small model answer with and without adapters, then merge larger weights and measure.
+    """See a small model answer with and without adapters, then measure a merge of larger weights.
 
-    Nothing is downloaded and torch is not needed: a language model of 1.1 MB and two adapters
-    come with the package. The measurement makes larger weights on the spot; it takes a few
-    seconds and about 700 MB in the temporary folder, which are freed at the end.
+    Nothing is downloaded and torch is not needed: a language model of 1.1 MB and two adapters come
+    with the package. For the measurement larger weights are generated; it takes a few seconds and
+    about 700 MB in the temporary folder, which are freed at the end.
     """
     from nola_edge.files.atomic import AtomicOutput
 
@@ -114,9 +114,9 @@ def _compare(say: Callable[[str], None]) -> Comparison:
 def _introduction(nbytes: int, numbers: int) -> str:
     text = (
         f"The model ({numbers:,} numbers, {ui.human_bytes(nbytes)}) was trained on English texts "
-        "about places to eat. Each adapter teaches it a task. The prompts "
-        "hold facts that neither has seen together in training; a slot (kind, food, price, ...) "
-        "that is wrong, missing or made up counts as wrong."
+        "about places to eat. Each adapter teaches it a task. The prompts contain combinations of "
+        "facts that were not seen in training; a slot (kind, food, price, ...) that is wrong, "
+        "missing or made up counts as wrong."
     )
     return "\n" + textwrap.fill(text, _COLUMNS)
 

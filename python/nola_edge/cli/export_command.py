@@ -38,14 +38,15 @@ def command() -> None:
 @click.option(
     "--base",
     type=PATH,
-    help="The checkpoint, or its Hub id. Needed unless the adapter says how large its modules are.",
+    help="The checkpoint, or its Hub id. Needed unless the adapter records the sizes of its "
+    "modules.",
 )
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder to write.")
 @type_option(
     ("F32", "F16", "BF16"),
     default="f32",
     show_default=True,
-    help="Of A and B; anything but f32 rounds them.",
+    help="Type of A and B; anything but f32 rounds them.",
 )
 @ui.force_option
 @public_options
@@ -69,8 +70,8 @@ def lora(
 ) -> None:
     """Write an exact LoRA folder for PEFT, vLLM and others.
 
-    A and B are the factors themselves: nothing is decomposed. Several ADAPTERs, of any method and
-    each with a weight if you like (ADAPTER=0.5), become one LoRA.
+    A and B are the factors themselves: nothing is decomposed. Several ADAPTERs, of any method,
+    become one LoRA; each may have a weight (ADAPTER=0.5).
     """
     from nola_edge.export.lora import HEAD_NAME, export_lora
 
@@ -103,12 +104,15 @@ def lora(
     "--base",
     type=PATH,
     required=True,
-    help="The GGUF file it will be loaded with, or the Hugging Face folder of that, or its Hub id.",
+    help="The GGUF file it will be loaded with, or the Hugging Face folder or Hub id of that "
+    "model.",
 )
 @click.option(
     "-o", "--output", type=FILE, required=True, help="File to write, with the suffix .gguf."
 )
-@type_option(("F32", "F16"), default="f32", show_default=True, help="Of A and B; f16 rounds them.")
+@type_option(
+    ("F32", "F16"), default="f32", show_default=True, help="Type of A and B; f16 rounds them."
+)
 @ui.force_option
 @public_options
 @revision_option
@@ -131,8 +135,8 @@ def gguf_lora(
 ) -> None:
     """Write an exact LoRA file for llama.cpp and Ollama.
 
-    llama-cli -m BASE --lora FILE loads it beside a base of any quantisation, which stays as it is;
-    in a Modelfile of Ollama the line is ADAPTER FILE. Several ADAPTERs, each with a weight if you
+    llama-cli -m BASE --lora FILE loads it beside a base of any quantisation, which is not changed;
+    in an Ollama Modelfile the line is ADAPTER FILE. Several ADAPTERs, each with a weight if you
     like (ADAPTER=0.5), become one LoRA.
     """
     from nola_edge.export.gguf_lora import export_gguf_lora

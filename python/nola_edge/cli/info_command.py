@@ -14,7 +14,7 @@ from nola_edge.cli.summary import summary_options
 @click.command("info", epilog="Example: NOLA_EDGE_ISA=avx2 nola-edge info --json")
 @summary_options
 def command(as_json: bool, quiet: bool) -> None:
-    """Show version, compiler, instruction sets and threads.
+    """Show the version, compiler, instruction sets and threads.
 
     NOLA_EDGE_ISA=portable|avx2|avx512|neon forces a kernel set; all give the same bits.
     """

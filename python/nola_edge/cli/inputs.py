@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 revision_option = click.option(
     "--revision",
     metavar="NAME",
-    help="Branch, tag or commit, of a base that is a Hub id. An adapter's belongs to its id: "
+    help="Branch, tag or commit of a base given as a Hub id. For an adapter, add it to the id: "
     "owner/name@NAME.",
 )
 
@@ -28,22 +28,22 @@ revision_option = click.option(
 drawn_on_option = click.option(
     "--drawn-on",
     metavar="DEVICE",
-    help="Of checkpoints of the public NOLA code: what they were trained on. cpu, or a GPU: a100, "
-    "h100-sxm, v100, t4 and others, or its size as MULTIPROCESSORSxTHREADS.",
+    help="For checkpoints of the public NOLA code: the device they were trained on. cpu, or a GPU: "
+    "a100, h100-sxm, v100, t4 and others, or its size as MULTIPROCESSORSxTHREADS.",
 )
 lora_alpha_option = click.option(
     "--lora-alpha",
     type=float,
     metavar="ALPHA",
-    help="Of such checkpoints: what training was given, where no file says it.",
+    help="For such checkpoints: the value used in training, if no file records it.",
 )
 
 
 moe_layout_option = click.option(
     "--moe-layout",
     type=click.Choice(["peft", "unsloth"]),
-    help="Of LoRA of stacks of experts (target_parameters) that do not say it: how their factors "
-    "are laid out, as PEFT does it or as Unsloth did until September 2026.",
+    help="For LoRAs of stacked experts (target_parameters) that do not record it: whether their "
+    "factors are laid out as by PEFT, or as by Unsloth until September 2026.",
 )
 
 
@@ -56,8 +56,8 @@ rename_option = click.option(
     "--rename",
     metavar="NEW=OLD",
     multiple=True,
-    help="What ADAPTER calls NEW, as one part of a module's name or several, BASE calls OLD. May "
-    "be repeated. OLD[0:64]: these outputs of a layer that holds several.",
+    help="BASE calls OLD what ADAPTER calls NEW: one or more parts of a module's name. May be "
+    "repeated. OLD[0:64] selects outputs of a layer that holds several modules.",
 )
 
 #: What commands say of a base that is a GGUF file …
@@ -107,7 +107,7 @@ def local_base(base: str, revision: str | None) -> str:
     from nola_edge.files.hub import base_path
 
     if revision is not None and Path(base).exists():
-        raise click.UsageError(f"--revision is for a base on the Hub, and {base} is here")
+        raise click.UsageError(f"--revision is for a base on the Hub, and {base} is a local path")
     return str(base_path(base, revision))
 
 
@@ -121,14 +121,14 @@ def local_adapters(
 ) -> Given:
     """Return path and weight of each adapter; one that is an id on the Hub is downloaded.
 
-    Checkpoints of the public NOLA code, and LoRA of stacks of experts, are loaded, if it is said
+    Checkpoints of the public NOLA code, and LoRAs of stacked experts, are loaded if the options say
     how.
 
     Parameters
     ----------
     texts : iterable of str
     order : str
-        Of the command's arguments, for who gives a model in the place of an adapter.
+        Order of the command's arguments, for users who give a model instead of an adapter.
     drawn_on : str, optional
     lora_alpha : float, optional
     moe_layout : {"peft", "unsloth"}, optional
@@ -139,7 +139,7 @@ def local_adapters(
     NolaEdgeError
         If there is no such adapter, or a weight is no number.
     click.UsageError
-        If it is said how to load such adapters, and none is given.
+        If an option is given that is for such adapters, and none of them is one.
     """
     from nola_edge.adapters.hub import adapter_path
     from nola_edge.adapters.peft_folder import holds_model
@@ -166,7 +166,7 @@ def _public_checkpoints(
     paths = [path for path, _ in found if _is_public(path)]
     if not paths:
         raise click.UsageError(
-            "--drawn-on and --lora-alpha are for checkpoints of the public NOLA code, and none is "
+            "--drawn-on and --lora-alpha are for checkpoints of the public NOLA code, and none was "
             "given; leave them out"
         )
     return {path: load_adapter(path, **options) for path in paths}
@@ -187,7 +187,7 @@ def _of_experts(found: Iterable[tuple[Path, float]], layout: str) -> dict[Path, 
     paths = [path for path, _ in found if is_of_experts(path)]
     if not paths:
         raise click.UsageError(
-            "--moe-layout is for LoRA of stacks of experts (target_parameters), and none is given; "
+            "--moe-layout is for LoRAs of stacked experts (target_parameters), and none was given; "
             "leave it out"
         )
     return {path: load_adapter(path, moe_layout=layout) for path in paths}

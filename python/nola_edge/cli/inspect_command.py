@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 @click.command("inspect", epilog="Example: nola-edge inspect ./my-adapter --base ./Llama-3-8B")
 @click.argument("adapter", type=PATH)
 @click.option(
-    "--base", type=PATH, help="The checkpoint; adds shapes and the compression against LoRA."
+    "--base", type=PATH, help="The checkpoint; adds shapes and the compression compared with LoRA."
 )
-@click.option("--modules", "list_modules", is_flag=True, help="List every module, in JSON too.")
+@click.option("--modules", "list_modules", is_flag=True, help="List every module, also in JSON.")
 @public_options
 @moe_layout_option
 @revision_option
@@ -53,15 +53,15 @@ def command(
 ) -> None:
     """Show what ADAPTER holds: modules, rank, coefficients and their distribution, bytes.
 
-    The adapter is checked completely, with --base against the base too.
+    The adapter is checked completely and, with --base, also against the base.
     """
     from nola_edge.adapters import Adapter, load_adapter
     from nola_edge.cli.inspection import show
 
     if revision is not None and base is None:
-        raise click.UsageError("--revision is for a base on the Hub, and no --base is given")
+        raise click.UsageError("--revision is for a base on the Hub, and no --base was given")
     if rename and base is None:
-        raise click.UsageError("--rename says names of a base, and no --base is given")
+        raise click.UsageError("--rename gives names in a base, and no --base was given")
     loaded = load_adapter(adapter, drawn_on=drawn_on, lora_alpha=lora_alpha, moe_layout=moe_layout)
     if base:
         base = local_base(base, revision)

@@ -32,9 +32,9 @@ _COMMANDS = {
     "pack": "Write an adapter as one small file.",
     "unpack": "Turn a packed adapter into a folder.",
     "export": "Write an adapter in the format of another program.",
-    "convert": "Older name of export lora, for checkpoints of the public NOLA code.",
-    "demo": "Let a small model answer, with and without adapters.",
-    "info": "Show version, instruction sets and threads.",
+    "convert": "Old name of export lora, for checkpoints of the public NOLA code.",
+    "demo": "See a small model answer with and without adapters.",
+    "info": "Show the version, instruction sets and threads.",
     "completion": "Print a script that completes commands in your shell.",
 }
 

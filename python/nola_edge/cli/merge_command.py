@@ -37,18 +37,21 @@ from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
 @click.argument("adapters", type=PATH, nargs=-1, required=True, metavar="ADAPTER...")
 @click.option("-o", "--output", type=PATH, required=True, help="File or folder to write.")
 @click.option(
-    "--each", is_flag=True, help="Write one output per ADAPTER, OUTPUT/name; read BASE once."
+    "--each",
+    is_flag=True,
+    help="Write one output per ADAPTER, OUTPUT/name, and read BASE only once.",
 )
 @click.option(
     "--shard",
     metavar="I/N",
-    help="With --each: as process I of N, counted from 0, write every N-th output. 'auto' asks "
-    "torchrun, Slurm's srun or Open MPI; torchrun's processes divide a machine's processors.",
+    help="With --each: write every N-th output, as process I of N, counted from 0. 'auto' takes "
+    "both from torchrun, Slurm's srun or Open MPI; processes of torchrun share a machine's "
+    "processors.",
 )
 @click.option(
     "--skip-existing",
     is_flag=True,
-    help="With --each: leave out what is there already, as after an interrupted job.",
+    help="With --each: skip outputs that exist already, for example after an interrupted job.",
 )
 @type_option(GGUF_TYPES, help="Type of merged tensors in a GGUF file.  [default: as in BASE]")
 @ui.force_option
@@ -78,23 +81,23 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Merge one ADAPTER or several into BASE and write the result.
+    """Merge one or more ADAPTERs into BASE and write the result.
 
-    BASE is a safetensors file, a Hugging Face folder or Hub id, or a GGUF file; the output has its
-    layout. An ADAPTER is a folder, a packed file or a Hub id; with several, each may have a weight:
-    ADAPTER=0.5. They are summed in fp32 and rounded once. The output is absent or complete at
-    every instant.
+    BASE is a safetensors file, a Hugging Face folder or Hub id, or a GGUF file; the output has the
+    same layout. An ADAPTER is a folder, a packed file or a Hub id; each may have a weight:
+    ADAPTER=0.5. Several are summed in fp32 and rounded once. At every moment the output is either
+    absent or complete.
 
-    With --each they are not summed: OUTPUT is a folder in which every adapter gets an output under
-    its own name, the same bytes as if it were merged alone. All are checked first. Any number of
-    processes, on one machine or many, divide the work by --shard and need no contact.
+    With --each they are not summed: OUTPUT is a folder in which each adapter gets an output under
+    its own name, with the same bytes as if it were merged alone. All are checked first. With
+    --shard, any number of processes on one or more machines divide the work without communicating.
 
-    Modules are found by their names, and by the names in BASE's files that an adapter records.
-    Where neither says it, --rename does: a module whose name has NEW in it, as whole parts between
-    dots, has OLD there in BASE. The longest NEW goes first.
+    Modules are found by their names, or by the names in BASE's files that an adapter records. If
+    neither matches, use --rename: where a module's name contains NEW, as whole parts between dots,
+    BASE has OLD. The longest NEW is tried first.
 
-    In a GGUF file, quantised tensors are dequantised, merged and quantised anew, and the summary
-    says how much of the adapter is left then; --outtype gives merged tensors another type.
+    In a GGUF file, quantised tensors are dequantised, merged and quantised again, and the summary
+    says how much of the adapter survives; --outtype gives merged tensors another type.
     """
     from nola_edge.files.signature import is_gguf
 
@@ -137,12 +140,14 @@ def command(
 def _check_each(each: bool, shard: str | None, skip_existing: bool, gguf: bool) -> None:
     """Refuse options that mean nothing with --each, or without it."""
     if each and gguf:
-        raise click.UsageError("--each is for checkpoints; merge into a GGUF file one by one")
+        raise click.UsageError(
+            "--each is for checkpoints; merge adapters into a GGUF file one at a time"
+        )
     for option, given in (("--shard", shard is not None), ("--skip-existing", skip_existing)):
         if given and not each:
             raise click.UsageError(
-                f"{option} is for the outputs of --each; without it there is one output, which one "
-                "process writes and puts in place by one rename"
+                f"{option} needs --each; without it there is only one output, written by one "
+                "process and put in place with one rename"
             )
 
 
@@ -151,10 +156,12 @@ def _check_output_name(base: str, output: str, gguf: bool, each: bool) -> None:
     from nola_edge.files.hub import is_id
 
     if each:
-        check_folder_name(output, "with --each the output is a folder, with an output per ADAPTER")
+        check_folder_name(
+            output, "with --each the output is a folder that holds one output per ADAPTER"
+        )
     elif gguf:
-        check_file_name(output, ".gguf", "the output is a GGUF file, as BASE is", base)
+        check_file_name(output, ".gguf", "the output is a GGUF file, like BASE", base)
     elif os.path.isdir(base) or (is_id(base) and not os.path.exists(base)):
-        check_folder_name(output, "the output is a folder, as BASE is")
+        check_folder_name(output, "the output is a folder, like BASE")
     elif os.path.exists(base):
-        check_file_name(output, ".safetensors", "the output is a file, as BASE is", base)
+        check_file_name(output, ".safetensors", "the output is a file, like BASE", base)

@@ -59,7 +59,7 @@ def merge_into_each(
     if quiet:
         return
     label = printable(output, 240) + (f" (shard {share})" if shard is not None else "")
-    skipped = f", {count - len(reports)} there already" if len(reports) < count else ""
+    skipped = f", {count - len(reports)} existed already" if len(reports) < count else ""
     if not reports:
         why = skipped or f", {len(adapters)} adapters for {share.count} processes"
         say(f"{label}: nothing to do{why}")
@@ -101,8 +101,8 @@ def _print_output(report: MergeReport, size: str, indent: str) -> None:
 def _print_notes(reports: Sequence[MergeReport], check_base: bool) -> None:
     """Say what holds for all outputs, for the base is the same."""
     for what, names in (
-        ("carried over as they are", reports[0].carried_weights),
-        ("not carried over", reports[0].left_behind),
+        ("copied unchanged", reports[0].carried_weights),
+        ("not copied", reports[0].left_behind),
     ):
         if names:
             say(f"  {what}: {printable(', '.join(names), 500)}")
@@ -144,7 +144,7 @@ def _print_survival(report: GgufReport) -> None:
     )
     overall = report.overall.share
     if overall is None:
-        say("  the adapter changes nothing, so there is nothing for quantisation to take")
+        say("  the adapter changes nothing, so quantisation cannot lose anything")
         return
     worst = ", ".join(f"{printable(name)} {share:.0%}" for share, name in shares[:_WORST])
     alike = len({f"{share:.0%}" for share, _ in shares}) == 1
@@ -162,8 +162,8 @@ def _warn_of_loss(report: GgufReport) -> None:
     little = sum(share < LITTLE for share in shares)
     if little:
         say(
-            f"warning: quantisation takes more than it leaves in {little} of {len(shares)} "
-            "tensors. Load the adapter beside the base instead (nola-edge export gguf-lora), or "
-            "give merged tensors a finer type: --outtype q8_0 or f16",
+            f"warning: quantisation loses more than half of the adapter in {little} of "
+            f"{len(shares)} tensors. Load the adapter beside the base instead (nola-edge export "
+            "gguf-lora), or give merged tensors a finer type: --outtype q8_0 or f16",
             err=True,
         )

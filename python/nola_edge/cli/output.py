@@ -24,16 +24,16 @@ MAX_THREADS = (1 << 16) - 1
 threads_option = click.option(
     "--threads",
     type=click.IntRange(1, MAX_THREADS),
-    help="Threads to use; the bits do not depend on it.  [default: all processors]",
+    help="Threads to use; the number does not change any bits.  [default: all processors]",
 )
 check_base_option = click.option(
     "--check-base/--no-check-base",
     default=True,
     show_default=True,
-    help="Refuse a base that the adapter was not made for; a GGUF file cannot be checked.",
+    help="Refuse a base that the adapter was not trained on; a GGUF file cannot be checked.",
 )
 force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
 
 def parse_adapter(text: str) -> tuple[str, float]:

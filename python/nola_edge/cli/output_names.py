@@ -58,8 +58,8 @@ def check_file_name(
 def _check_written_at_all(output: str, option: str = "-o") -> None:
     if output == "-":
         raise OutputError(
-            "standard output is not written to, as an output comes into place when it is complete; "
-            f"write {option} NAME",
+            "results cannot be written to standard output, because an output appears only when it "
+            f"is complete; write {option} NAME",
             file=output,
         )
 

@@ -23,8 +23,9 @@ from nola_edge.errors import printable
 def command(adapter: str, output: str, force: bool, as_json: bool, quiet: bool) -> None:
     """Write ADAPTER as one small file, for shipping.
 
-    Every command takes the file where it takes an adapter folder. Smaller still, with coefficients
-    of fewer bits: nola-edge quantize. Unpack gives PEFT its folder back.
+    Every command that takes an adapter folder also takes this file. For an even smaller file with
+    fewer bits per coefficient, use nola-edge quantize. To get a folder for PEFT again, use
+    nola-edge unpack.
     """
     from nola_edge.adapters import Adapter
 
@@ -42,7 +43,7 @@ def command(adapter: str, output: str, force: bool, as_json: bool, quiet: bool) 
             "bytes": size,
         },
         f"{printable(output, 240)}: {loaded.num_coefficients:,} coefficients for "
-        f"{len(loaded.modules)} modules, {ui.human_bytes(size)}, {each:.2f} bytes each all told",
+        f"{len(loaded.modules)} modules, {ui.human_bytes(size)}, {each:.2f} bytes each in total",
         as_json=as_json,
         quiet=quiet,
     )

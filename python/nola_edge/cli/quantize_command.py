@@ -29,23 +29,23 @@ _PACKED = ".nola"
     type=click.Choice(["3", "4", "8"]),
     default="8",
     show_default=True,
-    help="Of each coefficient, with one fp32 scale for each module's A and B.",
+    help="Bits per coefficient; each module's A and B have one fp32 scale each.",
 )
 @click.option(
     "-o",
     "--output",
     type=PATH,
     required=True,
-    help="Folder to write or, with the suffix .nola, packed file.",
+    help="Folder or, with the suffix .nola, packed file to write.",
 )
 @ui.force_option
 @summary_options
 def command(adapter: str, bits: str, output: str, force: bool, as_json: bool, quiet: bool) -> None:
     """Store the coefficients of ADAPTER in fewer bits, rounded after training.
 
-    Every reader understands the result and merges the same bits from it. For shipping, write it as
-    one file: -o my-adapter.nola. To train with rounded coefficients instead, set coefficient_bits
-    in NolaConfig.
+    Every reader of adapters understands the result and merges the same bits from it. To ship it,
+    write a single file: -o my-adapter.nola. To train with rounded coefficients instead, set
+    coefficient_bits in NolaConfig.
     """
     from nola_edge.adapters import Adapter
 

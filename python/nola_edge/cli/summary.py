@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     Command = TypeVar("Command", bound=Callable[..., Any])
 
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress bar, no summary.")
+quiet_option = click.option(
+    "-q", "--quiet", is_flag=True, help="Print no progress bar and no summary."
+)
 
 
 def summary_options(command: Command) -> Command:

@@ -36,11 +36,11 @@ _PHRASES = {
     faults.SCALED: "scaled by {factor} in {}",
     faults.TRANSPOSED: "transposed in {}",
     faults.ANOTHER_LAYER: "another layer's factors in {}",
-    faults.ROW_ORDER: "rows of attention heads in the order of Hugging Face in {}",
+    faults.ROW_ORDER: "rows of attention heads in Hugging Face order in {}",
     faults.BROKEN: "a few weights are broken in {}",
-    faults.UNKNOWN: "more than rounding, by no mistake that is known, in {}",
-    faults.WHOLE: "other values in {} that the adapter brings whole",
-    faults.UNTOUCHED: "other values in {} that no adapter changes",
+    faults.UNKNOWN: "more than rounding, from an unknown mistake, in {}",
+    faults.WHOLE: "wrong values in {} that the adapter replaces",
+    faults.UNTOUCHED: "wrong values in {} that no adapter changes",
 }
 _HARMLESS = {
     faults.IMPRECISE: "right, but computed in less than fp32",
@@ -49,9 +49,9 @@ _HARMLESS = {
 }
 _FORMS = {
     "missing": "{} missing",
-    "unexpected": "{} too many",
-    "dtype": "{} of another dtype",
-    "shape": "{} of another shape",
+    "unexpected": "{} unexpected",
+    "dtype": "{} of the wrong dtype",
+    "shape": "{} of the wrong shape",
 }
 
 
@@ -107,7 +107,7 @@ class Verdict:
             return list(self._differences())
         count, ulps = _differing(report), f"{self.ulps} {_unit(report.differences)}"
         ulps += "s" * (self.ulps != 1)
-        first = f"the same within {ulps}: {compared}, {count} not to the bit{rest}"
+        first = f"the same within {ulps}: {compared}, {count} not identical{rest}"
         return [first, f"verdict: {self.text}"]
 
     def _differences(self) -> Iterator[str]:
@@ -161,7 +161,7 @@ def table(differences: Sequence[Difference]) -> Iterator[str]:
         cells = [f"{text:>{width}}" for text, width in zip(numbers, widths, strict=False)]
         yield _GAP + _GAP.join([*cells, f"{cause:{widths[-1]}}", tensor])
         if difference is not None and difference.source is not None:
-            yield f"    with the change of {printable(difference.source)}"
+            yield f"    with the change meant for {printable(difference.source)}"
 
 
 def _differing(report: VerifyReport) -> int:

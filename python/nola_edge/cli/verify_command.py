@@ -42,18 +42,21 @@ if TYPE_CHECKING:
 @click.argument("base", type=PATH)
 @click.argument("adapters", type=PATH, nargs=-1, required=True, metavar="ADAPTER...")
 @click.option(
-    "--each", is_flag=True, help="MERGED is what merge --each wrote, with an output per ADAPTER."
+    "--each",
+    is_flag=True,
+    help="MERGED was written by merge --each and has one output per ADAPTER.",
 )
 @click.option(
     "--tensors-only",
     is_flag=True,
-    help="Compare nothing but tensors, as in a checkpoint that another program wrote.",
+    help="Compare only the tensors, for a checkpoint written by another program.",
 )
 @click.option(
     "--ulps",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Accept roundings of merged weights by up to N ulps.  [default: every bit counts]",
+    help="Accept rounding differences of up to N ulps in merged weights.  [default: every bit "
+    "counts]",
 )
 @type_option(GGUF_TYPES, help="Type of merged tensors in a GGUF file.  [default: as in MERGED]")
 @public_options
@@ -79,28 +82,29 @@ def command(
     rename: tuple[str, ...],
     **options: Any,
 ) -> int:
-    """Say whether MERGED, checkpoint or GGUF file, is bit for bit what merge writes.
+    """Check that MERGED, a checkpoint or GGUF file, is bit for bit what merge writes.
 
-    Takes what merge takes: after "merge BASE ADAPTER -o MERGED" it is "verify MERGED BASE ADAPTER".
-    Every tensor is merged again and compared, and so are all other bytes that merge writes:
-    headers and metadata, index, configuration, tokenizer, weights of other parts. Hidden files
-    are not looked at. With --tensors-only, files may be sharded differently. Exit status 0: the
-    same, 1: different, with a list of what differs.
+    Takes the same arguments as merge: after "merge BASE ADAPTER -o MERGED", run "verify MERGED BASE
+    ADAPTER". Every tensor is merged again and compared, and so is everything else that merge
+    writes: headers and metadata, index, configuration, tokenizer, weights of other parts. Hidden
+    files are ignored. With --tensors-only, files may be sharded differently. The exit status is 0
+    if they are the same, 1 if they differ; the differences are listed.
 
-    Of merged weights that differ, as those that another program merged, a verdict says what went
-    wrong, and a table how far each tensor is off:
+    If merged weights differ, for example because another program merged them, a verdict says what
+    went wrong, and a table how far each tensor is off:
 
     \b
     part    how much of the adapter's change is there: 1 is
             right, 0 dropped, -1 subtracted, 2 merged twice.
-            "0.2 of 0.5": a right merge has only 0.5 there, as
+            "0.2 of 0.5": a correct merge reaches only 0.5, as
             the dtype rounds the rest away
-    ulps    largest difference, in units of the last place;
-            of quantised types in steps of the block's scale
+    ulps    largest difference, in units in the last place;
+            for quantised types, in steps of the block's scale
     >1 ulp  share of weights that are off by more than one
-    cause   "unknown": none of the mistakes that are known
+    cause   "unknown": none of the known mistakes
 
-    With --ulps N, roundings of up to N ulps (or steps) pass. Mistakes do not, however small.
+    With --ulps N, rounding differences of up to N ulps (or steps) pass. Mistakes never do, however
+    small.
     """  # noqa: D301
     from nola_edge.adapters.renames import Renames
     from nola_edge.cli.verdict import Verdict
@@ -155,7 +159,7 @@ def _verify_checkpoint(
     from nola_edge.merge.verify import verify_checkpoint
 
     if is_gguf(merged):
-        raise click.UsageError("MERGED is a GGUF file and BASE is none; give two of a kind")
+        raise click.UsageError("MERGED is a GGUF file and BASE is not; give two of the same kind")
     with Checkpoint.open(merged) as checkpoint:
         nbytes = checkpoint.nbytes
     with ui.ByteProgress(nbytes, "verifying", quiet) as progress:
@@ -179,7 +183,7 @@ def _verify_gguf(
     from nola_edge.gguf import verify_gguf
 
     if not is_gguf(merged):
-        raise click.UsageError("BASE is a GGUF file and MERGED is none; give two of a kind")
+        raise click.UsageError("BASE is a GGUF file and MERGED is not; give two of the same kind")
     with ui.ByteProgress(os.path.getsize(merged), "verifying", quiet) as progress:
         return verify_gguf(
             merged,

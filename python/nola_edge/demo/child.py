@@ -33,5 +33,5 @@ def result_of(module: str, *arguments: object, **environment: str) -> Any:
     )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["killed"])[-1]
-        raise NolaEdgeError(f"a part of the demonstration failed: {last}", field=module)
+        raise NolaEdgeError(f"part of the demonstration failed: {last}", field=module)
     return json.loads(done.stdout)

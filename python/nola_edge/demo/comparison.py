@@ -74,8 +74,8 @@ def compare(say: Callable[[str], None]) -> Comparison:
         free = shutil.disk_usage(folder).free
         if free < DISK_BYTES:
             raise OutputError(
-                f"the demonstration needs {DISK_BYTES} bytes there, the disk has {free} free; set "
-                "TMPDIR to a folder on another",
+                f"the demonstration needs {DISK_BYTES} bytes there, but the disk has only {free} "
+                "free; set TMPDIR to a folder on another disk",
                 file=folder.parent,
             )
         return _compare_in(folder, say)
@@ -85,13 +85,13 @@ def _compare_in(folder: Path, say: Callable[[str], None]) -> Comparison:
     from nola_edge.merge.verify import verify_checkpoint
 
     base, adapter = folder / "base", folder / "adapter"
-    say("making weights of a decoder of 77M parameters, and an adapter for them")
+    say("generating weights of a decoder with 77M parameters, and an adapter for them")
     base_bytes = write_checkpoint(base, DEMO_SHAPE)
     made = trained_adapter(DEMO_SHAPE.linears(), base=base)
     made.save(adapter)
     say("merging: nola-edge merge base adapter -o merged")
     ours = _measure("ours", base, adapter, folder / "merged")
-    say("merging the plain way: whole model in memory, differences in fp32")
+    say("merging the plain way: the whole model in memory, updates in fp32")
     (folder / "plain").mkdir()
     plain = _measure("plain", base, adapter, folder / "plain" / "model.safetensors")
     say("verifying: nola-edge verify merged base adapter")
