@@ -291,7 +291,7 @@ def test_the_command_line_asks_for_the_layout(tmp_path):
     output = tmp_path / "o.safetensors"
     before = snapshot(tmp_path)
     line = refused("merge", base, folder, "-o", output)
-    assert "nothing here says which; tell merge, verify or inspect: --moe-layout peft" in line
+    assert "says which layout this is; tell merge, verify or inspect: --moe-layout peft" in line
     assert "mlp.experts.base_layer.lora_B.weight" in line
     assert snapshot(tmp_path) == before
     done = call("merge", base, folder, "-o", output, "--moe-layout", "peft", "-q")
@@ -308,7 +308,7 @@ def test_the_command_line_asks_for_the_layout(tmp_path):
 
 def test_a_layout_where_there_are_no_experts_is_refused(tmp_path, tiny):
     folder = AdapterFiles(lora_config(), {}).write(tmp_path / "l")
-    with pytest.raises(ArgumentError, match="is for a LoRA of stacks of experts"):
+    with pytest.raises(ArgumentError, match="is for a LoRA of stacked experts"):
         ne.load_adapter(folder, moe_layout="peft")
     with pytest.raises(ArgumentError, match="moe_layout: is 'other', must be peft or unsloth"):
         ne.load_adapter(folder, moe_layout="other")
@@ -351,8 +351,8 @@ STEM = PREFIX + "model.layers.0.mlp.experts.lora_"
 BAD = {
     "no B": ({STEM + "B.weight": ...}, {}, "has no partner lora_B.weight"),
     "B of another rank": ({STEM + "B.weight": np.ones((10, 5), F)}, {}, "is 10 x 5, of rank 5"),
-    "bias": ({STEM + "B.bias": np.ones(10, F)}, {}, "which have neither embeddings, biases"),
-    "DoRA": ({}, {"use_dora": True}, "which have neither embeddings, biases, DoRA"),
+    "bias": ({STEM + "B.bias": np.ones(10, F)}, {}, "for which embeddings, biases"),
+    "DoRA": ({}, {"use_dora": True}, "for which embeddings, biases, DoRA"),
     "turned": ({}, {"fan_in_fan_out": True}, "nor fan_in_fan_out; merge it with PEFT"),
     "layout": ({}, {"lora_B_layout": "sideways"}, "lora_B_layout: is 'sideways', must be one of"),
     "NaN": ({STEM + "A.weight": np.full((6, 7), np.nan, F)}, {}, "infinite or NaN value"),
@@ -380,6 +380,6 @@ def test_exports_are_refused(tmp_path):
     base = base_of(tmp_path / "b.safetensors")
     adapter = ne.load_adapter(adapter_files().write(tmp_path / "a"), moe_layout="peft")
     for given in (base, None):
-        with pytest.raises(NolaEdgeError, match="is of stacks of experts"):
+        with pytest.raises(NolaEdgeError, match="is a LoRA of stacked experts"):
             ne.export_lora(adapter, given, tmp_path / "x")
     assert not (tmp_path / "x").exists()

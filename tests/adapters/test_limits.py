@@ -19,14 +19,14 @@ def test_a_configuration(tmp_path):
     config = dataclasses.replace(adapter.config, bookkeeping={"target_modules": names})
     large = Adapter(config, adapter.modules)
     for write in (large.save, large.pack):
-        with pytest.raises(OutputError, match="more than the 1000000 that are read"):
+        with pytest.raises(OutputError, match="more than the limit of 1000000"):
             write(tmp_path / "out")
     assert not any(tmp_path.iterdir())
 
 
 def test_modules_of_a_packed_file(tmp_path, monkeypatch):
     monkeypatch.setattr(packed, "_MAX_MODULES", 2)
-    with pytest.raises(OutputError, match="3 modules are more than the 2 that are read"):
+    with pytest.raises(OutputError, match="3 modules exceed the limit of 2"):
         trained_adapter(MODULES, r=1, num_basis=1).pack(tmp_path / "out")
     assert not any(tmp_path.iterdir())
 

@@ -145,7 +145,10 @@ BAD = {
     "replication": (edit_config(layer_replication=[[0, 4]]), "repeated layers"),
     "tokens": (edit_config(trainable_token_indices=[1, 2]), "rows of the embedding"),
     "tied": (edit_config(ensure_weight_tying=True), "input and output share one adapter"),
-    "PiSSA": (edit_config(init_lora_weights="pissa_niter_4"), "such a start changes the base"),
+    "PiSSA": (
+        edit_config(init_lora_weights="pissa_niter_4"),
+        "this initialisation changes the base",
+    ),
     "OLoRA": (edit_config(init_lora_weights="olora"), "path_initial_model_for_weight_conversion"),
     "another rank": (
         edit_config(r=8),
@@ -168,14 +171,17 @@ BAD = {
                 }
             )
         ),
-        "has a name between factor and weight",
+        "has an adapter's name between factor and weight",
     ),
     "no prefix": (rename(A, "layers.0.q.lora_A.weight"), "does not begin with"),
     "magnitudes": (
         put(FIRST + ".lora_magnitude_vector", np.ones(24, F)),
         "use_dora does not announce",
     ),
-    "embedding": (put(PREFIX + "lm_head.weight", np.zeros((2, 2), F)), "saved an embedding along"),
+    "embedding": (
+        put(PREFIX + "lm_head.weight", np.zeros((2, 2), F)),
+        "saved an embedding as well",
+    ),
     "a bias of B": (put(FIRST + ".lora_B.bias", np.zeros(24, F)), "lora_bias does not announce it"),
     "biases missing": (edit_config(lora_bias=True), "has no lora_B.bias beside it"),
     "bias of another length": (
@@ -192,7 +198,7 @@ BAD = {
                 {FIRST + ".lora_embedding_A": t[A], FIRST + ".lora_embedding_B": t[B]}
             )
         ),
-        "the same module is an embedding too",
+        "the same module is also an embedding",
     ),
     "no factors": (
         lambda f: write_safetensors(f / WEIGHTS_NAME, {}),
@@ -204,7 +210,7 @@ BAD = {
     ),
     "LoHa": (
         edit_config(peft_type="LOHA"),
-        "peft_type: is 'LOHA', and adapters of NOLA, LORA, TINYLORA and VERA",
+        "peft_type: is 'LOHA', but only adapters of NOLA, LORA, TINYLORA and VERA",
     ),
     "OFT": (edit_config(peft_type="OFT"), "merge it with PEFT (merge_and_unload"),
     "prompts": (edit_config(peft_type="PROMPT_TUNING"), "it changes no weights"),

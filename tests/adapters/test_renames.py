@@ -77,7 +77,7 @@ def test_what_is_no_part(old):
 def test_a_rule_that_nothing_has_to_do_with():
     renames = Renames({"a": "b", "c": "d"})
     renames.module("x.a")
-    with pytest.raises(ArgumentError, match="'c' is in no module name"):
+    with pytest.raises(ArgumentError, match="'c' does not occur in any module name"):
         renames.check_used()
 
 

@@ -133,7 +133,7 @@ BAD = {
     "of another place": ({FIRST + "P": projection(7)}, {}, "is not what projection_seed gives"),
     "twice the same": ({FIRST + "P": projection(1)}, {}, "train with weight_tying=1.0"),
     "a vector more": ({VECTOR + "2": np.ones(U, F)}, {}, "makes 2 vectors of 3 modules"),
-    "a vector less": ({VECTOR + "1": ...}, {}, "is not there: weight_tying makes 2 vectors"),
+    "a vector less": ({VECTOR + "1": ...}, {}, "is missing: weight_tying makes 2 vectors"),
     "other tying": ({}, {"weight_tying": 1.0}, "is left over: weight_tying makes 1 vectors"),
     "rank": ({}, {"r": 2}, "is of rank 3; r = 2 in adapter_config.json makes 2"),
     "length": ({}, {"u": 4}, "has shape [5, 3, 3], must be [4, 3, 3]"),

@@ -79,7 +79,7 @@ def test_a_base_that_changes_meanwhile(tiny, tmp_path):
 def test_a_module_absent_from_the_base(tiny, tmp_path):
     adapter = tiny_adapter()
     extra = {**adapter.modules, "layers.2.q": adapter.modules["layers.1.q"]}
-    for said in ("nearest tensors: layers.", "merge while it loads: nola_edge.transformers"):
+    for said in ("nearest tensors: layers.", "merge while the model loads: nola_edge.transformers"):
         refused(tiny, tmp_path, said, Adapter(adapter.config, extra))
 
 

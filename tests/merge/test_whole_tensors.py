@@ -226,7 +226,9 @@ def test_the_same_bias_under_two_names(tiny, tmp_path):
     tensors = load_all(path)
     tensors["base_model.model.layers.0.q.bias"] = np.zeros(24, F)
     write_safetensors(path, tensors)
-    refused(tiny, tmp_path, "is there as layers.0.q.bias too", tmp_path / "a", error=AdapterError)
+    refused(
+        tiny, tmp_path, "is also present as layers.0.q.bias", tmp_path / "a", error=AdapterError
+    )
 
 
 def test_whole_tensors_stay_in_their_file(tiny, tmp_path):

@@ -68,14 +68,17 @@ def test_the_command_line_merges_what_a_package_reads(tiny, tmp_path):
 
 def test_without_the_package_the_method_is_refused(tmp_path):
     line = refusal(tmp_path, rank_one_folder(tmp_path / "a"))
-    assert "is 'RANK_ONE', and adapters of NOLA, LORA, TINYLORA and VERA are merged here" in line
+    assert (
+        "is 'RANK_ONE', but only adapters of NOLA, LORA, TINYLORA and VERA are merged here" in line
+    )
 
 
 def test_other_methods_are_listed_with_those_of_packages(tmp_path):
     site = install_rank_one(tmp_path / "site")
     line = refusal(site, rank_one_folder(tmp_path / "a", "LOHA"))
     assert (
-        "is 'LOHA', and adapters of NOLA, LORA, TINYLORA, VERA and RANK_ONE are merged here" in line
+        "is 'LOHA', but only adapters of NOLA, LORA, TINYLORA, VERA and RANK_ONE are merged here"
+        in line
     )
 
 
@@ -86,7 +89,7 @@ BROKEN = {
     "fails at import": ("open('/nowhere')\n", "broken:read failed: FileNotFoundError"),
     "fails": ("def read(folder, config):\n    return config['x\\n']\n", "failed: KeyError"),
     "wants something else": ("def read(folder):\n    pass\n", "broken:read failed: TypeError"),
-    "returns nothing": ("def read(*_):\n    pass\n", "returned NoneType, and not a LowRankAdapter"),
+    "returns nothing": ("def read(*_):\n    pass\n", "returned NoneType, not a LowRankAdapter"),
 }
 
 
@@ -112,7 +115,7 @@ def test_what_a_package_refuses_is_said_as_it_says_it(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(install_rank_one(tmp_path / "site"))
     folder = rank_one_folder(tmp_path / "a")
     (folder / CONFIG_NAME).write_text(json.dumps({"peft_type": "RANK_ONE"}))
-    with pytest.raises(AdapterError, match="strength: is missing, and nothing else says it"):
+    with pytest.raises(AdapterError, match="strength: is missing, and nothing else implies it"):
         ne.load_adapter(folder)
 
 

@@ -37,8 +37,8 @@ def check_factor_sizes(
     rank = adapter.rank(module)
     if rank * max(shape) > max(math.prod(shape), _MAX_FACTOR_ELEMENTS):
         raise MismatchError(
-            f"has shape {list(shape)}, with which the rank r = {rank} of "
-            f"{printable(str(location(adapter)))} makes factors larger than the weight",
+            f"has shape {list(shape)}; the rank r = {rank} of {printable(str(location(adapter)))} "
+            "would make its factors larger than the weight itself",
             file=file,
             field=name,
         )
@@ -83,7 +83,7 @@ def _check_shape(adapter: LowRankAdapter, module: str, found: tuple[int, int], f
     if wanted is not None and adapter.is_embedding(module) and wanted[0] == found[0]:
         raise MismatchError(
             f"has {found[1]} tokens here, and {printable(str(location(adapter)))} was trained with "
-            f"{wanted[1]}: the vocabulary was resized; resize the base's likewise "
+            f"{wanted[1]}: the vocabulary was resized; resize the base's too "
             f"(model.resize_token_embeddings({wanted[1]}), then save_pretrained) and merge into "
             "that",
             file=file,
@@ -96,9 +96,9 @@ def _check_shape(adapter: LowRankAdapter, module: str, found: tuple[int, int], f
         flip = f", or say how the base stores it: fan_in_fan_out: {flag} in its configuration"
     made = "do not fit" if wanted is None else f"make {wanted[0]} x {wanted[1]}"
     raise MismatchError(
-        f"is {found[0]} x {found[1]} here (out x in), and the factors that "
-        f"{printable(str(location(adapter)))} has for it {made}; merge "
-        f"into the base that it was trained on{flip}",
+        f"is {found[0]} x {found[1]} here (out x in), but the factors that "
+        f"{printable(str(location(adapter)))} has for it {made}; merge into the base that it was "
+        f"trained on{flip}",
         file=file,
         field=module,
         value=found,
@@ -142,7 +142,9 @@ def check_no_stacks(adapter: LowRankAdapter, what: str) -> None:
     """
     if adapter.needs_base:
         raise AdapterError(
-            f"is of stacks of experts; {what}", file=location(adapter), field="target_parameters"
+            f"is a LoRA of stacked experts; {what}",
+            file=location(adapter),
+            field="target_parameters",
         )
 
 
@@ -196,7 +198,7 @@ def check_fingerprint(adapter: LowRankAdapter, found: str, file: Path, override:
     """
     recorded = adapter.base_fingerprint
     if found != recorded:
-        advice = f"; to merge all the same, {override}" if override else ""
+        advice = f"; to merge anyway, {override}" if override else ""
         raise MismatchError(
             f"{printable(str(location(adapter)))} was made for a base with fingerprint "
             f"{recorded}, this one has {found} (another model, another dtype, or already "

@@ -45,11 +45,11 @@ class FactorFile:
             advice = "merge LoRA of convolutions with PEFT"
             if len(info.shape) < 2 or 0 in info.shape:
                 advice = (
-                    "it is a part of one, saved from a model that was split over processes "
-                    "(DeepSpeed ZeRO-3, FSDP): gather the parameters, and save again"
+                    "it is part of one, saved from a model that was split over processes "
+                    "(DeepSpeed ZeRO-3, FSDP): gather the parameters and save again"
                 )
             raise self.refusal(
-                name, f"has shape {list(info.shape)}, and a factor is a matrix; {advice}"
+                name, f"has shape {list(info.shape)}, but a factor is a matrix; {advice}"
             )
         self._check_dtype(name)
         matrix = StoredMatrix(self.file, name)
@@ -109,7 +109,7 @@ class FactorFile:
                 continue
             local = local_name(found)
             if local in whole:
-                raise self.refusal(name, f"is there as {local} too")
+                raise self.refusal(name, f"is also present as {local}")
             whole[local] = load_whole(self.file, name, local, self.config, own="a factor")
         return whole
 

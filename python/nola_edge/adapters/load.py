@@ -95,7 +95,7 @@ def load_adapter(
         for field, value in (("drawn_on", drawn_on), ("lora_alpha", lora_alpha)):
             if value is not None:
                 raise ArgumentError(
-                    "is for checkpoints of the public NOLA code, and this is none; leave it out",
+                    "is for checkpoints of the public NOLA code, and this is not one; leave it out",
                     file=folder,
                     field=field,
                 )
@@ -121,7 +121,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG_NAME).is_file():
         if (folder / _DIFFUSERS_NAME).is_file():
             raise AdapterError(
-                f"holds {_DIFFUSERS_NAME}, a LoRA in the layout of diffusers, and no "
+                f"holds {_DIFFUSERS_NAME}, a LoRA in the layout of diffusers, but no "
                 f"{CONFIG_NAME}; {_CONVERT}",
                 file=folder,
             )
@@ -132,11 +132,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _unknown(method: object, file: Path) -> AdapterError:
     advice = "merge it with PEFT (merge_and_unload, then save_pretrained)"
     if method in _NO_WEIGHTS:
-        advice = "it changes no weights, so that there is nothing to merge: load it with PEFT"
+        advice = "it changes no weights, so there is nothing to merge; load it with PEFT"
     *others, last = known_methods()
     return AdapterError(
-        f"is {printable(repr(method))}, and adapters of {', '.join(others)} and {last} are merged "
-        f"here; {advice}",
+        f"is {printable(repr(method))}, but only adapters of {', '.join(others)} and {last} are "
+        f"merged here; {advice}",
         file=file,
         field="peft_type",
         value=method,
@@ -166,8 +166,8 @@ def _refuse_other_layouts(path: Path) -> None:
         else:
             continue
         raise AdapterError(
-            f"is of a LoRA in {layout}, without a configuration that says how it is scaled; give "
-            f"PEFT's folder with {CONFIG_NAME}. Of an image model: {_CONVERT}",
+            f"belongs to a LoRA in {layout}, without the configuration that says how it is scaled; "
+            f"give PEFT's folder with {CONFIG_NAME}. For an image model: {_CONVERT}",
             file=path,
             field=name,
         )

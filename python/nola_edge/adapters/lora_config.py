@@ -33,14 +33,14 @@ _LORA_BOOKKEEPING = frozenset(
     }
 )
 _DEPENDS = (
-    "what it adds depends on the input, so that no weights are equal to it; serve it with PEFT"
+    "what it adds depends on the input, so it cannot be merged into weights; serve it with PEFT"
 )
 #: Fields of which it is known what they do, and what to do about them.
 _REFUSED = {
-    "use_qalora": f"its A is grouped over inputs, which is not done here; {WITH_PEFT}",
-    "use_bdlora": f"its factors are block-diagonal, which is not done here; {WITH_PEFT}",
+    "use_qalora": f"its A is grouped over inputs, which is not supported here; {WITH_PEFT}",
+    "use_bdlora": f"its factors are block-diagonal, which is not supported here; {WITH_PEFT}",
     "kasa_config": f"it has a diagonal between B and A, and a changed base; {WITH_PEFT}",
-    "trainable_token_indices": f"rows of the embedding were trained by themselves; {WITH_PEFT}",
+    "trainable_token_indices": f"single rows of the embedding were trained; {WITH_PEFT}",
     "layer_replication": "it is for a base with repeated layers, which no file holds; use PEFT",
     "ensure_weight_tying": (
         "input and output share one adapter; train with ensure_weight_tying=False, or merge it "
@@ -119,10 +119,10 @@ class LoraConfig:
         start = fields.take("init_lora_weights", True)
         if not (isinstance(start, bool) or start in _KEEP_BASE):
             raise AdapterError(
-                f"is {printable(repr(start))}: such a start changes the base, and the adapter "
-                "belongs to the changed one; merge it with PEFT, or save it with "
-                "save_pretrained(…, path_initial_model_for_weight_conversion=…), which makes a "
-                "plain LoRA of it",
+                f"is {printable(repr(start))}: this initialisation changes the base, and the "
+                "adapter belongs to the changed base; merge it with PEFT, or save it with "
+                "save_pretrained(…, path_initial_model_for_weight_conversion=…), which turns it "
+                "into a plain LoRA",
                 file=file,
                 field="init_lora_weights",
                 value=start,
@@ -145,7 +145,8 @@ class LoraConfig:
         )
         if config.lora_bias and config.bias != "none":
             raise AdapterError(
-                f"is {config.bias!r} together with lora_bias, which is not done here; {WITH_PEFT}",
+                f"is {config.bias!r} together with lora_bias, which is not supported here; "
+                f"{WITH_PEFT}",
                 file=file,
                 field="bias",
             )
@@ -181,7 +182,7 @@ class LoraConfig:
             )
         if not data.get("target_parameters"):
             raise ArgumentError(
-                "is for a LoRA of stacks of experts (target_parameters), and this is none; leave "
+                "is for a LoRA of stacked experts (target_parameters), and this is not one; leave "
                 "it out",
                 file=file,
                 field="moe_layout",
@@ -189,8 +190,8 @@ class LoraConfig:
         layout = _LAYOUTS[moe_layout]
         if data.get(_LAYOUT, layout) != layout:
             raise AdapterError(
-                f"is {printable(repr(data[_LAYOUT]))}, as the program says that trained it, and "
-                f"moe_layout is {moe_layout}, which is {layout}; leave out moe_layout",
+                f"is {printable(repr(data[_LAYOUT]))} according to the program that trained it, "
+                f"but moe_layout is {moe_layout}, which is {layout}; leave out moe_layout",
                 file=file,
                 field=_LAYOUT,
                 value=data[_LAYOUT],

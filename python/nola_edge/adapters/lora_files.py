@@ -33,10 +33,10 @@ MAGNITUDE = ".lora_magnitude_vector"
 _PARTNERS = {A: B, B: A, EMBEDDING_A: EMBEDDING_B, EMBEDDING_B: EMBEDDING_A}
 _BASE_LAYER = ".base_layer"
 _TWO_LAYOUTS = (
-    "is of a stack of experts (target_parameters), which PEFT lays out in one way and Unsloth in "
-    "another, and nothing here says which; tell merge, verify or inspect: --moe-layout peft "
-    "(trained with PEFT), or --moe-layout unsloth (with Unsloth before it wrote lora_B_layout, "
-    "September 2026); in Python load_adapter(…, moe_layout=)"
+    "belongs to a stack of experts (target_parameters), which PEFT and Unsloth lay out "
+    "differently, and nothing here says which layout this is; tell merge, verify or inspect: "
+    "--moe-layout peft (trained with PEFT), or --moe-layout unsloth (with Unsloth before it wrote "
+    "lora_B_layout, September 2026); in Python load_adapter(…, moe_layout=)"
 )
 
 
@@ -168,7 +168,7 @@ class _Reader:
             if not name.endswith(".weight") and not any(holds(str(c), name) for c in found):
                 raise self._tensors.refusal(
                     "target_parameters",
-                    f"announces {printable(repr(name))} in {CONFIG_NAME}, and none of its factors "
+                    f"announces {printable(repr(name))} in {CONFIG_NAME}, but none of its factors "
                     "are here; the file is not complete",
                 )
 
@@ -179,8 +179,8 @@ class _Reader:
         if names.keys() != {A, B} or config.fan_in_fan_out or config.lora_bias or config.use_dora:
             raise self._tensors.refusal(
                 names.get(A, next(iter(names.values()))),
-                "is of a stack of experts (target_parameters), which have neither embeddings, "
-                f"biases, DoRA nor fan_in_fan_out; {WITH_PEFT}",
+                "belongs to a stack of experts (target_parameters), for which embeddings, biases, "
+                f"DoRA and fan_in_fan_out are not supported; {WITH_PEFT}",
             )
         a, b = self._tensors.matrix(names[A]), self._tensors.matrix(names[B])
         if a.shape[0] != b.shape[1]:
@@ -201,7 +201,7 @@ class _Reader:
             raise self._tensors.refusal(name, "has no factors; the file is not complete")
         if A in names and EMBEDDING_A in names:
             raise self._tensors.refusal(
-                names[A], "is of a layer, and the same module is an embedding too"
+                names[A], "belongs to a layer, but the same module is also an embedding"
             )
 
     def _check_rank(self, name: str, factor: StoredMatrix, found: int, rank: int) -> None:
@@ -234,7 +234,7 @@ class _Reader:
         name = names[ending]
         if not wanted:
             raise self._tensors.refusal(
-                name, f"is there, and {field} does not announce it in {CONFIG_NAME}"
+                name, f"is present, but {field} does not announce it in {CONFIG_NAME}"
             )
         return self._tensors.vector(name, out_features)
 
@@ -242,6 +242,6 @@ class _Reader:
         if ".lora_A." in local or ".lora_B." in local:
             raise self._tensors.refusal(
                 name,
-                "has a name between factor and weight; PEFT's save_pretrained leaves out the "
-                "adapter's (…lora_A.weight): save it with that",
+                "has an adapter's name between factor and weight; save it with PEFT's "
+                "save_pretrained, which leaves that name out (…lora_A.weight)",
             )

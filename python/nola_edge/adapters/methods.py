@@ -75,7 +75,7 @@ class _Plugin:
     def __call__(self, folder: Path, config: dict[str, Any]) -> LowRankAdapter:
         adapter = self._guarded(lambda: self._read(folder, config), (*_OURS, OSError))
         if not isinstance(adapter, LowRankAdapter):
-            raise self._broken(f"returned {type(adapter).__name__}, and not a LowRankAdapter")
+            raise self._broken(f"returned {type(adapter).__name__}, not a LowRankAdapter")
         return adapter
 
     def _guarded(self, work: Callable[[], Any], passed: tuple[type[Exception], ...] = _OURS) -> Any:

@@ -166,8 +166,8 @@ def match_parts(
     if pair is not None:
         raise MismatchError(
             f"would be the weight of both {printable(pair[0])} and {printable(pair[1])} of "
-            f"{printable(str(adapter))}; say which outputs of it each is: "
-            "--rename NEW=OLD[START:STOP]",
+            f"{printable(str(adapter))}; say which of its outputs belong to each: --rename "
+            "NEW=OLD[START:STOP]",
             file=base,
             field=parts[pair[0]].tensor,
         )

@@ -49,7 +49,8 @@ def check_contents(
             bits = config.coefficient_bits
             if bits is not None and not np.array_equal(rounded(values, bits), values):
                 raise AdapterError(
-                    f"{name} holds coefficients that {bits} bits cannot; quantize the adapter",
+                    f"{name} holds coefficients that do not fit in {bits} bits; quantize the "
+                    "adapter",
                     file=path,
                     field=module,
                 )

@@ -127,7 +127,7 @@ def load_tensors(
         else:
             local = local_name(local)
             if local in whole:
-                raise AdapterError(f"is there as {local} too", file=file.path, field=name)
+                raise AdapterError(f"is also present as {local}", file=file.path, field=name)
             whole[local] = load_whole(file, name, local, config)
     for module, pair in pairs.items():
         for suffix in (ALPHA, BETA):

@@ -65,7 +65,7 @@ def write_packed(
     check_readable(len(text), _MAX_ABOUT_BYTES, _ABOUT)
     if len(modules) > _MAX_MODULES:
         raise OutputError(
-            f"{len(modules)} modules are more than the {_MAX_MODULES} that are read; use a folder",
+            f"{len(modules)} modules exceed the limit of {_MAX_MODULES}; use a folder",
             file=path.name,
         )
     factors = [values for c in modules.values() for values in (c.alpha, c.beta)]

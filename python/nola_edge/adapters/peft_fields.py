@@ -87,8 +87,8 @@ class Fields:
     def _needed(self, name: str) -> Any:
         if name not in self._rest:
             raise AdapterError(
-                "is missing, and nothing else says it; add the value that the adapter was trained "
-                "with",
+                "is missing, and nothing else implies it; add the value that the adapter was "
+                "trained with",
                 file=self._file,
                 field=name,
             )

@@ -74,8 +74,8 @@ def check_readable(nbytes: int, most: int | None, what: str) -> None:
     """
     if most is not None and nbytes > most:
         raise OutputError(
-            f"would have {nbytes} bytes, more than the {most} that are read; name the targets by "
-            "their last parts",
+            f"would have {nbytes} bytes, more than the limit of {most}; name the targets by their "
+            "last parts",
             file=what,
             field="target_modules",
         )

@@ -115,8 +115,8 @@ class Renames:
         for rule in self._rules:
             if rule not in self._used:
                 raise ArgumentError(
-                    f"{printable('.'.join(rule))!r} is in no module name of the adapter; "
-                    "nola-edge inspect ADAPTER --modules lists them",
+                    f"{printable('.'.join(rule))!r} does not occur in any module name of the "
+                    "adapter; nola-edge inspect ADAPTER --modules lists them",
                     field="rename",
                     value=".".join(rule),
                 )

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 WEIGHT = ".weight"
 _BIAS = ".bias"
 _PART = re.compile(r"(.+)\[(0|[1-9][0-9]{0,9}):([1-9][0-9]{0,9})\]")
-_FORM = 'the name of a tensor, or of one that holds several, with outputs of it: "NAME[0:64]"'
+_FORM = (
+    'the name of a tensor or, where it holds several modules, of some of its outputs: "NAME[0:64]"'
+)
 
 
 @dataclass(frozen=True)

@@ -124,9 +124,9 @@ class TinyLoraAdapter(StoredAdapter):
         if stem + _P not in tensors.file.tensors:
             raise tensors.refusal(
                 stem + _P,
-                "is not there: the random tensors were not saved, and they say which of the "
-                "trained vectors is this module's; load the adapter where it was trained and save "
-                "it with save_projection=True",
+                "is missing: the random tensors were not saved, and only they tell which of the "
+                "trained vectors belongs to this module; load the adapter where it was trained and "
+                "save it with save_projection=True",
             )
         a, b = tensors.matrix(stem + _A), tensors.matrix(stem + _B)
         rank = min(self.config.r, b.shape[0], a.shape[1])

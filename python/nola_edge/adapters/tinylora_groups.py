@@ -22,8 +22,8 @@ _TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 #: Numbers of a tensor that tell it from all others.
 _COMPARED = 16
 _UNKNOWN = (
-    "is not what projection_seed gives any module, and so it is not known which of the trained "
-    "vectors is this module's; train with weight_tying=1.0, or merge it with PEFT "
+    "is not what projection_seed gives any module, so it is unknown which of the trained "
+    "vectors belongs to this module; train with weight_tying=1.0, or merge it with PEFT "
     "(merge_and_unload, then save_pretrained)"
 )
 
@@ -104,11 +104,11 @@ def vector_of_each(
     wanted = [f"{prefix}{group}" for group in range(groups)]
     for name in (*wanted, *sorted(names)):
         if name not in names or name not in wanted:
-            found = "is not there" if name in wanted else "is left over"
+            found = "is missing" if name in wanted else "is left over"
             raise tensors.refusal(
                 name,
                 f"{found}: weight_tying makes {groups} vectors of {count} modules; the file is not "
-                "complete, or is of another adapter than its configuration",
+                "complete, or belongs to another adapter than its configuration",
             )
     vectors = [tensors.array(name, (config.u,)).astype(np.float32) for name in wanted]
     if groups == 1:

@@ -21,9 +21,9 @@ _LISTED = 4
 #: Rules that a suggestion may have: as many as a model has towers.
 _MOST_RULES = 4
 _BOTH_WAYS = (
-    "If the base calls them otherwise, say how: --rename NEW=OLD (rename= in Python, for which "
-    "nola_edge.peft.stored_tensors(model) knows the names); or save a NOLA adapter again where its "
-    "model was loaded from the base, which records them; or merge while it loads: "
+    "If the base has other names for them, give these: --rename NEW=OLD (rename= in Python; "
+    "nola_edge.peft.stored_tensors(model) finds the names); or load the model from the base and "
+    "save a NOLA adapter again, which records them; or merge while the model loads: "
     "nola_edge.transformers"
 )
 
@@ -98,7 +98,7 @@ def _advice(
     if not rules:
         return _BOTH_WAYS
     options = " ".join(f"--rename {printable(new)}={printable(old)}" for new, old in rules.items())
-    return f"All would have one with {options}; see that these are the same layers. {_BOTH_WAYS}"
+    return f"All would have one with {options}; check that these are the same layers. {_BOTH_WAYS}"
 
 
 def suggested_renames(modules: Sequence[str], tensors: Collection[str]) -> dict[str, str]:

@@ -38,8 +38,8 @@ _FROZEN = ".base_layer.weight"
 #: Fields that say how training began; the projections are in the file, whatever drew them.
 _TRAINING = frozenset({"d_initial", "init_weights", "projection_prng_key", "vera_dropout"})
 _MISSING = (
-    "is not there: the random matrices were not saved, and torch draws others on another device; "
-    "load the adapter where it was trained and save it with save_projection=True"
+    "is missing: the random matrices were not saved, and torch draws different ones on "
+    "another device; load the adapter where it was trained and save it with save_projection=True"
 )
 
 

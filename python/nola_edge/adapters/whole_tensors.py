@@ -77,7 +77,7 @@ def check_saved_modules(whole: Iterable[str], config: Announcing, file: Path) ->
         missing = [module for module in missing if module not in HEADS]
     if missing:
         raise AdapterError(
-            f"announces {printable(missing[0])!r}, and the adapter holds no tensor of it; save the "
+            f"announces {printable(missing[0])!r}, but the adapter holds no tensor of it; save the "
             "adapter again, or remove the name if the model has no such module",
             file=file,
             field="modules_to_save",
@@ -99,8 +99,8 @@ def load_whole(
         advice = ""
         if local.endswith(EMBEDDINGS):
             advice = (
-                "; PEFT saved an embedding along: save with save_embedding_layers=False, or name "
-                "it in modules_to_save if it was trained or resized"
+                "; PEFT saved an embedding as well: save with save_embedding_layers=False, or "
+                "name it in modules_to_save if it was trained or resized"
             )
         raise AdapterError(
             f"is neither {own} nor a tensor that modules_to_save or bias announce{advice}",

@@ -401,7 +401,7 @@ def test_a_folder_without_a_configuration(tmp_path):
     (folder / "adapter_config.json").unlink()
     adapter = ne.load_adapter(folder, drawn_on="cpu", lora_alpha=6)
     assert adapter.scaling_of("layers.0.q") == 3.0
-    messages = ("lora_alpha: is needed, as no file says it",)
+    messages = ("lora_alpha: is needed, because no file records it",)
     refused(tmp_path, lambda: ne.load_adapter(folder, drawn_on="cpu"), ArgumentError, *messages)
 
 
@@ -488,7 +488,7 @@ def test_a_base_of_another_shape(tmp_path, tiny):
     tensors = pair(f"{PREFIX}layers.0.q", 41, 24)
     folder = write_folder(tmp_path / "in", tensors)
     adapter = ne.load_adapter(folder, drawn_on="cpu")
-    message = "is 24 x 40 here (out x in), and the factors"
+    message = "is 24 x 40 here (out x in), but the factors"
     refused(
         tmp_path,
         lambda: ne.merge_checkpoint(tiny[0], adapter, tmp_path / "out"),

@@ -109,7 +109,10 @@ def test_a_record_too_small_to_tell(tmp_path):
     ("tensors", "message"),
     [
         ({}, "holds no recorded numbers"),
-        ({"q.first": np.ones(COUNT, F)}, "names no basis of the checkpoint, such as base_model"),
+        (
+            {"q.first": np.ones(COUNT, F)},
+            "does not name a basis of the checkpoint, such as base_model",
+        ),
         ({A + ".first": np.ones(COUNT - 1, F)}, "must be F32 [64]"),
         ({A + ".first": np.ones(COUNT, np.int32)}, "must be F32 [64]"),
     ],

@@ -103,8 +103,8 @@ def test_a_missing_partner(tmp_path, factor, part):
         ("seed", np.array([-1]), AdapterError, "is -1; the public code's are not negative"),
         ("seed", np.array([-(2**63)]), AdapterError, "are not negative"),
         ("seed", np.array([1, 2]), AdapterError, "a seed is one I64"),
-        ("seed", np.array([1e10]), AdapterError, "it has lost digits"),
-        ("seed", np.array([1.0], F), AdapterError, "it has lost digits"),
+        ("seed", np.array([1e10]), AdapterError, "any other dtype loses digits"),
+        ("seed", np.array([1.0], F), AdapterError, "any other dtype loses digits"),
     ],
 )
 def test_a_tensor_of_another_form(tmp_path, part, value, error, message):
@@ -145,9 +145,9 @@ def test_a_configuration_that_says_otherwise(tmp_path, config, message):
         (lambda t: t | {"other": np.ones(3, F)}, "other: is not part of a NOLA layer"),
         (lambda t: t | {f"{A}.second.seed": np.array([1])}, "holds more than one adapter"),
         (lambda t: {n: v for n, v in t.items() if "weight" in n}, "is a LoRA without NOLA"),
-        (lambda t: t | pair("layers.0.q"), "layers.0.q: is there twice, with and without"),
+        (lambda t: t | pair("layers.0.q"), "layers.0.q: occurs twice, with and without"),
         (lambda _: pair("q\x1b[2J"), "cannot be a module's name"),
-        (lambda _: {"x": np.ones(3, F)}, "is no checkpoint of the public NOLA code; it holds x"),
+        (lambda _: {"x": np.ones(3, F)}, "is not a checkpoint of the public NOLA code; it holds x"),
         (lambda _: {}, "it holds no tensors"),
         (
             lambda _: {"h.0.attn.nola_query.seed_a": np.array([1])},
@@ -181,7 +181,10 @@ def test_gpt2_without_a_partner(tmp_path, change, message):
             pair("h.2.attn.nola_query", 8, 9) | pair("h.2.attn.nola_value", 8, 9),
             "has 8 inputs and 9 outputs",
         ),
-        (pair("h.2.attn.nola_query", 8, 8) | pair("h.2.attn.nola_value", 9, 9), "they are alike"),
+        (
+            pair("h.2.attn.nola_query", 8, 8) | pair("h.2.attn.nola_value", 9, 9),
+            "they are the same",
+        ),
         (pair("h.2.mlp.p1_nola", 8, 32, num_basis=7), "has 7 coefficients"),
     ],
 )
@@ -203,18 +206,26 @@ def changed(name, change):
         (
             changed("fc2_beta_001", lambda v: v[:4]),
             AdapterError,
-            "public code has as many in every",
+            "public code has the same number in every",
         ),
         (changed("fc1_alpha_000", lambda v: v[:0]), AdapterError, "must be a row of numbers"),
         (changed("fc2_alpha_000", lambda v: v * F(np.inf)), NotFiniteError, "infinite or NaN"),
         (changed("fc_12in_4out", lambda v: v.T), AdapterError, "has shape [12, 4]"),
         (lambda t: t | {"fc_3in_1out": np.ones((1, 3), F)}, AdapterError, "has 2 heads"),
-        (lambda t: t | {"fc1_A_0000": np.ones(10, F)}, AdapterError, "is nothing that the public"),
-        (lambda t: t | {"head.bias": np.ones(4, F)}, AdapterError, "is nothing that the public"),
+        (
+            lambda t: t | {"fc1_A_0000": np.ones(10, F)},
+            AdapterError,
+            "is not something that the public",
+        ),
+        (
+            lambda t: t | {"head.bias": np.ones(4, F)},
+            AdapterError,
+            "is not something that the public",
+        ),
         (
             lambda t: {n: v for n, v in t.items() if n != "fc1_A_001"},
             AdapterError,
-            "fc1_A_001: is missing beside the others",
+            "fc1_A_001: is missing, but the other tensors",
         ),
         (
             lambda t: {n: v for n, v in t.items() if not n.startswith("fc_")},

@@ -72,8 +72,8 @@ class CheckpointFile(FactorFile):
         if info.dtype not in ("I64", "I32") or info.shape not in ((1,), ()):
             raise self.refusal(
                 name,
-                f"is {info.dtype} {list(info.shape)}, a seed is one I64: in any other dtype it "
-                "has lost digits",
+                f"is {info.dtype} {list(info.shape)}, but a seed is one I64; any other dtype loses "
+                "digits",
             )
         return int(self.file.read(name).reshape(-1)[0])
 

@@ -53,7 +53,7 @@ def read_gpt2(file: CheckpointFile, lora_alpha: float | None) -> Contents:
     modules, others = sort_names(file)
     for name in others:
         if "lora_" in name or "nola" in name:
-            raise file.refusal(name, "is not part of a NOLA layer, so what it does is not known")
+            raise file.refusal(name, "is not part of a NOLA layer, so its effect is unknown")
     alpha = given_alpha(file, lora_alpha)
     layers: dict[str, Layer] = {}
     for block, pairs in _blocks(file, modules).items():
@@ -79,10 +79,10 @@ def _blocks(file: CheckpointFile, modules: Names) -> dict[str, Pairs]:
     for module, names in modules.items():
         match = _MODULE.fullmatch(module)
         if match is None:
-            raise file.refusal(module, "is no layer to which the public GPT-2 code adds NOLA")
+            raise file.refusal(module, "is not a layer to which the public GPT-2 code adds NOLA")
         pairs = blocks.setdefault(match["block"], {})
         if match["layer"] in pairs:
-            raise file.refusal(module, "is there twice, with and without a prefix")
+            raise file.refusal(module, "occurs twice, with and without a prefix")
         pairs[match["layer"]] = read_pair(file, names)
     return blocks
 
@@ -98,12 +98,13 @@ def _attention(file: CheckpointFile, block: str, pairs: Pairs, alpha: float) -> 
     if shapes[0] != shapes[1]:
         raise file.refusal(
             block,
-            f"query has shapes {shapes[0]}, value {shapes[1]}; in the public code they are alike",
+            f"query has shapes {shapes[0]}, value {shapes[1]}; in the public code they are the "
+            "same",
         )
     if inputs != width:
         raise file.refusal(
             block,
-            f"{_QUERY} has {inputs} inputs and {width} outputs; in GPT-2 they are as many",
+            f"{_QUERY} has {inputs} inputs and {width} outputs; in GPT-2 the two numbers are equal",
         )
     parts = (Part(*pairs[_QUERY]), Part(*pairs[_VALUE], row=2 * width))
     return Layer(3 * width, width, parts, alpha / rank)

@@ -64,8 +64,8 @@ def _kind(file: CheckpointFile) -> str:
     if draft is not None:
         raise file.refusal(
             draft,
-            "is of examples/NLG of the public code, a draft that does not run as published, so "
-            "that what made it is not known",
+            "comes from examples/NLG of the public code, a draft that does not run as published, "
+            "so it is unknown what made it",
         )
     if any(".lora_" in name for name in file.tensors):
         raise AdapterError(
@@ -74,5 +74,5 @@ def _kind(file: CheckpointFile) -> str:
     shown = ", ".join(printable(name) for name in list(file.tensors)[:_SHOWN]) or "no tensors"
     more = ", …" if len(file.tensors) > _SHOWN else ""
     raise AdapterError(
-        f"is no checkpoint of the public NOLA code; it holds {shown}{more}", file=file.path
+        f"is not a checkpoint of the public NOLA code; it holds {shown}{more}", file=file.path
     )

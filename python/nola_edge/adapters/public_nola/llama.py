@@ -57,7 +57,7 @@ def read_llama(file: CheckpointFile, lora_alpha: float | None) -> Contents:
     fields = file.fields
     modules, others = sort_names(file)
     if others:
-        raise file.refusal(others[0], "is not part of a NOLA layer, so what it does is not known")
+        raise file.refusal(others[0], "is not part of a NOLA layer, so its effect is unknown")
     _check_fields(file)
     layers = _layers(file, modules, _lora_alpha(file, lora_alpha))
     check_counts(file, factors_of(layers), fields.get("nola_num_basis"))
@@ -81,7 +81,7 @@ def _layers(file: CheckpointFile, modules: Names, alpha: float) -> dict[str, Lay
             )
         name = module.removeprefix("module.").removeprefix(PREFIX)
         if name in layers:
-            raise file.refusal(name, "is there twice, with and without a prefix")
+            raise file.refusal(name, "occurs twice, with and without a prefix")
         layers[name] = Layer.of_pair(a, b, alpha / a.shape[0])
     return layers
 

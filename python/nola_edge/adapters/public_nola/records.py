@@ -83,7 +83,7 @@ def check_records(path: str | Path, factors: list[Factor], drawn_on: DrawnOn) ->
         for name, info in file.tensors.items():
             if name not in by_name:
                 raise AdapterError(
-                    f"names no basis of the checkpoint, such as {next(iter(by_name))}",
+                    f"does not name a basis of the checkpoint, such as {next(iter(by_name))}",
                     file=path,
                     field=name,
                 )
@@ -147,6 +147,6 @@ def _what_fits(factor: Factor, recorded: NDArray[np.float32]) -> str:
             first, last = fitting[0].blocks, fitting[-1].blocks
             return f"They fit {len(fitting)} sizes of GPU, from {first} to {last} blocks"
     return (
-        f"They fit no CPU and no GPU of up to {_MAX_BLOCKS} blocks: the seed or the basis is "
-        "another"
+        f"They fit no CPU and no GPU of up to {_MAX_BLOCKS} blocks: the seed or the basis must "
+        "be different"
     )

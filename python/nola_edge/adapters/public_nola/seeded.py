@@ -56,7 +56,7 @@ def sort_names(file: CheckpointFile) -> tuple[Names, list[str]]:
         if match["part"] in factor:
             raise file.refusal(
                 name,
-                f"is there beside {factor[match['part']]}: the file holds more than one adapter",
+                f"is present besides {factor[match['part']]}: the file holds more than one adapter",
             )
         factor[match["part"]] = name
     for module, factors in modules.items():
@@ -65,7 +65,8 @@ def sort_names(file: CheckpointFile) -> tuple[Names, list[str]]:
             if missing:
                 raise file.refusal(
                     module,
-                    f"has no lora_{label} {missing[0]}, so it is no NOLA layer of the public code",
+                    f"has no lora_{label} {missing[0]}, so it is not a NOLA layer of the public "
+                    "code",
                 )
     return modules, others
 
@@ -137,8 +138,8 @@ def given_alpha(file: CheckpointFile, given: float | None) -> float:
     """
     if given is None:
         raise ArgumentError(
-            "is needed, as no file says it; give what training was given as --lora_alpha "
-            "(here --lora-alpha), or the PEFT folder, whose configuration says it",
+            "is needed, because no file records it; give the value that training was given as "
+            "--lora_alpha (here --lora-alpha), or the PEFT folder, whose configuration has it",
             file=file.path,
             field="lora_alpha",
         )

@@ -154,7 +154,7 @@ def _sort_names(file: CheckpointFile) -> tuple[Blocks, str]:
         if match is not None:
             blocks.setdefault(int(match["block"]), {})[match["kind"]] = name
         elif head is None:
-            raise file.refusal(name, "is nothing that the public code saves")
+            raise file.refusal(name, "is not something that the public code saves")
         elif info.shape != (int(head["outputs"]), int(head["inputs"])) or 0 in info.shape:
             raise file.refusal(name, f"has shape {list(info.shape)}")
         else:
@@ -168,7 +168,8 @@ def _sort_names(file: CheckpointFile) -> tuple[Blocks, str]:
         for kind in _KINDS:
             if kind not in names:
                 raise file.refusal(
-                    f"{kind}_{number:03d}", "is missing beside the others of its block"
+                    f"{kind}_{number:03d}",
+                    "is missing, but the other tensors of its block are there",
                 )
     return dict(sorted(blocks.items())), heads[0]
 
@@ -180,7 +181,7 @@ def _check_counts(file: CheckpointFile, rows: dict[str, NDArray[np.float32]]) ->
             raise file.refusal(
                 name,
                 f"has {values.size} coefficients, {first} has {rows[first].size}; the public code "
-                "has as many in every layer",
+                "has the same number in every layer",
             )
 
 
@@ -193,7 +194,7 @@ def _record(file: CheckpointFile, blocks: Blocks, width: int) -> NDArray[np.floa
             raise file.refusal(name, f"has {values.size} values, must have {min(_RECORDED, width)}")
         if not np.array_equal(first, values.astype(np.float32)):
             raise MismatchError(
-                "records another basis than the first block; the public code has one for all",
+                "records another basis than the first block; the public code uses one for all",
                 file=file.path,
                 field=name,
             )
@@ -215,7 +216,7 @@ def _fitting(
     if found is not None:
         return found
     tried = f"drawn on {drawn_on}" + (f" with rank {rank}" if rank is not None else "")
-    hint = f"no rank up to {_MAX_RANK} fits, on a CPU or a GPU: it was another seed or code"
+    hint = f"no rank up to {_MAX_RANK} fits, on a CPU or a GPU: the seed or the code was different"
     for other in (drawn_on, _ANY_GPU if drawn_on.device == "cpu" else DrawnOn("cpu")):
         fits = _search(record, basis, other, every)
         if fits is not None:
