@@ -1,6 +1,6 @@
 // The bindings of the CUDA kernels: argument checks and nothing else. Tensors come as addresses of
-// device memory, from nola_edge.torch.backends.cuda; the caller vouches for them: contiguous, of the
-// size that the other arguments imply, on the device, and alive until the stream has passed the
+// device memory, from nola_edge.torch.backends.cuda; the caller vouches for them: contiguous, of
+// the size that the other arguments imply, on the device, and alive until the stream has passed the
 // launch.
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
@@ -211,7 +211,8 @@ void merge_group(std::string_view dtype, std::string_view table, std::uintptr_t 
 
 // Holds neither Python objects nor state, so that threads may run without the GIL.
 PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
-    m.doc() = "The CUDA kernels of nola-edge; see nola_edge.torch.backends.cuda for what users call.";
+    m.doc() =
+        "The CUDA kernels of nola-edge; see nola_edge.torch.backends.cuda for what users call.";
     translate_argument_errors();
     m.attr("compiler") = NOLA_CUDA_COMPILER;
     m.attr("architectures") = architectures();
