@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from nola_edge import Adapter
 from nola_edge.adapters.load import load_adapter
 from nola_edge.adapters.peft_folder import CONFIG_NAME
-from nola_edge.adapters.tensor_parts import TensorPart, overlapping, parse_parts
+from nola_edge.adapters.tensor_parts import (
+    OTHERWISE,
+    TensorPart,
+    overlapping,
+    parse_parts,
+    tensors_field,
+)
 from nola_edge.errors import AdapterError
 from tests.conftest import MODULES, snapshot, tiny_adapter
 from tests.lora_folders import factors, write_lora
@@ -60,6 +66,13 @@ def test_parts_that_overlap(parts):
             parse_parts({m: str(p) for m, p in named.items()}, "file")
     else:
         assert parse_parts({m: str(p) for m, p in named.items()}, "file") == named
+
+
+def test_what_is_stored_otherwise():
+    record = {"a": None, "b": None, "c": "x[0:2]"}
+    parts = parse_parts(record, "file")
+    assert parts["a"] == parts["b"] == OTHERWISE
+    assert tensors_field(parts)["tensors"] == record
 
 
 def with_record(folder, record):

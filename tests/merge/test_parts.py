@@ -252,6 +252,17 @@ def test_two_modules_of_one_line(case, tmp_path):
     refused(base, plain, tmp_path, "both .*--rename NEW=OLD", rename=same)
 
 
+def test_weights_that_are_no_part_of_one_tensor(case, tmp_path):
+    """The record says so; a rule of the caller's goes before it."""
+    (base, split), folder, lines = case
+    path = folder / CONFIG_NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tensors": {"q": None, "k": None}}))
+    for file in (base, split):
+        refused(file, folder, tmp_path, "2 modules of .* 'q', .* in another order, as the adapter")
+    with ne.open_merged(base, folder, rename=rename_of(lines)) as found:
+        assert found["qkv.weight"].shape == (48, WIDTH)
+
+
 def test_lines_that_are_not_there(case, tmp_path):
     (base, _), folder, _ = case
     plain = folder_without_record(folder, tmp_path)

@@ -15,6 +15,7 @@ from transformers import ViTConfig, ViTForImageClassification
 import nola_edge as ne
 from nola_edge import Adapter
 from nola_edge.adapters.load import load_adapter
+from nola_edge.adapters.tensor_parts import OTHERWISE
 from nola_edge.errors import MismatchError
 from nola_edge.peft import NolaConfig, stored_tensors
 from nola_edge.torch import merge_
@@ -72,6 +73,22 @@ def test_a_lora_takes_its_names_from_the_model(kind, tmp_path):
     merge_(base, tmp_path / "lora")
     base.save_pretrained(tmp_path / "wanted")
     assert same(tensors(tmp_path / "merged"), tensors(tmp_path / "wanted"))
+
+
+def test_rows_in_another_order_are_refused(tmp_path):
+    """Rotary embeddings of some files want them so; to merge them as they are would be wrong."""
+    base = loaded("gradium_phonon_tts", tmp_path / "base")
+    get_peft_model(base, NolaConfig(**OPTIONS)).save_pretrained(tmp_path / "adapter")
+    record = Adapter.load(tmp_path / "adapter").tensors
+    assert record["layers.0.self_attn.q_proj"] == OTHERWISE
+    assert record["layers.0.self_attn.v_proj"].lines is not None
+    assert "layers.0.self_attn.q_proj" not in stored_tensors(base)
+    for path in ("adapter", "packed.nola"):
+        if path == "packed.nola":
+            Adapter.load(tmp_path / "adapter").pack(tmp_path / path)
+        with pytest.raises(MismatchError, match="rows in another order, as the adapter records"):
+            ne.merge_checkpoint(tmp_path / "base", tmp_path / path, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
 
 
 @pytest.mark.parametrize("make_plain", [llama, gpt2])

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nola_edge.adapters.renames import Renames
-from nola_edge.adapters.tensor_parts import WEIGHT, TensorPart, overlapping
+from nola_edge.adapters.tensor_parts import OTHERWISE, WEIGHT, TensorPart, overlapping
 from nola_edge.adapters.unmatched import unmatched
 from nola_edge.errors import MismatchError, printable
 
@@ -152,6 +152,8 @@ def match_parts(
         same part of a tensor.
     """
     wanted = {module: names.module(module, tensors) for module in modules}
+    if OTHERWISE in wanted.values():
+        raise _stored_otherwise([m for m in wanted if wanted[m] == OTHERWISE], adapter, base)
     prefix = _prefix([part.tensor for part in wanted.values()], tensors, adapter, base)
     if prefix is None and names.has_record:
         try:
@@ -172,6 +174,17 @@ def match_parts(
             field=parts[pair[0]].tensor,
         )
     return Matches(parts, names, prefix)
+
+
+def _stored_otherwise(modules: Sequence[str], adapter: Path, base: Path) -> MismatchError:
+    return MismatchError(
+        f"{len(modules)} modules of {printable(str(adapter))}, the first is "
+        f"{printable(modules[0])!r}, have their weights in several tensors of such a base, or with "
+        "rows in another order, as the adapter records; merge in memory (PEFT's "
+        "merge_and_unload), or while it loads: nola_edge.transformers",
+        file=base,
+        field=modules[0],
+    )
 
 
 def _prefix(

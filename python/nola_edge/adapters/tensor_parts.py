@@ -68,6 +68,10 @@ class TensorPart:
         return TensorPart(self.tensor.removesuffix(WEIGHT) + _BIAS, self.lines)
 
 
+#: Of a module whose weight is in several tensors, or in another order: null in a configuration.
+OTHERWISE = TensorPart("")
+
+
 def parse_parts(value: object, file: object) -> dict[str, TensorPart]:
     """Check the field ``tensors`` of a configuration.
 
@@ -87,6 +91,7 @@ def parse_parts(value: object, file: object) -> dict[str, TensorPart]:
     parts: dict[str, TensorPart] = {}
     for module, text in value.items():
         part = TensorPart.parse(text) if isinstance(text, str) else None
+        part = OTHERWISE if text is None else part
         if part is None or not module.isprintable():
             raise refusal(
                 f"gives {printable(module)!r} {printable(repr(text))}, must give {_FORM}", text
@@ -105,13 +110,14 @@ def parse_parts(value: object, file: object) -> dict[str, TensorPart]:
 
 def tensors_field(parts: Mapping[str, TensorPart]) -> dict[str, Any]:
     """Return the field ``tensors`` of a configuration, which is left out where it is empty."""
-    return {"tensors": {name: str(part) for name, part in parts.items()}} if parts else {}
+    return {"tensors": {name: str(part) or None for name, part in parts.items()}} if parts else {}
 
 
 def overlapping(parts: Mapping[str, TensorPart]) -> tuple[str, str] | None:
     """Return two modules that have a line of a tensor in common, if there are any."""
     last: dict[str, str] = {}
-    for module in sorted(parts, key=lambda m: (parts[m].tensor, parts[m].lines or (0, 0))):
+    stored = [module for module in parts if parts[module] != OTHERWISE]
+    for module in sorted(stored, key=lambda m: (parts[m].tensor, parts[m].lines or (0, 0))):
         other = last.get(parts[module].tensor)
         if other is not None and parts[module].overlaps(parts[other]):
             return other, module

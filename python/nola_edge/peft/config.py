@@ -144,7 +144,7 @@ class NolaConfig(PeftConfig):
     )
     modules_fingerprint: str | None = field(default=None, metadata={"help": "Written on saving."})
     shapes_fingerprint: str | None = field(default=None, metadata={"help": "Written on saving."})
-    tensors: dict[str, str] | None = field(
+    tensors: dict[str, str | None] | None = field(
         default=None, metadata={"help": "Module -> stored tensor, on saving."}
     )
 

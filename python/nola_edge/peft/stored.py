@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from nola_edge.adapters.module_names import StoredNames
-from nola_edge.adapters.tensor_parts import WEIGHT, TensorPart
+from nola_edge.adapters.tensor_parts import OTHERWISE, WEIGHT, TensorPart
 from nola_edge.peft.names import PlainNames
 from nola_edge.torch.linear import is_conv1d
 
@@ -46,7 +46,8 @@ def stored_tensors(model: nn.Module, modules: Iterable[str] | None = None) -> di
     """
     if modules is None:
         modules = _layers(model)
-    return {module: str(part) for module, part in (stored_parts(model, modules) or {}).items()}
+    found = stored_parts(model, modules) or {}
+    return {module: str(part) for module, part in found.items() if part != OTHERWISE}
 
 
 def stored_parts(
@@ -65,7 +66,8 @@ def stored_parts(
     Returns
     -------
     dict or None
-        Module or tensor -> part, where its name does not say it; None if that is not known.
+        Module or tensor -> part, where its name does not say it, OTHERWISE where it is no part of
+        one tensor; None if nothing is known.
     """
     base = _transformers_model(model)
     if base is None:
@@ -78,7 +80,7 @@ def stored_parts(
             for module in modules
             if module in layers
         }
-        names = StoredNames({m: part for m, part in found.items() if part is not None})
+        names = StoredNames(found)
         found = {m: part for m, part in found.items() if part != TensorPart(m + WEIGHT)}
         for tensor in tensors:
             part = conversion.part(tensor, transposed=False)
@@ -86,7 +88,7 @@ def stored_parts(
                 found[tensor] = part
     except Exception:  # whatever transformers says of a model it cannot save
         return None
-    return {name: part for name, part in found.items() if part is not None}
+    return found
 
 
 def _transformers_model(model: nn.Module) -> Any:
@@ -144,12 +146,14 @@ class _Conversion:
                 self._layers[_layer(name)].append(name)
         self._numbered: dict[tuple[str, ...], tuple[_Tensors, Mapping[str, int]]] = {}
 
-    def part(self, name: str, transposed: bool) -> TensorPart | None:
-        """Return where a parameter is stored, if it is in one tensor and in order."""
+    def part(self, name: str, transposed: bool) -> TensorPart:
+        """Return where a parameter is stored; by its own name, if the model has none of it."""
         if name not in self._inputs:
-            return None
+            return TensorPart(name)
         new = self._renamed.get(id(self._inputs[name]))
-        return self._converted_part(name, transposed) if new is None else TensorPart(new)
+        if new is not None:
+            return TensorPart(new)
+        return self._converted_part(name, transposed) or OTHERWISE
 
     def _convert(self, tensors: Mapping[str, torch.Tensor]) -> _Tensors:
         from transformers.core_model_loading import revert_weight_conversion
@@ -158,6 +162,8 @@ class _Conversion:
 
     def _converted_part(self, name: str, transposed: bool) -> TensorPart | None:
         outputs, begins = self._of_layer(name)
+        if name not in begins:
+            return None
         shape = self._inputs[name].shape
         begin, end = begins[name], begins[name] + shape.numel()
         for new, numbers in outputs.items():
@@ -172,7 +178,7 @@ class _Conversion:
         """Return the stored tensors of those stored with one, and each one's first number."""
         together = tuple(self._stored_with(name))
         if not all(self._inputs[other].is_floating_point() for other in together):
-            return {}, {name: 0}  # quantised: the sizes are not those in the files
+            return {}, {}  # quantised: the sizes are not those in the files
         if together not in self._numbered:
             self._numbered.clear()  # one layer's at a time
             inputs, begins, count = {}, {}, 0
