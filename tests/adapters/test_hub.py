@@ -76,7 +76,7 @@ def test_what_is_no_id_is_never_looked_up(hub, location):
 def test_offline_nobody_is_asked(hub, name):
     (line,) = refused("inspect", "somebody/french", **{name: "1"})
     assert line == (
-        "nola-edge: somebody/french: does not exist, and is not in the cache of the Hugging Face "
+        "nola-edge: somebody/french: does not exist, nor is it in the cache of the Hugging Face "
         "Hub, which is not asked while HF_HUB_OFFLINE is set"
     )
     assert not hub
@@ -84,22 +84,24 @@ def test_offline_nobody_is_asked(hub, name):
 
 def test_one_line_says_that_the_hub_is_asked(hub):
     said, error = refused("inspect", "somebody/absent")
-    assert said == "somebody/absent: is not here, looked up on the Hugging Face Hub"
-    assert error.startswith("nola-edge: somebody/absent: does not exist here and cannot be had")
+    assert said == "somebody/absent: not found here, looked up on the Hugging Face Hub"
+    assert error.startswith(
+        "nola-edge: somebody/absent: does not exist here and cannot be downloaded"
+    )
     assert hub
 
 
 def test_a_download_and_then_its_cache(hub, tmp_path):
     done = run("inspect", "somebody/french")
     assert done.returncode == 0, done.stderr
-    assert "somebody/french: is not here, looked up on the Hugging Face Hub\n" in done.stderr
+    assert "somebody/french: not found here, looked up on the Hugging Face Hub\n" in done.stderr
     count = len(hub)
     assert count
     again = run("inspect", "somebody/french", HF_HUB_OFFLINE="1")
     assert again.returncode == 0, again.stderr
     assert again.stderr == (
-        "somebody/french: is not here, taken from the cache of the Hugging Face Hub; only what was "
-        "downloaded earlier is used\n"
+        "somebody/french: not found here, taken from the cache of the Hugging Face Hub; only files "
+        "downloaded earlier are used\n"
     )
     assert again.stdout == done.stdout
     assert len(hub) == count
@@ -118,10 +120,12 @@ def test_what_is_here_wins_without_a_word(hub, tmp_path):
 def test_a_revision_belongs_to_the_id(hub, tmp_path):
     done = run("inspect", "somebody/french@main", "--json")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith("somebody/french@main: is not here, looked up on the Hugging Fac")
+    assert done.stderr.startswith(
+        "somebody/french@main: not found here, looked up on the Hugging Fac"
+    )
     assert any("revision/main" in path for path in hub)
     (error,) = refused("inspect", "somebody/french@none")[1:]
-    assert error.startswith("nola-edge: somebody/french@none: does not exist here and cannot be ha")
+    assert error.startswith("nola-edge: somebody/french@none: does not exist here and cannot be do")
     done = run("merge", "base.safetensors", "somebody/french@main=0.5", "-o", "out.safetensors")
     assert done.stderr.splitlines()[-1] == "nola-edge: base.safetensors: does not exist"
 
@@ -134,6 +138,6 @@ def test_what_is_no_revision_is_never_looked_up(hub, location):
 
 
 def test_two_revisions_contradict_each_other(hub):
-    with pytest.raises(ArgumentError, match="revision: is 'v2', and somebody/french@v1 says anoth"):
+    with pytest.raises(ArgumentError, match="revision: is 'v2', but somebody/french@v1 has anoth"):
         Adapter.load("somebody/french@v1", revision="v2")
     assert not hub

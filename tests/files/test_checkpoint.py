@@ -154,4 +154,4 @@ def test_the_hub_cache_opens_nothing_but_its_blobs(tmp_path, target):
 
 def test_a_link_to_what_does_not_exist(sharded):
     (sharded / "config.json").symlink_to("absent.json")
-    refused(sharded, "config.json: is a link to what does not exist")
+    refused(sharded, "config.json: is a broken link")

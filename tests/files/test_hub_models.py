@@ -77,7 +77,7 @@ def cached(tmp_path):
 def test_a_merge_with_nothing_here(hub, tmp_path, wanted, tiny):
     done = run("merge", "org/base", "somebody/french", "-o", "out")
     assert done.returncode == 0, done.stderr
-    said = "is not here, looked up on the Hugging Face Hub\n"
+    said = "not found here, looked up on the Hugging Face Hub\n"
     assert done.stderr.startswith(f"somebody/french: {said}")
     assert f"org/base: {said}" in done.stderr
     assert snapshot(Path("out")) == wanted
@@ -87,9 +87,7 @@ def test_a_merge_with_nothing_here(hub, tmp_path, wanted, tiny):
     asked = len(hub)
     done = run("verify", "out", "org/base", "somebody/french", "--json", HF_HUB_OFFLINE="1")
     assert (done.returncode, json.loads(done.stdout)["identical"]) == (0, True)
-    said = (
-        "taken from the cache of the Hugging Face Hub; only what was downloaded earlier is used\n"
-    )
+    said = "taken from the cache of the Hugging Face Hub; only files downloaded earlier are used\n"
     assert done.stderr.count(said) == 2
     assert len(hub) == asked
 
@@ -105,7 +103,7 @@ def test_a_merge_with_nothing_here(hub, tmp_path, wanted, tiny):
 def test_every_command_takes_one(hub, tiny, command, output):
     done = run(*(word.format(tiny[1]) for word in command))
     assert done.returncode == 0, done.stderr
-    assert "org/base: is not here, looked up" in done.stderr
+    assert "org/base: not found here, looked up" in done.stderr
     assert output is None or Path(output).is_file()
 
 
@@ -142,8 +140,8 @@ def refused(*arguments, **environment):
 def test_what_cannot_be_had(hub, tiny):
     adapter = tiny[1]
     for base, message in {
-        "org/none": "org/none: does not exist here and cannot be had from the Hub: ",
-        "org/base@v9": "org/base@v9: does not exist here and cannot be had from the Hub: ",
+        "org/none": "org/none: does not exist here and cannot be downloaded from the Hub: ",
+        "org/base@v9": "org/base@v9: does not exist here and cannot be downloaded from the Hub: ",
         "org/gguf": "org/gguf: has no safetensors weights, but model-q4_0.gguf; download that file",
         "./org/base": "org/base: does not exist",
         "base": "base: does not exist",
@@ -159,14 +157,14 @@ def test_offline_a_tokenizer_that_was_never_fetched_is_missed(hub, tiny, tmp_pat
     assert "somebody/french: does not exist" in done.stderr
     done = run("merge", "org/base", tiny[1], "-o", "out", HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.endswith("downloaded earlier is used, without a tokenizer file\n")
+    assert done.stderr.endswith("downloaded earlier are used, without a tokenizer file\n")
 
 
 def test_offline_nobody_is_asked(hub, tiny):
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         line = refused("merge", "org/base", tiny[1], "-o", "out", **{name: "1"})
         assert line == (
-            "nola-edge: org/base: does not exist, and is not in the cache of the Hugging Face Hub, "
+            "nola-edge: org/base: does not exist, nor is it in the cache of the Hugging Face Hub, "
             "which is not asked while HF_HUB_OFFLINE is set"
         )
     assert not hub

@@ -77,8 +77,11 @@ def test_what_is_read_can_be_written_again(value):
         ('{"a": NaN}', "f: a: NaN is not a JSON number"),
         ('{"a": ' + "9" * 309 + "}", "f: a: is a number of more than 308 digits"),
         ('{"a": ' + "9" * 3_000_000 + "}", "f: a: Infinity is not a JSON number"),
-        ('{"a": "\\ud800"}', "f: a: is '\\ud800', with half of a character"),
-        ('{"a": {"\\udfff": 1}}', "f: a: a key of it is '\\udfff', with half of a character"),
+        ('{"a": "\\ud800"}', "f: a: is '\\ud800', which contains half of a surrogate pair"),
+        (
+            '{"a": {"\\udfff": 1}}',
+            "f: a: a key of it is '\\udfff', which contains half of a surrogate pair",
+        ),
         ("\ufeff{}", "f: is not valid JSON: begins with a byte order mark; save it without"),
         ("[" * 65 + "]" * 65, "f: JSON is nested too deeply, more than 64 levels"),
         ("[" * 10**6, "f: JSON is nested too deeply"),
@@ -129,7 +132,7 @@ def test_metadata_with_half_a_character_is_refused(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
     before = snapshot(tmp_path)
     with pytest.raises(
-        FormatError, match=r"__metadata__\.a: is '.ud800', with half of a character"
+        FormatError, match=r"__metadata__\.a: is '.ud800', which contains half of a surrogate pair"
     ):
         SafetensorsFile.open(tmp_path / "x.safetensors")
     assert snapshot(tmp_path) == before

@@ -32,7 +32,10 @@ def test_a_torch_file_comes_with_the_command_that_converts_it(here, data, name):
         ["inspect", name],
     ):
         line = refused(*command)
-        assert f"nola-edge: {name}: is a file of torch.save, which can run code and is " in line
+        assert (
+            f"nola-edge: {name}: is a file written by torch.save, which can run code and is "
+            in line
+        )
         assert "run: python -c 'import sys, torch; " in line
         made = shlex.quote(name.rpartition(".")[0] + ".safetensors")
         assert line.endswith(f"' {shlex.quote(name)}; then: give {made}\n")
@@ -43,7 +46,7 @@ def test_an_adapter_of_torch(here):
     (here / "adapter" / "adapter_model.safetensors").unlink()
     (here / "adapter" / "adapter_model.bin").write_bytes(b"PK\x03\x04" + bytes(40))
     line = refused("merge", "base", "adapter", "-o", "out")
-    assert "adapter/adapter_model.bin: is a file of torch.save" in line
+    assert "adapter/adapter_model.bin: is a file written by torch.save" in line
     assert line.endswith("adapter/adapter_model.bin; then: give adapter\n")
 
 

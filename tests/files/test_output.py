@@ -145,7 +145,7 @@ def test_what_loses_files_while_it_is_moved_is_taken_back(tmp_path, monkeypatch,
             shutil.rmtree(source.parent)
 
     tidied(monkeypatch, "rename_new", tidy)
-    with pytest.raises(OutputError, match="is gone or another file now"):
+    with pytest.raises(OutputError, match="is now gone or another file"):
         write(tmp_path / "out")
     assert not any(tmp_path.iterdir())
 
@@ -159,7 +159,7 @@ def test_what_somebody_puts_into_a_new_output_stays(tmp_path, monkeypatch, name)
         (target / name).write_text("precious")
 
     tidied(monkeypatch, "rename_new", put)
-    with pytest.raises(OutputError, match="is gone or another file now"):
+    with pytest.raises(OutputError, match="is now gone or another file"):
         write(tmp_path / "out")
     assert (tmp_path / "out" / name).read_text() == "precious"
 
@@ -190,7 +190,7 @@ def test_another_file_of_the_same_size_is_not_published(tmp_path):
             other.write_bytes(b"tnetnoc")
             other.rename(path)
 
-    with pytest.raises(OutputError, match="is gone or another file now"):
+    with pytest.raises(OutputError, match="is now gone or another file"):
         swap()
     assert not any(tmp_path.iterdir())
 
@@ -208,7 +208,7 @@ def test_inodes_that_a_file_system_makes_up(tmp_path, monkeypatch, kept):
             path.with_name("copy").rename(path)
 
     if kept:
-        with pytest.raises(OutputError, match="is gone or another file now"):
+        with pytest.raises(OutputError, match="is now gone or another file"):
             forget()
     else:
         forget()

@@ -169,7 +169,8 @@ class AtomicOutput:
         free = free_bytes(self.target.parent)
         if self._expected_bytes > free:
             raise OutputError(
-                f"needs {self._expected_bytes} bytes, the disk has {free} free", file=self.target
+                f"needs {self._expected_bytes} bytes, but the disk has {free} free",
+                file=self.target,
             )
 
     def _check_target(self) -> None:
@@ -193,13 +194,13 @@ class AtomicOutput:
         if self._force and target.exists() and target.is_dir() != self._directory:
             kind = "folder" if target.is_dir() else "file"
             raise OutputError(
-                f"is a {kind} already, and the output is not; remove it first", file=target
+                f"is a {kind} already, but the output is not; remove it first", file=target
             )
         if self._force and _holds_current_folder(place):
             raise OutputError("is or holds the current folder; choose another", file=target)
         if self._force and os.path.ismount(target):
             raise OutputError(
-                "is a mount point, which nothing can take the place of; choose a name in it",
+                "is a mount point, which cannot be replaced; choose a name inside it",
                 file=target,
             )
         in_the_way = self._in_the_way(target) if self._force and target.exists() else None
@@ -244,7 +245,7 @@ class AtomicOutput:
             self._replace()
         elif not rename_new(self.path, self.target):
             raise OutputError(
-                "appeared while the output was written; it was left alone", file=self.target
+                "appeared while the output was being written; it was left alone", file=self.target
             )
         self._check_published()
         try:
@@ -304,15 +305,15 @@ class AtomicOutput:
         if path.is_dir() and names and set(names_below(path)) <= set(names):
             return  # some of it is gone since, and nothing has come
         raise OutputError(
-            f"changed while the output was written: it {in_the_way}; it was left as it is",
+            f"changed while the output was being written: it {in_the_way}; it was left alone",
             file=self.target,
         )
 
     def _kept(self, replaced: Path) -> OutputError:
         kept = keep(replaced, self.target)
         return OutputError(
-            f"appeared while another was replaced, which is {printable(kept.name)} now; both were "
-            "left alone",
+            f"appeared while another was being replaced, which is {printable(kept.name)} now; both "
+            "were left alone",
             file=self.target,
         )
 

@@ -110,7 +110,7 @@ def _which(names: Sequence[str]) -> str:
     if len(shards) == 1:
         return f" but no {printable(shards.pop())}{SAFETENSORS}.index.json; download that too"
     if is_index(names[0]):
-        return f", {printable(', '.join(names))}; keep the one that is wanted"
+        return f", {printable(', '.join(names))}; keep only the one you want"
     return f" but no {INDEX_NAME}; give the path of one of them"
 
 
@@ -133,7 +133,7 @@ def _nothing_to_merge_into(folder: Path, names: Sequence[str]) -> str:
     parts = subfolders_with(folder, lambda name: name.endswith(SAFETENSORS))
     if parts:
         trained = all(map(_TRAINER_CHECKPOINT.fullmatch, parts))
-        rest = "" if trained else ", and put the output in its place in a copy of the whole"
+        rest = "" if trained else ", and put the output in its place in a copy of the whole folder"
         return f"no weights itself{subfolders_hint(folder, parts)}{rest}"
     return f"neither {_WEIGHTS_NAMES[0]} nor {INDEX_NAME}"
 

@@ -106,7 +106,7 @@ class GgufFile(InputFile):
             or alignment & (alignment - 1)
         ):
             raise FormatError(
-                f"{printable(alignment)} is no power of two up to {_MAX_ALIGNMENT}",
+                f"{printable(alignment)} is not a power of two up to {_MAX_ALIGNMENT}",
                 file=self.path,
                 field=_ALIGNMENT,
                 value=alignment,
@@ -119,7 +119,9 @@ class GgufFile(InputFile):
             raise cursor.refuse("appears twice", name)
         dimensions = cursor.number("I")
         if dimensions > _MAX_DIMENSIONS:
-            raise cursor.refuse(f"has {dimensions} dimensions, at most {_MAX_DIMENSIONS}", name)
+            raise cursor.refuse(
+                f"has {dimensions} dimensions; at most {_MAX_DIMENSIONS} are allowed", name
+            )
         sizes = [cursor.number("Q") for _ in range(dimensions)]
         if math.prod(sizes) >= _MAX_SIZE or any(size >= _MAX_SIZE for size in sizes):
             raise cursor.refuse(f"dimensions {sizes} are too large", name)
@@ -131,7 +133,7 @@ class GgufFile(InputFile):
         row = sizes[0] if sizes else 1
         if row % TENSOR_TYPES[kind].block:
             raise cursor.refuse(
-                f"rows of {row} elements are no whole blocks of {kind}, "
+                f"rows of {row} elements are not whole blocks of {kind}, "
                 f"{TENSOR_TYPES[kind].block} elements each",
                 name,
             )
@@ -154,7 +156,7 @@ class GgufFile(InputFile):
             stop = start + nbytes
             if stop > self.size:
                 raise FormatError(
-                    f"ends at byte {stop}, the file at {self.size}; it is truncated",
+                    f"ends at byte {stop}, but the file ends at {self.size}; it is truncated",
                     file=self.path,
                     field=name,
                 )

@@ -68,8 +68,8 @@ class GgufCursor:
         """Refuse a count of bytes that the file does not have."""
         if count > self.left:
             raise self.refuse(
-                f"{what} takes {count} bytes, {self.left} are left; the file is truncated or its "
-                "header lies",
+                f"{what} takes {count} bytes, but only {self.left} are left; the file is truncated "
+                "or its header lies",
                 value=count,
             )
 
@@ -117,9 +117,11 @@ def read_preamble(cursor: GgufCursor) -> tuple[int, int, int]:
     version = cursor.number("I")
     if version not in _VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
-        reason = "it is big-endian" if swapped in _VERSIONS else "convert the model anew"
+        reason = "it is big-endian" if swapped in _VERSIONS else "convert the model again"
         raise cursor.refuse(
-            f"{version} is not one of 2 and 3, which are read; {reason}", "version", version
+            f"{version} is not 2 or 3, the versions that are supported; {reason}",
+            "version",
+            version,
         )
     tensors, pairs = cursor.number("Q"), cursor.number("Q")
     for field, what, count, least in (
@@ -154,7 +156,7 @@ def read_value(cursor: GgufCursor, kind: int) -> Any:
     value = cursor.number(VALUE_FORMATS[kind])
     if kind == BOOL:
         if value > 1:
-            raise cursor.refuse(f"is {value}, no bool", value=value)
+            raise cursor.refuse(f"is {value}, not a bool", value=value)
         return bool(value)
     return value
 
@@ -181,7 +183,7 @@ def _read_array(cursor: GgufCursor) -> list[Any] | LongValue:
             cursor.skip(length)
         return LongValue(count)
     if kind not in VALUE_FORMATS:
-        raise cursor.refuse(f"is an array of the value type {kind}, which is not known", value=kind)
+        raise cursor.refuse(f"is an array of the unknown value type {kind}", value=kind)
     size = struct.calcsize("<" + VALUE_FORMATS[kind])
     cursor.need(size * count, f"an array of {count} numbers")
     if not cursor.keep(count, _NUMBER_BYTES * count):

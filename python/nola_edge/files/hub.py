@@ -124,7 +124,7 @@ def find(location: str | Path, revision: str | None, kind: Kind) -> Path:
         )
     if revision is not None and named["revision"] not in (None, revision):
         raise ArgumentError(
-            f"is {printable(revision)!r}, and {printable(location)} says another",
+            f"is {printable(revision)!r}, but {printable(location)} has another",
             field="revision",
             value=revision,
         )
@@ -150,14 +150,14 @@ def _cached(name: str, revision: str | None, kind: Kind) -> Path:
     shown = _shown(name, revision)
     if not isinstance(found, str):
         raise kind.error(
-            "does not exist, and is not in the cache of the Hugging Face Hub, which is not asked "
+            "does not exist, nor is it in the cache of the Hugging Face Hub, which is not asked "
             "while HF_HUB_OFFLINE is set",
             file=shown,
         )
     folder = Path(found).parent
     LOGGER.warning(
-        "%s: is not here, taken from the cache of the Hugging Face Hub; only what was downloaded "
-        "earlier is used%s",
+        "%s: not found here, taken from the cache of the Hugging Face Hub; only files downloaded "
+        "earlier are used%s",
         shown,
         kind.cached(folder),
     )
@@ -179,7 +179,7 @@ def _download(name: str, revision: str | None, kind: Kind) -> Path:
             "does not exist here; to download it from the Hub: pip install 'nola-edge[hub]'",
             file=shown,
         ) from None
-    LOGGER.warning("%s: is not here, looked up on the Hugging Face Hub", shown)
+    LOGGER.warning("%s: not found here, looked up on the Hugging Face Hub", shown)
     try:
         return Path(kind.download(name, revision))
     except NolaEdgeError as error:
@@ -188,7 +188,7 @@ def _download(name: str, revision: str | None, kind: Kind) -> Path:
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise kind.error(
-            f"does not exist here and cannot be had from the Hub: {printable(reason[0])}",
+            f"does not exist here and cannot be downloaded from the Hub: {printable(reason[0])}",
             file=shown,
         ) from None
 
@@ -221,7 +221,7 @@ def _no_weights(names: Sequence[str]) -> str:
             f"has no safetensors weights, but {printable(gguf[0])}; download that file, and give "
             "its path"
         )
-    return "has no safetensors weights, or several, of which no name says which is wanted"
+    return "has no safetensors weights, or several without a name that says which to use"
 
 
 def snapshot(name: str, revision: str | None, files: Collection[str]) -> str:

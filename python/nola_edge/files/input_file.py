@@ -166,7 +166,9 @@ class InputFile:
             if by_path:
                 now.add(identity(os.stat(self.path)))
         except OSError as error:
-            raise ChangedError(f"vanished meanwhile: {error.strerror}", file=self.path) from None
+            raise ChangedError(
+                f"disappeared in the meantime: {error.strerror}", file=self.path
+            ) from None
         if now != {self._identity}:
             raise ChangedError(
                 "changed while it was read; run again when nothing writes to it", file=self.path

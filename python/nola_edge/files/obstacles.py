@@ -1,7 +1,8 @@
 """What keeps a path from being replaced by ``--force``: that it is not what a command writes.
 
-Each format has a test of its own. It returns what is in the way, for a message that begins with
-the path: "holds notes.txt, which this does not write". It returns None of what may be replaced.
+Each format has a test of its own. It returns what is in the way, for a message that begins with the
+path: "holds notes.txt, which is not part of such an output". It returns None of what may be
+replaced.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def foreign(names: Collection[str]) -> str | None:
     if not names:
         return None
     more = " and more" * (len(names) > 1)
-    return f"holds {printable(min(names))}{more}, which this does not write"
+    return f"holds {printable(min(names))}{more}, which is not part of such an output"
 
 
 def names_below(folder: Path) -> list[str]:

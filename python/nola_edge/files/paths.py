@@ -44,7 +44,7 @@ def inside(folder: Path, name: str) -> Path:
     except PermissionError as error:
         raise FormatError(f"cannot be opened: {error.strerror}", file=path) from None
     except (OSError, RuntimeError):
-        what = "is a link to what does not exist" if path.is_symlink() else "does not exist"
+        what = "is a broken link" if path.is_symlink() else "does not exist"
         raise CheckpointError(what, file=path) from None
     root = folder.resolve()
     if not (target.is_relative_to(root) or target.parent in _blobs(root)):

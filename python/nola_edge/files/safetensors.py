@@ -87,14 +87,14 @@ class SafetensorsFile(InputFile):
             )
         begin = os.pread(self.fd, 9, 0)
         if begin.startswith(b"GGUF"):
-            raise FormatError("is a GGUF file, and a safetensors file is needed", file=self.path)
+            raise FormatError("is a GGUF file, but a safetensors file is needed", file=self.path)
         if begins_as_torch(begin):
             raise torch_file_refused(self.path)
         length = int.from_bytes(begin[:8], "little")
         if self.size - 8 >= length > MAX_HEADER_BYTES:
             raise FormatError(
-                f"the header claims {length} bytes, more than the {MAX_HEADER_BYTES} that are "
-                "read; a model's tensors need far less",
+                f"the header claims {length} bytes, more than the limit of {MAX_HEADER_BYTES}; a "
+                "model's tensors need far less",
                 file=self.path,
                 field="header length",
                 value=length,
@@ -275,13 +275,13 @@ def encode_header(
     except UnicodeEncodeError as error:
         raise FormatError(
             f"a name or the metadata holds {printable(error.object[error.start])}, half of a "
-            "character, which no file can hold; correct it",
+            "surrogate pair, which no file can hold; correct it",
             field="header",
         ) from None
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
         raise FormatError(
-            f"would take {len(text)} bytes, more than the {MAX_HEADER_BYTES} that are read",
+            f"would take {len(text)} bytes, more than the limit of {MAX_HEADER_BYTES}",
             field="header",
         )
     return len(text).to_bytes(8, "little") + text

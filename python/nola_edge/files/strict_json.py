@@ -115,7 +115,7 @@ def decode_utf8(data: bytes | memoryview, file: object) -> str:
     Raises
     ------
     FormatError
-        If it is not UTF-8, or begins with a byte order mark, which JSON does not know.
+        If it is not UTF-8, or begins with a byte order mark, which JSON does not allow.
     """
     try:
         text = str(data, "utf-8")
@@ -266,9 +266,9 @@ def _reason(scalar: object) -> str | None:
     if isinstance(scalar, str):
         if _SURROGATE.search(scalar) is None:
             return None
-        return f"is '{printable(scalar)}', with half of a character"
+        return f"is '{printable(scalar)}', which contains half of a surrogate pair"
     if isinstance(scalar, int):
         return None if abs(scalar) < 10**MAX_DIGITS else _TOO_LONG
     if isinstance(scalar, float):
         return None if math.isfinite(scalar) else f"{json.dumps(scalar)} {_NO_NUMBER}"
-    return None if scalar is None else f"is a {type(scalar).__name__}, which JSON does not know"
+    return None if scalar is None else f"is a {type(scalar).__name__}, which JSON cannot represent"

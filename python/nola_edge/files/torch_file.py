@@ -62,7 +62,7 @@ def torch_file_refused(path: Path, folder: Path | None = None) -> FormatError:
     folder : Path, optional
         The folder that it was found in, which is given once it holds a safetensors file.
     """
-    begin = "is a file of torch.save, which can run code and is never read; "
+    begin = "is a file written by torch.save, which can run code and is never read; "
     target = path.with_suffix(".safetensors")
     if os.path.lexists(target):
         return FormatError(

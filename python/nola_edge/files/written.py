@@ -125,8 +125,8 @@ class Written:
     def _lost(self, name: str) -> OutputError:
         place = self._root.parent.parent
         return OutputError(
-            "was written, and is gone or another file now, so nothing was published; run again, "
-            f"and keep what tidies up {printable(place)} away from .nola-edge-*",
+            "was written, but is now gone or another file, so nothing was published; run again, "
+            f"and keep whatever cleans up {printable(place)} away from .nola-edge-*",
             file=self._root / name,
         )
 

@@ -65,7 +65,7 @@ def test_none_is_read(tmp_path, monkeypatch, hostile, folder):
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(pickle, "load", None)
     with pytest.raises(
-        FormatError, match=r"is a file of torch\.save, which can run code"
+        FormatError, match=r"is a file written by torch\.save, which can run code"
     ) as caught:
         convert_checkpoint(path.parent if folder else path, tmp_path / "out", drawn_on="cpu")
     assert str(caught.value).isprintable()
@@ -80,7 +80,9 @@ def test_the_command_line_prints_what_to_do(tmp_path, monkeypatch):
     before = snapshot(tmp_path)
     done = run("convert", "model.pt", "-o", "out", "--drawn-on", "cpu")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("nola-edge: model.pt: is a file of torch.save, which can run co")
+    assert done.stderr.startswith(
+        "nola-edge: model.pt: is a file written by torch.save, which can run co"
+    )
     assert "run: python -c 'import sys, torch; " in done.stderr
     assert done.stderr.endswith("' model.pt; then: give model.safetensors\n")
     assert snapshot(tmp_path) == before
