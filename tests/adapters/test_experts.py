@@ -281,7 +281,7 @@ def test_what_unsloth_writes_of_the_layout_is_enough(tmp_path):
         folder = adapter_files(layout, lora_B_layout=recorded).write(tmp_path / layout)
         with ne.open_merged(base, folder) as found:
             assert same(dict(found), expected(base))
-    with pytest.raises(AdapterError, match="lora_B_layout: is 'grouped_by_expert', as the program"):
+    with pytest.raises(AdapterError, match="lora_B_layout: is 'grouped_by_expert' according to"):
         ne.load_adapter(folder, moe_layout="peft")
 
 
@@ -353,7 +353,11 @@ BAD = {
     "B of another rank": ({STEM + "B.weight": np.ones((10, 5), F)}, {}, "is 10 x 5, of rank 5"),
     "bias": ({STEM + "B.bias": np.ones(10, F)}, {}, "for which embeddings, biases"),
     "DoRA": ({}, {"use_dora": True}, "for which embeddings, biases, DoRA"),
-    "turned": ({}, {"fan_in_fan_out": True}, "nor fan_in_fan_out; merge it with PEFT"),
+    "turned": (
+        {},
+        {"fan_in_fan_out": True},
+        "fan_in_fan_out are not supported; merge it with PEFT",
+    ),
     "layout": ({}, {"lora_B_layout": "sideways"}, "lora_B_layout: is 'sideways', must be one of"),
     "NaN": ({STEM + "A.weight": np.full((6, 7), np.nan, F)}, {}, "infinite or NaN value"),
 }

@@ -158,9 +158,9 @@ BAD = {
     "no A": (edit_tensors(lambda t: t.pop(A)), "has no partner lora_A.weight"),
     "halves of two kinds": (rename(B, FIRST + ".lora_embedding_B"), "has no partner"),
     "ranks of the halves": (put(B, np.zeros((24, 3), F)), "is 24 x 3, of rank 3"),
-    "vector": (put(A, np.zeros(40, F)), "has shape [40], and a factor is a matrix; it is a part"),
+    "vector": (put(A, np.zeros(40, F)), "has shape [40], but a factor is a matrix; it is part"),
     "convolution": (put(A, np.zeros((4, 3, 3, 3), F)), "merge LoRA of convolutions with PEFT"),
-    "empty": (put(A, np.zeros((4, 0), F)), "gather the parameters, and save again"),
+    "empty": (put(A, np.zeros((4, 0), F)), "gather the parameters and save again"),
     "adapter's name": (rename(A, FIRST + ".lora_A.default.weight"), "has no partner"),
     "adapter's name in both": (
         edit_tensors(

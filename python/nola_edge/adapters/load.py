@@ -1,4 +1,4 @@
-"""Load an adapter of any method that is known here, by its ``peft_type``."""
+"""Load an adapter of any supported method, by its ``peft_type``."""
 
 from __future__ import annotations
 
@@ -60,30 +60,30 @@ def load_adapter(
     revision : str, optional
         On the Hub.
     drawn_on : str, optional
-        Of a checkpoint of the public NOLA code: where training drew its random matrices. ``"cpu"``,
-        or a GPU by its name (``"a100"``) or its size (``"84x1536"``, multiprocessors and threads of
-        each), with ``",older-torch"`` behind for 16-bit numbers as torch drew them before it
-        excluded the upper bound.
+        For a checkpoint of the public NOLA code: the device on which training drew its random
+        matrices. ``"cpu"``, or a GPU by its name (``"a100"``) or its size (``"84x1536"``,
+        multiprocessors and threads of each), followed by ``",older-torch"`` for 16-bit numbers as
+        torch drew them before it excluded the upper bound.
     lora_alpha : float, optional
-        Of such a checkpoint: what training was given, where no configuration says it.
+        For such a checkpoint: the value used in training, if no configuration records it.
     moe_layout : {"peft", "unsloth"}, optional
-        How a LoRA of stacks of experts (``target_parameters``) is laid out, where it does not say
-        it itself: as PEFT does, or as Unsloth did until September 2026.
+        How a LoRA of stacked experts (``target_parameters``) is laid out, if it does not record it
+        itself: as by PEFT, or as by Unsloth until September 2026.
 
     Returns
     -------
     LowRankAdapter
         An :class:`Adapter` for NOLA, a :class:`~nola_edge.adapters.lora.LoraAdapter` for LoRA, a
         :class:`~nola_edge.adapters.vera.VeraAdapter` for VeRA, a
-        :class:`~nola_edge.adapters.public_nola.adapter.PublicNolaAdapter` for the public NOLA
-        code; for other methods what an installed package brings (entry points of the group
+        :class:`~nola_edge.adapters.public_nola.adapter.PublicNolaAdapter` for the public NOLA code;
+        for other methods, whatever class an installed package provides (entry points of the group
         ``nola_edge.adapters``).
 
     Raises
     ------
     NolaEdgeError
-        If it is of a method that neither nola-edge nor an installed package knows, a file is
-        missing, broken or cannot be read, or a field or a tensor is not understood.
+        If neither nola-edge nor an installed package knows its method, a file is missing, broken or
+        cannot be read, or a field or a tensor is not understood.
     """
     folder = adapter_path(path, revision)
     with opening(folder):
@@ -112,7 +112,7 @@ def load_adapter(
 
 
 def is_of_experts(path: Path) -> bool:
-    """Tell whether an adapter that is here is a LoRA of stacks of experts, by its configuration."""
+    """Tell whether a local adapter is a LoRA of stacked experts, by its configuration."""
     return path.is_dir() and bool(_read_config(path).get("target_parameters"))
 
 

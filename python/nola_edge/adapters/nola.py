@@ -58,8 +58,8 @@ class Adapter(LowRankAdapter):
     modules : dict
         Module name -> :class:`Coefficients`, in the order of the file.
     whole_tensors : TensorMapping
-        Tensor name -> array, for ``modules_to_save`` and biases; those of a file stay in it, and
-        are read when they are asked for.
+        Tensor name -> array, for ``modules_to_save`` and biases; those of a file are read only when
+        they are accessed.
     path : Path or None
         Where it was loaded from.
     """
@@ -117,7 +117,7 @@ class Adapter(LowRankAdapter):
 
     @property
     def base_fingerprint(self) -> str | None:
-        """Return the fingerprint of the base that it was made for, if it records one."""
+        """Return the fingerprint of the base that it was trained on, if it records one."""
         return self.config.base_fingerprint
 
     @property
@@ -127,12 +127,12 @@ class Adapter(LowRankAdapter):
 
     @property
     def tensors(self) -> Mapping[str, TensorPart]:
-        """Return which stored tensors its modules are, where their own names do not say it."""
+        """Return which stored tensors its modules are, if their own names do not say so."""
         return self.config.tensors
 
     @property
     def modules_to_save(self) -> tuple[str, ...]:
-        """Return the modules whose tensors it has whole."""
+        """Return the modules whose tensors it stores whole."""
         return self.config.modules_to_save
 
     @property
@@ -158,7 +158,7 @@ class Adapter(LowRankAdapter):
 
     @property
     def num_coefficients(self) -> int:
-        """Return how many numbers were trained, whole tensors apart."""
+        """Return how many numbers were trained, not counting whole tensors."""
         return sum(c.alpha.size + c.beta.size for c in self.modules.values())
 
     @classmethod
@@ -171,7 +171,8 @@ class Adapter(LowRankAdapter):
         ----------
         path : path or str
             ``owner/name``, or ``owner/name@revision``, is looked up on the Hub only if nothing
-            called ``owner`` is here and ``HF_HUB_OFFLINE`` is not set; a line of logging says so.
+            called ``owner`` exists locally and ``HF_HUB_OFFLINE`` is not set; a log message says
+            so.
         revision : str, optional
             On the Hub.
 
@@ -209,7 +210,7 @@ class Adapter(LowRankAdapter):
         fan_in_fan_out: bool = False,
         base: str | Path | None = None,
     ) -> Adapter:
-        """Create a fresh adapter, which changes nothing: alpha a scaled unit vector, beta zero.
+        """Create a fresh adapter, which changes nothing: alpha is a scaled unit vector, beta zero.
 
         Parameters
         ----------
@@ -225,7 +226,7 @@ class Adapter(LowRankAdapter):
         AdapterError
             If a field is out of range.
         MismatchError
-            If `base` lacks a module, or has it in another shape.
+            If `base` lacks a module, or has it with another shape.
         """
         for module, shape in modules.items():
             check_shape(module, shape)
@@ -260,7 +261,7 @@ class Adapter(LowRankAdapter):
         Raises
         ------
         AdapterError
-            If a count differs from the configuration's, or a module is not there.
+            If a count differs from the configuration's, or there is no such module.
         NotFiniteError
             If a coefficient is infinite or NaN.
         """
@@ -282,7 +283,7 @@ class Adapter(LowRankAdapter):
         Parameters
         ----------
         module : str
-            The adapter's own name of it.
+            The adapter's own name for it.
         out_features, in_features : int
         num_threads : int, optional
 
@@ -408,7 +409,7 @@ class Adapter(LowRankAdapter):
             write_packed(file, self._fingerprinted(), self.modules, self.whole_tensors.tensors)
 
     def quantize(self, bits: int) -> Adapter:
-        """Return the adapter with coefficients rounded to few bits, to be stored so.
+        """Return the adapter with coefficients rounded to few bits, to be stored that way.
 
         Parameters
         ----------

@@ -77,7 +77,7 @@ def lora(
 
     check_folder_name(output)
     if revision is not None and base is None:
-        raise click.UsageError("--revision is for a base on the Hub, and no --base is given")
+        raise click.UsageError("--revision is for a base on the Hub, and no --base was given")
     # Before a download of the base.
     given = local_adapters(adapters, drawn_on=drawn_on, lora_alpha=lora_alpha)
     if base is not None:
