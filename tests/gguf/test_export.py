@@ -187,9 +187,9 @@ def test_refusals(tmp_path, monkeypatch):
 
 def test_refusals_of_folders(tmp_path):
     folder = base_folder(tmp_path, model_type="mamba")
-    refused(tmp_path, "model_type: 'mamba' is not known here", MismatchError, folder)
+    refused(tmp_path, "model_type: 'mamba' is not supported", MismatchError, folder)
     (folder / "config.json").write_text('{"model_type": "llama"}')
-    refused(tmp_path, "no number of attention heads", MismatchError, folder)
+    refused(tmp_path, "does not state its number of attention heads", MismatchError, folder)
     (folder / "config.json").unlink()
     refused(tmp_path, "config.json", CheckpointError, folder)
     refused(tmp_path, "is not a folder", CheckpointError, folder / "model.safetensors")
@@ -207,7 +207,7 @@ def test_heads_for_each_block(tmp_path):
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     short = [*llama_pairs()[:1], pair("llama.attention.head_count", ARRAY, (UINT32, [HEADS]))]
     base = write(tmp_path / "short.gguf", arrays_of("F16"), short)
-    refused(tmp_path, "no number of attention heads", MismatchError, base)
+    refused(tmp_path, "does not state its number of attention heads", MismatchError, base)
 
 
 def test_two_names_of_one_tensor_in_a_folder_are_refused(tmp_path):

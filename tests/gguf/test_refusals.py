@@ -34,11 +34,11 @@ def test_an_unknown_architecture_is_refused(tmp_path):
     for value in ("mamba", "", "LLAMA", "llama\n"):
         pairs = [pair("general.architecture", STRING, value)]
         base = write(tmp_path / "base.gguf", arrays_of(), pairs)
-        refused(tmp_path, "is not known here", base=base)
+        refused(tmp_path, "is not supported", base=base)
     base = write(tmp_path / "base.gguf", arrays_of(), [])
-    refused(tmp_path, "general.architecture: None is not known", base=base)
+    refused(tmp_path, "general.architecture: None is not supported", base=base)
     pairs = [pair("general.architecture", UINT32, 1)]
-    refused(tmp_path, "not known", base=write(tmp_path / "base.gguf", arrays_of(), pairs))
+    refused(tmp_path, "not supported", base=write(tmp_path / "base.gguf", arrays_of(), pairs))
 
 
 def test_what_is_no_whole_model_is_refused(tmp_path):
@@ -63,11 +63,11 @@ def test_modules_of_another_architecture_are_refused(tmp_path):
 
 def test_missing_tensors_and_other_shapes_are_refused(tmp_path):
     adapter = trained_adapter({BLOCK.format(2) + "self_attn.v_proj": (32, 64)}, r=4, seed=5)
-    refused(tmp_path, "blk.2.attn_v.weight: is not there", adapter=adapter)
+    refused(tmp_path, "blk.2.attn_v.weight: is missing", adapter=adapter)
     adapter = trained_adapter({BLOCK.format(1) + "self_attn.v_proj": (16, 128)}, r=4, seed=5)
     refused(tmp_path, "shapes_fingerprint", adapter=adapter)
     adapter = trained_adapter({"lm_head": (50, 64)}, r=4, seed=5)
-    refused(tmp_path, "output.weight: is not there", adapter=adapter)
+    refused(tmp_path, "output.weight: is missing", adapter=adapter)
     arrays = {**arrays_of(), "blk.0.attn_v.weight": np.ones((2, 4, 8), F)}
     refused(tmp_path, "a matrix is needed", base=write(tmp_path / "base.gguf", arrays))
 
@@ -75,10 +75,10 @@ def test_missing_tensors_and_other_shapes_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("heads", "message"),
     [
-        (0, "no number of attention heads"),
-        (3, "cannot be shared by 3 heads"),
-        (64, "cannot be shared by 64 heads"),
-        (2**30, "no number of heads"),
+        (0, "does not state its number of attention heads"),
+        (3, "cannot be divided into 3 heads"),
+        (64, "cannot be divided into 64 heads"),
+        (2**30, "not a number of heads"),
     ],
 )
 def test_heads_that_lie_are_refused(heads, message, tmp_path):
@@ -104,7 +104,7 @@ def test_rows_that_are_no_whole_blocks_of_the_new_type_are_refused(tmp_path):
     module = BLOCK.format(0) + "mlp.down_proj"
     adapter = trained_adapter({module: (8, 40)}, r=4, num_basis=20, seed=5)
     base = write(tmp_path / "base.gguf", {stored_name(module): np.ones((8, 40), F)})
-    refused(tmp_path, "no whole blocks of Q8_0", adapter=adapter, base=base, outtype="Q8_0")
+    refused(tmp_path, "not whole blocks of Q8_0", adapter=adapter, base=base, outtype="Q8_0")
 
 
 def test_without_the_gguf_package_quantised_tensors_are_refused(tmp_path, monkeypatch):

@@ -68,7 +68,7 @@ def test_no_byte_goes_unnoticed(merged, data):
         ([*PAIRS[:-1], pair("general.name", STRING, "other")], "differ in general.name"),
         (PAIRS[:-1], "differ in general.name"),
         ([*PAIRS, pair("more", UINT32, 1)], "differ in more"),
-        (PAIRS[::-1], "stand in another order"),
+        (PAIRS[::-1], "are in another order"),
         ([*PAIRS, *(pair(f"k{i}", UINT32, i) for i in range(6))], "k0, k1, k2, k3 and 2 more"),
         ([*PAIRS, pair("a\n\x1b", UINT32, 1)], r"differ in a\n\x1b"),
     ],
@@ -105,7 +105,7 @@ def test_the_version(merged):
 
 def test_the_order_of_the_tensors(merged):
     data = encode(PAIRS, dict(reversed(merged[2].items())))
-    assert problems(merged, data) == ([], [("layout", "the tensors stand in another order")])
+    assert problems(merged, data) == ([], [("layout", "the tensors are in another order")])
     assert problems(merged, data, tensors_only=True) == ([], [])
 
 
@@ -114,7 +114,7 @@ def test_padding(merged):
     with GgufFile.open(merged[0] / "out.gguf") as file:
         stop = file.tensors["first"].stop
     data[stop] = 1
-    assert problems(merged, data) == ([], [("padding", f"the padding at byte {stop} is another")])
+    assert problems(merged, data) == ([], [("padding", f"the padding at byte {stop} differs")])
     assert problems(merged, data, tensors_only=True) == ([], [])
     size = len(data)
     assert data.endswith(bytes(3))

@@ -155,7 +155,7 @@ class Model:
             heads = heads[block] if block < len(heads) else 0
         if heads < 1:
             raise MismatchError(
-                "the base says no number of attention heads for it", file=adapter, field=module
+                "the base does not state its number of attention heads", file=adapter, field=module
             )
         return heads
 
@@ -186,7 +186,7 @@ class Place:
             return None
         if rows % (2 * self.heads):
             raise MismatchError(
-                f"{rows} rows cannot be shared by {self.heads} heads of two halves",
+                f"{rows} rows cannot be divided into {self.heads} heads of two halves",
                 file=file,
                 field=self.tensor,
             )
@@ -203,8 +203,8 @@ def known_architecture(name: object, file: object, key: str) -> Architecture:
     """
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise MismatchError(
-            f"{printable(repr(name))} is not known here; known are {', '.join(ARCHITECTURES)}. "
-            "Merge into the Hugging Face checkpoint and convert that",
+            f"{printable(repr(name))} is not supported, only {', '.join(ARCHITECTURES)} are. Merge "
+            "into the Hugging Face checkpoint and convert that",
             file=file,
             field=key,
             value=name,
@@ -225,7 +225,7 @@ def architecture_of_model_type(model_type: object, file: object) -> Architecture
             return entry
     types = ", ".join(name for entry in ARCHITECTURES.values() for name in entry.model_types)
     raise MismatchError(
-        f"{printable(repr(model_type))} is not known here; known are {types}",
+        f"{printable(repr(model_type))} is not supported, only {types} are",
         file=file,
         field="model_type",
         value=model_type,
@@ -243,4 +243,4 @@ def head_counts(value: object, file: object, key: str) -> int | list[int]:
     numbers = value if isinstance(value, list) else [value]
     if all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 20 for n in numbers):
         return value  # type: ignore[return-value]
-    raise ArgumentError(f"{printable(repr(value))} is no number of heads", file=file, field=key)
+    raise ArgumentError(f"{printable(repr(value))} is not a number of heads", file=file, field=key)

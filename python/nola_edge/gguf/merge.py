@@ -70,16 +70,16 @@ def merge_gguf(
     """Merge adapters into a GGUF file and write the result.
 
     Tensors of type F32, F16 and BF16 are merged as in a checkpoint, with one rounding. Q8_0, Q4_0,
-    Q4_1, Q5_0 and Q5_1 are dequantised, merged in fp32 and quantised anew by the reference code of
-    the ``gguf`` package; how much of the delta is left then is reported. Everything else is copied.
+    Q4_1, Q5_0 and Q5_1 are dequantised, merged in fp32 and quantised again by the reference code of
+    the ``gguf`` package; the report says how much of the delta survives. Everything else is copied.
 
     Parameters
     ----------
     base : path
         A GGUF file, version 2 or 3, of an architecture in :mod:`nola_edge.gguf.architectures`.
     adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
-        Trained on the Hugging Face model that the base was converted from. A fingerprint of that
-        cannot be compared here; shapes are.
+        Trained on the Hugging Face model that the base was converted from. Its fingerprint cannot
+        be compared here, but shapes are.
     output : path
         Must not exist, unless `force`; must not lie inside an input.
     outtype : str, optional

@@ -183,14 +183,14 @@ def matched_tensors(base: GgufFile, model: Model, adapter: LowRankAdapter) -> di
         where: dict[str, Any] = {"file": base.path, "field": place.tensor}
         if place.tensor not in base.tensors:
             raise MismatchError(
-                f"is not there, and module {printable(module)!r} of "
-                f"{printable(str(location(adapter)))} needs it; is this the base of the adapter, "
-                "and converted without fusing layers?",
+                f"is missing, but module {printable(module)!r} of "
+                f"{printable(str(location(adapter)))} needs it; is this the adapter's base, "
+                "converted without fusing layers?",
                 **where,
             )
         shape = base.tensors[place.tensor].shape
         if len(shape) != 2 or 0 in shape:
-            raise MismatchError(f"has shape {list(shape)}, a matrix is needed", **where)
+            raise MismatchError(f"has shape {list(shape)}, but a matrix is needed", **where)
         check_factor_sizes(adapter, module, shape, base.path, place.tensor)
         head_rows = place.head_rows(shape[0], base.path)
         # GGUF stores the matrix of every layer as (out, in), GPT-2's too.
@@ -230,16 +230,16 @@ def _written_type(base: GgufFile, info: TensorInfo, outtype: str | None) -> str:
     kind = outtype or info.dtype
     if kind not in WRITABLE_TYPES:
         raise MismatchError(
-            f"has type {info.dtype}, which nothing but llama.cpp's own quantiser writes. Leave the "
-            "base as it is and load the adapter beside it (nola-edge export gguf-lora), or write "
+            f"has type {info.dtype}, which only llama.cpp's own quantiser writes. Leave the base "
+            "as it is and load the adapter beside it (nola-edge export gguf-lora), or write "
             "merged tensors as another type: --outtype f16, bf16 or q8_0",
             value=info.dtype,
             **where,
         )
     if info.shape[1] % TENSOR_TYPES[kind].block:
         raise MismatchError(
-            f"rows of {info.shape[1]} elements are no whole blocks of {kind}; "
-            "choose --outtype f16 or bf16",
+            f"rows of {info.shape[1]} elements are not whole blocks of {kind}; choose --outtype "
+            "f16 or bf16",
             **where,
         )
     return kind

@@ -39,21 +39,21 @@ def verify_gguf(
     tensors_only: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
-    """Compare a merged GGUF file with all that :func:`merge_gguf` writes.
+    """Compare a merged GGUF file with everything that :func:`merge_gguf` writes.
 
-    Every byte of it: metadata, the order of the tensors, the tensors, the padding between them.
-    Where merged weights differ, the report says how, as :func:`~nola_edge.verify_checkpoint` does;
-    of quantised types in steps, which are the scales of their blocks.
+    Every byte counts: metadata, the order of the tensors, the tensors, the padding between them. If
+    merged weights differ, the report says how, as :func:`~nola_edge.verify_checkpoint` does; for
+    quantised types in steps, which are the scales of their blocks.
 
     Parameters
     ----------
     merged, base : path
     adapter : as for :func:`~nola_edge.gguf.merge_gguf`
     outtype : str, optional
-        Type that merged tensors must have; default: that which they have.
+        Type that merged tensors must have; default: the type that they have.
     num_threads : int, optional
     tensors_only : bool
-        Compare names, types, shapes and bytes of tensors and nothing else.
+        Compare only names, types, shapes and bytes of tensors.
     progress : callable, optional
         Called with the number of bytes compared since the last call; those of merged tensors that
         differ count again, as they are measured.
@@ -114,7 +114,7 @@ def _rest(plan: GgufPlan, candidate: GgufFile) -> Iterator[tuple[str, str]]:
     if set(candidate.tensors) != set(base.tensors):
         return
     if list(candidate.tensors) != list(base.tensors):
-        yield "layout", "the tensors stand in another order"
+        yield "layout", "the tensors are in another order"
         return
     kinds = {name: merge.kind for name, merge in plan.merges.items()}
     layout = Layout(base, kinds)
@@ -137,7 +137,7 @@ def _metadata(base: GgufFile, candidate: GgufFile) -> str | None:
         more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
         return f"the metadata differ in {', '.join(map(printable, keys[:_LISTED]))}{more}"
     if list(have) != list(want):
-        return "the metadata stand in another order"
+        return "the metadata are in another order"
     end = min(base.infos_start, candidate.infos_start)
     position = first_difference(candidate, base, 0, end)
     if position is None and candidate.infos_start == base.infos_start:
@@ -153,12 +153,12 @@ def _padding(layout: Layout, base: GgufFile, candidate: GgufFile) -> str | None:
         infos = bytearray(len(layout.infos))
         candidate.read_into(memoryview(infos), base.infos_start)
         if infos != layout.infos:
-            return "the bytes before the first tensor are others"
+            return "the bytes before the first tensor differ"
     for begin, end, source in layout.padding():
         have, want = bytearray(end - begin), bytearray(end - begin)
         candidate.read_into(memoryview(have), begin)
         if source is not None:
             base.read_into(memoryview(want), source)
         if have != want:
-            return f"the padding at byte {begin} is another"
+            return f"the padding at byte {begin} differs"
     return None
