@@ -162,7 +162,7 @@ def test_refusals(model, adapters, weights, options, message):
     names = set(model.state_dict())
     with pytest.raises(ValueError, match=message):
         model.add_weighted_adapter(adapters, weights, "mixed", **options)
-    with pytest.raises(ValueError, match="'a' is there already"):
+    with pytest.raises(ValueError, match="'a' already exists"):
         model.add_weighted_adapter(["a", "b"], [1, 1], "a")
     assert set(model.state_dict()) == names
     assert set(model.peft_config) == {"a", "b"}

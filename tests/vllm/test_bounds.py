@@ -46,7 +46,7 @@ def test_what_is_in_use_stays(make_cache, tiny, tmp_path, most):
         refused(tmp_path, lambda cache=cache: cache.get("c", tiny[0]), "in use", OutputError)
     assert first.get("b", tiny[0]) == b
     second.close()  # the other still has both
-    refused(tmp_path, lambda: second.get("c", tiny[0]), "allow the cache more", OutputError)
+    refused(tmp_path, lambda: second.get("c", tiny[0]), "raise the limit of the cache", OutputError)
     first.close()
     c = second.get("c", tiny[0])
     assert entries(first) == {b.name, c.name}
@@ -85,7 +85,7 @@ def test_an_adapter_that_changes_back(make_cache, adapters, tiny, most):
 def test_an_entry_larger_than_the_cache(make_cache, tiny, tmp_path):
     make_cache(PLENTY).get("a", tiny[0])
     cache = make_cache(1000)
-    refused(tmp_path, lambda: cache.get("b", tiny[0]), "the cache may hold 1000", OutputError)
+    refused(tmp_path, lambda: cache.get("b", tiny[0]), "the cache may hold only 1000", OutputError)
     assert cache.get("a", tiny[0]).exists()  # what is there may be used
 
 
@@ -175,7 +175,7 @@ def test_a_full_disk_makes_the_cache_smaller(make_cache, tiny, tmp_path, monkeyp
     first = make_cache()
     a = first.get("a", tiny[0])
     monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=4000))
-    refused(tmp_path, lambda: first.get("b", tiny[0]), "the disk has 4000", OutputError)
+    refused(tmp_path, lambda: first.get("b", tiny[0]), "the disk has only 4000", OutputError)
     first.close()
     b = make_cache().get("b", tiny[0])
     assert entries(first) == {b.name}

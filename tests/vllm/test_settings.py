@@ -51,7 +51,7 @@ def test_all_that_can_be_said(tmp_path, monkeypatch):
     ("values", "message"),
     [
         ({"ADAPTERS": "nowhere"}, "ADAPTERS: .*nowhere is not a folder"),
-        ({"ADAPTERS": "", "BASE": "."}, "ADAPTERS: is not set, and NOLA_EDGE_VLLM_BASE is"),
+        ({"ADAPTERS": "", "BASE": "."}, "ADAPTERS: is not set, but NOLA_EDGE_VLLM_BASE is"),
         ({"BASE": "nowhere"}, "BASE: .*nowhere does not exist"),
         ({"CACHE": "{adapters}"}, "CACHE: .* lies in NOLA_EDGE_VLLM_ADAPTERS"),
         ({"CACHE": "{adapters}/cache"}, "CACHE: .* lies in NOLA_EDGE_VLLM_ADAPTERS"),
@@ -62,7 +62,7 @@ def test_all_that_can_be_said(tmp_path, monkeypatch):
         ({"CACHE_BYTES": "0"}, "CACHE_BYTES: is '0'"),
         ({"CACHE_BYTES": "1e3"}, "CACHE_BYTES: is '1e3'"),
         ({"CACHE_BYTES": "nan"}, "CACHE_BYTES: is 'nan'"),
-        ({"CACHE_SIZE": "2GB"}, "CACHE_SIZE: is no variable of nola-edge"),
+        ({"CACHE_SIZE": "2GB"}, "CACHE_SIZE: is not a variable of nola-edge"),
     ],
 )
 def test_a_wrong_configuration(tmp_path, values, message):

@@ -3,8 +3,8 @@
     from nola_edge.peft import NolaConfig
     model = get_peft_model(model, NolaConfig(r=16, num_basis_a=128, num_basis_b=128, seed=42))
 
-The import registers the method with PEFT. A program that only loads adapters needs it too; without
-it PEFT knows no method called NOLA (``KeyError: 'NOLA'``).
+The import registers the method with PEFT. A program that only loads adapters needs it too;
+otherwise PEFT does not know a method called NOLA (``KeyError: 'NOLA'``).
 """
 
 from nola_edge.extras import explained

@@ -68,17 +68,17 @@ def check_combination(
     ValueError
     """
     if adapter_name in configs:
-        raise ValueError(f"An adapter {adapter_name!r} is there already: delete_adapter first.")
+        raise ValueError(f"An adapter {adapter_name!r} already exists: call delete_adapter first.")
     # PyTorch keeps the coefficients in a dictionary of this kind.
     if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict, adapter_name):
         raise ValueError(
-            f"{adapter_name!r} cannot be the name of an adapter: PyTorch takes no dot in it, and "
-            "not the name of a method. Choose another."
+            f"{adapter_name!r} cannot be the name of an adapter: PyTorch allows neither a dot in "
+            "it nor the name of a method. Choose another."
         )
     if isinstance(weights, Real):
         raise ValueError(f"`weights` is {weights!r}, must be a list with a number per adapter.")
     if not adapters or len(adapters) != len(weights):
-        raise ValueError(f"{len(adapters)} adapters were given, and {len(weights)} weights.")
+        raise ValueError(f"{len(adapters)} adapters were given, but {len(weights)} weights.")
     for name, weight in zip(adapters, weights, strict=True):
         if name not in configs:
             raise ValueError(f"Adapter {name!r} does not exist; there are {', '.join(configs)}.")

@@ -49,12 +49,12 @@ class NolaConfig(PeftConfig):
     """Configuration of a NOLA adapter (ICLR 2024, arXiv 2310.02556).
 
     ``W' = W + s B A`` with A and B linear combinations of random matrices that the seed
-    regenerates; only the coefficients are trained and saved. They want a larger learning rate than
+    regenerates; only the coefficients are trained and saved. They need a larger learning rate than
     LoRA's matrices.
 
-    LoRA's spellings are taken over: ``lora_dropout``, ``init_lora_weights=True`` (or False) and
-    ``bias="lora_only"`` set `nola_dropout`, `init_weights` and ``bias="nola_only"``, under which
-    they are saved. An option that NOLA lacks is refused unless it is off.
+    LoRA's spellings are accepted: ``lora_dropout``, ``init_lora_weights=True`` (or False) and
+    ``bias="lora_only"`` set `nola_dropout`, `init_weights` and ``bias="nola_only"``, and are saved
+    under these names. An option that NOLA lacks is refused unless it is off.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ class NolaConfig(PeftConfig):
     bias : {"none", "all", "nola_only"}
         Which biases are trained too.
     fan_in_fan_out : bool
-        Weights are stored as (in, out). Found out by itself.
+        Weights are stored as (in, out). Detected automatically.
     init_weights : bool
         False: random coefficients, so that the fresh adapter is not the identity (for tests).
     start : {"unit", "unit-frozen", "random"}
@@ -85,17 +85,18 @@ class NolaConfig(PeftConfig):
     coefficient_bits : {3, 4, 8}, optional
         Train with, and save, coefficients of this many bits.
     module_aliases : dict, optional
-        New prefix -> the prefix that the streams were made with, for a model whose modules were
-        renamed since (``{"model.language_model.": "model."}``).
+        New prefix -> the prefix that the streams were made with, for a model whose modules have
+        since been renamed (``{"model.language_model.": "model."}``).
     tensors : dict, optional
-        Written by the program: module -> stored tensor, where its name does not say it.
+        Written by the program: module -> stored tensor, if its name does not say so.
     nola_version, basis_fingerprint, base_fingerprint, modules_fingerprint, shapes_fingerprint
         Written by the program; see ``docs/adapter-format.md``.
 
     Raises
     ------
     ValueError
-        If a value is out of range, or of an option that NOLA lacks; the message names the field.
+        If a value is out of range, or an option is one that NOLA lacks; the message names the
+        field.
     """
 
     r: int = field(default=16, metadata={"help": "Rank of A and B."})
@@ -119,7 +120,7 @@ class NolaConfig(PeftConfig):
     )
     bias: str = field(default="none", metadata={"help": "'none', 'all' or 'nola_only'."})
     fan_in_fan_out: bool = field(
-        default=False, metadata={"help": "Weights are stored as (in, out); found out by itself."}
+        default=False, metadata={"help": "Weights are stored as (in, out); detected automatically."}
     )
     init_weights: bool = field(
         default=True, metadata={"help": "Start as the identity; False is for tests."}
@@ -211,9 +212,9 @@ class NolaConfig(PeftConfig):
             mine, its = getattr(self, name) or None, getattr(other, name) or None
             if name not in _OTHERWISE_ALIKE and mine != its:
                 raise ValueError(
-                    f"The adapter {adapter_name!r} is there with `{name}` {mine!r}, the one to be "
-                    f"loaded has {its!r}. Its coefficients would mean other matrices: load it "
-                    "under another name, or delete_adapter first."
+                    f"The adapter {adapter_name!r} already exists with `{name}` {mine!r}, but the "
+                    f"one to be loaded has {its!r}. Its coefficients would mean other matrices: "
+                    "load it under another name, or call delete_adapter first."
                 )
 
     def stream_module(self, module: str) -> str:

@@ -90,7 +90,7 @@ class NolaModel(BaseTuner):
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Put an adapter into a model and check that it belongs there.
+        """Add an adapter to a model and check that it belongs there.
 
         Raises
         ------
@@ -158,9 +158,9 @@ class NolaModel(BaseTuner):
     ) -> None:
         """Add an adapter that is the weighted sum of others, exactly: ranks are concatenated.
 
-        It has copies of their coefficients, stays when they are deleted, and is merged with one
-        rounding, to the bits of ``nola-edge merge BASE a=0.7 b=0.3``. It is not trained and not
-        saved.
+        It has copies of their coefficients, remains when they are deleted, and is merged with one
+        rounding, with the same bits as ``nola-edge merge BASE a=0.7 b=0.3``. It is not trained and
+        not saved.
 
         Parameters
         ----------
@@ -168,17 +168,18 @@ class NolaModel(BaseTuner):
         weights : list of float
             On the scalings of the adapters, of any sign.
         adapter_name : str
-            Of the new one, which :meth:`set_adapter` activates.
+            Name of the new adapter, which :meth:`set_adapter` activates.
         combination_type : {"cat"}
         **options
-            Of the approximations that PEFT's LoRA knows (`density`, `svd_rank`, ...): refused.
+            Options of the approximations that PEFT's LoRA offers (`density`, `svd_rank`, ...):
+            refused.
 
         Raises
         ------
         ValueError
-            If an adapter is not there, or one trains whole modules or biases; if a weight is no
-            number, or the name none for an adapter; or for the approximations that PEFT's LoRA
-            knows, and their options.
+            If an adapter does not exist, or trains whole modules or biases; if a weight is not a
+            number, or the name cannot be an adapter's; or for the approximations that PEFT's LoRA
+            offers, and their options.
         """
         check_combination_type(combination_type, options)
         check_combination(self.peft_config, adapters, weights, adapter_name)

@@ -33,7 +33,7 @@ def warn_of_stacked(model: nn.Module) -> None:
     more = f" and {len(found) - 1} more" if len(found) > 1 else ""
     warnings.warn(
         f"'all-linear' leaves out {first!r} ({' x '.join(map(str, shape))}){more}: parameters that "
-        "hold several matrices, as those of a mixture of experts do, are no linear layers. What "
-        "they compute stays as it is.",
+        "hold several matrices, as those of a mixture of experts do, are not linear layers. They "
+        "are not adapted.",
         stacklevel=4,
     )

@@ -60,8 +60,8 @@ def _incomplete(
     layers = f"{len(modules)} NOLA layer" + ("s" if len(modules) > 1 else "")
     return ValueError(
         f"The state to be saved lacks coefficients: {name!r} {what}, of {layers} in the model and "
-        f"{len(state)} tensors in the state. Hand over the state_dict() of the model itself, "
-        "whole and gathered from all processes, or none."
+        f"{len(state)} tensors in the state. Pass the state_dict() of the model itself, whole and "
+        "gathered from all processes, or none."
     )
 
 

@@ -135,18 +135,18 @@ class _Together:
 
 
 def expand_together(model: nn.Module) -> Callable[[], None]:
-    """Have a model expand all its factors in one launch at the beginning of each forward pass.
+    """Make a model expand all its factors in one launch at the beginning of each forward pass.
 
-    Worth it on a GPU, where a launch costs as much as a small expansion; of no use on a CPU. All
-    factors are then in memory at once, as in LoRA. Some layers go on expanding their own: those
-    that a mesh splits, that torch compiles, whose coefficients are rounded or cut as they are used
+    Worthwhile on a GPU, where a launch costs as much as a small expansion; useless on a CPU. All
+    factors are then in memory at once, as in LoRA. Some layers still expand their own: those that a
+    mesh splits, that torch compiles, whose coefficients are rounded or cut when used
     (``coefficient_bits``, ``unit-frozen``), and those that are added to the model afterwards.
 
     Parameters
     ----------
     model : nn.Module
-        With :class:`NolaLinear` layers or the tuner's. A model of PEFT's has its base model
-        watched, so that ``generate`` is served as well.
+        With :class:`NolaLinear` layers or those of the tuner. For a PEFT model the hooks are on its
+        base model, so ``generate`` is covered too.
 
     Returns
     -------

@@ -232,7 +232,7 @@ class FactorCache:
 def fresh_coefficients(
     num_basis_a: int, num_basis_b: int, in_features: int, start: str = "unit"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the coefficients that training starts from; the layer is unchanged by them.
+    """Return the coefficients that training starts from; they do not change the layer.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""NOLA as functions of tensors, for people with their own training loop."""
+"""NOLA as functions of tensors, for your own training loop."""
 
 from __future__ import annotations
 
@@ -122,11 +122,11 @@ def nola_delta(
     x : (..., in)
     a : (r, in)
     b : (out, r)
-        Of one dtype with `x` and `a`, unless autocast casts all three.
+        Of the same dtype as `x` and `a`, unless autocast casts all three.
     scaling : float
         Applied to the narrow product.
     shard : Shard
-        Where the layer is split over processes.
+        If the layer is split over processes.
 
     Returns
     -------
@@ -165,7 +165,7 @@ def nola_linear(
     beta : (l,) floating point
         Coefficients of B.
     module : str
-        Name that the streams are made of.
+        Name from which the streams follow.
     r : int
         Rank.
     seed : int

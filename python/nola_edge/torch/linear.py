@@ -1,4 +1,4 @@
-"""``NolaLinear``: a frozen linear layer with a NOLA adapter, for one's own training loop."""
+"""``NolaLinear``: a frozen linear layer with a NOLA adapter, for your own training loop."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def is_conv1d(layer: nn.Module) -> bool:
 
 
 class NolaLinear(nn.Module):
-    r"""A linear layer plus ``s * B A``, trained through the coefficients of A and B alone.
+    r"""A linear layer plus ``s * B A``; only the coefficients of A and B are trained.
 
-    The base layer's parameters are frozen. Forward regenerates A and B, r rows and columns; neither
-    a basis matrix nor ``B A`` is materialised.
+    The base layer's parameters are frozen. The forward pass regenerates A and B, r rows and r
+    columns; neither a basis matrix nor ``B A`` is materialised.
 
     Parameters
     ----------
     base_layer : nn.Linear, or transformers' Conv1D
-        Kept as it is, and called.
+        Kept unchanged, and called.
     module : str
         The name of the layer in its model, from which the streams follow. It must be the name
         under which the adapter is shipped.
@@ -61,7 +61,7 @@ class NolaLinear(nn.Module):
     Raises
     ------
     TypeError
-        If the layer is of another kind.
+        If it is another kind of layer.
     ValueError
         If a number is out of range.
     """
@@ -115,7 +115,7 @@ class NolaLinear(nn.Module):
 
     @property
     def module(self) -> str:
-        """Return the name that the streams are made of."""
+        """Return the name from which the streams follow."""
         return self.factors.module
 
     @property
@@ -125,7 +125,7 @@ class NolaLinear(nn.Module):
 
     @property
     def merged(self) -> bool:
-        """Whether the base weight holds the adapter at the moment."""
+        """Whether the adapter is currently merged into the base weight."""
         return self._unmerged is not None
 
     def __getattr__(self, name: str) -> Any:
@@ -143,7 +143,7 @@ class NolaLinear(nn.Module):
         return fake_quantize(alpha, bits), fake_quantize(self.beta, bits)
 
     def factor_requests(self) -> list[Any]:
-        """Say which factors the next forward pass wants; see :func:`expand_together`."""
+        """Return which factors the next forward pass needs; see :func:`expand_together`."""
         if self.merged or hasattr(self.base_layer.weight, "device_mesh"):
             return []
         if self.config.coefficient_bits is not None or self.start == "unit-frozen":
@@ -188,7 +188,7 @@ class NolaLinear(nn.Module):
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Put the base weight back, exactly: it was kept, not computed back."""
+        """Restore the base weight exactly: it was kept, not recomputed."""
         if self._unmerged is not None:
             cast("torch.Tensor", self.base_layer.weight).data.copy_(self._unmerged)
             self._unmerged = None
@@ -220,7 +220,7 @@ def to_adapter(model: nn.Module) -> Any:
     Raises
     ------
     ValueError
-        If there is no such layer, two have one name, or they differ in rank, seed or the like.
+        If there is no such layer, two have the same name, or they differ in rank, seed or the like.
     NotFiniteError
         If training left a coefficient infinite or NaN.
     """
@@ -238,7 +238,7 @@ def to_adapter(model: nn.Module) -> Any:
     for layer in layers:
         if layer.config != config:
             raise ArgumentError(
-                f"{layer.module} is configured unlike {layers[0].module}", field="model"
+                f"{layer.module} is configured differently from {layers[0].module}", field="model"
             )
         if layer.module in modules:
             raise ArgumentError(f"two layers are named {layer.module}", field="model")

@@ -97,7 +97,7 @@ def check_base(adapters: Sequence[tuple[LowRankAdapter, float]], files: Sequence
             except NolaEdgeError as error:
                 raise MismatchError(
                     f"cannot be compared with the base that the adapter recorded: {error}; to "
-                    f"merge all the same, {_UNCHECKED}",
+                    f"merge anyway, {_UNCHECKED}",
                     file=base,
                 ) from None
             check_fingerprint(adapter, found, base, _UNCHECKED)

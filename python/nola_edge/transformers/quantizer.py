@@ -201,7 +201,7 @@ class NolaMergeQuantizer(HfQuantizer):
             # The mark of transformers on what it has read from a checkpoint.
             if name in self.plan.merges and not getattr(tensor, "_is_hf_initialized", False):
                 raise MismatchError(
-                    "is adapted, and the checkpoint has no weight for it",
+                    "is adapted, but the checkpoint has no weight for it",
                     file=self.name,
                     field=name,
                 )

@@ -164,8 +164,8 @@ class LoraCache:
     def _make(self, name: str, entry: Entry, adapter: Adapter, base: str | Path) -> None:
         if entry.nbytes > self.max_bytes:
             raise OutputError(
-                f"the LoRA of {printable(name)} takes {entry.nbytes} bytes, and the cache may hold "
-                f"{self.max_bytes}; allow it more",
+                f"the LoRA of {printable(name)} takes {entry.nbytes} bytes, but the cache may hold "
+                f"only {self.max_bytes}; raise the limit",
                 file=self.directory,
             )
         with locked(self.directory):
@@ -220,14 +220,14 @@ class LoraCache:
             if used + entry.nbytes > self.max_bytes:
                 raise OutputError(
                     f"{used} of {self.max_bytes} bytes are in use by running servers, which keep "
-                    f"what they were ever given, and the LoRA of {printable(name)} takes "
-                    f"{entry.nbytes}; allow the cache more, or restart them",
+                    f"everything they were ever given, and the LoRA of {printable(name)} takes "
+                    f"{entry.nbytes}; raise the limit of the cache, or restart them",
                     file=self.directory,
                 )
             if entry.nbytes > free:
                 raise OutputError(
-                    f"the LoRA of {printable(name)} takes {entry.nbytes} bytes, the disk has {free}"
-                    " to give",
+                    f"the LoRA of {printable(name)} takes {entry.nbytes} bytes, but the disk has "
+                    f"only {free} available",
                     file=self.directory,
                 )
             for path in victims:

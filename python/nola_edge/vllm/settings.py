@@ -77,12 +77,12 @@ class Settings:
         unknown = sorted(values.keys() - set(_KNOWN))
         if unknown:
             raise ArgumentError(
-                f"is no variable of nola-edge; there are {', '.join(_KNOWN)}", field=unknown[0]
+                f"is not a variable of nola-edge; there are {', '.join(_KNOWN)}", field=unknown[0]
             )
         if not values:
             return None
         if ADAPTERS not in values:
-            raise ArgumentError(f"is not set, and {min(values)} is; set both", field=ADAPTERS)
+            raise ArgumentError(f"is not set, but {min(values)} is; set both", field=ADAPTERS)
         adapters = _path(values[ADAPTERS])
         if not adapters.is_dir():
             raise ArgumentError(f"{_shown(adapters)} is not a folder", field=ADAPTERS)
