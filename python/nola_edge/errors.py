@@ -1,4 +1,4 @@
-"""Every way in which nola-edge refuses, each with a message of one printable line."""
+"""All errors with which nola-edge refuses something, each with a message of one printable line."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class ArgumentTypeError(ArgumentError, TypeError):
 
 
 class UnknownModuleError(ArgumentError, KeyError):
-    """An adapter has no module of the name that was asked for."""
+    """An adapter has no module with the requested name."""
 
 
 class NotFiniteError(NolaEdgeError):
@@ -95,8 +95,8 @@ class NotFiniteError(NolaEdgeError):
 
 
 class OutputError(NolaEdgeError):
-    """The output cannot be written where it was asked for."""
+    """The output cannot be written to the requested place."""
 
 
 class ChangedError(NolaEdgeError):
-    """An input changed while it was read."""
+    """An input changed while it was being read."""

@@ -131,7 +131,7 @@ def expand(
     Raises
     ------
     ArgumentTypeError
-        If a dtype would need rounding, or an argument is of a wrong type.
+        If a dtype would need rounding, or an argument has the wrong type.
     ArgumentError
         If an argument is out of range; the message begins with the argument's name.
     """
@@ -201,8 +201,8 @@ def project(
 ) -> NDArray[np.float32]:
     """Project a gradient on the basis, the adjoint of :func:`expand`.
 
-    Component i is ``g * sum_e grad[e] * basis_i[e]``. The order of summation depends on the
-    arguments alone: the same bits for any number of threads.
+    Component i is ``g * sum_e grad[e] * basis_i[e]``. The order of summation depends only on the
+    arguments: the same bits for any number of threads.
 
     Parameters
     ----------
@@ -248,7 +248,7 @@ def merge_(
     Parameters
     ----------
     weight : (out, in) float32, float16 or bfloat16 (``ml_dtypes``)
-        Changed in place; writable, with contiguous rows. One that is not aligned costs a copy.
+        Changed in place; writable, with contiguous rows. An unaligned array costs a copy.
     lora_b : (out, r) float32, C-contiguous
     lora_a : (r, in) float32, C-contiguous
     scaling : float
@@ -278,20 +278,20 @@ def merged(
 ) -> NDArray[Any]:
     """Return ``weight + scaling * lora_b @ lora_a``, in fp32 and rounded once.
 
-    The bits are those of :func:`merge_` into a copy, which this does not make: the weight is read
-    once, from a mapped file as well, and the result written once.
+    The bits are the same as those of :func:`merge_` into a copy, but no copy is made: the weight is
+    read once, possibly from a mapped file, and the result is written once.
 
     Parameters
     ----------
     weight : (out, in) float32, float16 or bfloat16 (``ml_dtypes``)
-        Left as it is; with contiguous rows. One that is not aligned costs a copy.
+        Not changed; with contiguous rows. An unaligned array costs a copy.
     lora_b : (out, r) float32, C-contiguous
     lora_a : (r, in) float32, C-contiguous
     scaling : float
         s, rounded to float32.
     out : array, optional
-        Where the result goes: of the weight's shape and dtype, writable, with contiguous rows. It
-        is `weight`, or overlaps neither that nor a factor. Default: a new array.
+        Array for the result: with the weight's shape and dtype, writable, with contiguous rows. It
+        may be `weight` itself, but may not otherwise overlap it or a factor. Default: a new array.
     num_threads : int, optional
         Default: OpenMP's. At most four for each processor are used.
 
@@ -407,7 +407,7 @@ def in_specified_environment(work: Callable[[], _T]) -> _T:
     Parameters
     ----------
     work : callable
-        Runs on this thread; the environment of others stays as it is.
+        Runs on this thread; the environment of other threads is not changed.
     """
     return _core.in_specified_environment(work)
 

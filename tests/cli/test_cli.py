@@ -77,7 +77,7 @@ def test_verify_says_which_files_differ(tiny, tmp_path):
     assert done.stdout.splitlines() == [
         "DIFFERENT: 2 files",
         "  config.json: differs in model_type",
-        "  sub/tokenizer.txt: is not there",
+        "  sub/tokenizer.txt: is missing",
     ]
     report = json.loads(run(*command, "--json").stdout)
     assert not report["identical"]

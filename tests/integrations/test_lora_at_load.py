@@ -59,7 +59,7 @@ def test_a_switch_to_a_head_that_the_base_lacks(headless, tmp_path):
     before = {name: values.clone() for name, values in model.state_dict().items()}
     with nt.AdapterSwitch(model, base) as switch:
         switch.add("one", adapter)
-        with pytest.raises(MismatchError, match=r"classifier\.\w+: is not there.*save_pretrained"):
+        with pytest.raises(MismatchError, match=r"classifier\.\w+: is missing.*save_pretrained"):
             switch.use("one")
     assert all(torch.equal(v, before[name]) for name, v in model.state_dict().items())
     model.save_pretrained(tmp_path / "with-head")

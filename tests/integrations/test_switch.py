@@ -66,7 +66,7 @@ def test_a_model_that_is_not_the_base(tmp_path):
     nt.merge_(model, adapter)
     with nt.AdapterSwitch(model, tmp_path / "base") as switch:
         switch.add("one", adapter)
-        with pytest.raises(MismatchError, match="in memory is not what the base has"):
+        with pytest.raises(MismatchError, match="in memory differs from the base"):
             switch.use("one")
     other = decoder(hidden_size=32, num_attention_heads=2)
     with nt.AdapterSwitch(other, tmp_path / "base") as switch:

@@ -292,13 +292,13 @@ def refused(tiny, tmp_path, adapters, message, error, output=None, **options):
         ({"x": 0.5}, "a weight belongs in a pair"),
         ([("adapter", "0.5")], "is not a number"),
         ([tiny_adapter()], "made in memory has no name"),
-        ({"": "adapter"}, "no plain name"),
-        ({"a/b": "adapter"}, "no plain name"),
-        ({"..": "adapter"}, "no plain name"),
-        ({".hidden": "adapter"}, "no plain name"),
-        ({"a\nb": "adapter"}, "no plain name"),
-        ({"x" * 250: "adapter"}, "no plain name"),
-        ({3: "adapter"}, "no plain name"),
+        ({"": "adapter"}, "not a plain name"),
+        ({"a/b": "adapter"}, "not a plain name"),
+        ({"..": "adapter"}, "not a plain name"),
+        ({".hidden": "adapter"}, "not a plain name"),
+        ({"a\nb": "adapter"}, "not a plain name"),
+        ({"x" * 250: "adapter"}, "not a plain name"),
+        ({3: "adapter"}, "not a plain name"),
         (["adapter", "sub/adapter"], "adapter and sub/adapter would both be written to 'adapter'"),
         ([("adapter", 0.5), ("adapter", 1)], "would both be written to 'adapter'"),
     ],
@@ -364,9 +364,11 @@ def test_existing_outputs(tiny, tmp_path, monkeypatch):
 def test_force_spares_what_is_no_output(tiny, tmp_path):
     (tmp_path / "out" / "a1").mkdir(parents=True)
     (tmp_path / "out" / "a1" / "notes.txt").write_text("precious")
-    message = "a1: holds notes.txt, which this does not write, so --force does not replace it"
+    message = (
+        "a1: holds notes.txt, which is not part of such an output, so --force does not replace it"
+    )
     refused(tiny, tmp_path, seeds(2), message, OutputError, force=True)
-    message = "a1: is there but is no checkpoint"
+    message = "a1: exists but is not a checkpoint"
     refused(tiny, tmp_path, seeds(2), message, OutputError, skip_existing=True)
     refused(
         tiny, tmp_path, seeds(2), "contradicts force", ArgumentError, force=True, skip_existing=True

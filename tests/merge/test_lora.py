@@ -140,7 +140,7 @@ def test_what_is_added_to_biases(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("bias", "message"),
     [
-        (None, "layers.0.q.bias: is not there"),
+        (None, "layers.0.q.bias: is missing"),
         (np.zeros(3, F), "is F32 [3]"),
         (np.zeros(24, np.int32), "is I32 [24]"),
     ],
@@ -160,7 +160,10 @@ def test_a_bias_that_becomes_infinite_is_refused(tiny, tmp_path):
     tensors[PREFIX + "layers.0.q.lora_B.bias"][3] = 3e38
     folder = write_lora(tmp_path / "l", tensors, lora_bias=True, lora_alpha=40)
     refused(
-        (tiny[0], folder), tmp_path, "layers.0.q.bias: is infinite or NaN", error=NotFiniteError
+        (tiny[0], folder),
+        tmp_path,
+        "layers.0.q.bias: becomes infinite or NaN",
+        error=NotFiniteError,
     )
 
 

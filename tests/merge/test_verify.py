@@ -113,9 +113,9 @@ CHANGES = {
         "sub/part.safetensors",
         "content: differs from byte",
     ),
-    "missing": (unlink("config.json"), "config.json", "missing: is not there"),
+    "missing": (unlink("config.json"), "config.json", "missing: is missing"),
     "missing part": (
-        unlink("sub/part.safetensors"), "sub/part.safetensors", "missing: is not there",
+        unlink("sub/part.safetensors"), "sub/part.safetensors", "missing: is missing",
     ),
     "unexpected": (
         lambda out: (out / "adapter_config.json").write_text("{}"),
@@ -191,7 +191,7 @@ def test_a_file_for_a_folder(out, tiny, tmp_path):
     base, adapter = tiny
     write_safetensors(tmp_path / "base.safetensors", load_all(base))
     write_safetensors(tmp_path / "out.safetensors", load_all(out))
-    line = {"out.safetensors": "kind: is a file, and a merge writes a folder"}
+    line = {"out.safetensors": "kind: is a file, but a merge writes a folder"}
     assert found(tmp_path / "out.safetensors", tiny) == ([], line)
     assert found(tmp_path / "out.safetensors", tiny, tensors_only=True) == ([], {})
     line = {"out": "kind: is a folder, and a merge writes a file"}

@@ -132,7 +132,7 @@ def test_a_base_that_is_not_finite_is_not_looked_for(value, dtype):
     net = Net(dtype)
     with torch.no_grad():
         net.third.weight[15, 15] = float(value)
-    with pytest.raises(NotFiniteError, match=r"<Net>: .*some are merged now .* load it anew"):
+    with pytest.raises(NotFiniteError, match=r"<Net>: .*some are merged now .* load it again"):
         nt.merge_(net, adapter())
 
 

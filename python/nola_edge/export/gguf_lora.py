@@ -67,18 +67,17 @@ def export_gguf_lora(
     adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
         Several become one LoRA, whose rank is the sum of theirs.
     base : path or str
-        The GGUF file that it will be loaded with, of any quantisation, or the Hugging Face folder,
-        or Hub id, that it was converted from; says what the tensors are called and how large they
-        are.
+        The GGUF file that it will be loaded with, of any quantisation, or the Hugging Face folder
+        or Hub id that this was converted from; it gives the names and sizes of the tensors.
     output : path
     dtype : {"F32", "F16"}
-        Of A and B, in any case or by torch's name; F16 rounds them.
+        Type of A and B, in upper or lower case or by torch's name; F16 rounds them.
     force : bool
         Replace an existing output.
     check_base : bool
         Refuse a Hugging Face base with another fingerprint than an adapter records.
     rename
-        Names that a Hugging Face base has otherwise; see :func:`nola_edge.merge_checkpoint`.
+        Other names in a Hugging Face base; see :func:`nola_edge.merge_checkpoint`.
 
     Returns
     -------

@@ -59,26 +59,26 @@ def export_lora(
     check_base: bool = True,
     rename: Mapping[str, str] | Iterable[str] | None = None,
 ) -> Path:
-    """Write a PEFT LoRA folder that merges to the same weights, to rounding.
+    """Write a PEFT LoRA folder that merges to the same weights, up to rounding.
 
-    In F32 nola-edge merges it to the very same bits.
+    In F32, nola-edge merges it to exactly the same bits.
 
     Parameters
     ----------
     adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
         Of any method. Several become one LoRA, whose ranks are the sums of theirs.
     base : path or str, optional
-        The checkpoint, or its Hub id; it says how large the modules are. None will do for one
-        adapter that says it itself, such as a LoRA or a checkpoint of the public NOLA code.
+        The checkpoint, or its Hub id; it gives the sizes of the modules. Not needed for a single
+        adapter that records them itself, such as a LoRA or a checkpoint of the public NOLA code.
     output : path
     dtype : {"F32", "F16", "BF16"}
-        Of A and B, in any case or by torch's name; anything but F32 rounds them.
+        Type of A and B, in upper or lower case or by torch's name; anything but F32 rounds them.
     force : bool
         Replace an existing output.
     check_base : bool
         Refuse a base with another fingerprint than an adapter records.
     rename
-        As for :func:`nola_edge.merge_checkpoint`; the LoRA records what it makes of the names.
+        As for :func:`nola_edge.merge_checkpoint`; the LoRA records the resulting names.
 
     Returns
     -------

@@ -71,7 +71,7 @@ def modules_of_plan(plan: MergePlan) -> Modules:
         shape = plan.tensor(name)[1].shape
         if not all(term.target.is_whole(shape) for term in terms):
             raise ArgumentError(
-                f"{printable(name)} holds several modules, of which adapters have different ones; "
+                f"{printable(name)} holds several modules, and the adapters change different ones; "
                 "export them one by one, or merge",
                 field="adapter",
             )

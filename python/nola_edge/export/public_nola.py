@@ -197,7 +197,7 @@ def _drawn_on(
     if device == "cuda" and len(said) > 1:
         said.remove(device)
     if len(said) > 1:
-        raise ArgumentError(f"is said twice: {printable(' and '.join(said))}", field="drawn_on")
+        raise ArgumentError(f"is given twice: {printable(' and '.join(said))}", field="drawn_on")
     if older_torch and said in ([], ["cpu"]):
         raise ArgumentError("is about 16-bit numbers drawn on a GPU", field="older_torch")
     return said[0] + ",older-torch" * older_torch if said else None

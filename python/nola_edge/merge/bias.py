@@ -94,7 +94,7 @@ def add_bias(plan: MergePlan, adapter: LowRankAdapter, name: str, added: AddedBi
     """
     if name not in plan.base.tensors:
         raise MismatchError(
-            f"is not there, and {printable(str(location(adapter)))} adds to it (lora_bias); train "
+            f"is missing, but {printable(str(location(adapter)))} adds to it (lora_bias); train "
             "with lora_bias=False, or give the base's layer a bias of zeros",
             file=plan.base.path,
             field=name,
@@ -110,7 +110,7 @@ def add_bias(plan: MergePlan, adapter: LowRankAdapter, name: str, added: AddedBi
     before = plan.replaced.get(name)
     if before is not None and not isinstance(before, ShiftedBias):
         raise AdapterError(
-            "would be added to, and an adapter before it replaces it as a whole",
+            "would be added to, but an earlier adapter replaces it as a whole",
             file=location(adapter),
             field=name,
         )
@@ -123,7 +123,7 @@ def add_bias(plan: MergePlan, adapter: LowRankAdapter, name: str, added: AddedBi
             pass
     except NotFiniteError:
         raise NotFiniteError(
-            f"is infinite or NaN with what {printable(str(location(adapter)))} adds to it",
+            f"becomes infinite or NaN with what {printable(str(location(adapter)))} adds to it",
             file=plan.base.path,
             field=name,
         ) from None

@@ -1,4 +1,4 @@
-"""Merge at load: a read-only mapping from tensor names to arrays, nothing written."""
+"""Merge at load: a read-only mapping from tensor names to arrays, without writing anything."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 class MergedCheckpoint(Mapping[str, "NDArray[Any]"]):
     """The tensors of a base checkpoint with adapters merged in, computed on access.
 
-    An untouched tensor is a read-only view of the mapped file and shares its memory with the page
-    cache; a merged one is a new, writable array each time it is asked for. Usable from several
-    threads. Close it, or use it as a context manager; views keep the mapping alive.
+    An unchanged tensor is a read-only view of the mapped file and shares its memory with the page
+    cache; a merged one is a new, writable array on each access. Usable from several threads. Close
+    it, or use it as a context manager; views keep the mapping alive.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class MergedCheckpoint(Mapping[str, "NDArray[Any]"]):
         return array
 
     def close(self) -> None:
-        """Close the base's files; arrays that were handed out stay valid."""
+        """Close the base's files; arrays already returned stay valid."""
         self.plan.base.close()
 
     def __enter__(self) -> MergedCheckpoint:
@@ -116,8 +116,9 @@ def open_merged(
     Raises
     ------
     NolaEdgeError
-        If a file is not what it claims, or adapter and base do not fit; all of it is checked here
-        except whether merged weights are finite and the base unchanged, which access checks.
+        If a file is not what it claims, or adapter and base do not fit. Everything is checked here,
+        except whether merged weights are finite and the base is unchanged, which is checked on
+        access.
     """
     check_threads(num_threads)
     arguments.path("base", base)

@@ -249,7 +249,7 @@ def _target(plan: MergePlan, adapter: LowRankAdapter, module: str, part: TensorP
     _check_weight(plan, adapter, module, name)
     if name in plan.replaced:
         raise AdapterError(
-            "would be merged into, and an adapter before it replaces it as a whole",
+            "would be merged into, but an earlier adapter replaces it as a whole",
             file=location(adapter),
             field=name,
         )
@@ -259,7 +259,7 @@ def _target(plan: MergePlan, adapter: LowRankAdapter, module: str, part: TensorP
         return whole
     if part.lines[1] > whole.out_features:
         raise MismatchError(
-            f"has {whole.out_features} outputs, and module {printable(module)!r} of "
+            f"has {whole.out_features} outputs, but module {printable(module)!r} of "
             f"{printable(str(location(adapter)))} would be {part.lines[0]} to {part.lines[1]} of "
             "them",
             file=plan.tensor(name)[0].path,

@@ -1,7 +1,7 @@
 """Switch weights that stay in memory between adapters, exactly.
 
-Every switch writes the tensors that change anew, merged from the mapped base; nothing is ever
-subtracted, so nothing drifts, however often one switches.
+Every switch rewrites the tensors that change, merged from the mapped base; nothing is ever
+subtracted, so nothing drifts, however often you switch.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 class Switch(ABC):
     """Weights in memory that hold the base, or the base with adapters merged.
 
-    A subclass says where the weights are. Thousands of adapters may be known: a path costs nothing,
-    and an adapter is read when it is switched to.
+    A subclass says where the weights are. Thousands of adapters may be added: a path costs nothing,
+    and an adapter is read only when it is switched to.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class Switch(ABC):
         For merging; default: the processors this process may use.
     keep_bytes : int
         Memory for factors that later switches need again; :attr:`kept_bytes` tells how much of it
-        is taken. All factors of a 7B LLaMA of rank 16 are 160 MB. 0: none is kept.
+        is used. All factors of rank 16 for a 7B LLaMA take 160 MB. 0: none are kept.
 
     Raises
     ------
@@ -98,7 +98,7 @@ class Switch(ABC):
 
     @property
     def names(self) -> list[str]:
-        """Return the adapters that are known, in the order in which they were added."""
+        """Return the names of the adapters, in the order in which they were added."""
         return list(self._known)
 
     @property
@@ -113,13 +113,13 @@ class Switch(ABC):
         Raises
         ------
         ChangedError
-            If a switch left them as nothing of the kind.
+            If a switch failed and left them in none of these states.
         """
         self._check_not_lost()
         return self._active
 
     def add(self, name: str, adapter: LowRankAdapter | str | Path) -> None:
-        """Make an adapter known under a name; a path is read when it is switched to.
+        """Add an adapter under a name; a path is read only when it is switched to.
 
         Raises
         ------
@@ -151,12 +151,12 @@ class Switch(ABC):
         ArgumentError
             If a name is not known.
         ChangedError
-            If the base changed since it was opened; the weights are then what they were. If it
-            changed while they were being written, they cannot be put back: this and everything
-            later is refused, :meth:`running` too.
+            If the base changed since it was opened; the weights then keep their values. If it
+            changed while they were being written, they cannot be restored: this call and every
+            later one is refused, including :meth:`running`.
         NolaEdgeError
-            If an adapter does not fit, or a merged weight would not be finite; the weights are then
-            what they were.
+            If an adapter does not fit, or a merged weight would not be finite; the weights then
+            keep their values.
         """
         if self._base.shards[0].fd < 0:
             raise ArgumentError("was closed; make a new one", field="switch")
@@ -191,7 +191,7 @@ class Switch(ABC):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Hold off switches meanwhile; any number of threads may be running.
+        """Keep switches waiting inside a ``with`` block; any number of threads may be running.
 
         A thread that is running cannot switch: it would wait for itself.
         """
@@ -244,7 +244,7 @@ class Switch(ABC):
         if self._lost:
             raise ChangedError(
                 "changed, or a switch was cut short twice, while weights were being written: they "
-                "hold neither the base nor an adapter; load them anew and make a new switch",
+                "hold neither the base nor an adapter; load them again and make a new switch",
                 file=self._base.path,
             )
 
@@ -255,7 +255,7 @@ class Switch(ABC):
             if name not in self._seen:
                 if not self._holds(name, plain[name]):
                     raise MismatchError(
-                        "in memory is not what the base has; load the weights from this base, with "
+                        "in memory differs from the base; load the weights from this base, with "
                         "nothing merged, before switching",
                         file=self._base.path,
                         field=name,
@@ -294,7 +294,7 @@ class ArraySwitch(Switch):
     Parameters
     ----------
     arrays : mapping from the base's tensor names to arrays
-        Of the base's shapes and dtypes, writable; those that no adapter changes may be missing.
+        With the base's shapes and dtypes, writable; those that no adapter changes may be missing.
     base, check_base, num_threads, keep_bytes
         See :class:`Switch`.
     """

@@ -31,13 +31,13 @@ def verify_checkpoint(
     tensors_only: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
-    """Compare a merged checkpoint with all that :func:`merge_checkpoint` writes.
+    """Compare a merged checkpoint with everything that :func:`merge_checkpoint` writes.
 
-    Every bit of every tensor, the headers, the index, and the files beside them: configuration,
-    tokenizer, weights of other parts. Hidden files are not looked at.
+    Every bit of every tensor, the headers, the index, and the accompanying files: configuration,
+    tokenizer, weights of other parts. Hidden files are ignored.
 
-    Where merged weights differ, as those of another program may, the report says how: what part of
-    the wanted change is there, by how many ulps they differ, and which mistake explains that
+    If merged weights differ, as those of another program may, the report says how: what part of the
+    wanted change is there, by how many ulps they differ, and which mistake explains it
     (:class:`~nola_edge.merge.audit.report.Difference`).
 
     Parameters
@@ -49,10 +49,11 @@ def verify_checkpoint(
     num_threads : int, optional
     check_base : bool
     rename
-        As for :func:`merge_checkpoint`; whether :class:`Renames` are of use, who gives them checks.
+        As for :func:`merge_checkpoint`; a caller who passes :class:`Renames` checks that they were
+        used.
     tensors_only : bool
-        Compare names, dtypes, shapes and bytes of tensors and nothing else, as for a checkpoint
-        that another program wrote: it may be sharded differently.
+        Compare only names, dtypes, shapes and bytes of tensors, for a checkpoint that another
+        program wrote: it may be sharded differently.
     progress : callable, optional
         Called with the number of bytes compared since the last call; those of merged tensors that
         differ count again, as they are measured.

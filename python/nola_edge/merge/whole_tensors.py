@@ -34,7 +34,7 @@ def plan_whole_tensors(plan: MergePlan, adapter: LowRankAdapter, matches: Matche
         stored = _whole(plan, adapter, name, matches.whole(name))
         if stored not in plan.base.tensors and not adapter.may_add(name):
             raise MismatchError(
-                f"has no such bias, which {printable(str(location(adapter)))} trained",
+                f"has no such bias, but {printable(str(location(adapter)))} trained one",
                 file=plan.base.path,
                 field=stored,
             )
@@ -66,7 +66,7 @@ def _resized(name: str, shape: tuple[int, ...], stored: tuple[int, ...]) -> str:
         return ""
     if name.endswith(EMBEDDINGS):
         return (
-            ": the vocabulary was resized for training; resize the base's likewise "
+            ": the vocabulary was resized for training; resize the base's too "
             f"(model.resize_token_embeddings({shape[0]}), then save_pretrained) and merge into that"
         )
     if is_head(name):

@@ -1,4 +1,4 @@
-"""Write a merged checkpoint: everything is checked first, then one file after the other."""
+"""Write a merged checkpoint: everything is checked first, then the files are written one by one."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class MergeReport:
         Bytes of all weight files.
     seconds : float
     carried_weights : tuple of str
-        Weight files of other parts of the model, carried over as they are.
+        Weight files of other parts of the model, copied unchanged.
     left_behind : tuple of str
-        What was not carried over, since it is not the merged model's: other copies of the weights,
-        an adapter, a training run's checkpoints.
+        What was not copied, because it does not belong to the merged model: other copies of the
+        weights, an adapter, checkpoints of a training run.
     notes : tuple of str
         What to know before the output is loaded, one line each.
     base_checked : bool
@@ -77,10 +77,10 @@ def merge_checkpoint(
 ) -> MergeReport:
     """Merge adapters into a checkpoint and write the result.
 
-    The output has the layout of the base: one file for a file; for a folder the same shards with
+    The output has the layout of the base: one file for a file; for a folder, the same shards with
     the same headers, and its configuration and tokenizer files. Memory holds a few blocks of rows,
-    not a model. The output path is absent (or, with `force`, what it was) until all is written and
-    on disk, whatever happens.
+    not a model. The output path is absent (or, with `force`, what it was) until everything is
+    written and on disk, whatever happens.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def merge_checkpoint(
         A safetensors file, a Hugging Face folder or a Hub id, ``owner/name`` or
         ``owner/name@revision``, of which only what is needed is downloaded; opened read-only.
     adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
-        Several adapters are summed in fp32 and rounded once. For an output of each, see
+        Several adapters are summed in fp32 and rounded once. For one output per adapter, see
         :func:`nola_edge.merge_each`.
     output : path
         Must not exist, unless `force`; must not lie inside an input.
@@ -99,9 +99,9 @@ def merge_checkpoint(
     check_base : bool
         Refuse an adapter that records the fingerprint of another base.
     rename : mapping from NEW to OLD, or iterable of "NEW=OLD", optional
-        Names that the base has otherwise: where a module of an adapter has NEW in its name, as
-        whole parts between dots, the base has OLD. The longest NEW goes first, before what an
-        adapter records itself. ``OLD[0:64]``: these outputs of it.
+        For a base that uses other names: where the name of an adapter's module contains NEW, as
+        whole parts between dots, the base has OLD. The longest NEW is tried first, before the names
+        that an adapter records itself. ``OLD[0:64]``: only these outputs of OLD.
     progress : callable, optional
         Called, from any thread, with the number of bytes written since the last call.
 

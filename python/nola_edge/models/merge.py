@@ -32,20 +32,20 @@ _BEYOND_MODELS = 1e38
 def merge_(model: nn.Module, adapter: Any) -> list[str]:
     """Merge adapters into a model in memory, in place.
 
-    Weights and biases get the bits of merging into a checkpoint of the same dtype; tensors that an
-    adapter brings whole (``modules_to_save``, biases) take the place of the model's.
+    Weights and biases get the same bits as by merging into a checkpoint of the same dtype; tensors
+    that an adapter stores whole (``modules_to_save``, biases) replace the model's.
 
-    Names are matched like those of a checkpoint: exactly, or by their one common prefix
-    difference. Everything is checked before the first weight changes, so a refusal leaves the model
-    as it was. Also that every merged weight will be finite, unless only a base could prevent that
-    which holds what no model does: infinity, NaN, or numbers near the end of bfloat16's or
-    float32's range. Looking for these would mean to read every weight twice. They, and what cannot
-    be foreseen (Ctrl-C, a failing device), leave some weights merged and others not, since nothing
-    is kept to restore them from; the error says so: load such a model anew.
+    Names are matched like those of a checkpoint: exactly, or by their one common prefix difference.
+    Everything is checked before the first weight changes, so a refusal leaves the model as it was.
+    This includes that every merged weight will be finite, except where the model itself holds what
+    no model should: infinity, NaN, or numbers near the end of bfloat16's or float32's range.
+    Looking for these would mean reading every weight twice. Such values, and events that cannot be
+    foreseen (Ctrl-C, a failing device), leave some weights merged and others not, because nothing
+    is kept to restore them from; the error says so: load such a model again.
 
     Parameters that are DTensors (FSDP2, tensor parallelism) are merged part by part: each process
-    computes the rows and columns that it holds, and nothing is communicated; so DoRA is refused
-    where outputs are split. A process refuses for what it holds itself.
+    computes the rows and columns that it holds, and nothing is communicated; therefore DoRA is
+    refused where outputs are split, and each process checks only what it holds itself.
 
     Parameters
     ----------
@@ -56,13 +56,13 @@ def merge_(model: nn.Module, adapter: Any) -> list[str]:
     Returns
     -------
     list of str
-        Names of what was changed: first what was merged, then what was replaced.
+        Names of the changed tensors: first those merged, then those replaced.
 
     Raises
     ------
     NolaEdgeError
-        If adapter and model do not fit, something adapted is not in memory or is another
-        parameter's too, or a merged weight would not be finite; nothing was changed, unless the
+        If adapter and model do not fit, an adapted weight is not in memory or also belongs to
+        another parameter, or a merged weight would not be finite; nothing was changed, unless the
         message says otherwise.
     """
     tensors = tensors_of(model)
@@ -77,8 +77,8 @@ def merge_(model: nn.Module, adapter: Any) -> list[str]:
         _merge_all_([(matrices[name], merge) for name, merge in plan.merges.items()])
     except NotFiniteError as error:
         error.message += (
-            ": the model itself holds infinite, NaN or near-infinite weights; some are merged now "
-            "and others not, so load it anew"
+            ": the model itself holds infinite, NaN or near-infinite weights; some "
+            "are merged now and others not, so load it again"
         )
         error.file = where
         raise

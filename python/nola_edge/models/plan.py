@@ -169,7 +169,7 @@ class _Planner:
         if name not in self._tensors:
             raise self._refusal(
                 name,
-                f"is not there, and {who} adds to it (lora_bias); train with lora_bias=False, or "
+                f"is missing, but {who} adds to it (lora_bias); train with lora_bias=False, or "
                 "give the layer a bias of zeros",
             )
         self._check_target(adapter, name, "vector")
@@ -186,9 +186,9 @@ class _Planner:
         if name not in self._tensors:
             raise self._refusal(
                 name,
-                f"is not in the model, and {printable(str(where))} brings it (modules_to_save or "
-                "bias); load the model with it, a head by its own class, as "
-                "AutoModelForSequenceClassification",
+                f"is not in the model, but {printable(str(where))} brings it (modules_to_save or "
+                "bias); load a model that has it, such as AutoModelForSequenceClassification for "
+                "a head",
             )
         if name in self.plan:
             raise AdapterError(
@@ -209,7 +209,7 @@ class _Planner:
         self._check_not_shared(name)
         if name in self.plan.replaced:
             raise AdapterError(
-                "would be merged into, and an adapter before it replaces it as a whole",
+                "would be merged into, but an earlier adapter replaces it as a whole",
                 file=location(adapter),
                 field=name,
             )

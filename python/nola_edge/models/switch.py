@@ -1,4 +1,4 @@
-"""Switch a resident torch model between adapters, exactly."""
+"""Switch a torch model in memory between adapters, exactly."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class AdapterSwitch(Switch):
     ...     model(**inputs)
     >>> switch.use(None)                            # doctest: +SKIP
 
-    Each switch writes the weights that change anew, merged from the mapped base; other parameters
-    are never touched. The weights have the bits of a checkpoint that ``merge_checkpoint`` wrote, as
-    ``from_pretrained`` would load it in the model's dtypes. Threads that compute with the model
-    while others switch do so inside :meth:`running`.
+    Each switch rewrites the weights that change, merged from the mapped base; other parameters are
+    never touched. The weights have the same bits as a checkpoint written by ``merge_checkpoint``
+    and loaded by ``from_pretrained`` in the model's dtypes. Threads that use the model while others
+    switch do so inside :meth:`running`.
 
     Parameters
     ----------

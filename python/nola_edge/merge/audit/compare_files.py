@@ -44,7 +44,7 @@ def compare_files(plan: MergePlan, candidate: Checkpoint) -> list[FileDifference
     base = plan.base
     if base.is_folder != candidate.is_folder:
         have, want = ("file", "folder") if base.is_folder else ("folder", "file")
-        detail = f"is a {have}, and a merge writes a {want}"
+        detail = f"is a {have}, but a merge writes a {want}"
         return [FileDifference(candidate.path.name, "kind", detail)]
     files = output_files(plan)
     if base.is_folder:
@@ -65,7 +65,7 @@ def _compare_folder(
         if path not in headers and path not in contents:
             found.append(FileDifference(str(path), "unexpected", "a merge does not write it"))
         elif path not in names:
-            found.append(FileDifference(str(path), "missing", "is not there"))
+            found.append(FileDifference(str(path), "missing", "is missing"))
         elif path in contents:
             found += _compare_content(candidate.path, path, contents[path])
         elif path in there:

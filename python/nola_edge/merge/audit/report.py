@@ -24,12 +24,12 @@ class Difference:
     largest : float
         Largest absolute difference, NaN where it cannot be computed.
     part : float
-        For values of a tensor that adapters are merged into, as the other numbers that follow; NaN
+        For values of a tensor that adapters are merged into, like the numbers that follow; NaN
         elsewhere. How much of the wanted change is there:
         <found - base, wanted> / <wanted, wanted>, where `wanted` is the change in fp32 before it
         is rounded. 1 is right, 0 dropped, -1 subtracted.
     right_part : float
-        The same of a right merge: 1, but for what its rounding takes or adds.
+        The same for a correct merge: 1, except for what its rounding takes or adds.
     factor : float
         What the change was multiplied by as far as can be told: `part` of the elements that change
         by some ulps, which rounding leaves alone.
@@ -146,10 +146,10 @@ class VerifyReport:
         return not self.differences and not self.files
 
     def within(self, ulps: float) -> bool:
-        """Whether all agrees but for the rounding of merged weights, by at most so many ulps.
+        """Whether all agrees except for rounding of merged weights, by at most so many ulps.
 
-        A change that is too small for its mistake to show in `ulps` does not pass where the
-        mistake is certain: a dropped adapter is not a rounding.
+        A mistake that is certain does not pass, even if the change is too small to show in `ulps`:
+        a dropped adapter is not rounding.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Merge one base with many adapters, each into an output of its own, reading the base once."""
+"""Merge one base with many adapters, each into its own output, reading the base only once."""
 
 from __future__ import annotations
 
@@ -39,16 +39,15 @@ def merge_each(
     shard: str | tuple[int, int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[MergeReport, ...]:
-    """Merge a checkpoint with each of many adapters and write as many results.
+    """Merge a checkpoint with each of many adapters and write one result per adapter.
 
-    Every result has the bytes that :func:`merge_checkpoint` writes for its adapter alone. All
-    adapters are checked before anything is written; then the base is read once for all of them.
-    Where there are too many for the open files or the memory allowed, it is read once per group of
-    them.
+    Each result has the same bytes as :func:`merge_checkpoint` writes for its adapter alone. All
+    adapters are checked before anything is written; then the base is read once for all of them. If
+    there are too many for the limits on open files or memory, it is read once per group of them.
 
     Each result is absent (or, with `force`, what it was) until it is complete and on disk. They
-    appear one after the other when all of their group are written, so a failure or a kill leaves
-    complete ones only, and `skip_existing` goes on with the others.
+    appear one after the other once their whole group is written, so a failure or a kill leaves only
+    complete ones, and `skip_existing` continues with the others.
 
     Parameters
     ----------
@@ -59,12 +58,12 @@ def merge_each(
         part of its Hub id, and must be plain and unique; a mapping chooses others. In a mapping, a
         list of adapters or pairs is summed into one result, as :func:`merge_checkpoint` does.
     output : path
-        The folder of the results, made if it is not there: ``output/<name>``, or
+        The folder of the results, created if necessary: ``output/<name>``, or
         ``output/<name>.safetensors`` if the base is a file.
     force : bool
         Replace existing results.
     skip_existing : bool
-        Leave out adapters whose result is there already. It is opened, not verified.
+        Skip adapters whose result already exists. It is opened, not verified.
     num_threads : int, optional
         Default: the processors this process may use, divided among torchrun's processes on this
         machine if `shard` is ``"auto"``. The bytes do not depend on it.
@@ -73,22 +72,23 @@ def merge_each(
     rename : mapping from NEW to OLD, or iterable of "NEW=OLD", optional
         See :func:`merge_checkpoint`.
     shard : pair (i, n), "i/n" or "auto", optional
-        Write only the results number i, i + n, …, as process i of n counted from 0; with
-        ``"auto"``, torchrun, Slurm or Open MPI say which. Names are checked for all.
+        Write only results number i, i + n, …, as process i of n, counted from 0; with ``"auto"``,
+        torchrun, Slurm or Open MPI determine both. Names are checked for all.
     progress : callable, optional
         Called, from any thread, with the number of bytes written since the last call.
 
     Returns
     -------
     tuple of MergeReport
-        Of what this call wrote, in the order given. Results of one group share their `seconds`.
+        One for each result that this call wrote, in the order given. Results of one group share
+        their `seconds`.
 
     Raises
     ------
     NolaEdgeError
-        If an argument or an input cannot be used: before anything is written. If a merged weight
-        is not finite, an input changes meanwhile, or an output cannot be written: what stands in
-        the folder then is complete.
+        If an argument or an input cannot be used; nothing is written then. If a merged weight is
+        not finite, an input changes meanwhile, or an output cannot be written; the results in the
+        folder are then complete.
     """
     if force and skip_existing:
         raise ArgumentError("contradicts force; choose one", field="skip_existing")
@@ -163,7 +163,7 @@ def _check(
     free = free_bytes(place)
     if nbytes > free:
         raise OutputError(
-            f"{len(targets)} outputs need {nbytes} bytes, the disk has {free} free", file=folder
+            f"{len(targets)} outputs need {nbytes} bytes, but the disk has {free} free", file=folder
         )
 
 
@@ -205,7 +205,7 @@ def _is_there(output: Path) -> bool:
         Checkpoint.open(output).close()
     except NolaEdgeError as error:
         raise OutputError(
-            f"is there but is no checkpoint ({error.message}), so it is not taken for an earlier "
+            f"exists but is not a checkpoint ({error.message}), so it does not count as an earlier "
             "output; remove it, or choose another folder",
             file=output,
         ) from None

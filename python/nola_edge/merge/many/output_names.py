@@ -47,7 +47,7 @@ def name_outputs(adapters: Any) -> dict[str, Any]:
     for name, item in items:
         if not _is_plain(name):
             raise ArgumentError(
-                f"{printable(repr(name))} is no plain name for an output; {_ADVICE}",
+                f"{printable(repr(name))} is not a plain name for an output; {_ADVICE}",
                 file=_label(item),
                 field="name",
                 value=name,
