@@ -318,10 +318,13 @@ def test_a_layout_where_there_are_no_experts_is_refused(tmp_path, tiny):
 
 SQUARE = {"gate_up_proj": (HIDDEN, HIDDEN), "down_proj": (HIDDEN, HIDDEN)}
 BASES = {
-    "other names": ({"names": {"down_proj": ("out",)}}, "stores no stack of experts here"),
-    "too few": ({"experts": 2}, "which those of"),
-    "other shapes": ({"shapes": {**STACKS, "down_proj": (HIDDEN, 6)}}, "which those of"),
-    "one of two": ({"names": {"down_proj": ("down_proj",)}}, "which those of"),
+    "other names": (
+        {"names": {"down_proj": ("out",)}},
+        "has no stack of experts under known names here",
+    ),
+    "too few": ({"experts": 2}, "which the factors of"),
+    "other shapes": ({"shapes": {**STACKS, "down_proj": (HIDDEN, 6)}}, "which the factors of"),
+    "one of two": ({"names": {"down_proj": ("down_proj",)}}, "which the factors of"),
 }
 
 
@@ -343,7 +346,7 @@ def test_factors_that_fit_in_two_ways_are_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(STACKS, "down_proj", (HIDDEN, HIDDEN))
     base = base_of(tmp_path / "b.safetensors")
     adapter = ne.load_adapter(adapter_files().write(tmp_path / "a"), moe_layout="peft")
-    with pytest.raises(MismatchError, match="in 4 ways, not in one"):
+    with pytest.raises(MismatchError, match="in 4 ways, so it is unclear"):
         ne.open_merged(base, adapter)
 
 

@@ -136,12 +136,17 @@ def _refusal(
 ) -> MismatchError:
     had = ", ".join(f"{p.a.shape[1]} to {p.b.shape[0]}" for p in pairs.values())
     if not stacks:
-        what = "stores no stack of experts here under names that are known"
+        what = "has no stack of experts under known names here"
     elif ways:
-        what = f"fits the factors of {printable(str(adapter))} in {ways} ways, not in one"
+        what = (
+            f"fits the factors of {printable(str(adapter))} in {ways} ways, so it is unclear "
+            "which is meant"
+        )
     else:
         sizes = ", ".join(f"{s.experts} x {s.shape[0]} x {s.shape[1]}" for s in stacks)
-        what = f"has stacks of {sizes} here, which those of {printable(str(adapter))} do not fit"
+        what = (
+            f"has stacks of {sizes} here, which the factors of {printable(str(adapter))} do not fit"
+        )
     return MismatchError(
         f"{what} (target_parameters, {had}); merge it with the program that trained it",
         file=base,

@@ -26,15 +26,15 @@ _BASE_LAYER = ".base_layer"
 
 
 def stored_tensors(model: nn.Module, modules: Iterable[str] | None = None) -> dict[str, str]:
-    """Return which stored tensors are the weights of a model's layers, where names do not say so.
+    """Return which stored tensors are the weights of a model's layers, if names do not say so.
 
-    That is what a NOLA adapter records when it is saved. For an adapter that does not, a LoRA of
-    PEFT's say, give it as ``rename=`` to what merges into files.
+    A NOLA adapter records the same when it is saved. For an adapter that does not, such as a LoRA
+    saved by PEFT, pass the result as ``rename=`` to the functions that merge into files.
 
     Parameters
     ----------
     model : nn.Module
-        As ``from_pretrained`` gave it, adapted by PEFT or not.
+        As returned by ``from_pretrained``, adapted by PEFT or not.
     modules : iterable of str, optional
         Names of layers; default: all Linear and Conv1D.
 
@@ -42,7 +42,7 @@ def stored_tensors(model: nn.Module, modules: Iterable[str] | None = None) -> di
     -------
     dict
         Module -> name of a tensor, or ``NAME[START:STOP]`` for outputs in it. Empty for a model
-        that is not one of transformers.
+        that is not from transformers.
     """
     if modules is None:
         modules = _layers(model)
@@ -66,8 +66,8 @@ def stored_parts(
     Returns
     -------
     dict or None
-        Module or tensor -> part, where its name does not say it, OTHERWISE where it is no part of
-        one tensor; None if nothing is known.
+            Module or tensor -> part, if its name does not say so; OTHERWISE if it is not part of one
+        tensor. None if nothing is known.
     """
     base = _transformers_model(model)
     if base is None:

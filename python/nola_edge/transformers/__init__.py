@@ -6,7 +6,7 @@
 ...     "base-model", quantization_config=NolaMergeConfig("adapter")
 ... )  # doctest: +SKIP
 
-The model is a plain one: its weights are merged, and nothing of the adapter is left in it.
+The result is a plain model: its weights are merged, and no trace of the adapter is left.
 ``load.py`` says it in one call; ``config.py`` is what a caller gives, ``quantizer.py`` what
 transformers calls.
 """

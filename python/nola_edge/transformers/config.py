@@ -17,15 +17,15 @@ METHOD = "nola_merge"
 class NolaMergeConfig(QuantizationConfigMixin):
     """Merge adapters into each weight as it is loaded.
 
-    Transformers' interface for quantisers is the one that sees each parameter between the file and
-    the model; nothing is quantised here. Where another dtype than the file's is asked for,
-    transformers has rounded to it before: the bits are then those of ``merge_`` on the model loaded
-    in that dtype, not those of a merged checkpoint loaded in it.
+    This uses transformers' interface for quantisers, because it sees each parameter between the
+    file and the model; nothing is quantised. If another dtype than the file's is requested,
+    transformers rounds to it first: the bits are then those of ``merge_`` on the model loaded in
+    that dtype, not those of a merged checkpoint loaded in it.
 
     Parameters
     ----------
     adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
-        What to merge; read and checked here, before anything is loaded.
+        What to merge; read and checked immediately, before anything is loaded.
     check_base : bool
         Refuse a base that is not the one an adapter recorded, as ``nola-edge merge`` does; for a
         base in safetensors files.
@@ -44,7 +44,7 @@ class NolaMergeConfig(QuantizationConfigMixin):
         self.check_base = check_base
 
     def to_dict(self) -> dict[str, Any]:
-        """Describe the merge in JSON; a model that was loaded does not carry it."""
+        """Describe the merge in JSON; a loaded model does not keep it."""
         return {
             "quant_method": METHOD,
             "adapter": [[str(adapter.path), weight] for adapter, weight in self.adapters],

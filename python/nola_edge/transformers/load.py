@@ -1,4 +1,4 @@
-"""Load a model of transformers with adapters merged in, in one call."""
+"""Load a transformers model with adapters merged in, in one call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def load_merged(model_class: Any, base: str | Path, adapter: Any, **options: Any) -> Any:
-    """Load a transformers model with adapters merged into its weights as they come.
+    """Load a transformers model and merge adapters into its weights as they are read.
 
     Parameters
     ----------
