@@ -54,8 +54,8 @@ def number(name: str, value: Any) -> float:
 def path(name: str, value: Any) -> Path:
     """Return a path that a file could have; anything else is an error that names it.
 
-    An empty text is none: it comes from a variable that was never set, and a path of no parts would
-    be the current folder.
+    An empty text is not one: it comes from a variable that was never set, and a path of no parts
+    would be the current folder.
     """
     if isinstance(value, str) and not value:
         raise ArgumentError("is empty; a path is needed", field=name, value=value)

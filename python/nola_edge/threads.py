@@ -22,7 +22,7 @@ def default_threads() -> int:
 
 
 def check_threads(num_threads: int | None) -> None:
-    """Refuse, before any work, what is no number of threads.
+    """Refuse an invalid number of threads before any work.
 
     Raises
     ------

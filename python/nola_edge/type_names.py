@@ -23,7 +23,7 @@ _OTHER_NAMES = {
 def type_name(given: object) -> str:
     """Return the name that files have for a type: ``"F16"`` for ``"f16"`` and ``torch.half``.
 
-    What is no other name for a type is only put in capitals.
+    Anything that is not another name for a type is only put in capitals.
 
     Parameters
     ----------

@@ -190,7 +190,7 @@ def check_fingerprint(adapter: LowRankAdapter, found: str, file: Path, override:
     file : Path
         The base.
     override : str
-        How to merge all the same, for the message; empty where that is not possible.
+        How to merge anyway, for the message; empty if that is not possible.
 
     Raises
     ------

@@ -27,7 +27,7 @@ _OWN = {
     "TINYLORA": "nola_edge.adapters.tinylora:TinyLoraAdapter",
     "VERA": "nola_edge.adapters.vera:VeraAdapter",
 }
-#: Errors that are no mistake of a package.
+#: Errors that are not a package's mistake.
 _OURS = (NolaEdgeError, MemoryError)
 
 

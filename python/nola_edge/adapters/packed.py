@@ -237,6 +237,6 @@ def _tensor(file: SafetensorsFile, name: str, dtype: str, count: int) -> NDArray
 
 
 def packed_obstacle(path: Path) -> str | None:
-    """Say what keeps a path from being replaced by a packed adapter: it is none itself."""
+    """Say what keeps a path from being replaced by a packed adapter: it is not one itself."""
     packed = (stated_format(path) or "").startswith("nola-packed-")
     return None if packed else "is not a packed adapter"

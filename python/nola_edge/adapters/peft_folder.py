@@ -82,7 +82,7 @@ def check_readable(nbytes: int, most: int | None, what: str) -> None:
 
 
 def holds_model(folder: Path) -> bool:
-    """Tell whether a folder is a model's, which was given in the place of an adapter's."""
+    """Tell whether a folder holds a model, given instead of an adapter."""
     if not folder.is_dir() or (folder / CONFIG_NAME).exists():
         return False
     names = [path.name for path in folder.iterdir() if path.is_file()]

@@ -4,7 +4,7 @@ With b bits, q is an integer in ``-(2**(b-1) - 1) .. 2**(b-1) - 1`` and stands f
 The scale is ``max |c| / (2**(b-1) - 1)``, divided in fp32 and then rounded to nearest even to 16
 significant bits; q is ``c / scale``, divided in fp32 and rounded to nearest even. A scale of 16
 bits makes every ``scale * q`` exact, so that quantising dequantised values changes nothing. A scale
-that is no normal number, below 2**-126, counts as zero, and so do its coefficients.
+that is not a normal number, below 2**-126, counts as zero, and so do its coefficients.
 
 Stored is ``q + 2**(b-1)``, b bits each, the lowest bit of the first in the lowest bit of the first
 byte, the last byte padded with zeros.

@@ -78,7 +78,8 @@ def parse_parts(value: object, file: object) -> dict[str, TensorPart]:
     Raises
     ------
     AdapterError
-        If it is no object of texts, one of them names no part of a tensor, or two parts overlap.
+        If it is not an object of texts, one of them does not name a part of a tensor, or two
+        overlap.
     """
 
     def refusal(reason: str, found: object) -> AdapterError:

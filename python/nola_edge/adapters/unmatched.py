@@ -102,7 +102,7 @@ def _advice(
 
 
 def suggested_renames(modules: Sequence[str], tensors: Collection[str]) -> dict[str, str]:
-    """Return the only rules that give every module a weight; none if there are no such.
+    """Return the rules that give every module a weight, if they are unique; otherwise none.
 
     Each rule comes from the tensor whose name ends like a module's for longest, if that is one
     rule. It is a suggestion by names alone.

@@ -74,7 +74,7 @@ class Fish(_OneWord, FishComplete):
 
 @add_completion_class
 class Zsh(_OneWord, ZshComplete):
-    """Zsh's completion; where zsh looks for paths, it must be told what is none of the path."""
+    """Zsh's completion; where zsh looks for paths, it must be told what is not part of the path."""
 
     def source(self) -> str:
         """Return the script."""

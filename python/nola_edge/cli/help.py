@@ -90,7 +90,7 @@ class HelpContext(click.Context):
 
 
 class Group(click.Group):
-    """Commands with our help, and a suggestion for a name that is none of theirs."""
+    """Commands with our help, and a suggestion for an unknown name."""
 
     context_class = HelpContext
 

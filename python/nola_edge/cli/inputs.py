@@ -137,7 +137,7 @@ def local_adapters(
     Raises
     ------
     NolaEdgeError
-        If there is no such adapter, or a weight is no number.
+        If there is no such adapter, or a weight is not a number.
     click.UsageError
         If an option is given that is for such adapters, and none of them is one.
     """

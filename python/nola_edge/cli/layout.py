@@ -22,7 +22,7 @@ _IN_ASCII = {"…": "...", "×": "x", "–": "-", "−": "-", "“": '"', "”":
 
 
 def width() -> int:
-    """Return how many columns a line may have: those of the terminal, 80 where there is none."""
+    """Return how many columns a line may have: those of the terminal, or 80 without one."""
     import shutil
 
     return min(shutil.get_terminal_size().columns, MAX_WIDTH)

@@ -121,7 +121,7 @@ def _die_of(number: int) -> NoReturn:
 
 
 def _exit(status: int, stdout: Stdout | None) -> NoReturn:
-    """End with a status. With a full standard output a result on disk is complete all the same."""
+    """End with a status. Even if standard output is full, a result on disk is complete."""
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
     if stdout is None or stdout.error is None:

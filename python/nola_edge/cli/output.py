@@ -42,7 +42,7 @@ def parse_adapter(text: str) -> tuple[str, float]:
     Raises
     ------
     ArgumentError
-        If the weight is no decimal number.
+        If the weight is not a decimal number.
     """
     path, separator, weight = text.rpartition("=")
     if not separator or Path(text).exists():
@@ -53,7 +53,7 @@ def parse_adapter(text: str) -> tuple[str, float]:
 
 
 def check_apart(adapter: Path | None, output: str) -> None:
-    """Refuse an output in the place of the adapter that it is made of.
+    """Refuse an output that would replace the adapter it is made from.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def print_json(value: Any) -> None:
 
 
 class ByteProgress:
-    """A progress bar on stderr with bytes and rate; silent where stderr is no terminal.
+    """A progress bar on stderr with bytes and rate; silent if stderr is not a terminal.
 
     A context manager; the callable it gives may be called from any thread.
     """

@@ -10,7 +10,7 @@ import sys
 class Stdout(io.FileIO):
     """Standard output's bytes; keeps the first error instead of raising it.
 
-    A closed pipe is no such error: whoever read has seen enough, and the program ends of it.
+    A closed pipe is not such an error: the reader has seen enough, and the program ends.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ def open_closed_streams() -> None:
 
 
 def replace_stdout() -> Stdout | None:
-    """Put a :class:`Stdout` below ``sys.stdout``; None where that is no file of the system."""
+    """Put a :class:`Stdout` below ``sys.stdout``; None if that is not a system file."""
     text = sys.stdout
     if not isinstance(text, io.TextIOWrapper):
         return None

@@ -36,7 +36,7 @@ def type_option(names: Sequence[str], **settings: Any) -> Callable[[Any], Any]:
 
 
 def check_type_fits(dtype: str | None, gguf: bool) -> None:
-    """Refuse a type where there is none to choose.
+    """Refuse a type where there is no choice.
 
     Raises
     ------

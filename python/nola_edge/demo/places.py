@@ -106,7 +106,7 @@ def _joined(clauses: list[str], rng: random.Random) -> list[str]:
 
 
 def parse_text(text: str) -> Facts | None:
-    """Read sentences of :func:`as_text` back, None if the text is no such thing."""
+    """Read sentences of :func:`as_text` back; None if the text is not like that."""
     first, *rest = text.removesuffix(".").split(". ") if text.endswith(".") else [""]
     found = _FIRST.fullmatch(_lower(first))
     if found is None or any(_upper(sentence) != sentence for sentence in (first, *rest)):

@@ -43,7 +43,8 @@ class AtomicOutput:
     """Write a file or a folder under a temporary name and move it into place when complete.
 
     A context manager: leave it normally to commit, by an exception (Ctrl-C included) to remove
-    everything that was written. Missing parents of the target are made, and removed likewise.
+    everything that was written. Missing parents of the target are created, and removed in the same
+    way.
 
     Parameters
     ----------

@@ -185,12 +185,12 @@ def padded(position: int, alignment: int) -> int:
 
 
 def gguf_model_obstacle(path: Path) -> str | None:
-    """Say what keeps a path from being replaced by a model in GGUF: it is none itself."""
+    """Say what keeps a path from being replaced by a model in GGUF: it is not one itself."""
     return None if _stated_type(path) == "model" else "is not a GGUF model"
 
 
 def gguf_lora_obstacle(path: Path) -> str | None:
-    """Say what keeps a path from being replaced by an adapter in GGUF: it is none itself."""
+    """Say what keeps a path from being replaced by an adapter in GGUF: it is not one itself."""
     return None if _stated_type(path) == "adapter" else "is not a GGUF adapter"
 
 

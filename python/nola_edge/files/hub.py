@@ -79,7 +79,7 @@ def base_path(location: str | Path, revision: str | None = None) -> Path:
     cache will do.
 
     Of a model on the Hub comes what a merge reads: the weights in safetensors, once, with their
-    index, and what is no weights, such as configuration and tokenizer.
+    index, and all files that are not weights, such as configuration and tokenizer.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def is_id(location: str) -> bool:
 
 
 def repository(location: str) -> str:
-    """Return a Hub id without its revision; what is no id as it is."""
+    """Return a Hub id without its revision; anything else unchanged."""
     named = _HUB_ID.fullmatch(location)
     return location if named is None else named["name"]
 
@@ -108,7 +108,7 @@ def find(location: str | Path, revision: str | None, kind: Kind) -> Path:
     NolaEdgeError
         Of the kind's own type, if it is not here and cannot be downloaded.
     ArgumentError
-        If two revisions are named, or the location is no path.
+        If two revisions are named, or the location is not a path.
     """
     path = arguments.path(kind.argument, location)
     if path.exists():

@@ -288,12 +288,12 @@ def encode_header(
 
 
 def safetensors_obstacle(path: Path) -> str | None:
-    """Say what keeps a path from being replaced by a safetensors file: it is none itself."""
+    """Say what keeps a path from being replaced by a safetensors file: it is not one itself."""
     return "is not a safetensors file" if stated_format(path) is None else None
 
 
 def stated_format(path: Path) -> str | None:
-    """Return what a safetensors file says of itself, or nothing; None of what is no such file."""
+    """Return a safetensors file's metadata, which may be empty; None if it is not such a file."""
     try:
         with SafetensorsFile.open(path) as file:
             return (file.metadata or {}).get("format", "")

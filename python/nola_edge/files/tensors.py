@@ -189,7 +189,7 @@ def tensor_of(values: NDArray[Any] | Tensor) -> Tensor:
 
 
 class TensorMapping(MutableMapping[str, "NDArray[Any]"]):
-    """Tensors by name that are read when they are asked for, each time anew.
+    """Tensors by name that are read on each access.
 
     Parameters
     ----------

@@ -199,7 +199,7 @@ def known_architecture(name: object, file: object, key: str) -> Architecture:
     Raises
     ------
     MismatchError
-        If there is none of that name here.
+        If there is none of that name.
     """
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise MismatchError(
@@ -218,7 +218,7 @@ def architecture_of_model_type(model_type: object, file: object) -> Architecture
     Raises
     ------
     MismatchError
-        If there is none for it here.
+        If none supports it.
     """
     for entry in ARCHITECTURES.values():
         if model_type in entry.model_types:

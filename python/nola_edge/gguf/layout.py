@@ -24,7 +24,7 @@ class Layout:
     ----------
     base : GgufFile
     kinds : mapping
-        Name -> type, of the tensors that are written anew.
+        Name -> type, of the tensors that are rewritten.
 
     Attributes
     ----------

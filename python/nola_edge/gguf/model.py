@@ -27,7 +27,7 @@ def model_of_gguf(file: GgufFile) -> Model:
     Raises
     ------
     MismatchError
-        If it is no whole model of a known architecture.
+        If it is not a whole model of a known architecture.
     """
     if file.metadata.get("general.type", "model") != "model":
         raise MismatchError(

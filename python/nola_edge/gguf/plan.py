@@ -110,7 +110,7 @@ def plan_gguf(
     AdapterError
         If an adapter brings whole tensors.
     ArgumentError
-        If `outtype` is none that can be written, or the ``gguf`` package is needed and not there.
+        If `outtype` cannot be written, or the ``gguf`` package is needed but missing.
     """
     if outtype is not None:
         outtype = check_type(outtype, WRITABLE_TYPES, "outtype")
@@ -175,7 +175,7 @@ def matched_tensors(base: GgufFile, model: Model, adapter: LowRankAdapter) -> di
     Raises
     ------
     MismatchError
-        If there is none, or it has another shape than the adapter was made for.
+        If it is missing, or its shape is not the one that the adapter was made for.
     """
     targets: dict[str, Target] = {}
     for module in adapter.modules:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nola_edge.merge.numbers import Numbers
     from nola_edge.merge.windows import Window
 
-#: Elements of a window that is dequantised and quantised anew.
+#: Elements of a window that is dequantised and quantised again.
 _WINDOW_ELEMENTS = 1 << 18
 #: Requantising takes so many times the bytes of the data, everything in between included.
 _IN_BETWEEN = 8
@@ -34,7 +34,7 @@ _IN_BETWEEN = 8
 
 @dataclass(eq=False, repr=False)
 class Requantized(Merged):
-    """A stored matrix merged by way of float32, and written as another type or anew as its own.
+    """A stored matrix merged by way of float32, and written as another type or again as its own.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""How much of what an adapter changes is left after a tensor was quantised anew."""
+"""How much of an adapter's change survives when a tensor is quantised again."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Survival:
     def share(self) -> float | None:
         """Return 1 - ‖requantised - wanted‖ / ‖delta‖: 1 is all of it, 0 or less nothing.
 
-        None where there is no delta.
+        None if there is no delta.
         """
         if self.delta == 0:
             return None

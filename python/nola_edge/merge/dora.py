@@ -85,7 +85,7 @@ def sums_of_squares(values: NDArray[np.float32]) -> NDArray[np.float64]:
 def check_alone(terms: Sequence[Term], name: str) -> None:
     """Refuse DoRA beside another adapter in one weight, or with a weight of its own.
 
-    What it makes of a weight is no sum: it scales the result.
+    Its result is not a sum: it scales the merged weight.
 
     Parameters
     ----------

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class KeptFactors:
     """Factors, by what they were computed from, as long as they fit; for several threads.
 
-    Where there is no room, the factor whose last use is longest ago makes it, but none that the
-    merge of now has used: what does not fit is computed every time, and pushes nothing out.
+    If there is no room, the least recently used factor is dropped, but none that the current merge
+    has used: what does not fit is computed every time, and pushes nothing out.
 
     Attributes
     ----------

@@ -203,7 +203,7 @@ def plan_merge(
     renames : Renames, optional
         What the base calls modules of the adapters.
     override : str
-        What to do to merge all the same, for that refusal; empty where nothing does it.
+        How to merge anyway, for that refusal; empty if there is no way.
 
     Raises
     ------

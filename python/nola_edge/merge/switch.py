@@ -218,7 +218,7 @@ class Switch(ABC):
         return replace(plan, merges=merges)
 
     def _write(self, plan: MergePlan, names: list[str]) -> None:
-        """Write tensors anew; into the very memory that holds them where that is possible."""
+        """Rewrite tensors, directly in the memory that holds them where possible."""
         self._kept.begin()
         merged = MergedCheckpoint(plan, self._num_threads)
         with Workers(self._num_threads) as workers:

@@ -1,6 +1,6 @@
 """Layers whose weight is used without calling them, where an adapter has no effect.
 
-It neither changes what the model computes nor trains, and a merge adds it all the same. Some are
+It neither changes what the model computes nor trains, but a merge would still add it. Some are
 known by the module around them. Of the others it shows in a forward pass of PEFT's: the weight was
 read, and the layer was not called.
 """

@@ -75,7 +75,7 @@ def _where(arguments: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
 
 
 def _config(name: str | None, place: dict[str, Any]) -> PeftConfig | None:
-    """Read a configuration; where there is none, transformers has the better word for it."""
+    """Read a configuration; if there is none, transformers reports it better."""
     if name is None or find_adapter_config_file(name, **place) is None:
         return None
     return PeftConfig.from_pretrained(name, **place)

@@ -185,7 +185,7 @@ class FactorCache:
     def get(
         self, factors: Factors, alpha: torch.Tensor, beta: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (A, B) in a dtype, expanded anew unless the coefficients are the same.
+        """Return (A, B) in a dtype, expanded again unless the coefficients are the same.
 
         Nothing is kept while they train, nor of tensors that torch traces or transforms.
 

@@ -147,7 +147,7 @@ class NolaLinear(nn.Module):
         if self.merged or hasattr(self.base_layer.weight, "device_mesh"):
             return []
         if self.config.coefficient_bits is not None or self.start == "unit-frozen":
-            return []  # what the forward pass uses is made anew each time
+            return []  # the forward pass makes its coefficients each time
         return [(self._cache, self.factors, self.alpha, self.beta)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -121,7 +121,7 @@ def expand_group(
 def project_group(
     grads: Sequence[torch.Tensor], num_basis: Sequence[int], sources: Sequence[Source]
 ) -> list[torch.Tensor]:
-    """Project gradients likewise, by the shortest way that torch's state allows."""
+    """Project gradients in the same way, by the shortest route that torch's state allows."""
     device = grads[0].device.type
     if device in _GROUP_KERNELS and all(is_plain(g) and not _is_traced(g) for g in grads):
         return _GROUP_KERNELS[device][1](grads, num_basis, sources)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _PREFIX = "NOLA_EDGE_VLLM_"
 #: Folder of the adapters; without it the plug-in does nothing.
 ADAPTERS = _PREFIX + "ADAPTERS"
-#: The base's checkpoint, where the model that vLLM serves is no local folder.
+#: The base's checkpoint, if the model that vLLM serves is not a local folder.
 BASE = _PREFIX + "BASE"
 #: Folder for the expanded adapters.
 CACHE = _PREFIX + "CACHE"

@@ -53,7 +53,7 @@ class CheckpointFile(FactorFile):
         Raises
         ------
         NolaEdgeError
-            If it is no row, is empty, of another dtype than F32, F16 or BF16, or not finite.
+            If it is not a row, is empty, is not F32, F16 or BF16, or is not finite.
         """
         shape = self.tensors[name].shape
         if len(shape) != 1 or shape[0] < 1:
@@ -66,7 +66,7 @@ class CheckpointFile(FactorFile):
         Raises
         ------
         AdapterError
-            If it is none.
+            If it is not one.
         """
         info = self.tensors[name]
         if info.dtype not in ("I64", "I32") or info.shape not in ((1,), ()):

@@ -38,7 +38,7 @@ Names = dict[str, dict[str, dict[str, str]]]
 
 
 def sort_names(file: CheckpointFile) -> tuple[Names, list[str]]:
-    """Sort tensors' names into modules; return also those that are no part of a pair.
+    """Sort tensors' names into modules; also return those that are not part of a pair.
 
     Raises
     ------
