@@ -203,8 +203,8 @@ def known_architecture(name: object, file: object, key: str) -> Architecture:
     """
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise MismatchError(
-            f"{printable(repr(name))} is not supported, only {', '.join(ARCHITECTURES)} are. Merge "
-            "into the Hugging Face checkpoint and convert that",
+            f"{printable(repr(name))} is not supported (only {', '.join(ARCHITECTURES)} are). "
+            "Merge into the Hugging Face checkpoint and convert that",
             file=file,
             field=key,
             value=name,
@@ -225,7 +225,7 @@ def architecture_of_model_type(model_type: object, file: object) -> Architecture
             return entry
     types = ", ".join(name for entry in ARCHITECTURES.values() for name in entry.model_types)
     raise MismatchError(
-        f"{printable(repr(model_type))} is not supported, only {types} are",
+        f"{printable(repr(model_type))} is not supported (only {types} are)",
         file=file,
         field="model_type",
         value=model_type,

@@ -260,8 +260,8 @@ def _target(plan: MergePlan, adapter: LowRankAdapter, module: str, part: TensorP
     if part.lines[1] > whole.out_features:
         raise MismatchError(
             f"has {whole.out_features} outputs, but module {printable(module)!r} of "
-            f"{printable(str(location(adapter)))} would be {part.lines[0]} to {part.lines[1]} of "
-            "them",
+            f"{printable(str(location(adapter)))} would take outputs {part.lines[0]} to "
+            f"{part.lines[1]}",
             file=plan.tensor(name)[0].path,
             field=name,
             value=part.lines[1],

@@ -170,7 +170,7 @@ class Switch(ABC):
             plan = MergePlan(self._base, ())
         if plan.added:
             raise MismatchError(
-                "is not there, and an adapter brings it: there would be nothing to switch back to; "
+                "is missing, but an adapter brings it: there would be nothing to switch back to; "
                 "save the model with a tensor of that name (save_pretrained), and make that the "
                 "base of the switch",
                 file=self._base.path,

@@ -147,6 +147,6 @@ def _what_fits(factor: Factor, recorded: NDArray[np.float32]) -> str:
             first, last = fitting[0].blocks, fitting[-1].blocks
             return f"They fit {len(fitting)} sizes of GPU, from {first} to {last} blocks"
     return (
-        f"They fit no CPU and no GPU of up to {_MAX_BLOCKS} blocks: the seed or the basis must "
-        "be different"
+        f"They fit no CPU and no GPU of up to {_MAX_BLOCKS} blocks: the numbers belong to "
+        "another seed or basis"
     )
