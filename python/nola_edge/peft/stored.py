@@ -66,7 +66,7 @@ def stored_parts(
     Returns
     -------
     dict or None
-            Module or tensor -> part, if its name does not say so; OTHERWISE if it is not part of one
+        Module or tensor -> part, if its name does not say so; OTHERWISE if it is not part of one
         tensor. None if nothing is known.
     """
     base = _transformers_model(model)
