@@ -206,7 +206,7 @@ def with_an_adapter_only(folder):
     ("change", "message"),
     [
         (without_index, "has 2 safetensors files but no model.safetensors.index.json; download"),
-        (with_two_indices, "a.safetensors.index.json, b.safetensors.index.json; keep the one"),
+        (with_two_indices, "a.safetensors.index.json, b.safetensors.index.json; keep only the"),
         (with_two_files, "has 2 safetensors files but no model.safetensors.index.json; give the"),
         (with_an_adapter_only, "has an adapter but no model; give the model"),
         (in_folders("0_Transformer"), "0_Transformer, and put the output in its place in a copy"),

@@ -87,7 +87,8 @@ def test_many_make_the_same_parents_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("target", "message"), [("file/out", "file is no folder"), ("link/a/out", "link is a link to")]
+    ("target", "message"),
+    [("file/out", "file is not a folder"), ("link/a/out", "link is a broken link")],
 )
 def test_what_is_no_folder_is_in_the_way(tmp_path, target, message):
     (tmp_path / "file").write_text("")

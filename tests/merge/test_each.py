@@ -27,6 +27,7 @@ from nola_edge.errors import (
     NotFiniteError,
     OutputError,
 )
+from nola_edge.files import input_file
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.safetensors import SafetensorsFile
 from nola_edge.merge import weight_files, windows
@@ -156,13 +157,13 @@ def reads(monkeypatch):
 def copies(monkeypatch):
     """The ranges that were copied within the kernel, in order."""
     found = []
-    copy_range = weight_files.copy_range
+    copy_range = input_file.copy_range
 
     def copied(source, start, target, offset, count):
         found.append((source, start, count))
         return copy_range(source, start, target, offset, count)
 
-    monkeypatch.setattr(weight_files, "copy_range", copied)
+    monkeypatch.setattr(input_file, "copy_range", copied)
     return found
 
 
@@ -392,7 +393,7 @@ def test_what_is_there_is_skipped(tiny, tmp_path):
         ("base/new", "lies inside the input"),
         ("adapter/new", "lies inside the input"),
         (".", "adapter: is an input"),
-        ("adapter/adapter_config.json/out", "adapter_config.json is no folder"),
+        ("adapter/adapter_config.json/out", "adapter_config.json is not a folder"),
         ("adapter/adapter_config.json", "is a file"),
     ],
 )

@@ -194,7 +194,7 @@ def test_a_file_for_a_folder(out, tiny, tmp_path):
     line = {"out.safetensors": "kind: is a file, but a merge writes a folder"}
     assert found(tmp_path / "out.safetensors", tiny) == ([], line)
     assert found(tmp_path / "out.safetensors", tiny, tensors_only=True) == ([], {})
-    line = {"out": "kind: is a folder, and a merge writes a file"}
+    line = {"out": "kind: is a folder, but a merge writes a file"}
     assert found(out, (tmp_path / "base.safetensors", adapter)) == ([], line)
     given = (tmp_path / "base.safetensors", adapter)
     assert found(tmp_path / "out.safetensors", given) == ([], {})

@@ -150,7 +150,7 @@ def test_a_name_that_pytorch_does_not_take(model, name):
         ),
         (["a", "b"], [1, 1], {"density": 0.5}, "`density` is 0.5: NOLA adapters are added exactly"),
         (["a", "c"], [1, 1], {}, "'c' does not exist; there are a, b"),
-        (["a", "b"], [1], {}, "2 adapters were given, and 1 weights"),
+        (["a", "b"], [1], {}, "2 adapters were given, but 1 weights"),
         ([], [], {}, "0 adapters"),
         (["a", "b"], [1, float("nan")], {}, "weight of adapter 'b' is nan"),
         (["a", "b"], [1, "0.3"], {}, "weight of adapter 'b' is '0.3', must be a number"),

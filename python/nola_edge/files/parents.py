@@ -51,7 +51,7 @@ def nearest_folder(path: Path) -> Path:
             continue
         if stat.S_ISDIR(mode) or (stat.S_ISLNK(mode) and place.is_dir()):
             return place
-        what = "a broken link" if stat.S_ISLNK(mode) else "no folder"
+        what = "a broken link" if stat.S_ISLNK(mode) else "not a folder"
         raise OutputError(f"{printable(place)} is {what}; choose another name", file=path)
     return path
 
