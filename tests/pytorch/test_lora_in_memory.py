@@ -172,7 +172,7 @@ def test_a_bias_that_becomes_infinite(tmp_path):
     ("name", "values", "error", "match"),
     [
         ("score.weight", np.ones((2, 3), F), MismatchError,
-         r"<Net>: score\.weight: is not in the model, and .* for a head"),
+         r"<Net>: score\.weight: is not in the model, but .* for a head"),
         ("norm.weight", np.ones(7, F), MismatchError, r"has shape \[7\], the base's tensor \[6\]"),
         ("norm.weight", np.full(6, 1e30, F), MismatchError, "not finite in the base's dtype F16"),
         ("norm.num_batches_tracked", np.ones((), F), MismatchError, "not a float tensor"),
