@@ -37,7 +37,7 @@ def test_one_that_is_missing_is_named(tmp_path, announced, held, missing):
     with pytest.raises(AdapterError) as caught:
         Adapter.load(folder)
     assert str(caught.value).startswith(
-        f"{folder}/adapter_config.json: modules_to_save: announces '{missing}', and the adapter "
+        f"{folder}/adapter_config.json: modules_to_save: announces '{missing}', but the adapter "
         "holds no tensor of it"
     )
     assert snapshot(tmp_path) == before
