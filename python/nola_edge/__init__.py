@@ -1,4 +1,4 @@
-"""nola-edge: NOLA adapters merged into real weights, the same bits on every machine.
+"""nola-edge: low-rank adapters merged into real weights, the same bits on every machine.
 
 >>> import nola_edge as ne
 >>> ne.merge_checkpoint("base-model", "adapter", "merged-model")  # doctest: +SKIP

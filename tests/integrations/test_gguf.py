@@ -98,7 +98,7 @@ def test_a_configuration_tells_the_same_as_a_file(kind, tmp_path):
         ours = model_of_gguf(file)
     config = model_of_config(model.config.to_dict(), tmp_path)
     for module in linear_shapes(model):
-        assert config.target(module, "x") == ours.target(module, "x")
+        assert config.place(module, "x") == ours.place(module, "x")
 
 
 def test_a_trained_peft_adapter_of_gpt2(tmp_path):

@@ -1,7 +1,7 @@
 """What a merge asks of an adapter, whatever method trained it: ``W' = W + s B A`` for some modules.
 
-A new method is one subclass, and an entry in :mod:`nola_edge.adapters.load`; nothing that merges,
-writes, verifies or exports knows which method an adapter is of.
+A new method is one subclass, and an entry in :mod:`nola_edge.adapters.methods`; nothing that
+merges, writes, verifies or exports knows which method an adapter is of.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from nola_edge.adapters.expert_storage import StoredStack
     from nola_edge.adapters.lora_config import LoraConfig
-    from nola_edge.adapters.matrix_parts import Matrix
+    from nola_edge.adapters.matrix_parts import WindowedMatrix
 
 #: Stacks whose B is kept by experts: those of a layer, which files may hold in turn.
 _KEPT = 3
@@ -111,14 +111,14 @@ def _modules(
         return recent.get(id(factors), lambda: _by_experts(factors.b, stack, config.expert_layout))
 
     for module, expert, start, stop in stack.parts:
-        a: Matrix = Rows(factors.a, expert * rank, (expert + 1) * rank)
-        b: Matrix = PartOfStack(columns, expert, (factors.b.shape[0], rank))
+        a: WindowedMatrix = Rows(factors.a, expert * rank, (expert + 1) * rank)
+        b: WindowedMatrix = PartOfStack(columns, expert, (factors.b.shape[0], rank))
         if turned:
             a, b = Turned(b), Turned(a)
         yield module, LoraModule(a, Rows(b, start, stop), config.scaling(rank, alpha))
 
 
-def _by_experts(b: Matrix, stack: StoredStack, layout: str) -> NDArray[np.float32]:
+def _by_experts(b: WindowedMatrix, stack: StoredStack, layout: str) -> NDArray[np.float32]:
     """Return B (y, experts * r) by experts, (experts, y, r)."""
     values, height, rank = b.window(None, None), b.shape[0], b.shape[1] // stack.experts
     if layout == "rank_major":

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from nola_edge.adapters.lora_config import LoraConfig
-    from nola_edge.adapters.matrix_parts import Matrix
+    from nola_edge.adapters.matrix_parts import WindowedMatrix
     from nola_edge.adapters.stored_matrix import StoredMatrix
     from nola_edge.files.safetensors import SafetensorsFile
     from nola_edge.files.tensors import Tensor
@@ -67,9 +67,9 @@ class LoraModule:
 
     Attributes
     ----------
-    a : Matrix
+    a : WindowedMatrix
         (r, in_features); of a stack of experts (experts * r, x).
-    b : Matrix
+    b : WindowedMatrix
         (out_features, r); of a stack of experts (y, experts * r).
     scaling : float
     bias : Tensor or None
@@ -79,8 +79,8 @@ class LoraModule:
         (out_features,), DoRA's norms of the merged weights.
     """
 
-    a: Matrix
-    b: Matrix
+    a: WindowedMatrix
+    b: WindowedMatrix
     scaling: float
     bias: Tensor | None = None
     is_embedding: bool = False

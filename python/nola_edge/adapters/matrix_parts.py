@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nola_edge.ops import Range
 
 
-class Matrix(Protocol):
+class WindowedMatrix(Protocol):
     """A matrix of which windows are read when they are needed."""
 
     @property
@@ -32,7 +32,7 @@ class Matrix(Protocol):
 class Rows:
     """Rows (start, stop) of a matrix."""
 
-    matrix: Matrix
+    matrix: WindowedMatrix
     start: int
     stop: int
 
@@ -51,7 +51,7 @@ class Rows:
 class Turned:
     """A matrix with its rows as columns."""
 
-    matrix: Matrix
+    matrix: WindowedMatrix
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -86,7 +86,7 @@ class _LazyGroup(Group):
 )
 @click.version_option(__version__, "-V", "--version", prog_name="nola-edge")
 def cli() -> None:
-    """Merge NOLA adapters into real weights: the same bits on every machine."""
+    """Merge NOLA, LoRA and other low-rank adapters, with the same bits on every machine."""
 
 
 class _Terminated(BaseException):

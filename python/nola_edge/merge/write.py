@@ -124,7 +124,7 @@ def merge_checkpoint(
     with Checkpoint.open(base_path(base)) as checkpoint:
         plan = plan_merge(checkpoint, adapters, check_base=check_base, renames=renames)
         renames.check_used()
-        merge = PlannedMerge.of(plan, output)
+        merge = CheckpointMerge.of(plan, output)
         inputs = [checkpoint.path, *merge.adapter_paths]
         write_merges(
             checkpoint, [merge], inputs, force=force, num_threads=num_threads, progress=progress
@@ -138,7 +138,7 @@ def replaces_of(base: Checkpoint) -> Obstacle:
 
 
 @dataclass(frozen=True)
-class PlannedMerge:
+class CheckpointMerge:
     """A merge that was checked and can be written.
 
     Attributes
@@ -157,7 +157,7 @@ class PlannedMerge:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, plan: MergePlan, output: Path) -> PlannedMerge:
+    def of(cls, plan: MergePlan, output: Path) -> CheckpointMerge:
         """Lay out the files of a plan's result."""
         notes = (note for adapter, _ in plan.adapters for note in adapter.notes)
         return cls(plan, output, tuple(output_files(plan)), (*label_notes(plan), *notes))
@@ -192,7 +192,7 @@ class PlannedMerge:
 
 def write_merges(
     base: Checkpoint,
-    merges: Sequence[PlannedMerge],
+    merges: Sequence[CheckpointMerge],
     inputs: Sequence[Path],
     *,
     force: bool,
@@ -205,7 +205,7 @@ def write_merges(
     ----------
     base : Checkpoint
         That of every plan.
-    merges : sequence of PlannedMerge
+    merges : sequence of CheckpointMerge
         Each keeps a file descriptor open.
     inputs : sequence of Path
         What no output may touch.

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nola_edge.models.plan import PlannedMerge
+    from nola_edge.models.plan import ParameterMerge
 
 
 @torch.no_grad()
-def merge_outputs_(weight: torch.Tensor, merge: PlannedMerge) -> None:
+def merge_outputs_(weight: torch.Tensor, merge: ParameterMerge) -> None:
     """Merge into a weight and scale its outputs, in place; of a DTensor, the part held here.
 
     Parameters
     ----------
     weight : Tensor or DTensor
         On any device: what is not on the CPU is worked on in a copy there. It holds whole outputs.
-    merge : PlannedMerge
+    merge : ParameterMerge
         For the whole weight.
 
     Raises
@@ -48,7 +48,7 @@ def merge_outputs_(weight: torch.Tensor, merge: PlannedMerge) -> None:
 
 
 def _merge(
-    part: NDArray[Any], held: tuple[tuple[int, int], ...], merge: PlannedMerge, dtype: str
+    part: NDArray[Any], held: tuple[tuple[int, int], ...], merge: ParameterMerge, dtype: str
 ) -> None:
     (top, _), (left, _) = held
     info = TensorInfo(merge.terms[0].module, dtype, part.shape, 0, part.nbytes)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from nola_edge.files.tensors import Tensor
-    from nola_edge.models.plan import PlannedMerge
+    from nola_edge.models.plan import ParameterMerge
     from nola_edge.torch.addends import Addend
 
 #: No weight of a model is so large that an update of ordinary size could make it infinite.
@@ -87,14 +87,14 @@ def merge_(model: nn.Module, adapter: Any) -> list[str]:
     return plan.names
 
 
-def _merge_all_(merges: Sequence[tuple[torch.Tensor, PlannedMerge]]) -> None:
+def _merge_all_(merges: Sequence[tuple[torch.Tensor, ParameterMerge]]) -> None:
     merge_many_([(w, m.addends, m.transposed) for w, m in merges if m.needs == ANY])
     for weight, merge in merges:
         if merge.needs != ANY:
             merge_outputs_(weight, merge)
 
 
-def merge_one_(weight: torch.Tensor, merge: PlannedMerge) -> None:
+def merge_one_(weight: torch.Tensor, merge: ParameterMerge) -> None:
     """Merge into one weight, or bias as a matrix, in place.
 
     Raises
@@ -128,7 +128,7 @@ def replace_(tensor: torch.Tensor, values: Tensor) -> None:
 
 @torch.no_grad()
 def check_finite(
-    matrices: Mapping[str, torch.Tensor], planned: Mapping[str, PlannedMerge], model: Path
+    matrices: Mapping[str, torch.Tensor], planned: Mapping[str, ParameterMerge], model: Path
 ) -> None:
     """Refuse merges whose result would not be finite, before any of them is done.
 
@@ -140,7 +140,7 @@ def check_finite(
     ----------
     matrices : mapping from name to Tensor
         In memory; a DTensor's part on this process is looked at.
-    planned : mapping from name to PlannedMerge
+    planned : mapping from name to ParameterMerge
     model : Path
         Named in errors.
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class PlannedMerge:
+class ParameterMerge:
     """What is to be merged into one parameter.
 
     Attributes
@@ -66,12 +66,12 @@ class ModelPlan:
     Attributes
     ----------
     merges : dict
-        Parameter name -> :class:`PlannedMerge`.
+        Parameter name -> :class:`ParameterMerge`.
     replaced : dict
         Name of a parameter or buffer -> the whole tensor that takes its place, in its dtype.
     """
 
-    merges: dict[str, PlannedMerge] = field(default_factory=dict)
+    merges: dict[str, ParameterMerge] = field(default_factory=dict)
     replaced: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -155,7 +155,7 @@ class _Planner:
         self._check_target(adapter, name, "matrix")
         rows, cols = weight.shape
         transposed = adapter.transposed(module)
-        merge = self.plan.merges.setdefault(name, PlannedMerge((rows, cols), transposed))
+        merge = self.plan.merges.setdefault(name, ParameterMerge((rows, cols), transposed))
         if merge.transposed != transposed:
             raise self._refusal(name, "adapters disagree about fan_in_fan_out")
         target = Target.whole(name, merge.shape, transposed)
@@ -177,7 +177,7 @@ class _Planner:
         shape = adapter.added_biases[module].shape
         if tuple(bias.shape) != shape:
             raise self._refusal(name, f"is {list(bias.shape)}; {who} adds {list(shape)} to it")
-        merge = self.plan.merges.setdefault(name, PlannedMerge((bias.shape[0], 1)))
+        merge = self.plan.merges.setdefault(name, ParameterMerge((bias.shape[0], 1)))
         nothing = torch.empty(0, device="cpu")
         merge.addends.append((BiasFactors(adapter, module), nothing, nothing, scaling))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nola_edge.merge.low_rank import needs_of, total_rank
 from nola_edge.merge.plan import load_adapters, plan_merge
 from nola_edge.merge.windows import strip_memory
-from nola_edge.merge.write import PlannedMerge
+from nola_edge.merge.write import CheckpointMerge
 from nola_edge.threads import thread_count
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ class WantedMerge:
     output: Path
     adapters: Any
 
-    def plan(self, base: Checkpoint, **options: Any) -> PlannedMerge:
+    def plan(self, base: Checkpoint, **options: Any) -> CheckpointMerge:
         """Read and check the adapters; options are those of `plan_merge`."""
         plan = plan_merge(base, load_adapters(self.adapters), **options)
-        return PlannedMerge.of(plan, self.output)
+        return CheckpointMerge.of(plan, self.output)
 
 
 class Groups:
@@ -94,7 +94,7 @@ class Groups:
         self._base = base
         self._options = {"check_base": check_base, "renames": renames}
         self._groups: list[list[WantedMerge]] = []
-        self._planned: list[PlannedMerge] = []
+        self._planned: list[CheckpointMerge] = []
         most = _files_at_once()
         files = 0
         threads = thread_count(num_threads)
@@ -114,7 +114,7 @@ class Groups:
             self.nbytes += merge.nbytes
             self.adapter_paths += merge.adapter_paths
 
-    def __iter__(self) -> Iterator[list[PlannedMerge]]:
+    def __iter__(self) -> Iterator[list[CheckpointMerge]]:
         merges = self._planned
         for group in self._groups:
             if not merges:
