@@ -47,6 +47,23 @@ def test_weights_are_those_of_peft(tmp_path, case):
         torch.testing.assert_close(values, theirs[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_of_a_base_of_16_bits(tmp_path, dtype):
+    """PEFT rounds the random tensors to the base's dtype, and saves them in float32."""
+    torch.manual_seed(6)
+    llama().to(dtype).save_pretrained(tmp_path / "base")
+    model = type(llama()).from_pretrained(tmp_path / "base", dtype=dtype)
+    wrapped = peft.get_peft_model(model, peft.TinyLoraConfig(target_modules=["q_proj", "v_proj"]))
+    for name, parameter in wrapped.named_parameters():
+        if "tinylora_v" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    wrapped.save_pretrained(tmp_path / "tiny")
+    ne.merge_checkpoint(tmp_path / "base", tmp_path / "tiny", tmp_path / "merged")
+    ours, theirs = load_file(tmp_path / "merged/model.safetensors"), wrapped.merge_and_unload()
+    equal = [(ours[name] == values).float().mean() for name, values in theirs.state_dict().items()]
+    assert min(equal) > 0.99
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 15, 16, 17, 31, 32, 100, 1000])
 def test_numbers_are_those_of_torch(size):
     for seed in (0, 42, 2**31, 2**32 + 5):

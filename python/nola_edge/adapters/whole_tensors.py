@@ -22,6 +22,7 @@ INPUT_EMBEDDINGS = (
     "wte.weight",
     "word_embeddings.weight",
     "embed_in.weight",
+    "shared.weight",  # of T5 and BART, in encoder and decoder too
 )
 OUTPUT_EMBEDDINGS = ("lm_head.weight", "embed_out.weight")
 #: What PEFT adds to ``modules_to_save`` for a classifier, whatever the model calls it.

@@ -35,6 +35,7 @@ from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.merge.dora import check_alone
 from nola_edge.merge.low_rank import Term
 from nola_edge.merge.merged import Merged
+from nola_edge.merge.orientation import check_orientations
 from nola_edge.merge.parts import segments
 from nola_edge.merge.result import Stored, Whole
 from nola_edge.merge.stacks import MergedStack, Stacks
@@ -239,6 +240,7 @@ def plan_merge(
     for name, terms in plan.merges.items():
         for _, together in segments(terms, plan.tensor(name)[1].shape):
             check_alone(together, name)
+    check_orientations(base, plan.merges.values())
     check_tied(plan)
     return plan
 

@@ -10,7 +10,7 @@ import torch
 from nola_edge.errors import NotFiniteError
 from nola_edge.merge.windows import ANY
 from nola_edge.models.dora import merge_outputs_
-from nola_edge.models.plan import plan_merges, tensors_of
+from nola_edge.models.plan import check_orientations, plan_merges, tensors_of
 from nola_edge.models.resident import check_resident, check_whole_outputs
 from nola_edge.torch.arrays import tensor_view
 from nola_edge.torch.merge import merge_many_
@@ -68,6 +68,7 @@ def merge_(model: nn.Module, adapter: Any) -> list[str]:
     tensors = tensors_of(model)
     where = Path(f"<{type(model).__name__}>")
     plan = plan_merges(tensors, adapter, where)
+    check_orientations(model, plan, where)
     check_resident(tensors, plan.names, where)
     matrices = {name: as_matrix(tensors[name].data) for name in plan.merges}
     for name, merge in plan.merges.items():

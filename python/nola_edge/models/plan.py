@@ -15,12 +15,14 @@ from nola_edge.adapters.tensor_parts import WEIGHT
 from nola_edge.errors import AdapterError, MismatchError, printable
 from nola_edge.merge.dora import check_alone
 from nola_edge.merge.low_rank import Term, needs_of
+from nola_edge.merge.orientation import may_be_turned, orientation_refused
 from nola_edge.merge.plan import load_adapters
 from nola_edge.merge.target import Target
 from nola_edge.merge.whole_tensors import fitted
 from nola_edge.models.mapped_memory import find_shared
 from nola_edge.torch.addends import MERGEABLE, Addend
 from nola_edge.torch.factors import Factors
+from nola_edge.torch.linear import is_conv1d as is_conv1d_layer
 from nola_edge.torch.stored_factors import BiasFactors, StoredFactors
 
 if TYPE_CHECKING:
@@ -106,6 +108,20 @@ def plan_merges(tensors: Mapping[str, torch.Tensor], adapters: Any, model: Path)
     for name, merge in planner.plan.merges.items():
         check_alone(merge.terms, name)
     return planner.plan
+
+
+def check_orientations(model: torch.nn.Module, plan: ModelPlan, where: Path) -> None:
+    """Refuse terms that take a square Conv1D for a Linear, or the reverse.
+
+    Raises
+    ------
+    MismatchError
+    """
+    for name, merge in plan.merges.items():
+        is_conv1d = is_conv1d_layer(model.get_submodule(name.rpartition(".")[0]))
+        for term in filter(may_be_turned, merge.terms):
+            if is_conv1d != merge.transposed:
+                raise orientation_refused(term.adapter, name, is_conv1d, where)
 
 
 def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:

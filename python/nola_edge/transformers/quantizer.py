@@ -13,7 +13,7 @@ from transformers.quantizers.base import HfQuantizer
 from nola_edge.errors import MismatchError, NolaEdgeError
 from nola_edge.models.loader import MergesFromFiles
 from nola_edge.models.merge import as_matrix, merge_one_, replace_
-from nola_edge.models.plan import ModelPlan, plan_merges, tensors_of
+from nola_edge.models.plan import ModelPlan, check_orientations, plan_merges, tensors_of
 from nola_edge.models.resident import check_resident, check_whole_outputs
 from nola_edge.transformers.checks import check_base, check_places, check_tied
 from nola_edge.transformers.config import METHOD, NolaMergeConfig
@@ -83,6 +83,7 @@ class NolaMergeQuantizer(HfQuantizer):
         """
         self.name, self.dtype = Path(f"<{type(model).__name__}>"), dtype
         self.plan = plan_merges(tensors_of(model), self.quantization_config.adapters, self.name)
+        check_orientations(model, self.plan, self.name)
         check_tied(self.plan, model.all_tied_weights_keys, self.name)
         files = kwargs.get("checkpoint_files") or ()
         if self.quantization_config.check_base:
