@@ -82,6 +82,28 @@ def test_the_method_decides_who_reads(tmp_path):
         Adapter.load(tmp_path / "l")
 
 
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (None, "peft_type: is missing, but only adapters of NOLA, LORA, TINYLORA and VERA are"),
+        ("lora", "are merged here; did you mean 'LORA'?"),
+        ("LORAA", "did you mean 'LORA'?"),
+        ("LOHA", "merge it with PEFT"),
+    ],
+)
+def test_methods_that_nobody_reads(tmp_path, method, said):
+    folder = write_lora(tmp_path / "l")
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    config["peft_type"] = method
+    kept = {name: value for name, value in config.items() if value is not None}
+    (folder / CONFIG_NAME).write_text(json.dumps(kept))
+    before = snapshot(tmp_path)
+    with pytest.raises(AdapterError) as caught:
+        load_adapter(folder)
+    assert said in str(caught.value)
+    assert snapshot(tmp_path) == before
+
+
 NAMES = st.lists(st.sampled_from(["a", "b", "ab", "0", "q_proj"]), min_size=1, max_size=4)
 
 

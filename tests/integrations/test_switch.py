@@ -8,6 +8,7 @@ import accelerate
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 import nola_edge as ne
 import nola_edge.torch as nt
@@ -82,6 +83,21 @@ def test_a_tied_weight_is_refused(tmp_path):
         switch.add("one", trained_adapter({"lm_head": (100, 64)}, r=2, num_basis=4))
         with pytest.raises(MismatchError, match="shares its tensor"):
             switch.use("one")
+
+
+def test_files_that_call_layers_otherwise(tmp_path):
+    """As those of ViT do; the model keeps its weights, and there is a way that works."""
+    config = transformers.ViTConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        image_size=16, patch_size=8,
+    )  # fmt: skip
+    model = transformers.ViTForImageClassification(config)
+    model.save_pretrained(tmp_path / "base")
+    names = load_file(tmp_path / "base" / "model.safetensors")
+    (name,) = [name for name in names if name.endswith("query.weight")]
+    with nt.AdapterSwitch(model, tmp_path / "base") as switch:
+        switch.add("one", trained_adapter({name.removesuffix(".weight"): (32, 32)}, r=2))
+        assert_refused(switch, "one", MismatchError, "which a switch cannot follow; load the model")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from nola_edge.files.safetensors import SafetensorsFile
 from nola_edge.files.strict_json import loads_object
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from nola_edge.adapters.base import LowRankAdapter
@@ -101,8 +102,8 @@ def load_adapter(
                 )
         if not folder.is_dir():
             return _load_file(folder)
-        method = config.get("peft_type", PEFT_TYPE)
-        if method == PEFT_TYPE:
+        method = config.get("peft_type")
+        if method == PEFT_TYPE or not config:  # without a configuration, NOLA's reader says so
             return Adapter.load(folder)
         config = LoraConfig.with_layout(config, moe_layout, file=folder / CONFIG_NAME)
         read = reader_of(method, folder / CONFIG_NAME)
@@ -130,17 +131,30 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _unknown(method: object, file: Path) -> AdapterError:
-    advice = "merge it with PEFT (merge_and_unload, then save_pretrained)"
-    if method in _NO_WEIGHTS:
-        advice = "it changes no weights, so there is nothing to merge; load it with PEFT"
-    *others, last = known_methods()
+    known = known_methods()
+    *others, last = known
+    if method is None:
+        found, advice = "is missing", "save the adapter again with PEFT, or add the field"
+    else:
+        found, advice = f"is {printable(repr(method))}", _advice(method, known)
     return AdapterError(
-        f"is {printable(repr(method))}, but only adapters of {', '.join(others)} and {last} are "
-        f"merged here; {advice}",
+        f"{found}, but only adapters of {', '.join(others)} and {last} are merged here; {advice}",
         file=file,
         field="peft_type",
         value=method,
     )
+
+
+def _advice(method: object, known: Collection[str]) -> str:
+    if method in _NO_WEIGHTS:
+        return "it changes no weights, so there is nothing to merge; load it with PEFT"
+    from difflib import get_close_matches
+
+    # Not so far that LOHA, another method, would be taken for LORA.
+    near = get_close_matches(str(method).upper(), known, n=1, cutoff=0.85)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return "merge it with PEFT (merge_and_unload, then save_pretrained)"
 
 
 def _load_file(path: Path) -> Adapter:

@@ -80,7 +80,18 @@ class AdapterSwitch(Switch):
         """Return the parameter of each of the base's tensors: weights say how all are named."""
         modules = [name.removesuffix(_WEIGHT) for name in tensors if name.endswith(_WEIGHT)]
         names = StoredNames({})
-        found = match_parts(modules, parameters, names, adapter=self._base.path, base=where)
+        try:
+            found = match_parts(modules, parameters, names, adapter=self._base.path, base=where)
+        except MismatchError:
+            absent = next((name for name in tensors if name not in parameters), tensors[0])
+            raise MismatchError(
+                f"{printable(absent)} of the base has no parameter here: the files name "
+                "or join layers in another way than the model, which a switch cannot follow; load "
+                "the model with each adapter merged in (nola_edge.transformers.NolaMergeConfig), "
+                "or merge into files (nola-edge merge)",
+                file=where,
+                field=absent,
+            ) from None
         return {name: found.prefix.apply(name) for name in tensors}
 
     def _check_parameter(
