@@ -13,6 +13,7 @@ from nola_edge.cli.output import human_bytes
 from nola_edge.demo.synthetic import llama_7b, trained_adapter
 from tests.cli.test_cli import run
 from tests.conftest import MODULES, load_all, write_safetensors
+from tests.lora_folders import factors, with_magnitudes, write_lora
 
 IN_ASCII = {"PYTHONIOENCODING": "ascii"}
 
@@ -173,3 +174,11 @@ def test_both_pictures_show_where_anything_is(counts):
         picture = drawn.picture(levels)
         assert [sign != " " for sign in picture] == [count > 0 for count in counts]
         assert picture[counts.index(max(counts))] == levels[-1]
+
+
+@pytest.mark.parametrize(("dora", "method"), [(False, "LoRA"), (True, "DoRA")])
+def test_the_method_is_named(tmp_path, dora, method):
+    tensors = with_magnitudes(factors()) if dora else factors()
+    folder = write_lora(tmp_path / "l", tensors, use_dora=dora)
+    assert f"\nmethod        {method}\n" in run("inspect", folder).stdout
+    assert json.loads(run("inspect", folder, "--json").stdout)["method"] == method

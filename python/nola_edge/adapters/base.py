@@ -44,6 +44,11 @@ class LowRankAdapter(ABC):
     modules: Mapping[str, Any]
     whole_tensors: TensorMapping
 
+    @property
+    def method(self) -> str:
+        """Return what people call the method; by default the class's name without "Adapter"."""
+        return type(self).__name__.removesuffix("Adapter")
+
     def find(self, module: str) -> Any:
         """Return what is held for a module.
 

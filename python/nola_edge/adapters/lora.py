@@ -97,6 +97,13 @@ class LoraAdapter(StoredAdapter):
         modules = {**plain, **experts}
         return LoraAdapter(self.config, modules, whole, self.path, kept_bytes(stacks))
 
+    @property
+    def method(self) -> str:
+        """Return ``"LoRA"``, or ``"DoRA"`` if weights are scaled to trained norms."""
+        return (
+            "DoRA" if any(self.magnitude(module) is not None for module in self.modules) else "LoRA"
+        )
+
     def rank(self, module: str) -> int:
         """Return r of a module."""
         return self._module(module).a.shape[0]

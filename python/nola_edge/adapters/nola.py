@@ -100,6 +100,11 @@ class Adapter(LowRankAdapter):
         """Return s, in double."""
         return self.config.scaling
 
+    @property
+    def method(self) -> str:
+        """Return ``"NOLA"``."""
+        return "NOLA"
+
     def rank(self, module: str) -> int:
         """Return r, the same for every module."""
         self.find(module)

@@ -18,8 +18,8 @@ def summary(adapter: LowRankAdapter) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``path``, ``bytes`` of its files, ``modules`` (name -> rank, scaling, shape, whether it is
-        an embedding), ``parameters`` in factors of fixed shape, ``whole_tensors``,
+        ``path``, ``method``, ``bytes`` of its files, ``modules`` (name -> rank, scaling, shape,
+        whether it is an embedding), ``parameters`` in factors of fixed shape, ``whole_tensors``,
         ``added_biases``, ``fan_in_fan_out``, ``base_fingerprint``.
     """
     path = adapter.path or Path()
@@ -27,6 +27,7 @@ def summary(adapter: LowRankAdapter) -> dict[str, Any]:
     modules = {name: _module(adapter, name) for name in adapter.modules}
     return {
         "path": str(path),
+        "method": adapter.method,
         "bytes": sum(file.stat().st_size for file in files if file.is_file()),
         "modules": modules,
         "parameters": sum(m["rank"] * sum(m["shape"] or ()) for m in modules.values()),
@@ -50,6 +51,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (label, text) of a :func:`summary`, for people; the path and modules' names apart."""
     modules = found["modules"].values()
     lines = [
+        ("method", found["method"]),
         ("factors", f"rank {_counted(m['rank'] for m in modules)}"),
         ("scaling", _counted(f"{m['scaling']:g}" for m in modules)),
     ]

@@ -148,6 +148,11 @@ class TinyLoraAdapter(StoredAdapter):
         is_embedding = module.rpartition(".")[2] in _EMBEDDINGS
         return TinyLoraModule(a, b, projection.weighted(vector), is_embedding)
 
+    @property
+    def method(self) -> str:
+        """Return ``"TinyLoRA"``."""
+        return "TinyLoRA"
+
     def rank(self, module: str) -> int:
         """Return r of a module."""
         return len(self._module_of(module).core)

@@ -180,6 +180,11 @@ class VeraAdapter(StoredAdapter):
         """Tell whether it is the base's weight, which PEFT saves beside an adapted output layer."""
         return local.endswith(_FROZEN) and local.removesuffix(_FROZEN) in self.modules
 
+    @property
+    def method(self) -> str:
+        """Return ``"VeRA"``."""
+        return "VeRA"
+
     def rank(self, module: str) -> int:
         """Return r, the same for every module."""
         return len(self._module_of(module).lambda_d)

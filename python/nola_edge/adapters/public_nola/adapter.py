@@ -138,6 +138,11 @@ class PublicNolaAdapter(StoredAdapter):
         """Return itself: whoever copies a configuration with an adapter wants the same one."""
         return self
 
+    @property
+    def method(self) -> str:
+        """Return ``"NOLA"``, and whose code trained it."""
+        return f"NOLA, by the public code: {self.config.kind}"
+
     def rank(self, module: str) -> int:
         """Return r of a module."""
         return self._layer(module).rank
