@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from nola_edge import Adapter
 from nola_edge.adapters.load import load_adapter
+from nola_edge.adapters.module_names import StoredNames
 from nola_edge.adapters.peft_folder import CONFIG_NAME
 from nola_edge.adapters.tensor_parts import (
     OTHERWISE,
@@ -73,6 +74,7 @@ def test_what_is_stored_otherwise():
     parts = parse_parts(record, "file")
     assert parts["a"] == parts["b"] == OTHERWISE
     assert tensors_field(parts)["tensors"] == record
+    assert StoredNames(parts).tensor("a.bias") == OTHERWISE
 
 
 def with_record(folder, record):

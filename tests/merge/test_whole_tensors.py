@@ -9,7 +9,7 @@ import pytest
 
 import nola_edge as ne
 from nola_edge import Adapter, NolaEdgeError
-from nola_edge.adapters.peft_folder import WEIGHTS_NAME
+from nola_edge.adapters.peft_folder import CONFIG_NAME, WEIGHTS_NAME
 from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.errors import (
     AdapterError,
@@ -99,6 +99,21 @@ def test_a_weight_is_replaced_or_merged_and_not_both(tiny, tmp_path, order):
 def test_a_whole_tensor_too_large_for_the_base(tiny, tmp_path):
     adapter = whole_of("layers.1.q.weight", np.full((24, 40), 3.4e38, F))
     refused(tiny, tmp_path, "not finite in the base's dtype BF16", adapter)
+
+
+@pytest.mark.parametrize("name", ["norm.weight", "layers.0.v.bias", "experts.up"])
+def test_a_whole_tensor_that_is_no_part_of_one(tiny, tmp_path, name):
+    """As an adapter records of rows in another order, or of experts that files have apart."""
+    adapter = tiny_adapter()
+    saved = ("norm", "layers.0.v", "experts")
+    config = dataclasses.replace(adapter.config, modules_to_save=saved, bias="all")
+    whole = {"norm.weight": np.ones(40, F), "layers.0.v.bias": np.ones(8, F)}
+    whole["experts.up"] = np.ones((2, 8, 4), F)
+    Adapter(config, adapter.modules, whole).save(tmp_path / "whole")
+    path = tmp_path / "whole" / CONFIG_NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tensors": {name: None}}))
+    message = f"{name}: 1 whole tensors of {tmp_path / 'whole'}, the first is '{name}', are in sev"
+    refused(tiny, tmp_path, message, tmp_path / "whole")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -91,6 +91,20 @@ def test_rows_in_another_order_are_refused(tmp_path):
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.parametrize(
+    ("kind", "saved"),
+    [("gradium_phonon_tts", "layers.0.self_attn.q_proj"), ("mixtral", "experts")],
+)
+def test_whole_modules_that_are_no_part_of_one_tensor_are_refused(kind, saved, tmp_path):
+    base = loaded(kind, tmp_path / "base")
+    config = NolaConfig(**{**OPTIONS, "target_modules": ["v_proj"]}, modules_to_save=[saved])
+    get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    assert OTHERWISE in Adapter.load(tmp_path / "adapter").tensors.values()
+    with pytest.raises(MismatchError, match=f"whole tensors of .*{saved}"):
+        ne.merge_checkpoint(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
 @pytest.mark.parametrize("make_plain", [llama, gpt2])
 def test_names_that_say_it_are_not_recorded(make_plain, tmp_path):
     base = make_plain()

@@ -15,7 +15,7 @@ from nola_edge.adapters.unmatched import unmatched
 from nola_edge.errors import MismatchError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Container, Mapping, Sequence
+    from collections.abc import Collection, Container, Iterable, Mapping, Sequence
     from pathlib import Path
 
 _BIAS = ".bias"
@@ -45,6 +45,10 @@ class Prefix:
         """Return the base's name of what would have this name."""
         return self.added + name.removeprefix(self.removed)
 
+    def apply_to(self, parts: Mapping[str, TensorPart]) -> dict[str, TensorPart]:
+        """Return parts of the tensors that have the base's names of these."""
+        return {n: replace(part, tensor=self.apply(part.tensor)) for n, part in parts.items()}
+
 
 @dataclass(frozen=True)
 class Matches:
@@ -54,18 +58,14 @@ class Matches:
     ----------
     parts : dict
         Module -> the part of a stored tensor that is its weight, in the adapter's order.
-    names : StoredNames
+    whole : dict
+        Name of a tensor that the adapter has whole -> its part of the base, which may lack it.
     prefix : Prefix
     """
 
     parts: dict[str, TensorPart]
-    names: StoredNames
+    whole: dict[str, TensorPart]
     prefix: Prefix
-
-    def whole(self, name: str) -> TensorPart:
-        """Return where the base has what the adapter has whole."""
-        part = self.names.tensor(name)
-        return replace(part, tensor=self.prefix.apply(part.tensor))
 
 
 class StoredNames:
@@ -124,6 +124,7 @@ def match_parts(
     modules: Sequence[str],
     tensors: Collection[str],
     names: StoredNames,
+    whole: Iterable[str] = (),
     *,
     adapter: Path,
     base: Path,
@@ -142,6 +143,8 @@ def match_parts(
         Tensor names of the base checkpoint.
     names : StoredNames
         What the base's files would call them.
+    whole : iterable of str
+        Names of the tensors that the adapter has whole.
     adapter, base : Path
         Named in errors.
 
@@ -149,21 +152,22 @@ def match_parts(
     ------
     MismatchError
         If a module has no weight in the base, several prefixes would do, or two modules are the
-        same part of a tensor.
+        same part of a tensor; if a module or a whole tensor is recorded as no part of one tensor.
     """
     wanted = {module: names.module(module, tensors) for module in modules}
-    if OTHERWISE in wanted.values():
-        raise _stored_otherwise([m for m in wanted if wanted[m] == OTHERWISE], adapter, base)
+    others = {name: names.tensor(name) for name in whole}
+    _check_stored(wanted, "modules", "have their weights", adapter, base)
+    _check_stored(others, "whole tensors", "are", adapter, base)
     prefix = _prefix([part.tensor for part in wanted.values()], tensors, adapter, base)
     if prefix is None and names.has_record:
         try:
             plain = names.without_record()
-            return match_parts(modules, tensors, plain, adapter=adapter, base=base)
+            return match_parts(modules, tensors, plain, whole, adapter=adapter, base=base)
         except MismatchError:
             raise unmatched(wanted, tensors, adapter, base) from None
     if prefix is None:
         raise unmatched(wanted, tensors, adapter, base)
-    parts = {m: replace(part, tensor=prefix.apply(part.tensor)) for m, part in wanted.items()}
+    parts = prefix.apply_to(wanted)
     pair = overlapping(parts)
     if pair is not None:
         raise MismatchError(
@@ -173,18 +177,23 @@ def match_parts(
             file=base,
             field=parts[pair[0]].tensor,
         )
-    return Matches(parts, names, prefix)
+    return Matches(parts, prefix.apply_to(others), prefix)
 
 
-def _stored_otherwise(modules: Sequence[str], adapter: Path, base: Path) -> MismatchError:
-    return MismatchError(
-        f"{len(modules)} modules of {printable(str(adapter))}, the first is "
-        f"{printable(modules[0])!r}, have their weights in several tensors of such a base, or with "
-        "rows in another order, as the adapter records; merge in memory (PEFT's "
-        "merge_and_unload), or while it loads: nola_edge.transformers",
-        file=base,
-        field=modules[0],
-    )
+def _check_stored(
+    parts: Mapping[str, TensorPart], kind: str, are: str, adapter: Path, base: Path
+) -> None:
+    """Refuse what an adapter records as no part of one tensor."""
+    names = [name for name, part in parts.items() if part == OTHERWISE]
+    if names:
+        raise MismatchError(
+            f"{len(names)} {kind} of {printable(str(adapter))}, the first is "
+            f"{printable(names[0])!r}, {are} in several tensors of such a base, or with rows in "
+            "another order, as the adapter records; merge in memory (PEFT's merge_and_unload), or "
+            "while it loads: nola_edge.transformers",
+            file=base,
+            field=names[0],
+        )
 
 
 def _prefix(

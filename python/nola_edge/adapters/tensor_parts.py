@@ -65,10 +65,12 @@ class TensorPart:
     @property
     def bias(self) -> TensorPart:
         """Return where the bias is that belongs to a weight."""
+        if self == OTHERWISE:
+            return self
         return TensorPart(self.tensor.removesuffix(WEIGHT) + _BIAS, self.lines)
 
 
-#: Of a module whose weight is in several tensors, or in another order: null in a configuration.
+#: Of a weight or tensor that is in several, or in another order: null in a configuration.
 OTHERWISE = TensorPart("")
 
 

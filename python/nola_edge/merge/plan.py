@@ -224,6 +224,7 @@ def plan_merge(
             list(adapter.modules),
             tensors,
             StoredNames(adapter.tensors, renames),
+            adapter.whole_tensors.tensors,
             adapter=location(adapter),
             base=base.path,
         )

@@ -31,7 +31,7 @@ def plan_whole_tensors(plan: MergePlan, adapter: LowRankAdapter, matches: Matche
         If the base has no such tensor, or another adapter changes it.
     """
     for name, tensor in adapter.whole_tensors.tensors.items():
-        stored = _whole(plan, adapter, name, matches.whole(name))
+        stored = _whole(plan, adapter, name, matches.whole[name])
         if stored not in plan.base.tensors and not adapter.may_add(name):
             raise MismatchError(
                 f"has no such bias, but {printable(str(location(adapter)))} trained one",
