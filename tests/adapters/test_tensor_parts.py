@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from nola_edge import Adapter
 from nola_edge.adapters.load import load_adapter
-from nola_edge.adapters.module_names import StoredNames
 from nola_edge.adapters.peft_folder import CONFIG_NAME
+from nola_edge.adapters.stored_names import StoredNames
 from nola_edge.adapters.tensor_parts import (
     OTHERWISE,
     TensorPart,

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from nola_edge.adapters.peft_folder import CONFIG_NAME
+from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX
 from tests.cli.in_process import call, refused
 from tests.conftest import load_all, snapshot, write_safetensors
 from tests.lora_folders import factors, write_lora
@@ -75,6 +75,42 @@ def test_a_rule_of_no_use(towers, tmp_path):
     ):
         assert "'no.such' does not occur in any module name" in refused(*command, *rules)
     assert snapshot(tmp_path) == before
+
+
+def test_a_rule_of_no_use_where_modules_are_missing(towers, tmp_path):
+    before = snapshot(tmp_path)
+    for new in ("no.such", "model.visual"):
+        out = tmp_path / "out.safetensors"
+        line = refused("merge", *towers, "-o", out, "--rename", f"{new}=visual")
+        assert "modules of" in line
+        assert ("'no.such' (--rename) does not occur in any" in line) == (new == "no.such")
+        assert snapshot(tmp_path) == before
+
+
+def test_a_trained_head_below_another_prefix(towers, tmp_path):
+    """It takes its namesake's place, and is not added beside it; each refusal says how."""
+    base = tmp_path / "wrapped.safetensors"
+    stored = {f"language_model.{n}": t for n, t in load_all(towers[0]).items()}
+    write_safetensors(base, {**stored, "language_model.lm_head.weight": np.zeros((5, 8), F)})
+    head = {f"{PREFIX}lm_head.weight": np.ones((5, 8), F)}
+    lora = write_lora(tmp_path / "head", factors(TEXT) | head, modules_to_save=["lm_head"])
+    text = ("--rename", "model.language_model=language_model.model")
+    given, out = (base, lora), tmp_path / "out.safetensors"
+    before = snapshot(tmp_path)
+    added = ("--rename", "lm_head=language_model.lm_head")
+    assert " ".join((*text, *added)) in refused("merge", *given, "-o", out)
+    line = refused("merge", *given, "-o", out, *text)
+    assert "lm_head.weight: would be added from" in line
+    assert " ".join(added) in line
+    assert "--rename lm_head.weight=lm_head.weight keeps its name" in line
+    assert snapshot(tmp_path) == before
+    assert call("merge", *given, "-o", out, *text, *added).returncode == 0
+    assert call("verify", out, *given, *text, *added).returncode == 0
+    assert load_all(out).keys() == load_all(base).keys()
+    assert (load_all(out)["language_model.lm_head.weight"] == 1).all()
+    kept = ("--rename", "lm_head.weight=lm_head.weight")
+    assert call("merge", *given, "-o", out, "--force", *text, *kept).returncode == 0
+    assert (load_all(out)["lm_head.weight"] == 1).all()
 
 
 @pytest.mark.parametrize("rule", ["model", "=x", "a..b=c", "model.visual=visual[3:2]"])

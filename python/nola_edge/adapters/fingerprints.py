@@ -109,7 +109,8 @@ def checkpoint_fingerprint(
     NolaEdgeError
         If the checkpoint cannot be used, or lacks a module.
     """
-    from nola_edge.adapters.module_names import StoredNames, match_parts
+    from nola_edge.adapters.module_names import match_parts
+    from nola_edge.adapters.stored_names import StoredNames
     from nola_edge.files.checkpoint import Checkpoint
 
     with Checkpoint.open(base) as checkpoint:

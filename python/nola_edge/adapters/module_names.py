@@ -9,16 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from nola_edge.adapters.renames import Renames
+from nola_edge.adapters.stored_names import StoredNames
 from nola_edge.adapters.tensor_parts import OTHERWISE, WEIGHT, TensorPart, overlapping
 from nola_edge.adapters.unmatched import unmatched
 from nola_edge.errors import MismatchError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
-_BIAS = ".bias"
 _LISTED = 4
 
 
@@ -60,49 +59,15 @@ class Matches:
         Module -> the part of a stored tensor that is its weight, in the adapter's order.
     whole : dict
         Name of a tensor that the adapter has whole -> its part of the base, which may lack it.
+    names : StoredNames
+        What found them.
     prefix : Prefix
     """
 
     parts: dict[str, TensorPart]
     whole: dict[str, TensorPart]
+    names: StoredNames
     prefix: Prefix
-
-
-class StoredNames:
-    """What files of the model that an adapter was trained on call its tensors.
-
-    Parameters
-    ----------
-    parts : mapping
-        Module, or name of another tensor -> part of a stored tensor, where names do not say it.
-    renames : Renames, optional
-        What the caller says, which goes before.
-    """
-
-    def __init__(self, parts: Mapping[str, TensorPart], renames: Renames | None = None) -> None:
-        self._parts = parts
-        self._renames = renames or Renames()
-
-    @property
-    def has_record(self) -> bool:
-        """Tell whether there are parts that names do not say."""
-        return bool(self._parts)
-
-    def without_record(self) -> StoredNames:
-        """Return the names that files have which transformers saved as the model has them."""
-        return StoredNames({}, self._renames)
-
-    def module(self, module: str, tensors: Container[str] = ()) -> TensorPart:
-        """Return the part that is a module's weight, in a base that has these tensors."""
-        renamed = self._renames.module(module, tensors)
-        return renamed or self._parts.get(module) or TensorPart(module + WEIGHT)
-
-    def tensor(self, name: str) -> TensorPart:
-        """Return the part that is another tensor: a bias, or one that an adapter has whole."""
-        known = self._renames.tensor(name) or self._parts.get(name)
-        if known is None and name.endswith(_BIAS):
-            return self.module(name.removesuffix(_BIAS)).bias
-        return known or TensorPart(name)
 
 
 def match_modules(
@@ -164,9 +129,9 @@ def match_parts(
             plain = names.without_record()
             return match_parts(modules, tensors, plain, whole, adapter=adapter, base=base)
         except MismatchError:
-            raise unmatched(wanted, tensors, adapter, base) from None
+            raise unmatched(wanted, others, tensors, names, adapter, base) from None
     if prefix is None:
-        raise unmatched(wanted, tensors, adapter, base)
+        raise unmatched(wanted, others, tensors, names, adapter, base)
     parts = prefix.apply_to(wanted)
     pair = overlapping(parts)
     if pair is not None:
@@ -177,7 +142,7 @@ def match_parts(
             file=base,
             field=parts[pair[0]].tensor,
         )
-    return Matches(parts, prefix.apply_to(others), prefix)
+    return Matches(parts, prefix.apply_to(others), names, prefix)
 
 
 def _check_stored(

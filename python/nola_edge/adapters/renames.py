@@ -10,7 +10,7 @@ from nola_edge.adapters.tensor_parts import WEIGHT, TensorPart
 from nola_edge.errors import ArgumentError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Collection, Sequence
 
 _LINES = re.compile(r"\[[0-9]+:[0-9]+\]")
 _WHOLE_NAME = re.compile(r".+\.weight(\[.*\])?")
@@ -22,7 +22,9 @@ class Renames:
 
     NEW and OLD are one name or several with dots between. NEW is replaced wherever a module has it
     as whole parts of its name, the longest NEW first; what was replaced is not looked at again. An
-    OLD that ends in ".weight" is the whole name of a tensor, and NEW then that of a module.
+    OLD that ends in ".weight" is the whole name of a tensor, and NEW then that of a module or of a
+    tensor. Another OLD makes the name of a module, which gets ".weight", or that of a tensor if the
+    base has one so called.
 
     Parameters
     ----------
@@ -39,12 +41,24 @@ class Renames:
         self._used: set[tuple[str, ...]] = set()
         for new, old in _pairs(given):
             parts = tuple(new.split("."))
-            if not all(parts) or self._rules.setdefault(parts, old) != old:
+            if not all(parts):
                 raise _refusal(f"{new}={old}")
+            if self._rules.setdefault(parts, old) != old:
+                raise _two_meanings(new, self._rules[parts], old)
         self._longest = max(map(len, self._rules), default=0)
 
     def __bool__(self) -> bool:
         return bool(self._rules)
+
+    @property
+    def rules(self) -> dict[str, str]:
+        """Return NEW -> OLD."""
+        return {".".join(new): old for new, old in self._rules.items()}
+
+    @property
+    def unused(self) -> list[str]:
+        """Return each NEW that no name had to do with."""
+        return [".".join(new) for new in self._rules if new not in self._used]
 
     def apply(self, name: str) -> str | None:
         """Return a name with the rules applied; None if none of them has to do with it."""
@@ -72,13 +86,13 @@ class Renames:
     def _is_for_whole_names(self, rule: tuple[str, ...]) -> bool:
         return _WHOLE_NAME.fullmatch(self._rules[rule]) is not None
 
-    def module(self, module: str, tensors: Container[str] = ()) -> TensorPart | None:
+    def module(self, module: str, tensors: Collection[str] = ()) -> TensorPart | None:
         """Return which part of which tensor a module's weight is by these rules, if they say so.
 
         Parameters
         ----------
         module : str
-        tensors : container of str
+        tensors : collection of str
             Those of the base: one of them is meant as it is, another name gets ``.weight``.
 
         Raises
@@ -92,13 +106,13 @@ class Renames:
         """Return the same for the name of a tensor that an adapter has whole."""
         return self._part(name, "", ())
 
-    def _part(self, name: str, ending: str, tensors: Container[str]) -> TensorPart | None:
+    def _part(self, name: str, ending: str, tensors: Collection[str]) -> TensorPart | None:
         renamed = self.apply(name)
         if renamed is None:
             return None
         lines = _LINES.findall(renamed)
         plain = _LINES.sub("", renamed)
-        if plain not in tensors and not plain.endswith("weight"):
+        if not _is_tensor(plain, tensors):
             plain += ending
         part = TensorPart.parse(plain + "".join(lines))
         if part is None or len(lines) > 1:
@@ -112,14 +126,20 @@ class Renames:
         ------
         ArgumentError
         """
-        for rule in self._rules:
-            if rule not in self._used:
-                raise ArgumentError(
-                    f"{printable('.'.join(rule))!r} does not occur in any module name of the "
-                    "adapter; nola-edge inspect ADAPTER --modules lists them",
-                    field="rename",
-                    value=".".join(rule),
-                )
+        for new in self.unused:
+            raise ArgumentError(
+                f"{printable(new)!r} does not occur in any module name of the adapter; nola-edge "
+                "inspect ADAPTER --modules lists them",
+                field="rename",
+                value=new,
+            )
+
+
+def _is_tensor(name: str, tensors: Collection[str]) -> bool:
+    """Tell whether a name is that of a tensor, below a prefix perhaps, and not of a module."""
+    if name.endswith(WEIGHT) or name in tensors:
+        return True
+    return name.endswith("weight") and any(t.endswith(f".{name}") for t in tensors)
 
 
 def _pairs(given: Any) -> Iterable[tuple[str, str]]:
@@ -142,6 +162,15 @@ def _split(text: Any) -> tuple[str, str]:
     if not equals or not new:
         raise _refusal(text)
     return new, old
+
+
+def _two_meanings(new: str, one: str, other: str) -> ArgumentError:
+    return ArgumentError(
+        f"gives {printable(new)!r} two meanings, {printable(one)!r} and {printable(other)!r}; give "
+        "it one, or write more of the names that each is for: model.NEW=OLD",
+        field="rename",
+        value=new,
+    )
 
 
 def _refusal(found: object) -> ArgumentError:

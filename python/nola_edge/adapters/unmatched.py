@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nola_edge.adapters.renames import Renames
+from nola_edge.adapters.suggested import rename_options, suggested_renames
 from nola_edge.adapters.tensor_parts import WEIGHT
 from nola_edge.adapters.whole_tensors import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS
 from nola_edge.errors import MismatchError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
+    from nola_edge.adapters.stored_names import StoredNames
     from nola_edge.adapters.tensor_parts import TensorPart
 
-    Parts = Sequence[str]
-
 _LISTED = 4
-#: Rules that a suggestion may have: as many as a model has towers.
-_MOST_RULES = 4
 _BOTH_WAYS = (
     "If the base has other names for them, give these: --rename NEW=OLD (rename= in Python; "
     "nola_edge.peft.stored_tensors(model) finds the names); or load the model from the base and "
@@ -29,7 +26,12 @@ _BOTH_WAYS = (
 
 
 def unmatched(
-    wanted: Mapping[str, TensorPart], tensors: Collection[str], adapter: Path, base: Path
+    wanted: Mapping[str, TensorPart],
+    whole: Iterable[str],
+    tensors: Collection[str],
+    names: StoredNames,
+    adapter: Path,
+    base: Path,
 ) -> MismatchError:
     """Return the refusal of modules that have no weight in a base.
 
@@ -37,8 +39,11 @@ def unmatched(
     ----------
     wanted : mapping
         Module -> what files of its model would call its weight.
+    whole : iterable of str
+        Names of the tensors that the adapter has whole.
     tensors : collection of str
         Those of the base.
+    names : StoredNames
     adapter, base : Path
         Named in the message.
     """
@@ -52,7 +57,7 @@ def unmatched(
     return MismatchError(
         f"{len(missing)} of {len(wanted)} modules of {printable(str(adapter))} have no weight "
         f"here, the first is {printable(first)!r}{looked_for}; {_nearest(stored, tensors)}. "
-        f"{_advice(wanted, missing, tensors)}",
+        f"{_unused(names)}{_advice(wanted, whole, tensors, names)}",
         file=base,
         field=first,
     )
@@ -91,59 +96,22 @@ def _nearest(stored: str, tensors: Collection[str]) -> str:
     return f"the base has {len(weights)} weights and none with a similar name"
 
 
+def _unused(names: StoredNames) -> str:
+    unused = names.renames.unused
+    if not unused:
+        return ""
+    listed = ", ".join(repr(printable(new)) for new in unused[:_LISTED])
+    return f"{listed} (--rename) does not occur in any module name of the adapter. "
+
+
 def _advice(
-    wanted: Mapping[str, TensorPart], missing: Sequence[str], tensors: Collection[str]
+    modules: Iterable[str], whole: Iterable[str], tensors: Collection[str], names: StoredNames
 ) -> str:
-    rules = suggested_renames(missing, tensors) if len(missing) <= len(wanted) else {}
+    rules = suggested_renames(modules, whole, tensors, names)
     if not rules:
         return _BOTH_WAYS
-    options = " ".join(f"--rename {printable(new)}={printable(old)}" for new, old in rules.items())
-    return f"All would have one with {options}; check that these are the same layers. {_BOTH_WAYS}"
-
-
-def suggested_renames(modules: Sequence[str], tensors: Collection[str]) -> dict[str, str]:
-    """Return the rules that give every module a weight, if they are unique; otherwise none.
-
-    Each rule comes from the tensor whose name ends like a module's for longest, if that is one
-    rule. It is a suggestion by names alone.
-    """
-    rules: dict[str, str] = {}
-    ends = [name.removesuffix(WEIGHT).split(".") for name in tensors if name.endswith(WEIGHT)]
-    left = list(modules)
-    while left and len(rules) < _MOST_RULES:
-        found = _rules(left[0].split("."), ends)
-        if len(found) != 1:
-            return {}
-        rules.update(found)
-        renames = Renames(rules)
-        left = [m for m in modules if f"{renames.apply(m) or m}{WEIGHT}" not in tensors]
-    renames = Renames(rules)
-    named = {renames.apply(module) for module in modules}
-    return rules if not left and len(named) == len(modules) else {}
-
-
-def _rules(module: Parts, tensors: Iterable[Parts]) -> set[tuple[str, str]]:
-    """Return what to replace in a module's name so that it is one of the best tensors' names."""
-    best: dict[int, set[tuple[str, str]]] = {}
-    for tensor in tensors:
-        alike = _alike(module[::-1], tensor[::-1])
-        if 1 < alike < len(module):
-            best.setdefault(alike, set()).add(_rule(module, tensor, alike))
-    return best[max(best)] if best else set()
-
-
-def _rule(module: Parts, tensor: Parts, alike: int) -> tuple[str, str]:
-    begin = min(_alike(module, tensor), len(module) - alike, len(tensor) - alike)
-    end = alike
-    if begin in (len(module) - alike, len(tensor) - alike):  # nothing is left of one of them
-        begin, end = (begin - 1, end) if begin else (begin, end - 1)
-    new, old = module[begin : len(module) - end], tensor[begin : len(tensor) - end]
-    return ".".join(new), ".".join(old)
-
-
-def _alike(one: Parts, other: Parts) -> int:
-    """Return how many parts two names begin with alike."""
-    count = 0
-    while count < min(len(one), len(other)) and one[count] == other[count]:
-        count += 1
-    return count
+    besides = " as well" if names.renames else ""
+    return (
+        f"All would have one with {rename_options(rules)}{besides}; check that these are the same "
+        f"layers. {_BOTH_WAYS}"
+    )

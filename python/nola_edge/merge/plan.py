@@ -23,7 +23,8 @@ from nola_edge.adapters.belongs import (
 )
 from nola_edge.adapters.fingerprints import base_fingerprint
 from nola_edge.adapters.load import load_adapter
-from nola_edge.adapters.module_names import StoredNames, match_parts
+from nola_edge.adapters.module_names import match_parts
+from nola_edge.adapters.stored_names import StoredNames
 from nola_edge.dtypes import MERGEABLE
 from nola_edge.errors import (
     AdapterError,

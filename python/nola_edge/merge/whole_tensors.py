@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.belongs import location
+from nola_edge.adapters.stored_names import namesake
+from nola_edge.adapters.suggested import rename_options, suggested_renames
 from nola_edge.adapters.whole_tensors import EMBEDDINGS
 from nola_edge.dtypes import MERGEABLE, numpy_dtype
 from nola_edge.errors import AdapterError, MismatchError, NotFiniteError, printable
@@ -32,13 +34,27 @@ def plan_whole_tensors(plan: MergePlan, adapter: LowRankAdapter, matches: Matche
     """
     for name, tensor in adapter.whole_tensors.tensors.items():
         stored = _whole(plan, adapter, name, matches.whole[name])
-        if stored not in plan.base.tensors and not adapter.may_add(name):
-            raise MismatchError(
-                f"has no such bias, but {printable(str(location(adapter)))} trained one",
-                file=plan.base.path,
-                field=stored,
-            )
+        if stored not in plan.base.tensors:
+            _check_new(plan, adapter, name, matches)
         _place_whole_tensor(plan, adapter, stored, tensor)
+
+
+def _check_new(plan: MergePlan, adapter: LowRankAdapter, name: str, matches: Matches) -> None:
+    """Refuse a whole tensor that the base lacks, or has below another prefix."""
+    where: dict[str, Any] = {"file": plan.base.path, "field": matches.whole[name].tensor}
+    who, tensors = printable(str(location(adapter))), plan.base.tensors
+    other = namesake(matches.whole[name].tensor, tensors)
+    if other is not None and not matches.names.keeps(name):
+        whole = adapter.whole_tensors.tensors
+        rules = suggested_renames(adapter.modules, whole, tensors, matches.names)
+        raise MismatchError(
+            f"would be added from {who} beside {printable(other)!r}, which seems to be the same "
+            f"tensor; if it is, give {rename_options(rules) or '--rename NEW=OLD'} (rename= in "
+            f"Python); if not, {rename_options({name: name})} keeps its name",
+            **where,
+        )
+    if not adapter.may_add(name):
+        raise MismatchError(f"has no such bias, but {who} trained one", **where)
 
 
 def plan_biases(plan: MergePlan, adapter: LowRankAdapter, weight: float, matches: Matches) -> None:

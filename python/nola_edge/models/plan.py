@@ -10,7 +10,8 @@ from torch.nn.parameter import is_lazy
 
 from nola_edge.adapters import Adapter
 from nola_edge.adapters.belongs import check_no_stacks, check_shapes, location
-from nola_edge.adapters.module_names import StoredNames, match_parts
+from nola_edge.adapters.module_names import match_parts
+from nola_edge.adapters.stored_names import StoredNames
 from nola_edge.adapters.tensor_parts import WEIGHT
 from nola_edge.errors import AdapterError, MismatchError, printable
 from nola_edge.merge.dora import check_alone

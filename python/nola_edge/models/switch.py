@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nola_edge.adapters.module_names import StoredNames, match_parts
+from nola_edge.adapters.module_names import match_parts
+from nola_edge.adapters.stored_names import StoredNames
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import MismatchError, printable
 from nola_edge.merge.switch import Switch

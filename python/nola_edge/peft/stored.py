@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nola_edge.adapters.module_names import StoredNames
+from nola_edge.adapters.stored_names import StoredNames
 from nola_edge.adapters.tensor_parts import OTHERWISE, WEIGHT, TensorPart
 from nola_edge.peft.names import PlainNames
 from nola_edge.torch.linear import is_conv1d
