@@ -123,10 +123,14 @@ nola::ElementType element_type(const py::array& weight) {
                             describe(weight));
 }
 
-// Elements from row to row, of an array whose rows are contiguous.
+// Bytes from row to row, of an array whose rows are contiguous.
+py::ssize_t row_bytes(const py::array& array) {
+    return array.shape(0) < 2 ? array.shape(1) * array.itemsize() : array.strides(0);
+}
+
+// Elements from row to row, of an aligned array: whole ones.
 std::size_t row_stride(const py::array& array) {
-    return array.shape(0) < 2 ? extent(array, 1)
-                              : static_cast<std::size_t>(array.strides(0) / array.itemsize());
+    return static_cast<std::size_t>(row_bytes(array) / array.itemsize());
 }
 
 // Refuses an array that is not a matrix of contiguous rows, in order and without overlap.
@@ -144,7 +148,7 @@ void check_rows(const py::array& array, const char* name) {
 }
 
 bool is_same_memory(const py::array& a, const py::array& b) {
-    return a.data() == b.data() && row_stride(a) == row_stride(b);
+    return a.data() == b.data() && row_bytes(a) == row_bytes(b);
 }
 
 bool overlap(const py::array& a, const py::array& b) {

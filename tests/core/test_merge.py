@@ -291,6 +291,26 @@ def test_refused_targets_stay_as_they_are(out, error, message, at_once, monkeypa
     assert not SHARED.any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_lie_a_byte_further_apart_are_not_the_same_memory(dtype):
+    """Their distance is no multiple of an element, and rounds down to that of the target's rows."""
+    size = np.dtype(dtype).itemsize
+    memory = np.arange(100, dtype=np.uint8)
+    out, odd = (
+        np.ndarray((3, 2), dtype, memory, strides=(stride, size))
+        for stride in (4 * size, 4 * size + 1)
+    )
+    b, a = np.zeros((3, 1), np.float32), np.zeros((1, 2), np.float32)
+    for weight, target in ((odd, out), (out, odd)):
+        with pytest.raises(ArgumentError, match=r"^out: overlaps weight in memory"):
+            ops.merged(weight, b, a, out=target)
+    assert memory.tobytes() == bytes(range(100))
+    expected = odd.tobytes()
+    assert ops.merged(odd, b, a).tobytes() == expected
+    ops.merged(odd, b, a, out=odd[:])
+    assert odd.tobytes() == expected
+
+
 @pytest.mark.parametrize("which", ["weight", "lora_b", "lora_a"])
 def test_not_finite_apart(isa, which):
     """A factor that is not finite leaves the target as it was; a weight's elements arrive."""
