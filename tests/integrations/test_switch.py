@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import accelerate
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -14,7 +15,9 @@ import nola_edge as ne
 import nola_edge.torch as nt
 from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.errors import ChangedError, MismatchError
+from tests.conftest import write_safetensors
 from tests.integrations.test_transformers import assert_same, decoder, load, shapes_of
+from tests.lora_folders import PREFIX, factors, write_lora
 
 pytestmark = pytest.mark.filterwarnings("default")  # of transformers' own making
 
@@ -58,6 +61,31 @@ def test_a_real_encoder_with_another_prefix(encoder, encoder_adapter, tmp_path):
         assert_same(resident, merged)
         switch.use(None)
         assert_same(resident, plain)
+
+
+class Scaled(torch.nn.Module):
+    """Holds a scalar, as CLIP does, and a weight that is not contiguous."""
+
+    def __init__(self):
+        super().__init__()
+        self.q = torch.nn.Linear(24, 40, bias=False)
+        self.q.weight = torch.nn.Parameter(torch.ones(24, 40).t())
+        self.scale = torch.nn.Parameter(torch.tensor(2.0))
+
+
+def test_scalars_and_transposed_weights(tmp_path):
+    model = Scaled()
+    base = tmp_path / "base.safetensors"
+    stored = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
+    write_safetensors(base, stored)
+    tensors = {**factors({"q": (40, 24)}), f"{PREFIX}scale": np.array(5, np.float32)}
+    write_lora(tmp_path / "adapter", tensors, modules_to_save=["scale"])
+    with ne.open_merged(base, tmp_path / "adapter") as merged, nt.AdapterSwitch(model, base) as s:
+        s.add("one", tmp_path / "adapter")
+        for name, source in (("one", merged), (None, stored), ("one", merged)):
+            s.use(name)
+            for parameter, values in model.named_parameters():
+                assert values.detach().numpy().tobytes() == np.asarray(source[parameter]).tobytes()
 
 
 def test_a_model_that_is_not_the_base(tmp_path):

@@ -20,7 +20,8 @@ from nola_edge.errors import (
     NotFiniteError,
 )
 from nola_edge.merge import known_adapters
-from tests.conftest import MODULES, load_all, snapshot, tiny_adapter
+from tests.conftest import MODULES, load_all, snapshot, tiny_adapter, write_safetensors
+from tests.lora_folders import PREFIX, factors, write_lora
 
 
 @pytest.fixture
@@ -60,6 +61,26 @@ def test_each_state_is_that_of_a_merged_checkpoint(switch, tiny, tmp_path):
         assert switch.active == selection
         assert bits(switch.arrays) == state
     assert snapshot(base) == files
+
+
+def test_a_scalar_is_a_tensor(tmp_path):
+    """As CLIP's logit_scale, which an adapter may bring whole."""
+    arrays = {"q.weight": np.ones((24, 40), np.float32), "scale": np.array(2, np.float32)}
+    write_safetensors(tmp_path / "base.safetensors", arrays)
+    tensors = {**factors({"q": (24, 40)}), f"{PREFIX}scale": np.array(5, np.float32)}
+    write_lora(tmp_path / "adapter", tensors, modules_to_save=["scale"])
+    scale = arrays["scale"]
+    with ne.ArraySwitch(arrays, tmp_path / "base.safetensors") as switch:
+        switch.add("one", tmp_path / "adapter")
+        for name, expected in (("one", 5), (None, 2), ("one", 5)):
+            switch.use(name)
+            assert scale == expected
+        assert arrays["scale"] is scale
+    with ne.ArraySwitch(arrays, tmp_path / "base.safetensors") as switch:
+        switch.add("one", tmp_path / "adapter")
+        arrays["q.weight"][:] = 1
+        with pytest.raises(MismatchError, match="scale: in memory differs from the base"):
+            switch.use("one")
 
 
 def test_only_what_adapters_change_is_touched(switch):

@@ -337,7 +337,7 @@ class ArraySwitch(Switch):
 
     def _memory(self, name: str) -> memoryview | None:
         array = self.arrays[name]
-        return array.view(np.uint8).reshape(-1).data if array.flags.c_contiguous else None
+        return array.reshape(-1).view(np.uint8).data if array.flags.c_contiguous else None
 
     def _store(self, name: str, values: NDArray[Any]) -> None:
         np.copyto(self.arrays[name], values)

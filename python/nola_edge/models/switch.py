@@ -117,7 +117,11 @@ class AdapterSwitch(Switch):
     def _holds(self, name: str, values: NDArray[Any]) -> bool:
         parameter = self._parameter(name)
         wanted = tensor_view(values).to(parameter.dtype)
-        return torch.equal(parameter.cpu().view(torch.uint8), wanted.view(torch.uint8))
+        mine, wanted = (
+            parameter.cpu().reshape(-1),
+            wanted.reshape(-1),
+        )  # a scalar has no bytes to view
+        return torch.equal(mine.view(torch.uint8), wanted.view(torch.uint8))
 
     def _memory(self, name: str) -> memoryview | None:
         parameter, info = self._parameter(name), self._base.tensors[name][1]
