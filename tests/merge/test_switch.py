@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import threading
@@ -12,6 +13,7 @@ import pytest
 
 import nola_edge as ne
 from nola_edge.demo.synthetic import trained_adapter
+from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import (
     ArgumentError,
     ChangedError,
@@ -19,7 +21,7 @@ from nola_edge.errors import (
     NolaEdgeError,
     NotFiniteError,
 )
-from nola_edge.merge import known_adapters
+from nola_edge.merge import known_adapters, windows
 from tests.conftest import MODULES, load_all, snapshot, tiny_adapter, write_safetensors
 from tests.lora_folders import PREFIX, factors, write_lora
 
@@ -81,6 +83,24 @@ def test_a_scalar_is_a_tensor(tmp_path):
         arrays["q.weight"][:] = 1
         with pytest.raises(MismatchError, match="scale: in memory differs from the base"):
             switch.use("one")
+
+
+@pytest.mark.parametrize("strip_bytes", [8 << 20, 1], ids=["rows", "strips"])
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_many_windows_of_a_matrix(dtype, strip_bytes, tmp_path, monkeypatch):
+    """Of some rows, and of some columns too; their bits are those of one window."""
+    values = np.random.default_rng(6).standard_normal((61, 200)).astype(numpy_dtype(dtype))
+    base, adapter = tmp_path / "base.safetensors", tmp_path / "adapter"
+    write_safetensors(base, {"q.weight": values})
+    write_lora(adapter, factors({"q": values.shape}))
+    with ne.open_merged(base, adapter) as merged:
+        expected = merged["q.weight"]
+    monkeypatch.setattr(windows, "BLOCK_BYTES", 8 << 10)
+    monkeypatch.setattr(windows, "_STRIP_BYTES", strip_bytes)
+    with ne.ArraySwitch({"q.weight": values}, base) as switch:
+        switch.add("one", adapter)
+        switch.use("one")
+    assert values.tobytes() == expected.tobytes()
 
 
 def test_only_what_adapters_change_is_touched(switch):
@@ -199,6 +219,45 @@ def test_a_base_that_changes_while_weights_are_written(switch, tiny, monkeypatch
         again.add("first", tiny_adapter())
         with pytest.raises(MismatchError, match="differs from the base"):
             again.use("first")
+
+
+def switch_while_the_base_becomes_shorter(where, base):
+    """In a process of its own, which a mapping that is read would end."""
+    order = "F" if where == "_store" else "C"
+    arrays = {name: np.array(values, order=order) for name, values in load_all(base).items()}
+    before, method = bits(arrays), getattr(ne.ArraySwitch, where)
+
+    def shorten(self, *arguments):
+        os.truncate(base, 4096)
+        return method(self, *arguments)
+
+    switch = ne.ArraySwitch(arrays, base, num_threads=2)
+    switch.add("one", trained_adapter(dict.fromkeys("qv", (600, 512)), r=2, num_basis=4))
+    if where == "_store":
+        switch.use("one")
+    setattr(ne.ArraySwitch, where, shorten)
+    with pytest.raises(ChangedError):
+        switch.use(None if where == "_store" else "one")
+    if where == "_holds":
+        assert switch.active is None
+        assert bits(arrays) == before
+    else:
+        assert_lost(switch)
+
+
+@pytest.mark.parametrize("where", ["_holds", "_memory", "_store"])
+def test_a_base_that_becomes_shorter(where, tmp_path):
+    """While weights are compared with it, merged from it, or set back to it in another order."""
+    rng = np.random.default_rng(1)
+    tensors = {f"{m}.weight": rng.standard_normal((600, 512)).astype(np.float32) for m in "qv"}
+    write_safetensors(tmp_path / "base.safetensors", tensors)
+    child = multiprocessing.get_context("spawn").Process(
+        target=switch_while_the_base_becomes_shorter,
+        args=(where, tmp_path / "base.safetensors"),
+    )
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
 
 
 def test_an_interruption_while_weights_are_put_back(switch, monkeypatch):

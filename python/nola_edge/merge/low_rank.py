@@ -113,6 +113,10 @@ class RowUpdate(Protocol):
     def needs(self) -> WholeLines:
         """Return which lines a window must hold whole."""
 
+    @property
+    def is_one_part(self) -> bool:
+        """Tell whether every window is one of its :meth:`parts`, merged by this update."""
+
     def parts(self, window: Window) -> Iterator[tuple[RowUpdate, Window]]:
         """Yield what a window is merged as: parts of it, with their updates."""
 
@@ -153,6 +157,11 @@ class Update:
     def rank(self) -> int:
         """Return r."""
         return len(self.right)
+
+    @property
+    def is_one_part(self) -> bool:
+        """Return True."""
+        return True
 
     def parts(self, window: Window) -> Iterator[tuple[Update, Window]]:
         """Yield the window: it is one part."""

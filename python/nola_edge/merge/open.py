@@ -58,6 +58,17 @@ class MergedCheckpoint(Mapping[str, "NDArray[Any]"]):
         file.check_unchanged()
         return file.array(name)
 
+    def read(self, name: str) -> NDArray[Any]:
+        """Return a new, writable array of a tensor, even of an unchanged one; nothing is mapped.
+
+        Raises
+        ------
+        ChangedError
+            If the file changed, or has become shorter, which would end a process that reads a
+            mapping.
+        """
+        return self._made(self.plan.result(name))
+
     def __contains__(self, name: object) -> bool:
         return name in self.plan.base.tensors or name in self.plan.added
 
@@ -67,7 +78,7 @@ class MergedCheckpoint(Mapping[str, "NDArray[Any]"]):
     def __len__(self) -> int:
         return len(self.plan.names)
 
-    def _made(self, result: Whole | Merged | MergedStack) -> NDArray[Any]:
+    def _made(self, result: Stored | Whole | Merged | MergedStack) -> NDArray[Any]:
         array: NDArray[Any] = np.empty(result.shape, dtype=numpy_dtype(result.dtype))
         with Workers(self._num_threads) as workers:
             fill(result, array.reshape(-1).view(np.uint8).data, workers, self._num_threads)

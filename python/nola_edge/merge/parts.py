@@ -97,6 +97,11 @@ class PartedUpdate:
         """Return the sum of the segments' ranks."""
         return sum(update.rank for _, update in self.updates)
 
+    @property
+    def is_one_part(self) -> bool:
+        """Return False: each segment has an update of its own."""
+        return False
+
     def parts(self, window: Window) -> Iterator[tuple[Update, Window]]:
         """Yield the update of each segment that a window has some of, with that part of it."""
         for lines, update in self.updates:

@@ -1,7 +1,8 @@
 """Switch weights that stay in memory between adapters, exactly.
 
-Every switch rewrites the tensors that change, merged from the mapped base; nothing is ever
-subtracted, so nothing drifts, however often you switch.
+Every switch rewrites the tensors that change, merged from the base's file; nothing is ever
+subtracted, so nothing drifts, however often you switch. The file is read and never mapped, since
+whoever makes it shorter meanwhile would end a process that reads a mapping.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from nola_edge.files.hub import base_path
 from nola_edge.merge.gate import Gate
 from nola_edge.merge.kept_factors import KeptFactors, KeptTerm
 from nola_edge.merge.known_adapters import KnownAdapters
-from nola_edge.merge.mapped import fill_mapped
+from nola_edge.merge.one_pass import fill_in_one_pass
 from nola_edge.merge.open import MergedCheckpoint
 from nola_edge.merge.overlaps import array_extent, find_overlaps, have_common_element
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
 from nola_edge.merge.result import FromFile
 from nola_edge.threads import check_threads
-from nola_edge.workers import Workers
+from nola_edge.workers import Buffers, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping, Sequence
@@ -51,8 +52,7 @@ class Switch(ABC):
     Parameters
     ----------
     base : path or str
-        The safetensors file, folder or Hub id that the weights were loaded from; stays open,
-        mapped.
+        The safetensors file, folder or Hub id that the weights were loaded from; stays open.
     check_base : bool
         Refuse an adapter that records the fingerprint of another base.
     num_threads : int, optional
@@ -220,14 +220,14 @@ class Switch(ABC):
     def _write(self, plan: MergePlan, names: list[str]) -> None:
         """Rewrite tensors, directly in the memory that holds them where possible."""
         self._kept.begin()
-        merged = MergedCheckpoint(plan, self._num_threads)
+        merged, buffers = MergedCheckpoint(plan, self._num_threads), Buffers()
         with Workers(self._num_threads) as workers:
             for name in names:
                 result, memory = plan.result(name), self._memory(name)
                 if memory is None or not isinstance(result, FromFile) or not result.info.nbytes:
-                    self._store(name, merged[name])
+                    self._store(name, merged.read(name))
                 else:
-                    fill_mapped(result, memory, workers, self._num_threads)
+                    fill_in_one_pass(result, memory, workers, buffers, self._num_threads)
         self._base.check_unchanged()
 
     def _put_back(self, names: list[str]) -> None:
@@ -253,7 +253,7 @@ class Switch(ABC):
         plain = MergedCheckpoint(MergePlan(self._base, ()))
         for name in names:
             if name not in self._seen:
-                if not self._holds(name, plain[name]):
+                if not self._holds(name, plain.read(name)):
                     raise MismatchError(
                         "in memory differs from the base; load the weights from this base, with "
                         "nothing merged, before switching",

@@ -36,7 +36,7 @@ class AdapterSwitch(Switch):
     ...     model(**inputs)
     >>> switch.use(None)                            # doctest: +SKIP
 
-    Each switch rewrites the weights that change, merged from the mapped base; other parameters are
+    Each switch rewrites the weights that change, merged from the base's file; other parameters are
     never touched. The weights have the same bits as a checkpoint written by ``merge_checkpoint``
     and loaded by ``from_pretrained`` in the model's dtypes. Threads that use the model while others
     switch do so inside :meth:`running`.
@@ -117,10 +117,8 @@ class AdapterSwitch(Switch):
     def _holds(self, name: str, values: NDArray[Any]) -> bool:
         parameter = self._parameter(name)
         wanted = tensor_view(values).to(parameter.dtype)
-        mine, wanted = (
-            parameter.cpu().reshape(-1),
-            wanted.reshape(-1),
-        )  # a scalar has no bytes to view
+        # In a row: torch views neither a scalar nor elements that lie apart as bytes.
+        mine, wanted = parameter.cpu().reshape(-1), wanted.reshape(-1)
         return torch.equal(mine.view(torch.uint8), wanted.view(torch.uint8))
 
     def _memory(self, name: str) -> memoryview | None:
