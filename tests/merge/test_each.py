@@ -33,6 +33,7 @@ from nola_edge.files.safetensors import SafetensorsFile
 from nola_edge.merge import weight_files, windows
 from nola_edge.merge.many import groups
 from nola_edge.merge.many.output_names import name_outputs
+from tests.adapters.test_experts import adapter_files, base_of_stacks
 from tests.conftest import (
     MODULES,
     load_all,
@@ -186,6 +187,21 @@ def test_the_base_is_read_once(tiny, tmp_path, monkeypatch, reads, copies):
     ranges = list(dict.fromkeys(copies))
     assert len(ranges) > 8
     assert copies == [piece for piece in ranges for _ in range(5)]
+
+
+def test_a_stack_of_experts_is_read_once(tmp_path, monkeypatch, reads):
+    """Also for adapters of which only some change it."""
+    monkeypatch.setattr(windows, "BLOCK_BYTES", 100)
+    base = base_of_stacks(tmp_path / "b.safetensors")
+    experts = ne.load_adapter(adapter_files().write(tmp_path / "a"), moe_layout="peft")
+    query = trained_adapter({"model.layers.0.q": (4, 5)}, r=2, num_basis=5)
+    adapters = {"one": experts, "two": [(experts, -2)], "query": query, "three": [(experts, 0.5)]}
+    ne.merge_each(base, adapters, tmp_path / "out", num_threads=2)
+    changed = [name for name in load_all(base) if name != "conv.weight"]
+    assert set(reads.values()) == {1}
+    assert reads.total() == sum(load_all(base)[name].nbytes for name in changed)
+    single = one_by_one(base, adapters, tmp_path / "single", ".safetensors")
+    assert snapshot(tmp_path / "out") == single
 
 
 @pytest.mark.parametrize("most", [1, 2, 5])

@@ -13,7 +13,8 @@ import numpy as np
 from nola_edge.merge.blocks import merge_window, read_runs, runs_of
 from nola_edge.merge.low_rank import make_update, needs_of, total_rank
 from nola_edge.merge.numbers import FloatNumbers
-from nola_edge.merge.result import FromFile, Piece
+from nola_edge.merge.result import FromFile, Piece, Stored
+from nola_edge.merge.stacks import MergedStack
 from nola_edge.merge.windows import strips, windows, work_bytes
 
 if TYPE_CHECKING:
@@ -120,20 +121,48 @@ def pieces_of_all(
     num_threads : int, optional
         As for :meth:`Result.pieces`.
     """
-    merged = {key: result for key, result in results.items() if isinstance(result, Merged)}
+    stacks = {key: result for key, result in results.items() if isinstance(result, MergedStack)}
+    matrices = {k: result for k, result in results.items() if isinstance(result, Merged | Stored)}
     for key, result in results.items():
-        if key not in merged:
+        if key not in stacks and key not in matrices:
             for piece in result.pieces(num_threads):
                 yield {key: piece}
-    for pieces in _in_step(list(merged.values()), num_threads):
-        yield dict(zip(merged, pieces, strict=True))
+    yield from _of_stacks(stacks, num_threads)
+    yield from _of_matrices(matrices, num_threads)
 
 
-def _in_step(results: Sequence[Merged], num_threads: int | None) -> Iterator[list[Piece]]:
-    """Yield the pieces of results of one stored matrix, window by window."""
+def _of_stacks(
+    stacks: Mapping[_Key, MergedStack], num_threads: int | None
+) -> Iterator[dict[_Key, Piece]]:
+    """Yield the pieces of results of one stored stack, matrix by matrix."""
+    together = zip(*(stack.matrices for stack in stacks.values()), strict=True)
+    for number, matrices in enumerate(together):
+        for pieces in _of_matrices(dict(zip(stacks, matrices, strict=True)), num_threads):
+            yield {key: stacks[key].placed(piece, number) for key, piece in pieces.items()}
+
+
+def _of_matrices(
+    results: Mapping[_Key, Merged | Stored], num_threads: int | None
+) -> Iterator[dict[_Key, Piece]]:
+    """Yield the pieces of results of one stored matrix, in the windows of those that merge."""
+    merged = {key: result for key, result in results.items() if isinstance(result, Merged)}
+    stored = {key: result for key, result in results.items() if isinstance(result, Stored)}
+    if not merged:
+        blocks = zip(*(result.pieces(num_threads) for result in stored.values()), strict=True)
+        yield from (dict(zip(stored, together, strict=True)) for together in blocks)
+    for window, pieces in _in_step(list(merged.values()), num_threads):
+        unchanged = {key: result.piece(window) for key, result in stored.items()}
+        yield {**dict(zip(merged, pieces, strict=True)), **unchanged}
+
+
+def _in_step(
+    results: Sequence[Merged], num_threads: int | None
+) -> Iterator[tuple[Window, list[Piece]]]:
+    """Yield the windows of a stored matrix, with the piece of each result."""
     for updates in _updates(results, num_threads):
         for window in windows(results[0].info, updates, results[0].window_bytes):
-            yield [r.piece(update, window) for r, update in zip(results, updates, strict=True)]
+            pairs = zip(results, updates, strict=True)
+            yield window, [result.piece(update, window) for result, update in pairs]
 
 
 def _updates(results: Sequence[Merged], num_threads: int | None) -> Iterator[list[RowUpdate]]:

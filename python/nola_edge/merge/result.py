@@ -17,7 +17,7 @@ import numpy as np
 
 from nola_edge.dtypes import safetensors_dtype
 from nola_edge.files.tensors import BLOCK_ELEMENTS
-from nola_edge.merge.blocks import read_runs
+from nola_edge.merge.blocks import read_runs, runs_of
 from nola_edge.merge.windows import BLOCK_BYTES, Runs
 from nola_edge.workers import Buffers
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nola_edge.files.input_file import InputFile
     from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.files.tensors import Tensor
+    from nola_edge.merge.windows import Window
     from nola_edge.workers import Workers
 
 
@@ -122,8 +123,15 @@ class Stored(FromFile):
         """Yield blocks of the file; see :meth:`Result.pieces`."""
         for begin in range(0, self.info.nbytes, BLOCK_BYTES):
             runs = Runs(begin, min(BLOCK_BYTES, self.info.nbytes - begin))
-            read = partial(read_runs, self.file, self.info, runs)
-            yield Piece(runs, runs.nbytes, runs.nbytes, read, _unchanged)
+            yield self._piece(runs)
+
+    def piece(self, window: Window) -> Piece:
+        """Return the piece that is a window of a matrix, beside those that others merge."""
+        return self._piece(runs_of(self.info, window))
+
+    def _piece(self, runs: Runs) -> Piece:
+        read = partial(read_runs, self.file, self.info, runs)
+        return Piece(runs, runs.nbytes, runs.nbytes, read, _unchanged)
 
 
 class Whole:

@@ -73,7 +73,11 @@ class MergedStack(FromFile):
 
     def pieces(self, num_threads: int | None = None) -> Iterator[Piece]:
         """Yield those of one matrix after the other; see :meth:`Result.pieces`."""
-        for matrix in self.matrices:
-            begin = matrix.info.start - self.info.start
+        for number, matrix in enumerate(self.matrices):
             for piece in matrix.pieces(num_threads):
-                yield piece._replace(runs=replace(piece.runs, offset=begin + piece.runs.offset))
+                yield self.placed(piece, number)
+
+    def placed(self, piece: Piece, number: int) -> Piece:
+        """Return a piece of one of the matrices as one of the stack."""
+        begin = self.matrices[number].info.start - self.info.start
+        return piece._replace(runs=replace(piece.runs, offset=begin + piece.runs.offset))
