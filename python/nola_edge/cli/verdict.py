@@ -142,8 +142,8 @@ class Verdict:
 
     @property
     def _noun(self) -> tuple[str, str]:
-        stacks = any(difference.matrix is not None for difference in self.report.differences)
-        return ("matrix", "matrices") if stacks else ("tensor", "tensors")
+        parts = any(d.matrix is not None or d.lines is not None for d in self.report.differences)
+        return ("matrix", "matrices") if parts else ("tensor", "tensors")
 
     def _tensors(self, count: int) -> str:
         merged = self.report.weights or self.report.merged

@@ -13,7 +13,7 @@ import os
 import stat
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from nola_edge.errors import ChangedError, FormatError
 from nola_edge.files.copying import BECAME_SHORTER, copy_range
@@ -58,6 +58,17 @@ def open_to_read(path: str | Path) -> int:
     """
     with opening(path):
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
+class Source(Protocol):
+    """What stored bytes are read from: a file, or a part of one."""
+
+    @property
+    def path(self) -> Path:
+        """Return the path of the file, for errors."""
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer from an offset."""
 
 
 class InputFile:

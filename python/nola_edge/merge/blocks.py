@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nola_edge.files.input_file import InputFile
+    from nola_edge.files.input_file import Source
     from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.merge.low_rank import RowUpdate
     from nola_edge.merge.windows import Runs, Window
@@ -34,7 +34,7 @@ def runs_of(info: TensorInfo, window: Window) -> Runs:
     return window.runs(info.nbytes // rows, cols)
 
 
-def read_runs(file: InputFile, info: TensorInfo, runs: Runs, out: memoryview) -> memoryview:
+def read_runs(file: Source, info: TensorInfo, runs: Runs, out: memoryview) -> memoryview:
     """Read bytes of a tensor into a buffer of just so many, and return that."""
     for offset, part in runs.parts(out):
         file.read_into(part, info.start + offset)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nola_edge.files.input_file import InputFile
+    from nola_edge.files.input_file import Source
     from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.merge.low_rank import RowUpdate, Term
     from nola_edge.merge.numbers import Numbers
@@ -44,7 +44,7 @@ class Merged(FromFile):
         At least one.
     """
 
-    file: InputFile
+    file: Source
     info: TensorInfo
     terms: tuple[Term, ...]
 

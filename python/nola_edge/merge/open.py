@@ -52,11 +52,14 @@ class MergedCheckpoint(Mapping[str, "NDArray[Any]"]):
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         result = self.plan.result(name)
-        if not isinstance(result, Stored):
-            return self._made(result)
-        file, _ = self.plan.tensor(name)
-        file.check_unchanged()
-        return file.array(name)
+        if isinstance(result, Stored):
+            file, _ = self.plan.tensor(name)
+            file.check_unchanged()
+            return file.array(name)
+        made = self._made(result)
+        if isinstance(result, FromFile):
+            self.plan.tensor(name)[0].check_unchanged()
+        return made
 
     def read(self, name: str) -> NDArray[Any]:
         """Return a new, writable array of a tensor, even of an unchanged one; nothing is mapped.
@@ -82,8 +85,6 @@ class MergedCheckpoint(Mapping[str, "NDArray[Any]"]):
         array: NDArray[Any] = np.empty(result.shape, dtype=numpy_dtype(result.dtype))
         with Workers(self._num_threads) as workers:
             fill(result, array.reshape(-1).view(np.uint8).data, workers, self._num_threads)
-        if isinstance(result, FromFile):
-            result.file.check_unchanged()
         return array
 
     def close(self) -> None:

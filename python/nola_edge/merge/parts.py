@@ -60,6 +60,12 @@ def segments(terms: Sequence[Term], shape: tuple[int, ...]) -> list[tuple[Range,
     return divided
 
 
+def lines_name(tensor: str, lines: Range, module: str | None) -> str:
+    """Return the name of a module's lines of a tensor."""
+    where = f"{tensor}[{lines[0]}:{lines[1]}]"
+    return where if module is None else f"{module} in {where}"
+
+
 def common(one: Range, other: Range) -> Range:
     """Return what two ranges have in common; it may be empty."""
     start, stop = max(one[0], other[0]), min(one[1], other[1])

@@ -24,7 +24,7 @@ from nola_edge.workers import Buffers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from nola_edge.files.input_file import InputFile
+    from nola_edge.files.input_file import Source
     from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.files.tensors import Tensor
     from nola_edge.merge.windows import Window
@@ -98,7 +98,7 @@ class FromFile:
         Where that is stored.
     """
 
-    file: InputFile
+    file: Source
     info: TensorInfo
 
     @property
@@ -116,7 +116,7 @@ class FromFile:
 class Stored(FromFile):
     """A tensor as a file holds it."""
 
-    def __init__(self, file: InputFile, info: TensorInfo) -> None:
+    def __init__(self, file: Source, info: TensorInfo) -> None:
         self.file, self.info = file, info
 
     def pieces(self, num_threads: int | None = None) -> Iterator[Piece]:

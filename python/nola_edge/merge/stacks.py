@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from nola_edge.files.checkpoint import Checkpoint
-    from nola_edge.files.input_file import InputFile
+    from nola_edge.files.input_file import Source
     from nola_edge.files.safetensors import SafetensorsFile
     from nola_edge.merge.merged import Merged
     from nola_edge.merge.result import Piece, Stored
@@ -67,7 +67,7 @@ class MergedStack(FromFile):
         In order.
     """
 
-    file: InputFile
+    file: Source
     info: TensorInfo
     matrices: tuple[Merged | Stored, ...]
 

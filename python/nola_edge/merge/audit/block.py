@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nola_edge.files.input_file import InputFile
+    from nola_edge.files.input_file import Source
     from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.merge.low_rank import RowUpdate
     from nola_edge.merge.merged import Merged
@@ -94,7 +94,7 @@ def dot(left: Floats, right: Floats) -> float:
 
 
 def read_block(
-    result: Merged, found: tuple[InputFile, TensorInfo], update: RowUpdate, window: Window
+    result: Merged, found: tuple[Source, TensorInfo], update: RowUpdate, window: Window
 ) -> Block:
     """Read a window of a weight and of its base, and merge that.
 
@@ -102,7 +102,7 @@ def read_block(
     ----------
     result : Merged
         What the weight should be.
-    found : (InputFile, TensorInfo)
+    found : (Source, TensorInfo)
         Where it is; of the same dtype and shape.
     update : RowUpdate
         For the window's columns.
@@ -151,7 +151,7 @@ def _rounding(numbers: Numbers) -> Callable[[Floats], Floats]:
     return lambda values: numbers.decode(numbers.encode(values))
 
 
-def read_rows(file: InputFile, info: TensorInfo, window: Window) -> NDArray[np.uint8]:
+def read_rows(file: Source, info: TensorInfo, window: Window) -> NDArray[np.uint8]:
     """Return a window of a stored matrix: (rows, bytes of each)."""
     runs = runs_of(info, window)
     data = read_runs(file, info, runs, memoryview(bytearray(runs.nbytes)))

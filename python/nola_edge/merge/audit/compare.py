@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import NotFiniteError
+from nola_edge.merge.audit.judged import judged_of, merged_by_name
 from nola_edge.merge.audit.report import Difference, VerifyReport
 from nola_edge.merge.blocks import read_runs
-from nola_edge.merge.merged import Merged
-from nola_edge.merge.stacks import MergedStack, matrices_of
 from nola_edge.workers import Buffers, Workers
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from nola_edge.files.input_file import InputFile
     from nola_edge.files.tensor_info import TensorInfo
+    from nola_edge.merge.audit.judged import Judged
     from nola_edge.merge.result import Piece, Result
 
 #: Elements that are compared at a time, in double.
@@ -46,13 +47,6 @@ class Expected(Protocol):
 
     def result(self, name: str) -> Result:
         """Return what a tensor should be."""
-
-
-def merged(expected: Expected, name: str) -> Merged:
-    """Return what a tensor should be that adapters are merged into."""
-    result = expected.result(name)
-    assert isinstance(result, Merged)
-    return result
 
 
 def compare(
@@ -98,7 +92,7 @@ class _Comparison:
         self._progress = progress
         self._num_threads = num_threads
         self._form: dict[str, Difference] = {}
-        self._parts: dict[str, list[_Part]] = {}
+        self._parts: dict[str, list[Judged]] = {}
         self._values: dict[str, tuple[int, float]] = {}
         self._not_finite: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -118,13 +112,13 @@ class _Comparison:
             detail = f"{list(found.shape)} instead of {list(right.shape)}"
             self._form[name] = Difference(name, "shape", detail)
             return
-        self._parts[name] = parts = _parts(name, right, self._candidate[name])
+        self._parts[name] = parts = judged_of(name, right, self._candidate[name])
         for part in parts:
             for piece in part.right.pieces(self._num_threads):
                 need = piece.work + piece.runs.nbytes
                 workers.submit(self._compare, part, piece, nbytes=need)
 
-    def _compare(self, part: _Part, piece: Piece) -> None:
+    def _compare(self, part: Judged, piece: Piece) -> None:
         name = part.name
         file, found = part.found
         runs = piece.runs
@@ -146,7 +140,8 @@ class _Comparison:
 
     def report(self) -> VerifyReport:
         """Return the findings, in the order of the base's tensors."""
-        report = VerifyReport(merged=len(self._expected.merged), weights=len(self._expected.merges))
+        weights = len(merged_by_name(self._expected))
+        report = VerifyReport(merged=len(self._expected.merged), weights=weights)
         for name in self._expected.names:
             if name in self._form:
                 report.differences.append(self._form[name])
@@ -166,29 +161,14 @@ class _Comparison:
     def _of_values(self, name: str) -> Iterator[Difference]:
         for part in self._parts.get(name, ()):
             if part.name in self._not_finite:
-                detail = self._not_finite[part.name]
-                yield Difference(name, "values", detail, matrix=part.matrix)
+                found = Difference(name, "values", self._not_finite[part.name])
             elif part.name in self._values:
                 elements, largest = self._values[part.name]
                 detail, elements = _said(elements, largest, part.found[1])
-                yield Difference(name, "values", detail, elements, largest, matrix=part.matrix)
-
-
-class _Part(NamedTuple):
-    """A tensor, or a matrix of a stack."""
-
-    name: str
-    right: Result
-    found: tuple[InputFile, TensorInfo]
-    matrix: int | None = None
-
-
-def _parts(name: str, right: Result, found: tuple[InputFile, TensorInfo]) -> list[_Part]:
-    if not isinstance(right, MergedStack):
-        return [_Part(name, right, found)]
-    file, info = found
-    pairs = zip(right.matrices, matrices_of(info), strict=True)
-    return [_Part(have.name, m, (file, have), n) for n, (m, have) in enumerate(pairs)]
+                found = Difference(name, "values", detail, elements, largest)
+            else:
+                continue
+            yield replace(found, matrix=part.matrix, lines=part.lines, module=part.module)
 
 
 def _said(differing: int, largest: float, info: TensorInfo) -> tuple[str, int]:

@@ -18,27 +18,27 @@ from nola_edge import ops
 from nola_edge.dtypes import MERGEABLE
 from nola_edge.merge.audit import faults, predictions
 from nola_edge.merge.audit.block import read_block
-from nola_edge.merge.audit.compare import merged
+from nola_edge.merge.audit.judged import judged_of, merged_by_name
 from nola_edge.merge.audit.measure import Measurement
 from nola_edge.merge.audit.other_layers import nearest_layers
 from nola_edge.merge.blocks import runs_of
 from nola_edge.merge.low_rank import needs_of, total_rank
 from nola_edge.merge.result import Whole
-from nola_edge.merge.stacks import matrices_of, matrix_name
+from nola_edge.merge.stacks import matrix_name
 from nola_edge.merge.windows import ANY, Window, strips, windows, work_bytes
 from nola_edge.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from nola_edge.files.input_file import InputFile
+    from nola_edge.files.input_file import InputFile, Source
     from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.merge.audit.compare import Expected
     from nola_edge.merge.audit.report import Difference
     from nola_edge.merge.low_rank import RowUpdate
     from nola_edge.merge.merged import Merged
 
-    Found = Mapping[str, tuple[InputFile, TensorInfo]]
+    Found = Mapping[str, tuple[Source, TensorInfo]]
 
 #: Of a window; some twenty arrays of float32 are made of it.
 _ELEMENTS = 1 << 16
@@ -51,7 +51,7 @@ _SAMPLES = 4
 
 def audit(
     plan: Expected,
-    found: Found,
+    found: Mapping[str, tuple[InputFile, TensorInfo]],
     differences: list[Difference],
     num_threads: int | None,
     progress: Callable[[int], None],
@@ -74,9 +74,9 @@ def audit(
     list of Difference
         The same, those of values with a fault, and of merged tensors with all their fields.
     """
-    found = {**found, **_matrices(found, differences)}
-    names = [_name(d) for d in differences if d.problem == "values" and _name(d) in plan.merges]
-    audited = _Audit(plan, found, num_threads, progress)
+    right, parts = merged_by_name(plan), _found_by_name(plan, found, differences)
+    names = [_name(d) for d in differences if d.problem == "values" and _name(d) in right]
+    audited = _Audit(plan, right, parts, num_threads, progress)
     audited.measure(names)
     for name in names:
         audited.faults[name] = faults.judge(audited.measured[name])
@@ -87,20 +87,17 @@ def audit(
 
 
 def _name(difference: Difference) -> str:
-    """Return the plan's name of what differs."""
+    """Return the name of what is judged by itself."""
     if difference.matrix is None:
-        return difference.tensor
+        return difference.name
     return matrix_name(difference.tensor, difference.matrix)
 
 
-def _matrices(found: Found, differences: list[Difference]) -> Found:
-    """Return file and entry of the matrices of stacks that differ."""
-    matrices = {}
-    for difference in differences:
-        if difference.matrix is not None:
-            file, info = found[difference.tensor]
-            matrices[_name(difference)] = file, matrices_of(info)[difference.matrix]
-    return matrices
+def _found_by_name(plan: Expected, found: Found, differences: list[Difference]) -> Found:
+    """Return file and entry of all that is judged by itself of tensors whose values differ."""
+    names = dict.fromkeys(d.tensor for d in differences if d.problem == "values")
+    parts = (judged_of(name, plan.result(name), found[name]) for name in names)
+    return {part.name: part.found for of_tensor in parts for part in of_tensor}
 
 
 class _Audit:
@@ -109,11 +106,13 @@ class _Audit:
     def __init__(
         self,
         plan: Expected,
+        right: Mapping[str, Merged],
         found: Found,
         num_threads: int | None,
         progress: Callable[[int], None],
     ) -> None:
         self._plan = plan
+        self._right = right
         self._found = found
         self._num_threads = num_threads
         self._progress = progress
@@ -126,7 +125,7 @@ class _Audit:
         """Measure whole tensors, and try the usual mistakes on samples."""
         with Workers(self._num_threads) as workers:
             for name in names:
-                result = merged(self._plan, name)
+                result = self._right[name]
                 self.measured[name] = Measurement(result.dtype)
                 for update, window, sampled in self._windows(result):
                     work = partial(_quietly, self._measure, name, update, window, sampled)
@@ -134,17 +133,17 @@ class _Audit:
 
     def try_rarer(self, names: list[str]) -> None:
         """Try the rarer mistakes on samples of tensors that are not explained."""
-        self._sources = nearest_layers(self._plan, self._found, names)
+        self._sources = nearest_layers(self._right, self._found, names)
         with Workers(self._num_threads) as workers:
             for name in names:
-                result = merged(self._plan, name)
+                result = self._right[name]
                 self.measured[name].sampled = 0
                 for update, window, sampled in self._windows(result):
                     if sampled:
                         work = partial(_quietly, self._try_rarer, name, update, window)
                         workers.submit(work, nbytes=_memory(result, update, window))
         for name in names:
-            terms = merged(self._plan, name).terms
+            terms = self._right[name].terms
             mistake = faults.rslora_mistake(terms) if needs_of(terms) == ANY else None
             faults.forget_same_part(self.measured[name], mistake)
             self.faults[name] = faults.judge(self.measured[name])
@@ -153,7 +152,7 @@ class _Audit:
         """Return a difference with what was found out about it."""
         name = _name(difference)
         if name not in self.faults:
-            brought = isinstance(self._plan.result(name), Whole)
+            brought = isinstance(self._plan.result(difference.tensor), Whole)
             return replace(difference, fault=faults.WHOLE if brought else faults.UNTOUCHED)
         measured, fault = self.measured[name], self.faults[name]
         if fault == faults.OVERFLOW and measured.dtype == "F16":
@@ -165,7 +164,7 @@ class _Audit:
             factor=measured.factor,
             ulps=measured.largest if not measured.not_finite else math.inf,
             beyond=(measured.beyond + measured.not_finite) / measured.elements,
-            unit=merged(self._plan, name).numbers.unit,
+            unit=self._right[name].numbers.unit,
             fault=fault,
             source=self._sources.get(name) if fault == faults.ANOTHER_LAYER else None,
         )
@@ -188,7 +187,7 @@ class _Audit:
                 yield update, window, sampled
 
     def _measure(self, name: str, update: RowUpdate, window: Window, sampled: bool) -> None:
-        result = merged(self._plan, name)
+        result = self._right[name]
         measured = Measurement(result.dtype)
         block = read_block(result, self._found[name], update, window)
         measured.add_block(block)
@@ -198,11 +197,11 @@ class _Audit:
         self._progress(runs_of(self._found[name][1], window).nbytes)
 
     def _try_rarer(self, name: str, update: RowUpdate, window: Window) -> None:
-        result = merged(self._plan, name)
+        result = self._right[name]
         measured = Measurement(result.dtype)
         block = read_block(result, self._found[name], update, window)
         source = self._sources.get(name)
-        other = None if source is None else merged(self._plan, source)
+        other = None if source is None else self._right[source]
         factor = self.measured[name].factor
         measured.add_predictions(block, predictions.rarer(result, block, window, factor, other))
         self._add(name, measured)

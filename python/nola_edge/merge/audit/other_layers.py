@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nola_edge.merge.audit.block import change_in, read_rows
-from nola_edge.merge.audit.compare import merged
 from nola_edge.merge.low_rank import needs_of
 from nola_edge.merge.windows import ANY, Window
 from nola_edge.pacing import check_stopped
@@ -17,12 +16,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nola_edge.files.input_file import InputFile
+    from nola_edge.files.input_file import Source
     from nola_edge.files.tensor_info import TensorInfo
-    from nola_edge.merge.audit.compare import Expected
     from nola_edge.merge.merged import Merged
 
-    Found = Mapping[str, tuple[InputFile, TensorInfo]]
+    Found = Mapping[str, tuple[Source, TensorInfo]]
 
 #: The corner of a weight that is looked at: 64 kB of float32.
 _ROWS, _COLS = 32, 512
@@ -30,12 +28,15 @@ _ROWS, _COLS = 32, 512
 _AT_ONCE = 256
 
 
-def nearest_layers(plan: Expected, found: Found, names: Sequence[str]) -> dict[str, str]:
+def nearest_layers(
+    right: Mapping[str, Merged], found: Found, names: Sequence[str]
+) -> dict[str, str]:
     """Return for weights the other weight of their shape whose change is most like theirs.
 
     Parameters
     ----------
-    plan : Expected
+    right : mapping
+        Name -> what a weight should be, of all that adapters are merged into.
     found : mapping
         Name -> file and entry of what there is.
     names : sequence of str
@@ -48,18 +49,17 @@ def nearest_layers(plan: Expected, found: Found, names: Sequence[str]) -> dict[s
     """
     nearest: dict[str, str] = {}
     for start in range(0, len(names), _AT_ONCE):
-        nearest |= _nearest(plan, found, names[start : start + _AT_ONCE])
+        nearest |= _nearest(right, found, names[start : start + _AT_ONCE])
     return nearest
 
 
-def _nearest(plan: Expected, found: Found, names: Sequence[str]) -> dict[str, str]:
+def _nearest(right: Mapping[str, Merged], found: Found, names: Sequence[str]) -> dict[str, str]:
     corners: dict[tuple[int, ...], dict[str, NDArray[np.float32]]] = {}
     for name in names:
-        result = merged(plan, name)
+        result = right[name]
         corners.setdefault(result.shape, {})[name] = _corner(result, found[name])
     best: dict[str, tuple[float, str]] = {}
-    for other in plan.merges:
-        result = merged(plan, other)
+    for other, result in right.items():
         shape = result.shape
         if shape not in corners or needs_of(result.terms) != ANY:  # DoRA's is its base's too
             continue
@@ -77,7 +77,7 @@ def _window(shape: tuple[int, ...]) -> Window:
     return Window((0, min(shape[0], _ROWS)), (0, min(shape[1], _COLS)))
 
 
-def _corner(result: Merged, found: tuple[InputFile, TensorInfo]) -> NDArray[np.float32]:
+def _corner(result: Merged, found: tuple[Source, TensorInfo]) -> NDArray[np.float32]:
     window = _window(result.shape)
     have = result.numbers.decode(read_rows(*found, window))
     base = result.base_numbers.decode(read_rows(result.file, result.info, window))

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from nola_edge.merge.audit.faults import HARMLESS
+from nola_edge.merge.parts import lines_name
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Difference:
         The tensor whose change is in this one, for ``"another layer"``.
     matrix : int, optional
         Which of a stack it is of whose values this is said, where adapters are merged into some.
+    lines : (start, stop), optional
+        The rows of which this is said, where a tensor holds several modules; columns, where it is
+        stored as (in, out).
+    module : str, optional
+        Whose lines they are, by an adapter's name; None if no adapter changes them.
     """
 
     tensor: str
@@ -71,10 +77,14 @@ class Difference:
     fault: str | None = None
     source: str | None = None
     matrix: int | None = None
+    lines: tuple[int, int] | None = None
+    module: str | None = None
 
     @property
     def name(self) -> str:
-        """Return the tensor's name, or that of the matrix of a stack, with its number."""
+        """Return the tensor's name, with the number of a matrix or with a module and its lines."""
+        if self.lines is not None:
+            return lines_name(self.tensor, self.lines, self.module)
         return self.tensor if self.matrix is None else f"{self.tensor}[{self.matrix}]"
 
     @property
@@ -124,7 +134,8 @@ class VerifyReport:
     merged : int
         Of these, tensors that the adapters change.
     weights : int
-        The matrices that the adapters change: as `merged`, but of stacks each counts.
+        The matrices that the adapters change: as `merged`, but each of a stack counts, and each
+        module of a tensor that holds several.
     nbytes : int
         Bytes compared.
     differences : list of Difference
