@@ -114,6 +114,14 @@ def suggested(modules, tensors, whole=(), given=None):
     return suggested_renames(modules, whole, tensors, StoredNames({}, Renames(given)))
 
 
+def test_whole_names_of_modules_that_an_adapter_has_whole():
+    names = StoredNames({}, Renames({"score": "cls_head.weight"}))
+    assert names.tensor("score.weight") == TensorPart("cls_head.weight")
+    assert names.tensor("score.bias") == TensorPart("cls_head.bias")
+    assert names.tensor("x.score.weight") == TensorPart("x.score.weight")
+    assert names.renames.unused == []
+
+
 def test_suggestions():
     modules = [
         "model.language_model.layers.0.q",

@@ -175,6 +175,18 @@ def test_a_base_that_has_the_modules_own_names(case, tmp_path):
     refused(tmp_path / "some.safetensors", folder, tmp_path, message)
 
 
+def test_suggestions_for_a_base_that_has_the_modules_own_names(case, tmp_path):
+    (_, split), folder, _ = case
+    own = load_all(split)
+    base = tmp_path / "renamed.safetensors"
+    write_safetensors(base, {"tower.v.weight": own.pop("v.weight"), **own})
+    refused(base, folder, tmp_path, "All would have one with --rename v=tower.v; check")
+    with ne.open_merged(base, folder, rename=["v=tower.v"]) as found:
+        wanted = dict(found)
+    with ne.open_merged(split, folder) as found:
+        assert wanted["tower.v.weight"].tobytes() == found["v.weight"].tobytes()
+
+
 def test_an_adapter_of_a_part_and_one_of_the_whole(tmp_path):
     """Each line has the ranks of those that change it, concatenated in their order."""
     lines = layout(SIZES)

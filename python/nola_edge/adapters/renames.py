@@ -104,7 +104,10 @@ class Renames:
 
     def tensor(self, name: str) -> TensorPart | None:
         """Return the same for the name of a tensor that an adapter has whole."""
-        return self._part(name, "", ())
+        part = self._part(name, "", ())
+        if part is None and name.endswith(WEIGHT):
+            return self.module(name.removesuffix(WEIGHT))  # a rule for its whole name
+        return part
 
     def _part(self, name: str, ending: str, tensors: Collection[str]) -> TensorPart | None:
         renamed = self.apply(name)

@@ -100,17 +100,19 @@ def _unused(names: StoredNames) -> str:
     unused = names.renames.unused
     if not unused:
         return ""
-    listed = ", ".join(repr(printable(new)) for new in unused[:_LISTED])
-    return f"{listed} (--rename) does not occur in any module name of the adapter. "
+    listed = " or ".join(repr(printable(new)) for new in unused[:_LISTED])
+    return f"No module of the adapter has {listed} (--rename) in its name. "
 
 
 def _advice(
     modules: Iterable[str], whole: Iterable[str], tensors: Collection[str], names: StoredNames
 ) -> str:
-    rules = suggested_renames(modules, whole, tensors, names)
-    if not rules:
+    tried = (names, names.without_record())
+    found = [suggested_renames(modules, whole, tensors, which) for which in tried]
+    rules = min(filter(None, found), key=len, default=None)
+    if rules is None:
         return _BOTH_WAYS
-    besides = " as well" if names.renames else ""
+    besides = " as well" if names.renames.rules.keys() - set(names.renames.unused) else ""
     return (
         f"All would have one with {rename_options(rules)}{besides}; check that these are the same "
         f"layers. {_BOTH_WAYS}"
