@@ -269,3 +269,40 @@ def test_a_whole_tensor_that_changes_meanwhile(tiny, tmp_path):
     loaded = Adapter.load(tmp_path / "whole")
     os.utime(tmp_path / "whole" / WEIGHTS_NAME, ns=(1, 1))
     refused(tiny, tmp_path, "changed while it was read", adapter=loaded, error=ChangedError)
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "other"),
+    [
+        ("lm_head.weight", "language_model.lm_head.weight", True),
+        ("model.lm_head.weight", "lm_head.weight", True),
+        ("score.weight", "underscore.weight", False),
+        ("score.weight", "layers.0.scores.weight", False),
+        ("score.weight", "weight", False),
+    ],
+)
+def test_a_whole_tensor_below_another_prefix(tiny, tmp_path, name, stored, other):
+    """It is added only where no tensor of the base has its name."""
+    tensors = {**load_all(tiny[0]), stored: np.zeros((5, 40), F)}
+    base = tmp_path / "with.safetensors"
+    write_safetensors(base, tensors)
+    adapter = whole_of(name, np.ones((5, 40), F))
+    if other:
+        message = f"beside '{stored}', which seems to be the same tensor; if it is, give --rename "
+        refused((base, adapter), tmp_path, message, output=tmp_path / "out.safetensors")
+        return
+    with ne.open_merged(base, adapter) as found:
+        assert found.keys() == {*tensors, name}
+
+
+def test_a_trained_bias_below_another_prefix(tiny, tmp_path):
+    adapter = tiny_adapter()
+    config = dataclasses.replace(adapter.config, bias="all")
+    base = tmp_path / "with.safetensors"
+    write_safetensors(base, {**load_all(tiny[0]), "model.norm.bias": np.zeros(4, F)})
+    trained = Adapter(config, adapter.modules, {"norm.bias": np.ones(4, F)})
+    message = "if it is, give --rename norm=model.norm (rename= in Python)"
+    refused((base, trained), tmp_path, message, output=tmp_path / "out.safetensors")
+    refused(tiny, tmp_path, "norm.bias: has no such bias", trained)
+    with ne.open_merged(base, trained, rename=["norm.bias=model.norm.bias"]) as found:
+        assert (found["model.norm.bias"] == 1).all()

@@ -47,10 +47,11 @@ def _check_new(plan: MergePlan, adapter: LowRankAdapter, name: str, matches: Mat
     if other is not None and not matches.names.keeps(name):
         whole = adapter.whole_tensors.tensors
         rules = suggested_renames(adapter.modules, whole, tensors, matches.names)
+        kept = f"; if not, {rename_options({name: name})} keeps its name"
         raise MismatchError(
             f"would be added from {who} beside {printable(other)!r}, which seems to be the same "
             f"tensor; if it is, give {rename_options(rules) or '--rename NEW=OLD'} (rename= in "
-            f"Python); if not, {rename_options({name: name})} keeps its name",
+            f"Python){kept if adapter.may_add(name) else ''}",
             **where,
         )
     if not adapter.may_add(name):
