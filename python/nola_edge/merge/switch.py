@@ -250,7 +250,7 @@ class Switch(ABC):
 
     def _check_base_is_held(self, names: list[str]) -> None:
         """Refuse weights that are not the base's, the first time that they would be changed."""
-        plain = MergedCheckpoint(MergePlan(self._base, ()))
+        plain = MergedCheckpoint(MergePlan(self._base, ()), self._num_threads)
         for name in names:
             if name not in self._seen:
                 if not self._holds(name, plain.read(name)):
