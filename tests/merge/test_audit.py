@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import nola_edge as ne
 from nola_edge import Adapter
+from nola_edge.adapters.base import LowRankAdapter
 from nola_edge.adapters.peft_folder import PREFIX
 from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.dtypes import numpy_dtype
@@ -339,6 +340,54 @@ def test_rslora_of_a_lora_with_many_ranks(case, tmp_path):
     assert faults(report) == dict.fromkeys(NAMES, "rsLoRA off")
     report = case.merged(lambda name, base, _: base + changes[name])
     assert all(difference.harmless for difference in report.differences)
+
+
+@pytest.mark.parametrize("use_rslora", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rslora_of_adapters_with_different_ranks(case, tmp_path, dtype, use_rslora):
+    """Each is scaled wrongly by its own rank, so the sum by no common factor."""
+    case, exact = case(dtype), {}
+    case.given, tensors = [], {}
+    for rank in (4, 16):
+        tensors[rank] = lora_folders.factors(SHAPES, dict.fromkeys(SHAPES, rank), seed=rank)
+        fields = {"r": rank, "lora_alpha": 4, "use_rslora": use_rslora}
+        folder = lora_folders.write_lora(tmp_path / f"r{rank}", tensors[rank], **fields)
+        case.given.append((folder, 0.5))
+        divisor = rank if use_rslora else math.sqrt(rank)
+        for name, module in zip(NAMES, SHAPES, strict=True):
+            b, a = (tensors[rank][f"{PREFIX}{module}.lora_{x}.weight"] for x in "BA")
+            exact[name] = exact.get(name, 0) + F(0.5 * 4 / divisor) * (b @ a)
+    report = case.merged(lambda name, base, _: base + exact[name])
+    fault = "rsLoRA off" if use_rslora else "rsLoRA on"
+    assert faults(report) == dict.fromkeys(NAMES, fault)
+
+
+@pytest.mark.parametrize("use_rslora", [True, False])
+def test_adapters_say_what_a_mistake_in_their_scaling_makes(tmp_path, use_rslora):
+    """By the rank of each module."""
+    other = (lambda rank: 8 / rank) if use_rslora else (lambda rank: 8 / math.sqrt(rank))
+    stored = ne.load_adapter(lora(tmp_path, use_rslora=use_rslora))
+    for module, rank in zip(SHAPES, (4, 9, 4, 16), strict=True):
+        assert stored.mistaken_scaling(module) == pytest.approx(other(rank))
+    trained = trained_adapter(SHAPES, r=R, num_basis=12, seed=1, use_rslora=use_rslora)
+    assert trained.mistaken_scaling("l.0.q") == pytest.approx(
+        other(R) * trained.config.lora_alpha / 8
+    )
+
+
+class OfAnotherMethod(Adapter):
+    """An adapter whose scaling may be mistaken in a way of its own."""
+
+    def mistaken_scaling(self, module):
+        return self.scaling_of(module) / 5
+
+
+def test_any_method_may_say_what_a_mistake_makes(case):
+    case = case("BF16")
+    case.given = OfAnotherMethod(case.adapter.config, case.adapter.modules)
+    report = case.merged(lambda _, base, change: base + change / F(5))
+    assert faults(report) == dict.fromkeys(NAMES, "rsLoRA off")
+    assert LowRankAdapter.mistaken_scaling(case.adapter, "l.0.q") is None
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F32"])

@@ -6,6 +6,7 @@ merges, writes, verifies or exports knows which method an adapter is of.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
     from nola_edge.ops import Range
 
     Factor = Literal["A", "B"]
+
+
+def with_rslora_mistaken(scaling: float, rank: int, use_rslora: bool) -> float:
+    """Return ``alpha / r`` of a scaling ``alpha / sqrt(r)``, with rsLoRA, or the reverse."""
+    root = math.sqrt(rank)
+    return scaling / root if use_rslora else scaling * root
 
 
 class LowRankAdapter(ABC):
@@ -101,6 +108,14 @@ class LowRankAdapter(ABC):
     @abstractmethod
     def scaling_of(self, module: str) -> float:
         """Return s of a module, in double."""
+
+    def mistaken_scaling(self, module: str) -> float | None:
+        """Return s of a module where rsLoRA is mistaken, in double; None if the method has none.
+
+        That is ``alpha / r`` instead of ``alpha / sqrt(r)``, or the reverse: programs make this
+        mistake, and a verification names it.
+        """
+        return None
 
     @abstractmethod
     def factor_a(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nola_edge.adapters.base import with_rslora_mistaken
 from nola_edge.adapters.lora_config import LoraConfig
 from nola_edge.adapters.lora_files import container_of, read_lora
 from nola_edge.adapters.peft_folder import CONFIG_NAME, kept_open
@@ -111,6 +112,11 @@ class LoraAdapter(StoredAdapter):
     def scaling_of(self, module: str) -> float:
         """Return s of a module, in double."""
         return self._module(module).scaling
+
+    def mistaken_scaling(self, module: str) -> float:
+        """Return s of a module where rsLoRA is mistaken, in double."""
+        scaling, used = self.scaling_of(module), self.config.use_rslora
+        return with_rslora_mistaken(scaling, self.rank(module), used)
 
     def factor_a(
         self,

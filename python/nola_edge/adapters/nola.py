@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_edge import arguments, ops
-from nola_edge.adapters.base import LowRankAdapter
+from nola_edge.adapters.base import LowRankAdapter, with_rslora_mistaken
 from nola_edge.adapters.belongs import fingerprint_of_base
 from nola_edge.adapters.fingerprints import (
     basis_fingerprint,
@@ -114,6 +114,11 @@ class Adapter(LowRankAdapter):
         """Return s, the same for every module, in double."""
         self.find(module)
         return self.config.scaling
+
+    def mistaken_scaling(self, module: str) -> float:
+        """Return s of a module where rsLoRA is mistaken, in double."""
+        scaling, used = self.scaling_of(module), self.config.use_rslora
+        return with_rslora_mistaken(scaling, self.rank(module), used)
 
     @property
     def fan_in_fan_out(self) -> bool:

@@ -9,10 +9,9 @@ better than all others on elements that tell them apart.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nola_edge.merge.audit.measure import IMPRECISION
-from nola_edge.merge.low_rank import total_rank
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,18 +66,41 @@ _SLIGHT = 0.02
 BESIDE = ("less than ", "more than ")
 
 
-def rslora_mistake(terms: Sequence[Term]) -> tuple[str, float] | None:
-    """Return what a wrong use of rsLoRA would be, and the part of the change that it leaves.
+class ScalingMistake(NamedTuple):
+    """What a wrong use of rsLoRA makes of a change.
 
-    None where the terms' adapters do not agree in it, or their ranks make no difference.
+    Attributes
+    ----------
+    fault : str
+    parts : tuple of float
+        What is left of the change of each term.
     """
-    mistakes = set()
-    for term in terms:
-        root = math.sqrt(total_rank((term,)))
-        used = getattr(getattr(term.adapter, "config", None), "use_rslora", False)
-        mistakes.add((RSLORA_OFF, 1 / root) if used else (RSLORA_ON, root))
-    mistake = mistakes.pop()
-    return None if mistakes or mistake[1] == 1 else mistake
+
+    fault: str
+    parts: tuple[float, ...]
+
+    @property
+    def part(self) -> float | None:
+        """Return what is left of the whole change; None where that differs between the terms."""
+        first = self.parts[0]
+        return first if all(math.isclose(part, first) for part in self.parts) else None
+
+
+def rslora_mistake(terms: Sequence[Term]) -> ScalingMistake | None:
+    """Return what a wrong use of rsLoRA would be.
+
+    None where it would change nothing, or the terms' adapters do not agree in it.
+    """
+    parts = tuple(map(_mistaken_part, terms))
+    faults = {RSLORA_OFF if part < 1 else RSLORA_ON for part in parts if part != 1}
+    return ScalingMistake(faults.pop(), parts) if len(faults) == 1 else None
+
+
+def _mistaken_part(term: Term) -> float:
+    """Return the part of a term's change that a wrong use of rsLoRA leaves."""
+    scaling = term.adapter.scaling_of(term.module)
+    mistaken = term.adapter.mistaken_scaling(term.module)
+    return mistaken / scaling if scaling and mistaken is not None else 1.0
 
 
 def judge(measured: Measurement) -> str:
@@ -114,9 +136,11 @@ def may_be_rarer(fault: str, measured: Measurement) -> bool:
     return fault in (UNKNOWN, IMPRECISE, BROKEN)
 
 
-def forget_same_part(measured: Measurement, mistake: tuple[str, float] | None) -> None:
+def forget_same_part(measured: Measurement, mistake: ScalingMistake | None) -> None:
     """Have no mistake compete with :data:`SCALED` that leaves about the same part of the change."""
-    parts = [*PARTS.items(), *([mistake] if mistake else [])]
+    parts = list(PARTS.items())
+    if mistake is not None and mistake.part is not None:
+        parts.append((mistake.fault, mistake.part))
     factor = measured.factor
     same = [name for name, part in parts if part and abs(part - factor) <= STEP * abs(factor)]
     for key in list(measured.errors):

@@ -40,13 +40,17 @@ def usual(result: Merged, block: Block, window: Window, update: RowUpdate) -> It
     terms = result.terms
     if update.needs != ANY:
         product = change_of(update.left(*window.rows), update.right, update.scaling)
-        yield from _scalings(block, None)
+        yield from _scalings(block)
         yield from _of_dora(block, product)
         return
     alone = [update]
     if len(terms) > 1:
         alone = [replace(result, terms=(term,)).update(window.cols, 1) for term in terms]
-    yield from _scalings(block, faults.rslora_mistake(terms))
+    yield from _scalings(block)
+    mistake = faults.rslora_mistake(terms)
+    if mistake is not None:
+        change = _mistaken(block, mistake, alone, window.rows)
+        yield from _multiples(block, mistake.fault, 1.0, change)
     yield from _twice_rounded(block, alone, window.rows)
 
 
@@ -68,7 +72,7 @@ def rarer(
         The weight whose change is most like the one that was found.
     """
     if math.isfinite(factor):
-        yield from _scaled(block, faults.SCALED, factor)
+        yield from _multiples(block, faults.SCALED, factor, block.change)
     if needs_of(result.terms) != ANY:
         return
     if result.shape[0] == result.shape[1]:
@@ -87,16 +91,31 @@ def _in_order(result: Merged) -> Merged:
     return replace(result, terms=tuple(terms))
 
 
-def _scalings(block: Block, mistake: tuple[str, float] | None) -> Iterator[Prediction]:
+def _mistaken(
+    block: Block,
+    mistake: faults.ScalingMistake,
+    updates: Sequence[RowUpdate],
+    rows: tuple[int, int],
+) -> Floats:
+    """Return the change of a window with its scaling mistaken, from the update of each term."""
+    if mistake.part is not None:
+        return np.float32(mistake.part) * block.change
+    change = np.zeros_like(block.change)
+    for part, update in zip(mistake.parts, updates, strict=True):
+        change += np.float32(part) * change_of(update.left(*rows), update.right, update.scaling)
+    return change
+
+
+def _scalings(block: Block) -> Iterator[Prediction]:
     """Yield what a right merge gives for a window, and what mistakes in its scaling do."""
     yield faults.ROUNDING, block.right
     yield f"{faults.MERGED_TWICE}: one after the other", block.rounded(block.right + block.change)
-    for name, part in [*faults.PARTS.items(), *([mistake] if mistake else [])]:
-        yield from _scaled(block, name, part)
+    for name, part in faults.PARTS.items():
+        yield from _multiples(block, name, part, block.change)
 
 
-def _scaled(block: Block, name: str, part: float) -> Iterator[Prediction]:
-    """Yield what some multiple of the change gives for a window, and what a bit less and more do.
+def _multiples(block: Block, name: str, part: float, change: Floats) -> Iterator[Prediction]:
+    """Yield what some multiple of a change gives for a window, and what a bit less and more do.
 
     Where the change is small, many elements agree whatever the multiple is; whether it is the best
     shows in its neighbours.
@@ -104,7 +123,7 @@ def _scaled(block: Block, name: str, part: float) -> Iterator[Prediction]:
     step = faults.STEP * (abs(part) or 1)
     less, more = (sign + name for sign in faults.BESIDE)
     for key, factor in ((name, part), (less, part - step), (more, part + step)):
-        yield key, block.rounded(block.base + np.float32(factor) * block.change)
+        yield key, block.rounded(block.base + np.float32(factor) * change)
 
 
 def _twice_rounded(
