@@ -22,7 +22,7 @@ from nola_edge.merge.windows import work_bytes
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from nola_edge.merge.low_rank import RowUpdate
+    from nola_edge.merge.low_rank import LowRank
     from nola_edge.merge.numbers import Numbers
     from nola_edge.merge.windows import Window
 
@@ -89,7 +89,7 @@ class Requantized(Merged):
         rows[same] = stored[same]
         return rows
 
-    def piece(self, update: RowUpdate, window: Window) -> Piece:
+    def piece(self, update: LowRank, window: Window) -> Piece:
         """Return the piece that is a window of the columns of an update."""
         stored = runs_of(self.info, window)
         row_bytes = tensor_bytes(self.kind, self.shape[1:])
@@ -103,14 +103,14 @@ class Requantized(Merged):
         )
 
     def _change(
-        self, update: RowUpdate, window: Window, data: memoryview, _: memoryview
+        self, update: LowRank, window: Window, data: memoryview, _: memoryview
     ) -> memoryview:
         stored = np.frombuffer(data, np.uint8).reshape(window.shape[0], -1)
         rows = ops.in_specified_environment(lambda: self._requantized(update, window, stored))
         return rows.reshape(-1).data
 
     def _requantized(
-        self, update: RowUpdate, window: Window, stored: NDArray[np.uint8]
+        self, update: LowRank, window: Window, stored: NDArray[np.uint8]
     ) -> NDArray[np.uint8]:
         base = self.base_numbers.decode(stored)
         wanted = base.copy()

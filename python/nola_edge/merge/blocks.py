@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from nola_edge.files.input_file import Source
     from nola_edge.files.tensor_info import TensorInfo
-    from nola_edge.merge.low_rank import RowUpdate
+    from nola_edge.merge.low_rank import LowRank
     from nola_edge.merge.windows import Runs, Window
 
 
@@ -42,7 +42,7 @@ def read_runs(file: Source, info: TensorInfo, runs: Runs, out: memoryview) -> me
 
 
 def merge_window(
-    data: memoryview, path: Path, info: TensorInfo, update: RowUpdate, window: Window
+    data: memoryview, path: Path, info: TensorInfo, update: LowRank, window: Window
 ) -> None:
     """Merge a window of a weight that is in memory, in place, on the calling thread.
 
@@ -52,7 +52,7 @@ def merge_window(
         The window.
     path, info
         Where the weight is stored, for errors.
-    update : RowUpdate
+    update : LowRank
         For the window's columns.
     window : Window
 
@@ -86,7 +86,7 @@ def naming_rows(path: Path, info: TensorInfo, window: Window) -> Iterator[None]:
         ) from None
 
 
-def apply_update(weight: NDArray[Any], update: RowUpdate, window: Window) -> None:
+def apply_update(weight: NDArray[Any], update: LowRank, window: Window) -> None:
     """Merge an update into the values of a window, in place.
 
     Raises
@@ -102,7 +102,7 @@ def apply_update(weight: NDArray[Any], update: RowUpdate, window: Window) -> Non
             weight[rows, cols] = values
 
 
-def _merge_(weight: NDArray[Any], update: RowUpdate, window: Window) -> None:
+def _merge_(weight: NDArray[Any], update: LowRank, window: Window) -> None:
     left = update.left(*window.rows)
     magnitude = update.magnitude(*window.rows)
     if magnitude is None:

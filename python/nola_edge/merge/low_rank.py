@@ -83,7 +83,7 @@ class Term:
 _WORTH_THREADS = 1 << 28
 
 
-class RowUpdate(Protocol):
+class LowRank(Protocol):
     """What changes some columns of a stored weight, row by row: ``scaling * left @ right``."""
 
     @property
@@ -117,7 +117,7 @@ class RowUpdate(Protocol):
     def is_one_part(self) -> bool:
         """Tell whether every window is one of its :meth:`parts`, merged by this update."""
 
-    def parts(self, window: Window) -> Iterator[tuple[RowUpdate, Window]]:
+    def parts(self, window: Window) -> Iterator[tuple[LowRank, Window]]:
         """Yield what a window is merged as: parts of it, with their updates."""
 
     def magnitude(self, start: int, stop: int) -> NDArray[np.float32] | None:
@@ -207,7 +207,7 @@ def make_update(
     shape: tuple[int, ...],
     cols: tuple[int, int],
     num_threads: int | None = None,
-) -> RowUpdate:
+) -> LowRank:
     """Prepare the update of some columns of a weight (docs/design.md, *Merge*).
 
     One term keeps its scaling for the final multiply-add. Several that change the same lines are
@@ -227,7 +227,7 @@ def make_update(
 
     Returns
     -------
-    RowUpdate
+    LowRank
     """
     if all(term.target.is_whole(shape) for term in terms):
         return _make_update(terms, (shape[0], shape[1]), cols, num_threads)

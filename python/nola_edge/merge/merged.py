@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from nola_edge.files.input_file import Source
     from nola_edge.files.tensor_info import TensorInfo
-    from nola_edge.merge.low_rank import RowUpdate, Term
+    from nola_edge.merge.low_rank import LowRank, Term
     from nola_edge.merge.numbers import Numbers
     from nola_edge.merge.result import Result
     from nola_edge.merge.windows import Window
@@ -77,7 +77,7 @@ class Merged(FromFile):
         """
         return self.numbers.encode(values)
 
-    def update(self, cols: tuple[int, int], num_threads: int | None = None) -> RowUpdate:
+    def update(self, cols: tuple[int, int], num_threads: int | None = None) -> LowRank:
         """Prepare what changes in some columns; see :func:`make_update`."""
         return make_update(self.terms, self.shape, cols, num_threads)
 
@@ -86,13 +86,13 @@ class Merged(FromFile):
         for update, window in self.windows(num_threads):
             yield self.piece(update, window)
 
-    def windows(self, num_threads: int | None = None) -> Iterator[tuple[RowUpdate, Window]]:
+    def windows(self, num_threads: int | None = None) -> Iterator[tuple[LowRank, Window]]:
         """Yield the windows of all strips, each with the update of its columns."""
         for (update,) in _updates([self], num_threads):
             for window in windows(self.info, [update], self.window_bytes):
                 yield update, window
 
-    def piece(self, update: RowUpdate, window: Window) -> Piece:
+    def piece(self, update: LowRank, window: Window) -> Piece:
         """Return the piece that is a window of the columns of an update."""
         runs = runs_of(self.info, window)
         work = work_bytes(self.info, [update], window)
@@ -100,7 +100,7 @@ class Merged(FromFile):
         return Piece(runs, runs.nbytes, work, read, partial(self._change, update, window))
 
     def _change(
-        self, update: RowUpdate, window: Window, data: memoryview, out: memoryview
+        self, update: LowRank, window: Window, data: memoryview, out: memoryview
     ) -> memoryview:
         if out is not data:
             # Unlike the assignment of memoryviews, numpy's lets other threads run meanwhile.
@@ -165,7 +165,7 @@ def _in_step(
             yield window, [result.piece(update, window) for result, update in pairs]
 
 
-def _updates(results: Sequence[Merged], num_threads: int | None) -> Iterator[list[RowUpdate]]:
+def _updates(results: Sequence[Merged], num_threads: int | None) -> Iterator[list[LowRank]]:
     if not results or not results[0].info.nbytes:
         return
     rank = max(total_rank(result.terms) for result in results)

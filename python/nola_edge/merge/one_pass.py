@@ -18,7 +18,7 @@ from nola_edge.merge.result import fill, place
 from nola_edge.merge.windows import ANY
 
 if TYPE_CHECKING:
-    from nola_edge.merge.low_rank import RowUpdate
+    from nola_edge.merge.low_rank import LowRank
     from nola_edge.merge.result import Result
     from nola_edge.merge.windows import Window
     from nola_edge.workers import Buffers, Workers
@@ -56,7 +56,7 @@ def fill_in_one_pass(
 
 
 def _merge_apart(
-    result: Merged, update: RowUpdate, window: Window, memory: memoryview, buffers: Buffers
+    result: Merged, update: LowRank, window: Window, memory: memoryview, buffers: Buffers
 ) -> None:
     piece, info, dtype = result.piece(update, window), result.info, numpy_dtype(result.dtype)
     read = np.frombuffer(piece.read(buffers.get(piece.nbytes)), dtype).reshape(window.shape)

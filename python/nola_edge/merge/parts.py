@@ -74,7 +74,7 @@ def common(one: Range, other: Range) -> Range:
 
 @dataclass(frozen=True)
 class PartedUpdate:
-    """The updates of the segments of a weight, for some of its columns; it is a RowUpdate.
+    """The updates of the segments of a weight, for some of its columns; it is a LowRank.
 
     As one product it is block-diagonal: `left` and `right` are that, for whoever compares.
 

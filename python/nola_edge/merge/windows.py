@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from nola_edge.files.tensor_info import TensorInfo
-    from nola_edge.merge.low_rank import RowUpdate
+    from nola_edge.merge.low_rank import LowRank
 
 _FLOAT_BYTES = 4
 #: Large enough to make a thread's turn worthwhile, small enough to stay in the last-level cache.
@@ -152,7 +152,7 @@ def strips(info: TensorInfo, rank: int, whole: WholeLines = ANY) -> Iterator[tup
 
 
 def windows(
-    info: TensorInfo, updates: Iterable[RowUpdate], most_bytes: int | None = None
+    info: TensorInfo, updates: Iterable[LowRank], most_bytes: int | None = None
 ) -> Iterator[Window]:
     """Yield the windows of a strip.
 
@@ -160,7 +160,7 @@ def windows(
     ----------
     info : TensorInfo
         Of a matrix that is not empty.
-    updates : iterable of RowUpdate
+    updates : iterable of LowRank
         For one strip.
     most_bytes : int, optional
         That a window has, unless it is one row; default: :data:`BLOCK_BYTES`.
@@ -188,7 +188,7 @@ def strip_memory(info: TensorInfo, rank: int, threads: int, whole: WholeLines = 
     return _FLOAT_BYTES * rank * (stop - start) * min(waiting, waiting * BLOCK_BYTES // block + 2)
 
 
-def work_bytes(info: TensorInfo, updates: Sequence[RowUpdate], window: Window) -> int:
+def work_bytes(info: TensorInfo, updates: Sequence[LowRank], window: Window) -> int:
     """Return roughly how many bytes merging a window takes, right factors not counted."""
     rows, cols = window.shape
     rank = max(1, *(update.rank for update in updates))

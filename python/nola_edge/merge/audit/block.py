@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from nola_edge.files.input_file import Source
     from nola_edge.files.tensor_info import TensorInfo
-    from nola_edge.merge.low_rank import RowUpdate
+    from nola_edge.merge.low_rank import LowRank
     from nola_edge.merge.merged import Merged
     from nola_edge.merge.numbers import Numbers
     from nola_edge.merge.windows import Window
@@ -94,7 +94,7 @@ def dot(left: Floats, right: Floats) -> float:
 
 
 def read_block(
-    result: Merged, found: tuple[Source, TensorInfo], update: RowUpdate, window: Window
+    result: Merged, found: tuple[Source, TensorInfo], update: LowRank, window: Window
 ) -> Block:
     """Read a window of a weight and of its base, and merge that.
 
@@ -104,7 +104,7 @@ def read_block(
         What the weight should be.
     found : (Source, TensorInfo)
         Where it is; of the same dtype and shape.
-    update : RowUpdate
+    update : LowRank
         For the window's columns.
     window : Window
     """
@@ -131,7 +131,7 @@ def read_block(
     )
 
 
-def _merge(base: Floats, update: RowUpdate, window: Window) -> tuple[Floats, Floats, Floats]:
+def _merge(base: Floats, update: LowRank, window: Window) -> tuple[Floats, Floats, Floats]:
     """Return what a merge gives in fp32, what it adds, and what the terms of that add up to."""
     exact = base.copy()
     with contextlib.suppress(NotFiniteError):  # counted, where it is

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.merge.audit.compare import Expected
     from nola_edge.merge.audit.report import Difference
-    from nola_edge.merge.low_rank import RowUpdate
+    from nola_edge.merge.low_rank import LowRank
     from nola_edge.merge.merged import Merged
 
     Found = Mapping[str, tuple[Source, TensorInfo]]
@@ -169,7 +169,7 @@ class _Audit:
             source=self._sources.get(name) if fault == faults.ANOTHER_LAYER else None,
         )
 
-    def _windows(self, result: Merged) -> Iterator[tuple[RowUpdate, Window, bool]]:
+    def _windows(self, result: Merged) -> Iterator[tuple[LowRank, Window, bool]]:
         """Yield the windows of a tensor, and whether each is of the sample."""
         info, most = result.info, _most_columns(result)
         columns = [
@@ -186,7 +186,7 @@ class _Audit:
                 sampled = place % apart == 0 and number % step == min(step, len(these)) // 2
                 yield update, window, sampled
 
-    def _measure(self, name: str, update: RowUpdate, window: Window, sampled: bool) -> None:
+    def _measure(self, name: str, update: LowRank, window: Window, sampled: bool) -> None:
         result = self._right[name]
         measured = Measurement(result.dtype)
         block = read_block(result, self._found[name], update, window)
@@ -196,7 +196,7 @@ class _Audit:
         self._add(name, measured)
         self._progress(runs_of(self._found[name][1], window).nbytes)
 
-    def _try_rarer(self, name: str, update: RowUpdate, window: Window) -> None:
+    def _try_rarer(self, name: str, update: LowRank, window: Window) -> None:
         result = self._right[name]
         measured = Measurement(result.dtype)
         block = read_block(result, self._found[name], update, window)
@@ -221,7 +221,7 @@ def _most_columns(result: Merged) -> int:
     return _BLOCK_COLUMNS if needs.cols else _ELEMENTS
 
 
-def _memory(result: Merged, update: RowUpdate, window: Window) -> int:
+def _memory(result: Merged, update: LowRank, window: Window) -> int:
     """Return the bytes that measuring a window takes."""
     rows, cols = window.shape
     return work_bytes(result.info, [update], window) + _ARRAYS_BYTES * rows * cols

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from nola_edge.merge.audit.block import Block, Floats
-    from nola_edge.merge.low_rank import RowUpdate
+    from nola_edge.merge.low_rank import LowRank
     from nola_edge.merge.merged import Merged
 
     Prediction = tuple[str, Floats]
     Rounding = Callable[[Floats], Floats]
 
 
-def usual(result: Merged, block: Block, window: Window, update: RowUpdate) -> Iterator[Prediction]:
+def usual(result: Merged, block: Block, window: Window, update: LowRank) -> Iterator[Prediction]:
     """Yield what a right merge gives for a window, and what the usual mistakes do.
 
     Parameters
@@ -34,7 +34,7 @@ def usual(result: Merged, block: Block, window: Window, update: RowUpdate) -> It
     block : Block
         The window as it was found.
     window : Window
-    update : RowUpdate
+    update : LowRank
         For the window's columns.
     """
     terms = result.terms
@@ -94,7 +94,7 @@ def _in_order(result: Merged) -> Merged:
 def _mistaken(
     block: Block,
     mistake: faults.ScalingMistake,
-    updates: Sequence[RowUpdate],
+    updates: Sequence[LowRank],
     rows: tuple[int, int],
 ) -> Floats:
     """Return the change of a window with its scaling mistaken, from the update of each term."""
@@ -127,7 +127,7 @@ def _multiples(block: Block, name: str, part: float, change: Floats) -> Iterator
 
 
 def _twice_rounded(
-    block: Block, updates: Sequence[RowUpdate], rows: tuple[int, int]
+    block: Block, updates: Sequence[LowRank], rows: tuple[int, int]
 ) -> Iterator[Prediction]:
     """Yield what merges give for a window that round more than the result.
 
@@ -137,7 +137,7 @@ def _twice_rounded(
     Parameters
     ----------
     block : Block
-    updates : sequence of RowUpdate
+    updates : sequence of LowRank
         Of each adapter alone.
     rows : (start, stop)
         Of the window.
