@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+import nola_edge as ne
 from nola_edge.cli.verdict import Verdict
 from nola_edge.merge.audit import faults
 from nola_edge.merge.audit.report import Difference, VerifyReport
@@ -150,3 +151,12 @@ def test_numbers_in_the_table(numbers, row):
     assert [cell.strip() for cell in line.split("  ") if cell.strip()] == [
         *row, "unknown", "t0.weight",
     ]  # fmt: skip
+
+
+def test_files_in_each_others_place(tiny, tmp_path):
+    base, adapter = tiny
+    ne.merge_checkpoint(base, adapter, tmp_path / "merged")
+    done = call("verify", base, tmp_path / "merged", adapter, "--no-check-base")
+    assert done.returncode == 1
+    assert "subtracted in all" in done.stdout
+    assert "; perhaps MERGED and BASE are swapped\n" in done.stdout

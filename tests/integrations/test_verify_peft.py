@@ -65,7 +65,7 @@ def test_factors_in_bfloat16_round_more_than_once(paths, tmp_path):
     report = ne.verify_checkpoint(tmp_path / "out", base, adapter, tensors_only=True)
     assert report.differences
     assert Verdict(report).text in (
-        "right, but rounded twice", "right, but computed in less than fp32",
+        "right, but rounded twice", "right, but computed in another precision than fp32",
     )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ _PHRASES = {
     faults.UNTOUCHED: "wrong values in {} that no adapter changes",
 }
 _HARMLESS = {
-    faults.IMPRECISE: "right, but computed in less than fp32",
+    faults.IMPRECISE: "right, but computed in another precision than fp32",
     faults.ROUNDED_TWICE: "right, but rounded twice",
     faults.ROUNDING: "the difference is rounding",
 }
@@ -92,6 +92,8 @@ class Verdict:
         forms = Counter(d.problem for d in report.differences)
         said += harmless[:1]
         said += [text.format(_count(forms[form])) for form, text in _FORMS.items() if forms[form]]
+        if counts[faults.SUBTRACTED] == (report.weights or report.merged):
+            said.append("perhaps MERGED and BASE are swapped")
         return "; ".join(said)
 
     def lines(self, tensors_only: bool) -> list[str]:
@@ -142,7 +144,7 @@ class Verdict:
 
     @property
     def _noun(self) -> tuple[str, str]:
-        parts = any(d.matrix is not None or d.lines is not None for d in self.report.differences)
+        parts = self.report.weights > self.report.merged
         return ("matrix", "matrices") if parts else ("tensor", "tensors")
 
     def _tensors(self, count: int) -> str:

@@ -46,7 +46,7 @@ class Difference:
     fault : str, optional
         What explains the difference; None where the problem is not the values.
         Right but for roundings: ``"rounding"``, ``"rounded twice"``, ``"imprecise"`` (computed in
-        less than fp32, the change is right to a percent or so). Wrong: ``"dropped"``,
+        another precision than fp32, the change is right to a percent or so). Wrong: ``"dropped"``,
         ``"subtracted"``, ``"merged twice"``, ``"rsLoRA off"``, ``"rsLoRA on"``, ``"DoRA off"``,
         ``"scaled"`` (by `factor`), ``"transposed"``, ``"another layer"``, ``"row order"`` (of
         attention heads, in GGUF), ``"fp16 overflow"``, ``"not finite"`` (in another dtype),
