@@ -10,7 +10,7 @@ from nola_edge.adapters.tensor_parts import WEIGHT, overlapping
 from nola_edge.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from nola_edge.adapters.stored_names import StoredNames
 
@@ -45,22 +45,28 @@ def suggested_renames(
     given, rules = names.renames.rules, dict[str, str]()
     while len(rules) <= _MOST_RULES:
         renamed = names.with_renames({**given, **rules})
-        parts = {module + WEIGHT: renamed.module(module, tensors) for module in modules}
-        lost = [name for name, part in parts.items() if part.tensor not in tensors]
-        others = {name: renamed.tensor(name) for name in whole}
-        lost += [
-            name
-            for name, part in others.items()
-            if namesake(part.tensor, tensors) is not None and not renamed.keeps(name)
-        ]
-        if not lost:
-            parts |= others
+        lost = next(_lost(modules, whole, tensors, renamed), None)
+        if lost is None:
+            parts = {module + WEIGHT: renamed.module(module, tensors) for module in modules}
+            parts |= {name: renamed.tensor(name) for name in whole}
             return rules if overlapping(parts) is None else {}
-        found = _rules(lost[0], tensors)
+        found = _rules(lost, tensors)
         if len(found) != 1 or dict(found).keys() & {**given, **rules}.keys():
             return {}
         rules.update(found)
     return {}
+
+
+def _lost(
+    modules: Iterable[str], whole: Iterable[str], tensors: Collection[str], names: StoredNames
+) -> Iterator[str]:
+    """Yield what has no tensor in the base, and what would be added beside its namesake."""
+    for module in modules:
+        if names.module(module, tensors).tensor not in tensors:
+            yield module + WEIGHT
+    for name in whole:
+        if namesake(names.tensor(name).tensor, tensors) is not None and not names.keeps(name):
+            yield name
 
 
 def rename_options(rules: Mapping[str, str]) -> str:

@@ -25,7 +25,7 @@ _FORM = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorPart:
     """A stored tensor, or the lines of it that hold one module.
 
