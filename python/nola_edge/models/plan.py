@@ -114,15 +114,19 @@ def plan_merges(tensors: Mapping[str, torch.Tensor], adapters: Any, model: Path)
 def check_orientations(model: torch.nn.Module, plan: ModelPlan, where: Path) -> None:
     """Refuse terms that take a square Conv1D for a Linear, or the reverse.
 
+    Of layers of other classes, what the adapter says is true.
+
     Raises
     ------
     MismatchError
     """
     for name, merge in plan.merges.items():
-        is_conv1d = is_conv1d_layer(model.get_submodule(name.rpartition(".")[0]))
+        layer = model.get_submodule(name.rpartition(".")[0])
+        is_conv1d = is_conv1d_layer(layer)
+        if is_conv1d == merge.transposed or not (is_conv1d or isinstance(layer, torch.nn.Linear)):
+            continue
         for term in filter(may_be_turned, merge.terms):
-            if is_conv1d != merge.transposed:
-                raise orientation_refused(term.adapter, name, is_conv1d, where)
+            raise orientation_refused(term.adapter, name, is_conv1d, where)
 
 
 def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
