@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.hub import adapter_path
-from nola_edge.adapters.lora_config import LoraConfig
 from nola_edge.adapters.methods import known_methods, reader_of
 from nola_edge.adapters.nola import Adapter
 from nola_edge.adapters.nola_config import PEFT_TYPE
@@ -105,6 +104,8 @@ def load_adapter(
         method = config.get("peft_type")
         if method == PEFT_TYPE or not config:  # without a configuration, NOLA's reader says so
             return Adapter.load(folder)
+        from nola_edge.adapters.lora_config import LoraConfig
+
         config = LoraConfig.with_layout(config, moe_layout, file=folder / CONFIG_NAME)
         read = reader_of(method, folder / CONFIG_NAME)
         if read is not None:

@@ -7,7 +7,6 @@ returns a :class:`~nola_edge.adapters.base.LowRankAdapter`. Nobody is asked abou
 
 from __future__ import annotations
 
-import pkgutil
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.base import LowRankAdapter
@@ -49,7 +48,9 @@ def reader_of(method: object, file: Path) -> Reader | None:
     if not isinstance(method, str):
         return None
     if method in _OWN:
-        own: Reader = pkgutil.resolve_name(_OWN[method])
+        from pkgutil import resolve_name
+
+        own: Reader = resolve_name(_OWN[method])
         return own
     found = [point for point in _entry_points() if point.name == method]
     if len(found) > 1:

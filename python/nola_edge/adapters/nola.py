@@ -10,7 +10,6 @@ import numpy as np
 
 from nola_edge import arguments, ops
 from nola_edge.adapters.base import LowRankAdapter, with_rslora_mistaken
-from nola_edge.adapters.belongs import fingerprint_of_base
 from nola_edge.adapters.fingerprints import (
     basis_fingerprint,
     modules_fingerprint,
@@ -259,6 +258,8 @@ class Adapter(LowRankAdapter):
             fresh[module] = Coefficients(alpha, np.zeros(num_basis_b, np.float32))
         adapter = cls(config, fresh)
         if base is not None:
+            from nola_edge.adapters.belongs import fingerprint_of_base
+
             found = fingerprint_of_base(adapter, base_path(base))
             adapter = cls(dataclasses.replace(config, base_fingerprint=found), fresh)
         return adapter
