@@ -31,21 +31,6 @@ _SCRIPT = (
 )
 
 
-def is_torch_file(path: Path) -> bool:
-    """Tell whether a file begins as a zip archive or as a pickle does; no safetensors file does."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise FormatError(f"cannot be opened: {error.strerror}", file=path) from None
-    try:
-        begin = os.pread(fd, 9, 0)
-    except OSError:
-        return False  # a folder or a pipe, which the readers refuse by name
-    finally:
-        os.close(fd)
-    return begins_as_torch(begin)
-
-
 def begins_as_torch(begin: bytes) -> bool:
     """Tell whether the first nine bytes are those of a torch file."""
     # A safetensors file may begin with any length, but then its header begins.
