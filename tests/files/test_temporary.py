@@ -103,6 +103,29 @@ def test_another_process_of_the_same_number(tmp_path):
     assert swept(path, tmp_path / "out")
 
 
+def test_who_is_ending_is_dead(tmp_path):
+    """Killed, and giving back its memory: others may have its locks before it is a zombie."""
+    target = tmp_path / "out"
+    code = (
+        "import sys, pathlib; from nola_edge.files.temporary import temporary_path\n"
+        "temporary_path(pathlib.Path(sys.argv[1])).mkdir(); kept = bytearray(b'1') * 2**28\n"
+        "print('made', flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code, target], **pipes) as process:
+        assert process.stdout.readline() == b"made\n"
+        (path,) = tmp_path.iterdir()
+        process.kill()
+        while not is_ending(process.pid):
+            pass
+        assert swept(path, target)
+
+
+def is_ending(process):
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[6]) & 4 != 0
+
+
 def test_a_zombie_is_dead(tmp_path):
     """Killed, and its parent has not looked yet, as in a container without an init."""
     target = tmp_path / "out"

@@ -34,6 +34,8 @@ EXCHANGED = "exchanged"
 _LONG_AGE = 7 * 24 * 3600
 #: Bytes of a target's name that a temporary's name repeats; file systems allow 255 in all.
 _LONGEST_NAME = 140
+#: In a process's flags: it is ending (Linux's ``PF_EXITING``).
+_EXITING = 0x4
 #: A machine that has no id: every one that has none is called so.
 _NOBODY = "0" * 8
 _OWNER = re.compile(
@@ -209,11 +211,16 @@ def _runs(owner: _Owner) -> bool:
 
 
 def _started(process: int) -> int | None:
-    """Return when a process was started, in ticks; None if unknown, -1 if it is a zombie."""
+    """Return when a process was started, in ticks; None if unknown, -1 if it is a zombie or ending.
+
+    One that was killed may take a while to give its memory back. It does nothing more, and
+    its locks may be free already.
+    """
     fields = _text(f"/proc/{process}/stat").rpartition(")")[2].split()
     if len(fields) < 20:
         return None
-    return -1 if fields[0] in "ZX" else int(fields[19])
+    ending = fields[0] in "ZX" or int(fields[6]) & _EXITING
+    return -1 if ending else int(fields[19])
 
 
 def _boot_time() -> float:
