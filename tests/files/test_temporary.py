@@ -126,22 +126,38 @@ def is_ending(process):
     return int(fields[6]) & 4 != 0
 
 
-def test_a_zombie_is_dead(tmp_path):
-    """Killed, and its parent has not looked yet, as in a container without an init."""
-    target = tmp_path / "out"
+@pytest.fixture
+def zombie(tmp_path):
+    """A process that was killed, with its parent not having looked yet, and its temporary."""
     code = (
         "import sys, os, pathlib; from nola_edge.files.temporary import temporary_path\n"
         "path = temporary_path(pathlib.Path(sys.argv[1])); path.mkdir()\n"
         "print(path, flush=True); os.kill(os.getpid(), 9)"
     )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, target], stdout=subprocess.PIPE, text=True
-    )
-    path = Path(child.stdout.read().rstrip("\n"))
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert swept(path, target)
-    child.wait()
-    child.stdout.close()
+    command = [sys.executable, "-c", code, tmp_path / "out"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        path = Path(child.stdout.read().rstrip("\n"))
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        yield child, path
+
+
+def test_a_zombie_is_dead(tmp_path, zombie):
+    """As in a container without an init."""
+    assert swept(zombie[1], tmp_path / "out")
+
+
+def test_a_zombie_that_goes_while_it_is_asked_after_is_dead(tmp_path, zombie, monkeypatch):
+    """Its parent looks just then: what is not to be read of it is no sign of life."""
+    child, path = zombie
+    text = temporary._text
+
+    def reaped_first(path):
+        if path == f"/proc/{child.pid}/stat":
+            child.wait()
+        return text(path)
+
+    monkeypatch.setattr(temporary, "_text", reaped_first)
+    assert swept(path, tmp_path / "out")
 
 
 def test_targets_whose_names_begin_alike(tmp_path):

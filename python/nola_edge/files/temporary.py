@@ -201,13 +201,16 @@ def _is_dead(owner: _Owner, temporary: Path) -> bool:
 
 def _runs(owner: _Owner) -> bool:
     """Tell whether a process of this machine is there, and is not another of the same number."""
+    # Before it is looked for: when one that is gone was started is as unknown as where /proc is
+    # not to be read.
+    started = _started(owner.process)
     try:
         os.kill(owner.process, 0)
     except ProcessLookupError:
         return False
     except OSError:
         pass  # somebody else's
-    return owner.started == 0 or _started(owner.process) in (None, owner.started)
+    return owner.started == 0 or started in (None, owner.started)
 
 
 def _started(process: int) -> int | None:
