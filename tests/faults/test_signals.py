@@ -22,12 +22,12 @@ SHAPE = (4096, 4096)
 PATIENCE = 30
 
 
-def start_slow(*arguments):
+def start_slow(*arguments, stdout=subprocess.DEVNULL):
     """Start a command on one processor and the slowest instruction set."""
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         env={**os.environ, "NOLA_EDGE_ISA": "portable"},
-        stdout=subprocess.DEVNULL,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=be_slow,
@@ -173,12 +173,13 @@ def test_a_call_of_a_function(call):
     program = f"""
 import numpy as np, nola_edge as ne
 try:
+    print("calling", flush=True)
     {call}
 except KeyboardInterrupt:
     raise SystemExit(7)
 """
-    process = start("-c", program)
-    time.sleep(1.5)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(PATIENCE) == 7
-    process.stderr.close()
+    with start_slow("-c", program, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == "calling\n"
+        time.sleep(1.5)  # for the array to be made; sooner is right as well
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 7

@@ -186,6 +186,9 @@ def test_a_kill_leaves_nothing_behind_that_looks_complete(tmp_path):
     base = write(tmp_path / "base.gguf", {stored_name(module): np.zeros(shape, np.float16)})
     out = tmp_path / "out.gguf"
     command = [sys.executable, "-m", "nola_edge", "merge", base, tmp_path / "adapter", "-o", out]
+    assert subprocess.run([*map(str, command), "-q"]).returncode == 0
+    complete = out.read_bytes()
+    out.unlink()
     for number in (signal.SIGKILL, signal.SIGTERM):
         process = subprocess.Popen(
             [*map(str, command), "--threads", "1", "-q"], preexec_fn=default_signals
@@ -194,7 +197,7 @@ def test_a_kill_leaves_nothing_behind_that_looks_complete(tmp_path):
             time.sleep(0.001)
         process.send_signal(number)
         process.wait(timeout=60)
-        assert not out.exists() or process.returncode == 0
+        assert not out.exists() or out.read_bytes() == complete
         out.unlink(missing_ok=True)
     assert subprocess.run([*map(str, command), "-q"]).returncode == 0
     assert not list(tmp_path.glob(".*partial"))

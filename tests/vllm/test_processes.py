@@ -7,11 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from nola_edge.errors import OutputError
 from nola_edge.vllm.cache import LoraCache
+from nola_edge.vllm.locks import locked
 from tests.conftest import default_signals, snapshot
 from tests.faults.test_interrupted_merge import library  # noqa: F401, a fixture
 from tests.vllm.checks import PLENTY, entries, size
@@ -162,6 +164,7 @@ def test_in_use_by_another_process(world):
 def test_in_use_by_what_was_forked_from_the_one_that_asked(world):
     """That may be killed: an engine that is left reads the files until it ends too."""
     parent = world.start("a", script=FORKING)
+    a = until(parent, "got")[-1].split(" ", 1)[1]
     until(parent, "forked")
     most = size(world.directory) + 4096
     parent.kill()
@@ -169,8 +172,10 @@ def test_in_use_by_what_was_forked_from_the_one_that_asked(world):
     other = world.cache(most)
     with pytest.raises(OutputError, match="in use by running servers"):
         other.get("b", world.base)
-    parent.stdin.close()  # the child ends
+    parent.stdin.close()  # the child ends, and what it has open is closed one after the other
     assert not parent.stdout.read()
+    with locked(Path(a)):
+        pass
     b = other.get("b", world.base)
     assert entries(other) == {b.name}
     other.close()
