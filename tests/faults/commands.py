@@ -20,6 +20,11 @@ from tests.conftest import default_signals
 _FAULT = "NOLA_FAULT_"
 
 
+def with_faults(library):
+    """Return an environment with ``fault.c``; the calls that it counts are the same at each run."""
+    return {**os.environ, "LD_PRELOAD": str(library), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
 @dataclass(frozen=True)
 class Done:
     """How a command ended: its exit status, or less than zero for a signal."""
@@ -40,7 +45,7 @@ class Commands:
     def __init__(self, library):
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.commands"],
-            env={**os.environ, "LD_PRELOAD": str(library)},
+            env=with_faults(library),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

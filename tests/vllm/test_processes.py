@@ -15,6 +15,7 @@ from nola_edge.errors import OutputError
 from nola_edge.vllm.cache import LoraCache
 from nola_edge.vllm.locks import locked
 from tests.conftest import default_signals, snapshot
+from tests.faults.commands import with_faults
 from tests.faults.test_interrupted_merge import library  # noqa: F401, a fixture
 from tests.vllm.checks import PLENTY, entries, size
 
@@ -199,7 +200,7 @@ def test_killed_at_every_call(library, world):  # noqa: F811
         variables = {f"NOLA_FAULT_{name.upper()}": str(value) for name, value in fault.items()}
         return subprocess.run(
             world.command("b", most),
-            env={**os.environ, "LD_PRELOAD": str(library), **variables},
+            env={**with_faults(library), **variables},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
