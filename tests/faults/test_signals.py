@@ -139,6 +139,39 @@ def test_in_every_import(inputs, tmp_path, count):
     assert not any(tmp_path.iterdir())
 
 
+#: The program that gets a signal when its command is done, or refused, or when Python ends.
+LEAVING = """
+import atexit, os, sys
+import nola_edge.cli.main as command_line
+
+place, number = sys.argv.pop(1), int(sys.argv.pop(1))
+
+
+def interrupted(*arguments):
+    os.kill(os.getpid(), number)
+    real(*arguments)
+
+
+if place == "exit":
+    atexit.register(os.kill, os.getpid(), number)
+else:
+    real = getattr(command_line, place)
+    setattr(command_line, place, interrupted)
+from nola_edge.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("place", "name"), [("_exit", "left"), ("_fail", "none"), ("exit", "left")]
+)
+def test_on_the_way_out(inputs, number, place, name):
+    """Not a traceback, whose exit status is that of a verdict."""
+    process = start_slow("-c", LEAVING, place, int(number), "inspect", inputs / name)
+    ended_by(process, number)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("adapter", ["right", "left", "rank"])
 @pytest.mark.parametrize("command", [["merge"], ["export", "lora"]], ids=" ".join)

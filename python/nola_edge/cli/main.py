@@ -163,7 +163,7 @@ def main(arguments: list[str] | None = None) -> Any:
     stdout = replace_stdout()
     try:
         _handle_signals()
-        status = cli.main(args=arguments, prog_name="nola-edge", standalone_mode=False)
+        _run(arguments, stdout)
     except _Terminated as error:
         with contextlib.suppress(OSError):  # the terminal may be gone
             print("nola-edge: terminated; nothing incomplete was kept", file=sys.stderr)
@@ -171,6 +171,12 @@ def main(arguments: list[str] | None = None) -> Any:
     except (KeyboardInterrupt, click.Abort):
         print("nola-edge: interrupted; nothing incomplete was kept", file=sys.stderr)
         _die_of(signal.SIGINT)
+
+
+def _run(arguments: list[str] | None, stdout: Stdout | None) -> NoReturn:
+    """Run a command and end with its status, having said what is wrong if anything is."""
+    try:
+        status = cli.main(args=arguments, prog_name="nola-edge", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         raise SystemExit(2) from None
