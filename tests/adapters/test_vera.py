@@ -97,3 +97,11 @@ def test_the_frozen_weight_of_an_output_layer_is_passed_over(tmp_path):
     adapter = ne.load_adapter(vera_files(MODULES).with_tensors(frozen).write(tmp_path / "v"))
     assert list(adapter.modules) == list(MODULES)
     assert not adapter.whole_tensors
+
+
+@pytest.mark.parametrize("shape", [(23, 40), (24, 41), (24,)])
+def test_a_weight_that_is_not_the_layers_is_refused(tmp_path, shape):
+    frozen = {PREFIX + "layers.0.q.base_layer.weight": np.ones(shape, F)}
+    folder = vera_files(MODULES).with_tensors(frozen).write(tmp_path / "v")
+    error = refusal(tmp_path, lambda: ne.load_adapter(folder))
+    assert "which its factors do not fit" in str(error)

@@ -5,52 +5,37 @@ W' = W + strength column row^T        column: (out,), row: (in,)
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nola_edge.adapters.factor_file import FactorFile
-from nola_edge.adapters.peft_fields import BOOKKEEPING, Fields
+from nola_edge.adapters.peft_fields import Fields
 from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX, kept_open, prefixed_names
-from nola_edge.adapters.stored import StoredAdapter
-from nola_edge.adapters.tensor_parts import check_owners
+from nola_edge.adapters.stored import StoredAdapter, StoredConfig
 from nola_edge.errors import AdapterError
-from nola_edge.files.tensors import TensorMapping
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nola_edge.adapters.tensor_parts import TensorPart
     from nola_edge.files.tensors import StoredTensor
 
 
 @dataclass(frozen=True)
-class RankOneConfig:
+class RankOneConfig(StoredConfig):
     strength: float
-    fan_in_fan_out: bool
-    bias: str = "none"
-    modules_to_save: tuple[str, ...] = ()
-    tensors: dict[str, TensorPart] = field(default_factory=dict)
-    bookkeeping: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def from_json(data: dict[str, Any], file: Path) -> RankOneConfig:
         fields = Fields(data, file, {})
-        config = RankOneConfig(
-            strength=fields.alpha("strength"),
-            fan_in_fan_out=fields.flag("fan_in_fan_out"),
-            modules_to_save=fields.names("modules_to_save"),
-            tensors=fields.parts("tensors"),
-            bookkeeping=fields.those_of(BOOKKEEPING),
-        )
+        config = RankOneConfig(strength=fields.alpha("strength"), **fields.common("rank_one_only"))
         fields.refuse_rest()
         return config
 
 
-class RankOneAdapter(StoredAdapter):
+class RankOneAdapter(StoredAdapter["tuple[StoredTensor, StoredTensor]"]):
     config: RankOneConfig
-    modules: dict[str, tuple[StoredTensor, StoredTensor]]
 
     def __init__(self, folder: Path, data: dict[str, Any]) -> None:
         self.path = folder
@@ -59,25 +44,23 @@ class RankOneAdapter(StoredAdapter):
             self._read(FactorFile(file, self.config))
 
     def _read(self, tensors: FactorFile) -> None:
-        self.modules, rest = {}, {}
+        modules, rest = {}, {}
         for name, local in prefixed_names(tensors.file):
             module = local.removesuffix(".column").removesuffix(".row")
             if module in ("", local):
                 rest[name] = local
-            elif module not in self.modules:
-                self.modules[module] = self._module(tensors, PREFIX + module)
-        if not self.modules:
+            elif module not in modules:
+                tensors.check_partners(name, PREFIX + module, (".column", ".row"))
+                modules[module] = self._module(tensors, PREFIX + module)
+        if not modules:
             raise AdapterError("has no vectors (no *.column)", file=tensors.file.path)
-        self.whole_tensors = TensorMapping(tensors.whole_tensors(rest))
-        check_owners(self.config.tensors, self.modules, self.whole_tensors, tensors.file.path)
+        self.modules = modules
+        self.take_whole_tensors(tensors, rest)
 
     def _module(self, tensors: FactorFile, stem: str) -> tuple[StoredTensor, StoredTensor]:
-        one, other = names = (stem + ".column", stem + ".row")
-        for name, partner in (names, names[::-1]):
-            if name not in tensors.file.tensors:
-                raise tensors.refusal(partner, f"has no partner {name}; the file is not complete")
+        names = (stem + ".column", stem + ".row")
         lengths = [max(1, tensors.file.tensors[name].size) for name in names]
-        return tensors.vector(one, lengths[0]), tensors.vector(other, lengths[1])
+        return tensors.vector(names[0], lengths[0]), tensors.vector(names[1], lengths[1])
 
     def rank(self, module: str) -> int:
         self.find(module)

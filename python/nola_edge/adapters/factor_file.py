@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nola_edge.adapters.stored_matrix import StoredMatrix
 from nola_edge.adapters.whole_tensors import is_saved, load_whole, local_name
@@ -11,9 +11,7 @@ from nola_edge.errors import AdapterError, NotFiniteError
 from nola_edge.files.tensors import StoredTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Container, Iterable, Mapping
 
     from nola_edge.adapters.whole_tensors import Announcing
     from nola_edge.files.safetensors import SafetensorsFile
@@ -58,26 +56,29 @@ class FactorFile:
 
     def vector(self, name: str, length: int) -> StoredTensor:
         """Return a vector, which stays in the file."""
-        shape = self.file.tensors[name].shape
-        if shape != (length,):
-            raise self.refusal(name, f"has shape {list(shape)}, must be [{length}]")
-        self._check_dtype(name)
-        tensor = StoredTensor(self.file, name)
-        self._check_finite(name, tensor)
-        return tensor
+        return self.tensor(name, (length,))
 
-    def array(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Read a small tensor, in the dtype of the file."""
+    def tensor(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
+        """Return a tensor, which stays in the file."""
         found = self.file.tensors[name].shape
         if found != shape:
             raise self.refusal(name, f"has shape {list(found)}, must be {list(shape)}")
         self._check_dtype(name)
         tensor = StoredTensor(self.file, name)
         self._check_finite(name, tensor)
-        return tensor.array()
+        return tensor
+
+    def check_partners(self, name: str, stem: str, endings: Iterable[str]) -> None:
+        """Refuse a module of which `name` is there, but not all of its tensors, stem + ending."""
+        for ending in endings:
+            if stem + ending not in self.file.tensors:
+                raise self.refusal(name, f"has no partner {ending[1:]}; the file is not complete")
 
     def without_frozen(
-        self, names: Mapping[str, str], shapes: Mapping[str, tuple[int, int]]
+        self,
+        names: Mapping[str, str],
+        modules: Container[str],
+        accepts: Callable[[str, int, int], bool],
     ) -> dict[str, str]:
         """Leave out the weights that PEFT saves beside adapted embeddings: they are the base's.
 
@@ -85,21 +86,20 @@ class FactorFile:
         ----------
         names : mapping
             Stored name -> the same without PEFT's prefix.
-        shapes : mapping
-            Module -> (out_features, in_features) of its factors.
+        modules : collection of str
+        accepts : callable
+            As :meth:`LowRankAdapter.accepts`, of one of these modules.
         """
-        return {
-            name: local for name, local in names.items() if not self._is_frozen(name, local, shapes)
-        }
-
-    def _is_frozen(self, name: str, local: str, shapes: Mapping[str, tuple[int, int]]) -> bool:
-        wanted = shapes.get(local.removesuffix(_FROZEN))
-        if wanted is None or not local.endswith(_FROZEN):
-            return False
-        shape = self.file.tensors[name].shape
-        if shape not in (wanted, wanted[::-1]):
-            raise self.refusal(name, f"has shape {list(shape)}, which its factors do not fit")
-        return True
+        rest = {}
+        for name, local in names.items():
+            module = local.removesuffix(_FROZEN)
+            if module == local or module not in modules:
+                rest[name] = local
+                continue
+            shape = self.file.tensors[name].shape
+            if len(shape) != 2 or not (accepts(module, *shape) or accepts(module, *shape[::-1])):
+                raise self.refusal(name, f"has shape {list(shape)}, which its factors do not fit")
+        return rest
 
     def whole_tensors(self, names: Mapping[str, str]) -> dict[str, Tensor]:
         """Return tensor name -> whole tensor, of stored name -> the same without PEFT's prefix."""

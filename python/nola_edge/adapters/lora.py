@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.base import with_rslora_mistaken
 from nola_edge.adapters.lora_config import LoraConfig
-from nola_edge.adapters.lora_files import container_of, read_lora
+from nola_edge.adapters.lora_files import LoraModule, container_of, read_lora
 from nola_edge.adapters.peft_folder import CONFIG_NAME, kept_open
 from nola_edge.adapters.stored import StoredAdapter
 from nola_edge.adapters.tensor_parts import check_owners
@@ -19,28 +19,19 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from nola_edge.adapters.lora_files import LoraModule
     from nola_edge.files.tensors import Tensor
     from nola_edge.ops import Range
 
 
-class LoraAdapter(StoredAdapter):
+class LoraAdapter(StoredAdapter[LoraModule]):
     """A LoRA whose factors stay in their file, and are read as they are merged.
 
     Attributes
     ----------
     config : LoraConfig
-    modules : dict
-        Module name -> :class:`LoraModule`, in the order of the file.
-    whole_tensors : TensorMapping
-        Tensor name -> array, for ``modules_to_save`` and biases.
-    path : Path
-        Where it was loaded from.
     """
 
     config: LoraConfig
-    modules: dict[str, LoraModule]
-    path: Path
 
     def __init__(
         self,
@@ -107,11 +98,11 @@ class LoraAdapter(StoredAdapter):
 
     def rank(self, module: str) -> int:
         """Return r of a module."""
-        return self._module(module).a.shape[0]
+        return self.find(module).a.shape[0]
 
     def scaling_of(self, module: str) -> float:
         """Return s of a module, in double."""
-        return self._module(module).scaling
+        return self.find(module).scaling
 
     def mistaken_scaling(self, module: str) -> float:
         """Return s of a module where rsLoRA is mistaken, in double."""
@@ -128,7 +119,7 @@ class LoraAdapter(StoredAdapter):
         rows: Range | None = None,
     ) -> NDArray[np.float32]:
         """Read A, (r, in_features), or the columns, or rows, (start, stop) of it: float32."""
-        return self._module(module).a.window(rows, cols)
+        return self.find(module).a.window(rows, cols)
 
     def factor_b(
         self,
@@ -140,16 +131,15 @@ class LoraAdapter(StoredAdapter):
         cols: Range | None = None,
     ) -> NDArray[np.float32]:
         """Read B, (out_features, r), or the rows, or columns, (start, stop) of it: float32."""
-        return self._module(module).b.window(rows, cols)
+        return self.find(module).b.window(rows, cols)
 
     def is_embedding(self, module: str) -> bool:
         """Tell whether a module is an embedding, whose weight is (tokens, features) = (in, out)."""
-        return self._module(module).is_embedding
+        return self.find(module).is_embedding
 
     def shape(self, module: str) -> tuple[int, int]:
         """Return the (out_features, in_features) of the stored factors."""
-        found = self._module(module)
-        return found.b.shape[0], found.a.shape[1]
+        return self.find(module).shape
 
     @property
     def held_bytes(self) -> int:
@@ -158,13 +148,9 @@ class LoraAdapter(StoredAdapter):
 
     def magnitude(self, module: str) -> Tensor | None:
         """Return DoRA's norms of the merged weights, (out_features,); None where there are none."""
-        return self._module(module).magnitude
+        return self.find(module).magnitude
 
     @property
     def added_biases(self) -> dict[str, Tensor]:
         """Return module -> (out_features,) that is added to the bias, times s as B A is."""
         return {name: m.bias for name, m in self.modules.items() if m.bias is not None}
-
-    def _module(self, module: str) -> LoraModule:
-        found: LoraModule = self.find(module)
-        return found

@@ -9,16 +9,15 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nola_edge.adapters.peft_fields import BOOKKEEPING, WITH_PEFT, Fields, is_alpha, is_rank
+from nola_edge.adapters.peft_fields import WITH_PEFT, Fields, is_alpha, is_rank
+from nola_edge.adapters.stored import StoredConfig
 from nola_edge.errors import AdapterError, ArgumentError, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nola_edge.adapters.tensor_parts import TensorPart
-
-#: Known fields that say how the adapter was trained or found; they never change merged weights.
-_LORA_BOOKKEEPING = frozenset(
+#: Fields that say how the adapter was trained; they never change merged weights.
+_TRAINING = frozenset(
     {
         "corda_config",
         "eva_config",
@@ -58,8 +57,8 @@ _KEEP_BASE = ("gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True)
-class LoraConfig:
-    """The fields that matter to merged weights, and the rest as it was.
+class LoraConfig(StoredConfig):
+    """The fields of a LoRA that matter to merged weights, and the rest as it was.
 
     Attributes
     ----------
@@ -71,10 +70,6 @@ class LoraConfig:
         Scaling by sqrt(r) instead of r.
     rank_pattern, alpha_pattern : dict
         Regular expression, as PEFT matches it -> r or lora_alpha.
-    fan_in_fan_out : bool
-        Whether the weights of layers are stored as (in, out), as GPT-2's Conv1D does.
-    bias : str
-        ``"none"``, ``"all"`` or ``"lora_only"``: whether bias tensors are in the file.
     lora_bias : bool
         Whether B has a bias, which is added to the layer's.
     use_dora : bool
@@ -83,12 +78,6 @@ class LoraConfig:
         Ends of names of parameters that were adapted themselves: stacks of experts.
     expert_layout : str
         How B of a stack is laid out: ``"rank_major"``, ``"grouped_by_expert"``, or ``"unknown"``.
-    modules_to_save : tuple of str
-        Modules whose tensors are in the file whole.
-    tensors : dict
-        Module, or name of a whole tensor -> :class:`TensorPart`, where names do not say it.
-    bookkeeping : dict
-        Known fields without influence on the weights, kept as they are.
     """
 
     r: int
@@ -96,15 +85,10 @@ class LoraConfig:
     use_rslora: bool = False
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
-    fan_in_fan_out: bool = False
-    bias: str = "none"
     lora_bias: bool = False
     use_dora: bool = False
     target_parameters: tuple[str, ...] = ()
     expert_layout: str = "unknown"
-    modules_to_save: tuple[str, ...] = ()
-    tensors: dict[str, TensorPart] = field(default_factory=dict)
-    bookkeeping: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def from_json(data: dict[str, Any], *, file: Path) -> LoraConfig:
@@ -133,15 +117,11 @@ class LoraConfig:
             use_rslora=fields.flag("use_rslora"),
             rank_pattern=fields.pattern("rank_pattern", is_rank, "a rank"),
             alpha_pattern=fields.pattern("alpha_pattern", is_alpha, "a number"),
-            fan_in_fan_out=fields.flag("fan_in_fan_out"),
-            bias=fields.choice("bias", ("none", "all", "lora_only")),
             lora_bias=fields.flag("lora_bias"),
             use_dora=fields.flag("use_dora"),
             target_parameters=fields.names("target_parameters"),
             expert_layout=fields.choice(_LAYOUT, ("unknown", *_LAYOUTS.values())),
-            modules_to_save=fields.names("modules_to_save"),
-            tensors=fields.parts("tensors"),
-            bookkeeping=fields.those_of(BOOKKEEPING | _LORA_BOOKKEEPING),
+            **fields.common("lora_only", _TRAINING),
         )
         if config.lora_bias and config.bias != "none":
             raise AdapterError(

@@ -86,6 +86,11 @@ class LoraModule:
     is_embedding: bool = False
     magnitude: Tensor | None = None
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return the (out_features, in_features) of the factors."""
+        return self.b.shape[0], self.a.shape[1]
+
 
 def read_lora(
     file: SafetensorsFile, config: LoraConfig
@@ -134,8 +139,9 @@ class _Reader:
             else self._stack(names)
             for module, names in parts.items()
         }
-        shapes = {module: (m.b.shape[0], m.a.shape[1]) for module, m in modules.items()}
-        rest = self._tensors.without_frozen(rest, shapes)
+        rest = self._tensors.without_frozen(
+            rest, modules, lambda module, *shape: modules[module].shape == shape
+        )
         for name, local in rest.items():
             self._check_known(name, local)
         return modules, self._tensors.whole_tensors(rest)

@@ -10,7 +10,7 @@ from nola_edge.adapters.tensor_parts import TensorPart, parse_parts
 from nola_edge.errors import AdapterError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
 #: What to do about most of what is not merged here.
@@ -159,6 +159,24 @@ class Fields:
     def parts(self, name: str) -> dict[str, TensorPart]:
         """Return parts of stored tensors by the module that each is."""
         return parse_parts(self._rest.pop(name, {}), self._file)
+
+    def common(self, own_biases: str, training: Collection[str] = ()) -> dict[str, Any]:
+        """Return the fields of a :class:`~nola_edge.adapters.stored.StoredConfig`.
+
+        Parameters
+        ----------
+        own_biases : str
+            What the method calls the biases of its own modules, the value of ``bias`` for them.
+        training : collection of str
+            Fields that say how the method trains, and never change merged weights.
+        """
+        return {
+            "fan_in_fan_out": self.flag("fan_in_fan_out"),
+            "bias": self.choice("bias", ("none", "all", own_biases)),
+            "modules_to_save": self.names("modules_to_save"),
+            "tensors": self.parts("tensors"),
+            "bookkeeping": self.those_of(BOOKKEEPING.union(training)),
+        }
 
     def refuse_rest(self) -> None:
         """Refuse what nobody has taken."""

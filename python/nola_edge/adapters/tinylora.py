@@ -19,12 +19,10 @@ from nola_edge import ops
 from nola_edge.adapters.factor_file import FactorFile
 from nola_edge.adapters.peft_folder import CONFIG_NAME, PREFIX, kept_open, prefixed_names
 from nola_edge.adapters.stored import StoredAdapter
-from nola_edge.adapters.tensor_parts import check_owners
 from nola_edge.adapters.tinylora_config import TinyLoraConfig
 from nola_edge.adapters.tinylora_groups import Projection, vector_of_each
 from nola_edge.adapters.whole_tensors import INPUT_EMBEDDINGS
 from nola_edge.errors import AdapterError
-from nola_edge.files.tensors import TensorMapping
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,22 +65,15 @@ class TinyLoraModule:
     is_embedding: bool
 
 
-class TinyLoraAdapter(StoredAdapter):
+class TinyLoraAdapter(StoredAdapter[TinyLoraModule]):
     """A TinyLoRA whose factors stay in their file, and are read as they are merged.
 
     Attributes
     ----------
     config : TinyLoraConfig
-    modules : dict
-        Module name -> :class:`TinyLoraModule`, in the order of the file.
-    whole_tensors : TensorMapping
-        Tensor name -> array, for ``modules_to_save`` and biases.
-    path : Path
-        Where it was loaded from.
     """
 
     config: TinyLoraConfig
-    modules: dict[str, TinyLoraModule]
 
     def __init__(self, folder: Path, data: dict[str, Any]) -> None:
         self.path = folder
@@ -92,35 +83,29 @@ class TinyLoraAdapter(StoredAdapter):
 
     def _read(self, tensors: FactorFile) -> None:
         vectors = [name for name in tensors.file.tensors if name.startswith(_VECTOR)]
-        modules: dict[str, None] = {}
+        first: dict[str, str] = {}  # tensor of each module
         rest: dict[str, str] = {}
         for name, local in prefixed_names(tensors.file, apart=vectors):
             module, dot, ending = local.rpartition(".")
             if module and dot + ending in (_A, _B, _P):
-                modules[module] = None
+                first.setdefault(module, name)
             else:
                 rest[name] = local
-        if not modules:
+        if not first:
             raise AdapterError(f"has no factors (no *{_A})", file=tensors.file.path)
-        projections = {module: self._projection(tensors, module) for module in modules}
+        projections = {
+            module: self._projection(tensors, name, PREFIX + module)
+            for module, name in first.items()
+        }
         groups = vector_of_each(projections, self.config, tensors, _VECTOR)
         self.modules = {
             module: self._module(tensors, module, projections[module], groups[module])
-            for module in modules
+            for module in first
         }
-        shapes = {module: (m.b.shape[0], m.a.shape[1]) for module, m in self.modules.items()}
-        rest = tensors.without_frozen(rest, shapes)
-        self.whole_tensors = TensorMapping(tensors.whole_tensors(rest))
-        check_owners(self.config.tensors, self.modules, self.whole_tensors, tensors.file.path)
+        self.take_whole_tensors(tensors, rest)
 
-    def _projection(self, tensors: FactorFile, module: str) -> Projection:
-        stem = PREFIX + module
-        for ending in (_A, _B):
-            if stem + ending not in tensors.file.tensors:
-                present = next(e for e in (_A, _B, _P) if stem + e in tensors.file.tensors)
-                raise tensors.refusal(
-                    stem + present, f"has no partner {ending[1:]}; the file is not complete"
-                )
+    def _projection(self, tensors: FactorFile, name: str, stem: str) -> Projection:
+        tensors.check_partners(name, stem, (_A, _B))
         if stem + _P not in tensors.file.tensors:
             raise tensors.refusal(
                 stem + _P,
@@ -130,12 +115,13 @@ class TinyLoraAdapter(StoredAdapter):
             )
         a, b = tensors.matrix(stem + _A), tensors.matrix(stem + _B)
         rank = min(self.config.r, b.shape[0], a.shape[1])
-        for name, found in ((stem + _A, a.shape[0]), (stem + _B, b.shape[1])):
+        for ending, found in ((_A, a.shape[0]), (_B, b.shape[1])):
             if found != rank:
                 raise tensors.refusal(
-                    name, f"is of rank {found}; r = {self.config.r} in {CONFIG_NAME} makes {rank}"
+                    stem + ending,
+                    f"is of rank {found}; r = {self.config.r} in {CONFIG_NAME} makes {rank}",
                 )
-        return Projection(stem + _P, tensors.array(stem + _P, (self.config.u, rank, rank)))
+        return Projection(stem + _P, tensors.tensor(stem + _P, (self.config.u, rank, rank)).array())
 
     def _module(
         self,
@@ -155,12 +141,7 @@ class TinyLoraAdapter(StoredAdapter):
 
     def rank(self, module: str) -> int:
         """Return r of a module."""
-        return len(self._module_of(module).core)
-
-    def scaling_of(self, module: str) -> float:
-        """Return 1: TinyLoRA has no scaling."""
-        self.find(module)
-        return 1.0
+        return len(self.find(module).core)
 
     def factor_a(
         self,
@@ -175,7 +156,7 @@ class TinyLoraAdapter(StoredAdapter):
 
         An embedding's weight is stored as (tokens, features) = (in, out), so that its A is (B R)ᵀ.
         """
-        found = self._module_of(module)
+        found = self.find(module)
         if found.is_embedding:
             return np.ascontiguousarray(_multiplied(found, cols, rows).T)
         return found.a.window(rows, cols)
@@ -190,18 +171,18 @@ class TinyLoraAdapter(StoredAdapter):
         cols: Range | None = None,
     ) -> NDArray[np.float32]:
         """Return B R, of an embedding Aᵀ, or the rows, or columns, of it: float32."""
-        found = self._module_of(module)
+        found = self.find(module)
         if found.is_embedding:
             return np.ascontiguousarray(found.a.window(cols, rows).T)
         return _multiplied(found, rows, cols)
 
     def is_embedding(self, module: str) -> bool:
         """Tell whether a module is an embedding by its name, which alone says it."""
-        return self._module_of(module).is_embedding
+        return self.find(module).is_embedding
 
     def shape(self, module: str) -> tuple[int, int]:
         """Return the (out_features, in_features) of the stored factors."""
-        found = self._module_of(module)
+        found = self.find(module)
         out, into = found.b.shape[0], found.a.shape[1]
         return (into, out) if found.is_embedding else (out, into)
 
@@ -209,10 +190,6 @@ class TinyLoraAdapter(StoredAdapter):
     def held_bytes(self) -> int:
         """Return the bytes that it holds in memory."""
         return sum(m.core.nbytes for m in self.modules.values()) + super().held_bytes
-
-    def _module_of(self, module: str) -> TinyLoraModule:
-        found: TinyLoraModule = self.find(module)
-        return found
 
 
 def _multiplied(

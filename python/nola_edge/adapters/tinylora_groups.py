@@ -111,7 +111,7 @@ def vector_of_each(
                 f"{found}: weight_tying makes {groups} vectors of {count} modules; the file is not "
                 "complete, or belongs to another adapter than its configuration",
             )
-    vectors = [tensors.array(name, (config.u,)).astype(np.float32) for name in wanted]
+    vectors = [tensors.vector(name, config.u).array().astype(np.float32) for name in wanted]
     if groups == 1:
         return dict.fromkeys(projections, vectors[0])
     places = _places(projections, config.projection_seed, tensors)

@@ -10,7 +10,7 @@ import numpy as np
 from nola_edge import arguments, ops
 from nola_edge.adapters.nola_config import MAX_RANK
 from nola_edge.adapters.public_nola.checkpoint_file import CheckpointFile
-from nola_edge.adapters.public_nola.contents import factors_of
+from nola_edge.adapters.public_nola.contents import Layer, factors_of
 from nola_edge.adapters.public_nola.cuda_generator import drawn_at_once
 from nola_edge.adapters.public_nola.devices import DrawnOn
 from nola_edge.adapters.public_nola.drawn_factors import DrawnFactors
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nola_edge.adapters.base import Factor as Label
-    from nola_edge.adapters.public_nola.contents import Contents, Factor, Layer
+    from nola_edge.adapters.public_nola.contents import Contents, Factor
     from nola_edge.files.tensors import Tensor
     from nola_edge.ops import Range
 
@@ -37,7 +37,7 @@ _MAX_BASIS = 1 << 40
 _DRAWING = 32
 
 
-class PublicNolaAdapter(StoredAdapter):
+class PublicNolaAdapter(StoredAdapter[Layer]):
     """A checkpoint of the public NOLA code, whose random matrices are drawn as torch drew them.
 
     Attributes
@@ -45,18 +45,11 @@ class PublicNolaAdapter(StoredAdapter):
     config : Contents
         What the checkpoint holds.
     drawn_on : DrawnOn
-    modules : mapping
-        Module name -> :class:`~nola_edge.adapters.public_nola.contents.Layer`.
     drawn : DrawnFactors
         Draws the factors of all modules, and keeps them while there is room.
-    whole_tensors : TensorMapping
-        Empty: the public code saves no module whole.
-    path : Path
-        The file or folder that it was loaded from.
     """
 
     config: Contents
-    modules: Mapping[str, Layer]
 
     def __init__(self, contents: Contents, drawn_on: DrawnOn, path: Path) -> None:
         self.config = contents
@@ -145,11 +138,11 @@ class PublicNolaAdapter(StoredAdapter):
 
     def rank(self, module: str) -> int:
         """Return r of a module."""
-        return self._layer(module).rank
+        return self.find(module).rank
 
     def scaling_of(self, module: str) -> float:
         """Return s of a module, in double."""
-        return self._layer(module).scaling
+        return self.find(module).scaling
 
     def factor_a(
         self,
@@ -161,7 +154,7 @@ class PublicNolaAdapter(StoredAdapter):
         rows: Range | None = None,
     ) -> NDArray[np.float32]:
         """Draw A, (r, in_features), or the columns, or rows, (start, stop) of it: float32."""
-        parts = [self.drawn.get(part.a, num_threads) for part in self._layer(module).parts]
+        parts = [self.drawn.get(part.a, num_threads) for part in self.find(module).parts]
         window = (slice(*(rows or (None,))), slice(*(cols or (None,))))
         return np.concatenate([a[:, window[1]] for a in parts])[window[0]]
 
@@ -175,7 +168,7 @@ class PublicNolaAdapter(StoredAdapter):
         cols: Range | None = None,
     ) -> NDArray[np.float32]:
         """Draw B, (out_features, r), or the rows, or columns, (start, stop) of it: float32."""
-        layer = self._layer(module)
+        layer = self.find(module)
         start, stop = rows or (0, out_features)
         window = np.zeros((stop - start, layer.rank), np.float32)
         col = 0
@@ -190,7 +183,7 @@ class PublicNolaAdapter(StoredAdapter):
 
     def shape(self, module: str) -> tuple[int, int]:
         """Return the (out_features, in_features) of the factors."""
-        layer = self._layer(module)
+        layer = self.find(module)
         return layer.out_features, layer.in_features
 
     def accepts(self, module: str, out_features: int, in_features: int) -> bool:
@@ -240,10 +233,6 @@ class PublicNolaAdapter(StoredAdapter):
         """Return the bytes that it holds in memory, or may."""
         factors = factors_of(self.modules)
         return sum(f.coefficients.nbytes for f in factors) + self.drawn.kept_bytes
-
-    def _layer(self, module: str) -> Layer:
-        found: Layer = self.find(module)
-        return found
 
     def _check_draw(self, factor: Factor) -> None:
         size, itemsize = factor.draw.size, factor.coefficients.dtype.itemsize

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.factor_file import FactorFile
 from nola_edge.adapters.peft_folder import CONFIG_NAME, open_weights
+from nola_edge.adapters.stored import StoredConfig
 from nola_edge.files.paths import read_inside
 from nola_edge.files.safetensors import SafetensorsFile
 from nola_edge.files.strict_json import loads_object
@@ -15,12 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-
-
-@dataclass(frozen=True)
-class _NoWholeTensors:
-    bias: str = "none"
-    modules_to_save: tuple[str, ...] = ()
 
 
 class CheckpointFile(FactorFile):
@@ -44,7 +38,7 @@ class CheckpointFile(FactorFile):
     def __init__(self, path: Path) -> None:
         self.fields = read_fields(path)
         file = open_weights(path) if path.is_dir() else SafetensorsFile.open(path)
-        super().__init__(file, _NoWholeTensors())
+        super().__init__(file, StoredConfig())
         self.path, self.tensors = file.path, file.tensors
 
     def numbers(self, name: str) -> NDArray[Any]:

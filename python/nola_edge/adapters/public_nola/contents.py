@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from nola_edge.adapters.stored import StoredConfig
 from nola_edge.dtypes import safetensors_dtype
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nola_edge.adapters.public_nola.devices import DrawnOn
-    from nola_edge.adapters.tensor_parts import TensorPart
     from nola_edge.files.tensors import Tensor
 
 
@@ -145,8 +144,8 @@ Resize = Callable[[str, tuple[int, int]], "dict[str, Layer] | None"]
 
 
 @dataclass(frozen=True)
-class Contents:
-    """All of a checkpoint.
+class Contents(StoredConfig):
+    """All of a checkpoint; the public code saves no module whole.
 
     Attributes
     ----------
@@ -154,14 +153,10 @@ class Contents:
         Whose it is: ``"LLaMA (PEFT)"``, ``"GPT-2"`` or ``"vision transformer"``.
     layers : mapping
         Module name in the model -> :class:`Layer`.
-    fan_in_fan_out : bool
-        Whether the model stores weights as (in, out).
     drawn_on : DrawnOn or None
         Where the random matrices were drawn, if the checkpoint itself says so.
     head : Tensor or None
         (classes, in), the weight of a trained classifier.
-    bookkeeping : mapping
-        Known fields of the configuration without influence on the weights.
     base_tensors : int
         Tensors of the frozen base that the file holds too.
     checked : int
@@ -172,17 +167,11 @@ class Contents:
 
     kind: str
     layers: Mapping[str, Layer]
-    fan_in_fan_out: bool = False
     drawn_on: DrawnOn | None = None
     head: Tensor | None = None
-    bookkeeping: Mapping[str, Any] = field(default_factory=dict)
     base_tensors: int = 0
     checked: int = 0
     resize: Resize | None = None
-    #: The public code saves no module whole.
-    modules_to_save: ClassVar[tuple[str, ...]] = ()
-    #: Nor does it record what files call modules.
-    tensors: ClassVar[Mapping[str, TensorPart]] = MappingProxyType({})
 
 
 def factors_of(layers: Mapping[str, Layer]) -> list[Factor]:
