@@ -8,13 +8,11 @@ from nola_edge.adapters.hub import adapter_path
 from nola_edge.adapters.methods import known_methods, reader_of
 from nola_edge.adapters.nola import Adapter
 from nola_edge.adapters.nola_config import PEFT_TYPE
-from nola_edge.adapters.peft_folder import CONFIG_NAME
+from nola_edge.adapters.peft_folder import CONFIG_NAME, read_config
 from nola_edge.adapters.public_nola.recognise import is_public_checkpoint
 from nola_edge.errors import AdapterError, ArgumentError, FormatError, printable
 from nola_edge.files.input_file import opening
-from nola_edge.files.paths import read_inside
 from nola_edge.files.safetensors import SafetensorsFile
-from nola_edge.files.strict_json import loads_object
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -120,15 +118,13 @@ def is_of_experts(path: Path) -> bool:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """Return a folder's configuration; empty where there is none, which NOLA's reader refuses."""
-    if not (folder / CONFIG_NAME).is_file():
-        if (folder / _DIFFUSERS_NAME).is_file():
-            raise AdapterError(
-                f"holds {_DIFFUSERS_NAME}, a LoRA in the layout of diffusers, but no "
-                f"{CONFIG_NAME}; {_CONVERT}",
-                file=folder,
-            )
-        return {}
-    return loads_object(read_inside(folder, CONFIG_NAME), file=folder / CONFIG_NAME)
+    if not (folder / CONFIG_NAME).is_file() and (folder / _DIFFUSERS_NAME).is_file():
+        raise AdapterError(
+            f"holds {_DIFFUSERS_NAME}, a LoRA in the layout of diffusers, but no "
+            f"{CONFIG_NAME}; {_CONVERT}",
+            file=folder,
+        )
+    return read_config(folder)
 
 
 def _unknown(method: object, file: Path) -> AdapterError:

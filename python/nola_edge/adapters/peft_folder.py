@@ -106,9 +106,22 @@ def open_weights(folder: Path) -> SafetensorsFile:
     return SafetensorsFile.open(inside(folder, WEIGHTS_NAME))
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the fields of a folder's ``adapter_config.json``; none of a file, or without it.
+
+    Raises
+    ------
+    NolaEdgeError
+        If it is not an object in JSON, or a link leads out of the folder.
+    """
+    if not (path / CONFIG_NAME).is_file():
+        return {}
+    return loads_object(read_inside(path, CONFIG_NAME), file=path / CONFIG_NAME)
+
+
 @contextlib.contextmanager
-def kept_open(folder: Path) -> Iterator[SafetensorsFile]:
-    """Open ``adapter_model.safetensors`` for tensors that stay in it; closed again if that fails.
+def kept_open(path: Path) -> Iterator[SafetensorsFile]:
+    """Open a file, or a folder's, for tensors that stay in it; closed again if that fails.
 
     Raises
     ------
@@ -116,7 +129,8 @@ def kept_open(folder: Path) -> Iterator[SafetensorsFile]:
         As :func:`open_weights`, or if the file changed meanwhile.
     """
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open_weights(folder))
+        opened = open_weights(path) if path.is_dir() else SafetensorsFile.open(path)
+        file = stack.enter_context(opened)
         yield file
         file.check_unchanged()
         stack.pop_all()
@@ -152,7 +166,7 @@ def adapter_obstacle(peft_type: str) -> Obstacle:
         if CONFIG_NAME not in files:
             return f"holds no {CONFIG_NAME}"
         try:
-            config = loads_object(read_inside(path, CONFIG_NAME), file=path)
+            config = read_config(path)
         except (NolaEdgeError, OSError):
             return f"holds an {CONFIG_NAME} that cannot be read"
         if config.get("peft_type") == peft_type:

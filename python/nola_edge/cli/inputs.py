@@ -173,12 +173,12 @@ def _public_checkpoints(
 
 
 def _is_public(path: Path) -> bool:
-    from nola_edge.adapters.public_nola.checkpoint_file import read_fields
+    from nola_edge.adapters.peft_folder import read_config
     from nola_edge.adapters.public_nola.recognise import is_public_checkpoint
     from nola_edge.files.input_file import opening
 
     with opening(path):
-        return is_public_checkpoint(path, read_fields(path))
+        return is_public_checkpoint(path, read_config(path))
 
 
 def _of_experts(found: Iterable[tuple[Path, float]], layout: str) -> dict[Path, LowRankAdapter]:

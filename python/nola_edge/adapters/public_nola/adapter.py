@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nola_edge import arguments, ops
 from nola_edge.adapters.nola_config import MAX_RANK
+from nola_edge.adapters.peft_folder import kept_open, read_config
 from nola_edge.adapters.public_nola.checkpoint_file import CheckpointFile
 from nola_edge.adapters.public_nola.contents import Layer, factors_of
 from nola_edge.adapters.public_nola.cuda_generator import drawn_at_once
@@ -79,12 +79,9 @@ class PublicNolaAdapter(StoredAdapter[Layer]):
         drawn_on : str, optional
             Where training drew the random matrices (:meth:`DrawnOn.parse`). Needed unless the
             checkpoint says it.
-        lora_alpha : float, optional
-            What training was given, where no configuration says it.
-        rank, hidden : int, optional
-            Of a vision transformer: the rank (default: found by the recorded values) and the width
-            of the MLP (default: the base's; where there is none, as timm's models of that embedding
-            have it).
+        lora_alpha, rank, hidden : optional
+            What the checkpoint does not say
+            (:func:`~nola_edge.adapters.public_nola.kinds.read_contents`).
 
         Raises
         ------
@@ -94,10 +91,8 @@ class PublicNolaAdapter(StoredAdapter[Layer]):
             If an argument is wrong or missing, or the checkpoint cannot be used.
         """
         given = None if drawn_on is None else DrawnOn.parse(arguments.text("drawn_on", drawn_on))
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(opening(path))
-            file = CheckpointFile(path)
-            stack.callback(file.file.close)
+        with opening(path), kept_open(path) as opened:  # frozen weights stay in the file
+            file = CheckpointFile(opened, read_config(path))
             contents = ops.in_specified_environment(  # recorded numbers are compared
                 lambda: read_contents(
                     file, drawn_on=given, lora_alpha=lora_alpha, rank=rank, hidden=hidden
@@ -112,10 +107,7 @@ class PublicNolaAdapter(StoredAdapter[Layer]):
                     file=path,
                     field="drawn_on",
                 )
-            adapter = cls(contents, device, path)
-            file.file.check_unchanged()
-            stack.pop_all()  # frozen weights stay in the file
-        return adapter
+            return cls(contents, device, path)
 
     def _set_layers(self, layers: Mapping[str, Layer]) -> None:
         """Take layers, of a size that could have been trained and is drawn as it is here."""
@@ -183,8 +175,7 @@ class PublicNolaAdapter(StoredAdapter[Layer]):
 
     def shape(self, module: str) -> tuple[int, int]:
         """Return the (out_features, in_features) of the factors."""
-        layer = self.find(module)
-        return layer.out_features, layer.in_features
+        return self.find(module).shape
 
     def accepts(self, module: str, out_features: int, in_features: int) -> bool:
         """Tell whether the factors fit a module of this shape.
@@ -235,7 +226,7 @@ class PublicNolaAdapter(StoredAdapter[Layer]):
         return sum(f.coefficients.nbytes for f in factors) + self.drawn.kept_bytes
 
     def _check_draw(self, factor: Factor) -> None:
-        size, itemsize = factor.draw.size, factor.coefficients.dtype.itemsize
+        size, itemsize = factor.drawn, factor.coefficients.dtype.itemsize
         if size > _MAX_BASIS:
             raise self._refusal(
                 factor.name,

@@ -1,29 +1,30 @@
-"""The file of a checkpoint, given itself or by its PEFT folder; tensors are checked when read."""
+"""The file of a checkpoint; tensors are checked when they are read."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.factor_file import FactorFile
-from nola_edge.adapters.peft_folder import CONFIG_NAME, open_weights
+from nola_edge.adapters.peft_folder import CONFIG_NAME
 from nola_edge.adapters.stored import StoredConfig
-from nola_edge.files.paths import read_inside
-from nola_edge.files.safetensors import SafetensorsFile
-from nola_edge.files.strict_json import loads_object
+from nola_edge.errors import AdapterError, printable
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
+    from nola_edge.files.safetensors import SafetensorsFile
+
 
 class CheckpointFile(FactorFile):
-    """A checkpoint of the public code, opened read-only.
+    """A checkpoint of the public code.
 
     Parameters
     ----------
-    path : Path
-        The file, or a PEFT folder with it.
+    file : SafetensorsFile
+    fields : mapping
+        Those of ``adapter_config.json`` beside it; empty where there is none.
 
     Attributes
     ----------
@@ -31,37 +32,21 @@ class CheckpointFile(FactorFile):
         Of the file.
     tensors : mapping
         Name -> :class:`~nola_edge.files.safetensors.TensorInfo`.
-    fields : dict
-        Those of ``adapter_config.json``; empty where there is none.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.fields = read_fields(path)
-        file = open_weights(path) if path.is_dir() else SafetensorsFile.open(path)
+    def __init__(self, file: SafetensorsFile, fields: Mapping[str, Any]) -> None:
         super().__init__(file, StoredConfig())
-        self.path, self.tensors = file.path, file.tensors
+        self.fields, self.path, self.tensors = fields, file.path, file.tensors
 
     def numbers(self, name: str) -> NDArray[Any]:
-        """Read a row of numbers as it is stored.
-
-        Raises
-        ------
-        NolaEdgeError
-            If it is not a row, is empty, is not F32, F16 or BF16, or is not finite.
-        """
+        """Read a row of at least one number in F32, F16 or BF16, as it is stored."""
         shape = self.tensors[name].shape
         if len(shape) != 1 or shape[0] < 1:
             raise self.refusal(name, f"has shape {list(shape)}, must be a row of numbers")
         return self.vector(name, shape[0]).array()
 
     def integer(self, name: str) -> int:
-        """Read a tensor that holds one integer.
-
-        Raises
-        ------
-        AdapterError
-            If it is not one.
-        """
+        """Read a tensor that holds one integer."""
         info = self.tensors[name]
         if info.dtype not in ("I64", "I32") or info.shape not in ((1,), ()):
             raise self.refusal(
@@ -71,9 +56,16 @@ class CheckpointFile(FactorFile):
             )
         return int(self.file.read(name).reshape(-1)[0])
 
+    def check_counts(self, counts: Mapping[str, int], announced: object = None) -> None:
+        """Refuse different numbers of coefficients, by tensor: the public code has one for all."""
+        first, wanted = next(iter(counts.items()))
+        said = f"{first} has {wanted}; the public code has the same number in every layer"
+        if announced is not None:
+            said = f"the configuration says {printable(announced)}"
+        for name, count in counts.items():
+            if count != (wanted if announced is None else announced):
+                raise self.refusal(name, f"has {count} coefficients, {said}")
 
-def read_fields(path: Path) -> dict[str, Any]:
-    """Return the fields of a folder's ``adapter_config.json``; none of a file, or without it."""
-    if not (path / CONFIG_NAME).is_file():
-        return {}
-    return loads_object(read_inside(path, CONFIG_NAME), file=path / CONFIG_NAME)
+    def field_refusal(self, field: str, message: str) -> AdapterError:
+        """Return the error that names a field of the configuration."""
+        return AdapterError(message, file=self.path.parent / CONFIG_NAME, field=field)

@@ -17,14 +17,6 @@ if TYPE_CHECKING:
     from nola_edge.files.tensors import Tensor
 
 
-@dataclass(frozen=True)
-class Draw:
-    """One ``uniform_(-bound, bound)`` of a tensor of this many elements."""
-
-    size: int
-    bound: float
-
-
 @dataclass(frozen=True, eq=False)
 class Factor:
     """A factor of a layer, which the public code makes of coefficients and random matrices.
@@ -45,8 +37,8 @@ class Factor:
         On each random matrix, in that dtype.
     weight : Tensor of `shape`, optional
         A frozen matrix that is added.
-    before : tuple of Draw
-        What the same generator draws first.
+    before : int
+        Elements that the same generator draws first.
     transposed : bool
         Whether the sum is the transposed factor: (in, r) of an A, (r, out) of a B.
     """
@@ -58,7 +50,7 @@ class Factor:
     coefficients: NDArray[Any]
     gain: float = 1.0
     weight: Tensor | None = None
-    before: tuple[Draw, ...] = ()
+    before: int = 0
     transposed: bool = False
 
     @property
@@ -77,9 +69,9 @@ class Factor:
         return math.prod(self.shape)
 
     @property
-    def draw(self) -> Draw:
-        """Return the draw of all random matrices."""
-        return Draw(self.num_basis * self.size, self.bound)
+    def drawn(self) -> int:
+        """Return the elements of all its random matrices."""
+        return self.num_basis * self.size
 
     @property
     def basis(self) -> tuple[object, ...]:
@@ -115,22 +107,21 @@ class Layer:
 
     Attributes
     ----------
-    out_features, in_features : int
+    shape : (out_features, in_features)
     parts : tuple of Part
         All of one rank.
     scaling : float
         Of each part.
     """
 
-    out_features: int
-    in_features: int
+    shape: tuple[int, int]
     parts: tuple[Part, ...]
     scaling: float
 
     @staticmethod
     def of_pair(a: Factor, b: Factor, scaling: float) -> Layer:
         """Return a layer with one part that acts on all outputs."""
-        return Layer(b.shape[b.transposed], a.shape[not a.transposed], (Part(a, b),), scaling)
+        return Layer((b.shape[b.transposed], a.shape[not a.transposed]), (Part(a, b),), scaling)
 
     @property
     def rank(self) -> int:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nola_edge.adapters.public_nola.uniform import between, rounded
+from nola_edge.adapters.public_nola.uniform import uniform
 from nola_edge.pacing import check_stopped
 
 if TYPE_CHECKING:
@@ -44,37 +44,28 @@ class CpuGenerator:
 
     def __init__(self, seed: int, *, fused: bool = True) -> None:
         # numpy promises never to change this stream.
-        self._words = np.random.RandomState(seed & 0xFFFFFFFF)
+        self._engine = np.random.RandomState(seed & 0xFFFFFFFF)
         self._fused = fused
 
     def skip(self, size: int) -> None:
         """Pass over a draw of this many elements."""
-        for start in range(0, size, _BLOCK):
-            check_stopped()
-            self._words.randint(0, 1 << 32, size=min(_BLOCK, size - start), dtype=np.uint32)
+        for _ in self._words(size):
+            pass
 
     def uniform(self, size: int, bound: float, dtype: str = "F32") -> Iterator[NDArray[np.float32]]:
         """Yield the elements of one ``uniform_(-bound, bound)``, block by block.
 
         A draw must be taken to its end before the next one begins.
-
-        Parameters
-        ----------
-        size : int
-            Elements of the tensor.
-        bound : float
-        dtype : {"F32", "F16", "BF16"}
         """
+        for words in self._words(size):
+            unit = (words & np.uint32(0xFFFFFF)).astype(np.float32) * _UNIT
+            yield uniform(unit, bound, dtype, fused=self._fused)
+
+    def _words(self, size: int) -> Iterator[NDArray[np.uint32]]:
         for start in range(0, size, _BLOCK):
             check_stopped()
             count = min(_BLOCK, size - start)
-            words = self._words.randint(0, 1 << 32, size=count, dtype=np.uint32)
-            unit = (words & np.uint32(0xFFFFFF)).astype(np.float32) * _UNIT
-            values = rounded(between(unit, bound, fused=self._fused), dtype)
-            if dtype != "F32":
-                high = rounded(np.array([bound]), dtype)[0]
-                values[values == high] = -high
-            yield values
+            yield self._engine.randint(0, 1 << 32, size=count, dtype=np.uint32)
 
     def at(
         self, elements: NDArray[np.int64], size: int, bound: float, dtype: str = "F32"

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nola_edge.adapters.public_nola.philox import philox_words
-from nola_edge.adapters.public_nola.uniform import between, rounded
+from nola_edge.adapters.public_nola.uniform import uniform
 from nola_edge.pacing import check_stopped
 
 if TYPE_CHECKING:
@@ -54,19 +54,6 @@ def drawn_at_once(size: int, itemsize: int) -> bool:
     return (size - 1) * itemsize + 1 <= _MAX_BYTES
 
 
-def _mapped(
-    words: NDArray[np.uint32], bound: float, dtype: str, older: bool
-) -> NDArray[np.float32]:
-    unit = words.astype(np.float32) * np.float32(2.0**-32) + np.float32(2.0**-33)
-    if older:
-        unit[unit == 1] = 0
-    values = rounded(between(unit, bound, fused=True), dtype)
-    if not older:
-        high = rounded(np.array([bound]), dtype)[0]
-        values[values == high] = -high
-    return values
-
-
 class CudaGenerator:
     """torch's generator on a GPU after ``torch.manual_seed``.
 
@@ -88,38 +75,30 @@ class CudaGenerator:
 
     def skip(self, size: int) -> None:
         """Pass over a draw of this many elements."""
-        self._turn += -(-size // (_UNROLL * threads_of(size, self._blocks)))
+        if size:
+            self._turn += -(-size // (_UNROLL * threads_of(size, self._blocks)))
 
     def uniform(self, size: int, bound: float, dtype: str = "F32") -> Iterator[NDArray[np.float32]]:
-        """Yield the elements of one ``uniform_(-bound, bound)``, four for each thread at a time.
+        """Yield the elements of one ``uniform_(-bound, bound)``, block by block.
 
-        Parameters
-        ----------
-        size : int
-            Elements of the tensor.
-        bound : float
-        dtype : {"F32", "F16", "BF16"}
+        A draw must be taken to its end before the next one begins.
         """
-        first = self._turn
-        self.skip(size)
-        return self._waves(first, size, _UNROLL * threads_of(size, self._blocks), bound, dtype)
+        threads = threads_of(size, self._blocks)
+        for start in range(0, size, _UNROLL * threads):
+            words = self._words(threads, min(threads, size - start))[: size - start]
+            self._turn += 1
+            for begin in range(0, words.size, _CHUNK):
+                yield self._mapped(words[begin : begin + _CHUNK], bound, dtype)
 
-    def _waves(
-        self, first: int, size: int, wave: int, bound: float, dtype: str
-    ) -> Iterator[NDArray[np.float32]]:
-        threads = wave // _UNROLL
-        for turn, start in enumerate(range(0, size, wave), first):
-            words = np.empty((_UNROLL, threads), np.uint32)
-            needed = min(threads, size - start)
-            for begin in range(0, needed, _CHUNK):
-                check_stopped()
-                indices = np.arange(begin, min(begin + _CHUNK, needed), dtype=np.uint64)
-                words[:, begin : begin + indices.size] = philox_words(
-                    (turn, 0, indices, 0), self._seed
-                )
-            taken = words.reshape(-1)[: size - start]
-            for begin in range(0, taken.size, _CHUNK):
-                yield _mapped(taken[begin : begin + _CHUNK], bound, dtype, self._older)
+    def _words(self, threads: int, needed: int) -> NDArray[np.uint32]:
+        """Return what the threads draw in a turn, at least those of the first ones."""
+        words = np.empty((_UNROLL, threads), np.uint32)
+        for begin in range(0, needed, _CHUNK):
+            check_stopped()
+            indices = np.arange(begin, min(begin + _CHUNK, needed), dtype=np.uint64)
+            drawn = philox_words((self._turn, 0, indices, 0), self._seed)
+            words[:, begin : begin + indices.size] = drawn
+        return words.reshape(-1)
 
     def at(
         self, elements: NDArray[np.int64], size: int, bound: float, dtype: str = "F32"
@@ -129,4 +108,10 @@ class CudaGenerator:
         turn, place = np.divmod(elements, _UNROLL * threads)
         word, thread = np.divmod(place, threads)
         words = philox_words((turn + self._turn, 0, thread, 0), self._seed)
-        return _mapped(words[word, np.arange(elements.size)], bound, dtype, self._older)
+        return self._mapped(words[word, np.arange(elements.size)], bound, dtype)
+
+    def _mapped(self, words: NDArray[np.uint32], bound: float, dtype: str) -> NDArray[np.float32]:
+        unit = words.astype(np.float32) * np.float32(2.0**-32) + np.float32(2.0**-33)
+        if self._older:
+            unit[unit == 1] = 0
+        return uniform(unit, bound, dtype, upper_bound=self._older)

@@ -50,12 +50,11 @@ def draw_factors(
     """
     first = factors[0]
     generator = drawn_on.generator(first.seed)
-    for draw in first.before:
-        generator.skip(draw.size)
+    generator.skip(first.before)
     coefficients = np.stack([f.coefficients.astype(np.float64) for f in factors])
     sums = np.zeros((len(factors), first.size))
     gain = np.float32(first.gain)
-    blocks = generator.uniform(first.draw.size, first.bound, first.dtype)
+    blocks = generator.uniform(first.drawn, first.bound, first.dtype)
     for values, basis, begin in _by_basis(blocks, first.size):
         scaled = values if gain == 1 else rounded(values * gain, first.dtype)
         sums[:, begin : begin + values.size] += coefficients[:, basis, None] * scaled

@@ -36,27 +36,24 @@ _DRAWN_BYTES = 16 << 20
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """Factors that are drawn together."""
+    """Factors that share their random matrices, and are drawn together."""
 
-    factors: tuple[Factor, ...]
-    nbytes: int
+    factors: list[Factor]
+
+    @property
+    def nbytes(self) -> int:
+        return _FLOAT_BYTES * self.factors[0].size * len(self.factors)
 
     @staticmethod
     def of(factors: Iterable[Factor]) -> list[_Group]:
-        """Group factors that share their random matrices, in order of their first ones.
-
-        Groups that would be too large are cut: neighbours are wanted together.
-        """
+        """Group factors, and cut groups that would be too large: neighbours are wanted together."""
         alike: dict[object, list[Factor]] = defaultdict(list)
         for factor in factors:
             alike[factor.basis].append(factor)
         groups = []
         for found in alike.values():
-            nbytes = _FLOAT_BYTES * found[0].size
-            most = max(1, _DRAWN_BYTES // nbytes)
-            for start in range(0, len(found), most):
-                together = tuple(found[start : start + most])
-                groups.append(_Group(together, nbytes * len(together)))
+            most = max(1, _DRAWN_BYTES // (_FLOAT_BYTES * found[0].size))
+            groups += [_Group(found[i : i + most]) for i in range(0, len(found), most)]
         return groups
 
 
@@ -120,7 +117,7 @@ class DrawnFactors:
     @property
     def elements(self) -> int:
         """Return how many elements of random matrices there are to draw."""
-        return sum(group.factors[0].draw.size for group in self._groups)
+        return sum(group.factors[0].drawn for group in self._groups)
 
     @property
     def kept_bytes(self) -> int:
@@ -128,18 +125,9 @@ class DrawnFactors:
         return min(KEPT_BYTES, sum(group.nbytes for group in self._groups))
 
     def get(self, factor: Factor, num_threads: int | None = None) -> NDArray[np.float32]:
-        """Return A (r, in_features) or B (outputs, r), not to be written to.
+        """Return A (r, in_features) or B (outputs, r) as :func:`draw_factors` does, read-only.
 
-        Parameters
-        ----------
-        factor : Factor
-        num_threads : int, optional
-            At most, to draw it; with more than one, factors that come next are drawn with it.
-
-        Raises
-        ------
-        NotFiniteError
-            If an element is too large for the dtype.
+        With more than one thread, factors that come next are drawn with it.
         """
         group = self._group_of[factor]
         drawn = _KEPT.get(group)

@@ -20,26 +20,18 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from nola_edge.adapters.public_nola.contents import Contents, Factor, Layer, Part, factors_of
+from nola_edge.adapters.public_nola.contents import Contents, Layer, Part
 from nola_edge.adapters.public_nola.recognise import GPT2
-from nola_edge.adapters.public_nola.seeded import (
-    check_counts,
-    given_alpha,
-    read_pair,
-    sort_names,
-)
+from nola_edge.adapters.public_nola.seeded import alpha_of, read_pairs
 
 if TYPE_CHECKING:
     from nola_edge.adapters.public_nola.checkpoint_file import CheckpointFile
-    from nola_edge.adapters.public_nola.seeded import Names
-
-    Pairs = dict[str, tuple[Factor, Factor]]
+    from nola_edge.adapters.public_nola.seeded import Pair
 
 _QUERY, _VALUE = "attn.nola_query", "attn.nola_value"
 _TARGETS = {"mlp.p1_nola": "mlp.c_fc", "mlp.p2_nola": "mlp.c_proj"}
 _MODULE = re.compile(
-    r"(?:module\.)?(?P<block>.+)\."
-    r"(?P<layer>attn\.nola_query|attn\.nola_value|mlp\.p1_nola|mlp\.p2_nola)"
+    r"(?P<block>.+)\.(?P<layer>" + "|".join(map(re.escape, (_QUERY, _VALUE, *_TARGETS))) + ")"
 )
 
 
@@ -50,50 +42,35 @@ def read_gpt2(file: CheckpointFile, lora_alpha: float | None) -> Contents:
     ------
     NolaEdgeError
     """
-    modules, others = sort_names(file)
-    for name in others:
-        if "lora_" in name or "nola" in name:
-            raise file.refusal(name, "is not part of a NOLA layer, so its effect is unknown")
-    alpha = given_alpha(file, lora_alpha)
+    pairs, base_tensors = read_pairs(file, with_base=True)
+    alpha = alpha_of(file, lora_alpha)
     layers: dict[str, Layer] = {}
-    for block, pairs in _blocks(file, modules).items():
-        if _QUERY in pairs or _VALUE in pairs:
+    for module, (a, b) in pairs.items():
+        match = _MODULE.fullmatch(module)
+        if match is None:
+            raise file.refusal(module, "is not a layer to which the public GPT-2 code adds NOLA")
+        block, target = match["block"], _TARGETS.get(match["layer"])
+        if target is not None:
+            layers[f"{block}.{target}"] = Layer.of_pair(a, b, alpha / a.shape[0])
+        elif f"{block}.attn.c_attn" not in layers:
             layers[f"{block}.attn.c_attn"] = _attention(file, block, pairs, alpha)
-        for name, target in _TARGETS.items():
-            if name in pairs:
-                a, b = pairs[name]
-                layers[f"{block}.{target}"] = Layer.of_pair(a, b, alpha / a.shape[0])
-    check_counts(file, factors_of(layers))
     return Contents(
         GPT2,
         layers,
         fan_in_fan_out=True,
         bookkeeping={"task_type": "CAUSAL_LM"},
-        base_tensors=len(others),
+        base_tensors=base_tensors,
     )
 
 
-def _blocks(file: CheckpointFile, modules: Names) -> dict[str, Pairs]:
-    """Read the pairs of each block, by the names that the public code gives them."""
-    blocks: dict[str, Pairs] = {}
-    for module, names in modules.items():
-        match = _MODULE.fullmatch(module)
-        if match is None:
-            raise file.refusal(module, "is not a layer to which the public GPT-2 code adds NOLA")
-        pairs = blocks.setdefault(match["block"], {})
-        if match["layer"] in pairs:
-            raise file.refusal(module, "occurs twice, with and without a prefix")
-        pairs[match["layer"]] = read_pair(file, names)
-    return blocks
-
-
-def _attention(file: CheckpointFile, block: str, pairs: Pairs, alpha: float) -> Layer:
+def _attention(file: CheckpointFile, block: str, pairs: dict[str, Pair], alpha: float) -> Layer:
     for name in (_QUERY, _VALUE):
-        if name not in pairs:
+        if f"{block}.{name}" not in pairs:
             raise file.refusal(
                 block, f"has no {name}; the public code has query and value together"
             )
-    shapes = [tuple(factor.shape for factor in pairs[name]) for name in (_QUERY, _VALUE)]
+    query, value = (pairs[f"{block}.{name}"] for name in (_QUERY, _VALUE))
+    shapes = [tuple(factor.shape for factor in pair) for pair in (query, value)]
     (rank, inputs), (width, _) = shapes[0]
     if shapes[0] != shapes[1]:
         raise file.refusal(
@@ -106,5 +83,4 @@ def _attention(file: CheckpointFile, block: str, pairs: Pairs, alpha: float) -> 
             block,
             f"{_QUERY} has {inputs} inputs and {width} outputs; in GPT-2 the two numbers are equal",
         )
-    parts = (Part(*pairs[_QUERY]), Part(*pairs[_VALUE], row=2 * width))
-    return Layer(3 * width, width, parts, alpha / rank)
+    return Layer((3 * width, width), (Part(*query), Part(*value, row=2 * width)), alpha / rank)

@@ -30,6 +30,18 @@ def read_contents(
 ) -> Contents:
     """Find out the kind of a checkpoint, read it and check it.
 
+    Parameters
+    ----------
+    file : CheckpointFile
+    drawn_on : DrawnOn, optional
+        Where the random matrices were drawn, as far as the caller knows.
+    lora_alpha : float, optional
+        Of LLaMA and GPT-2: what training was given, where no configuration says it.
+    rank, hidden : int, optional
+        Of a vision transformer: the rank (default: found by the recorded values) and the width of
+        the MLP (default: the base's; where there is none, as timm's models of that embedding have
+        it).
+
     Raises
     ------
     AdapterError
@@ -46,11 +58,7 @@ def read_contents(
             raise ArgumentError(f"does not belong to a checkpoint of {kind}", field=name)
     if vision:
         return read_vision(file, drawn_on, rank, hidden)
-    contents = (read_gpt2 if kind == GPT2 else read_llama)(file, lora_alpha)
-    for module in contents.layers:
-        if not module.isprintable() or not module:
-            raise file.refusal(module, "cannot be a module's name")
-    return contents
+    return (read_gpt2 if kind == GPT2 else read_llama)(file, lora_alpha)
 
 
 def _kind(file: CheckpointFile) -> str:

@@ -8,7 +8,7 @@ spread over the whole draw, so that they tell one GPU from another wherever the 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from nola_edge.errors import AdapterError, MismatchError
 from nola_edge.files.safetensors import SafetensorsFile
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -38,7 +39,7 @@ def how_to_record(factors: list[Factor], device: str) -> str | None:
 
     None if that basis has a name that would mean something to a shell.
     """
-    factor = max(factors, key=lambda f: f.draw.size)
+    factor = max(factors, key=lambda f: f.drawn)
     if _PLAIN.fullmatch(factor.name) is None:
         return None
     rows, cols = factor.shape
@@ -80,26 +81,38 @@ def check_records(path: str | Path, factors: list[Factor], drawn_on: DrawnOn) ->
     with SafetensorsFile.open(path) as file:
         if not file.tensors:
             raise AdapterError("holds no recorded numbers", file=path)
-        for name, info in file.tensors.items():
-            if name not in by_name:
-                raise AdapterError(
-                    f"does not name a basis of the checkpoint, such as {next(iter(by_name))}",
-                    file=path,
-                    field=name,
-                )
-            factor = by_name[name]
-            if info.dtype not in MERGEABLE or info.shape != (factor.num_basis,):
-                raise AdapterError(
-                    f"is {info.dtype} {list(info.shape)}, must be {factor.dtype} "
-                    f"[{factor.num_basis}]: one number of each matrix",
-                    file=path,
-                    field=name,
-                )
-            _compare(path, name, factor, file.read(name).astype(np.float32), drawn_on)
+        for name in file.tensors:
+            _compare(file, name, by_name, drawn_on)
         file.check_unchanged()
         wave = THREADS_PER_BLOCK * drawn_on.blocks  # beyond it a basis depends on the GPU
         last = max(int(_elements(by_name[name])[-1]) for name in file.tensors)
-        return len(file.tensors), last >= wave or max(f.draw.size for f in factors) <= wave
+        return len(file.tensors), last >= wave or max(f.drawn for f in factors) <= wave
+
+
+def _compare(
+    file: SafetensorsFile, name: str, by_name: Mapping[str, Factor], drawn_on: DrawnOn
+) -> None:
+    where: dict[str, Any] = {"file": file.path, "field": name}
+    factor, info = by_name.get(name), file.tensors[name]
+    if factor is None:
+        raise AdapterError(
+            f"does not name a basis of the checkpoint, such as {next(iter(by_name))}", **where
+        )
+    if info.dtype not in MERGEABLE or info.shape != (factor.num_basis,):
+        raise AdapterError(
+            f"is {info.dtype} {list(info.shape)}, must be {factor.dtype} [{factor.num_basis}]: one "
+            "number of each matrix",
+            **where,
+        )
+    recorded = file.read(name).astype(np.float32)
+    values = _values(drawn_on, factor, _elements(factor))
+    bad = np.flatnonzero(values != recorded)
+    if bad.size:
+        raise MismatchError(
+            f"number {bad[0]} is {recorded[bad[0]]:.6g}; a basis drawn on {drawn_on} has "
+            f"{values[bad[0]]:.6g} there. {_what_fits(factor, recorded)}",
+            **where,
+        )
 
 
 def _elements(factor: Factor) -> NDArray[np.int64]:
@@ -109,21 +122,7 @@ def _elements(factor: Factor) -> NDArray[np.int64]:
 
 def _values(drawn_on: DrawnOn, factor: Factor, elements: NDArray[np.int64]) -> NDArray[np.float32]:
     generator = drawn_on.generator(factor.seed)
-    return generator.at(elements, factor.draw.size, factor.bound, factor.dtype)
-
-
-def _compare(
-    path: str | Path, name: str, factor: Factor, recorded: NDArray[np.float32], drawn_on: DrawnOn
-) -> None:
-    values = _values(drawn_on, factor, _elements(factor))
-    bad = np.flatnonzero(values != recorded)
-    if bad.size:
-        raise MismatchError(
-            f"number {bad[0]} is {recorded[bad[0]]:.6g}; a basis drawn on {drawn_on} has "
-            f"{values[bad[0]]:.6g} there. {_what_fits(factor, recorded)}",
-            file=path,
-            field=name,
-        )
+    return generator.at(elements, factor.drawn, factor.bound, factor.dtype)
 
 
 def _what_fits(factor: Factor, recorded: NDArray[np.float32]) -> str:

@@ -19,32 +19,68 @@ import re
 from typing import TYPE_CHECKING
 
 from nola_edge.adapters.peft_fields import is_alpha
+from nola_edge.adapters.peft_folder import PREFIX
 from nola_edge.adapters.public_nola.contents import Factor
 from nola_edge.dtypes import safetensors_dtype
 from nola_edge.errors import ArgumentError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from nola_edge.adapters.public_nola.checkpoint_file import CheckpointFile
+
+    #: The factors A and B of a module.
+    Pair = tuple[Factor, Factor]
+    #: Module -> "A" or "B" -> part -> tensor name.
+    Names = dict[str, dict[str, dict[str, str]]]
 
 _PARTS = ("weight", "seed", "coefficients")
 _NAME = re.compile(
     r"(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.(?P<adapter>[^.]+))?"
-    r"\.(?P<part>weight|seed|coefficients)"
+    rf"\.(?P<part>{'|'.join(_PARTS)})"
 )
-#: Module -> "A" or "B" -> part -> tensor name.
-Names = dict[str, dict[str, dict[str, str]]]
 
 
-def sort_names(file: CheckpointFile) -> tuple[Names, list[str]]:
-    """Sort tensors' names into modules; also return those that are not part of a pair.
+def read_pairs(file: CheckpointFile, *, with_base: bool) -> tuple[dict[str, Pair], int]:
+    """Read the factors of all modules; their frozen weights stay in the file.
+
+    Parameters
+    ----------
+    file : CheckpointFile
+    with_base : bool
+        Whether it may hold the frozen base too.
+
+    Returns
+    -------
+    dict
+        Module, without prefixes -> (A, B).
+    int
+        How many tensors are the base's.
 
     Raises
     ------
-    AdapterError
-        If a part is there twice, or missing.
+    NolaEdgeError
+        If a tensor is not what the public code saves, or what the configuration says.
     """
+    modules, others = _sorted_names(file)
+    for name in others:
+        if not with_base or "lora_" in name or "nola" in name:
+            raise file.refusal(name, "is not part of a NOLA layer, so its effect is unknown")
+    pairs: dict[str, Pair] = {}
+    for stored, names in modules.items():
+        module = stored.removeprefix("module.").removeprefix(PREFIX)
+        if not module.isprintable() or not module:
+            raise file.refusal(module, "cannot be a module's name")
+        if module in pairs:
+            raise file.refusal(module, "occurs twice, with and without a prefix")
+        pairs[module] = _read_pair(file, names)
+    counts = {f"{f.name}.coefficients": f.num_basis for pair in pairs.values() for f in pair}
+    file.check_counts(counts, file.fields.get("nola_num_basis"))
+    return pairs, len(others)
+
+
+def _sorted_names(file: CheckpointFile) -> tuple[Names, list[str]]:
+    """Sort tensors' names into modules; also return those that are not part of a pair."""
     modules: Names = {}
     others = []
     for name in file.tensors:
@@ -52,7 +88,7 @@ def sort_names(file: CheckpointFile) -> tuple[Names, list[str]]:
         if match is None:
             others.append(name)
             continue
-        factor = modules.setdefault(match["module"], {}).setdefault(match["factor"], {})
+        factor = modules.setdefault(match["module"], {"A": {}, "B": {}})[match["factor"]]
         if match["part"] in factor:
             raise file.refusal(
                 name,
@@ -60,8 +96,8 @@ def sort_names(file: CheckpointFile) -> tuple[Names, list[str]]:
             )
         factor[match["part"]] = name
     for module, factors in modules.items():
-        for label in ("A", "B"):
-            missing = [part for part in _PARTS if part not in factors.get(label, {})]
+        for label, factor in factors.items():
+            missing = [part for part in _PARTS if part not in factor]
             if missing:
                 raise file.refusal(
                     module,
@@ -71,21 +107,16 @@ def sort_names(file: CheckpointFile) -> tuple[Names, list[str]]:
     return modules, others
 
 
-def read_pair(
-    file: CheckpointFile, names: Mapping[str, Mapping[str, str]]
-) -> tuple[Factor, Factor]:
-    """Read the two factors of a module; their frozen weights stay in the file.
-
-    Raises
-    ------
-    NolaEdgeError
-        If a shape, dtype or value is not what the public code saves.
-    """
-    a, b = (_read_factor(file, names[label]) for label in ("A", "B"))
-    if a.shape[0] != b.shape[1]:
+def _read_pair(file: CheckpointFile, names: Mapping[str, Mapping[str, str]]) -> Pair:
+    a, b = (_read_factor(file, names[label]) for label in "AB")
+    rank, announced = a.shape[0], file.fields.get("r")
+    if rank != b.shape[1]:
         raise file.refusal(
-            names["B"]["weight"],
-            f"has shape {list(b.shape)}, but rank {a.shape[0]} by its lora_A",
+            names["B"]["weight"], f"has shape {list(b.shape)}, but rank {rank} by its lora_A"
+        )
+    if announced not in (None, rank):
+        raise file.refusal(
+            names["A"]["weight"], f"has rank {rank}, the configuration says {printable(announced)}"
         )
     return a, b
 
@@ -111,31 +142,23 @@ def _read_factor(file: CheckpointFile, names: Mapping[str, str]) -> Factor:
     )
 
 
-def check_counts(file: CheckpointFile, factors: Iterable[Factor], announced: object = None) -> None:
-    """Refuse coefficients of different counts: the public code has one for all layers.
-
-    Raises
-    ------
-    AdapterError
-    """
-    factors = list(factors)
-    expected = factors[0].num_basis if announced is None else announced
-    reason = "the configuration says" if announced is not None else f"{factors[0].name} has"
-    for factor in factors:
-        if factor.num_basis != expected:
-            raise file.refusal(
-                factor.name + ".coefficients",
-                f"has {factor.num_basis} coefficients, {reason} {expected}",
-            )
-
-
-def given_alpha(file: CheckpointFile, given: float | None) -> float:
-    """Return the ``lora_alpha`` that no file says, or refuse.
+def alpha_of(file: CheckpointFile, given: float | None) -> float:
+    """Return the ``lora_alpha`` of the configuration, or the one that is given where there is none.
 
     Raises
     ------
     ArgumentError
+        If it is needed and not given, or is not what the configuration says.
+    AdapterError
+        If the configuration's is not a number.
     """
+    stored = file.fields.get("lora_alpha")
+    if stored is not None:
+        if not is_alpha(stored):
+            raise file.field_refusal("lora_alpha", f"is {printable(stored)}, must be a number")
+        if given not in (None, stored):
+            raise ArgumentError(f"is {given}, the configuration says {stored}", field="lora_alpha")
+        return float(stored)
     if given is None:
         raise ArgumentError(
             "is needed, because no file records it; give the value that training was given as "

@@ -13,16 +13,26 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def between(unit: NDArray[np.float32], bound: float, *, fused: bool) -> NDArray[np.float32]:
-    """Map numbers of the unit interval to ``[-bound, bound]``: ``unit * 2 bound - bound``.
+def uniform(
+    unit: NDArray[np.float32],
+    bound: float,
+    dtype: str,
+    *,
+    fused: bool = True,
+    upper_bound: bool = False,
+) -> NDArray[np.float32]:
+    """Map numbers of the unit interval to [-bound, bound): ``unit * 2 bound - bound``, rounded.
 
     Parameters
     ----------
     unit : (n,) float32
     bound : float
         Rounded to float32 first, as torch does.
+    dtype : {"F32", "F16", "BF16"}
     fused : bool
-        One rounding, as compilers make of it where there is a fused multiply-add, or two.
+        One rounding to float32, as a fused multiply-add makes of it, or two.
+    upper_bound : bool
+        Leave what is rounded to the upper bound, instead of turning it into the lower one.
 
     Returns
     -------
@@ -31,8 +41,14 @@ def between(unit: NDArray[np.float32], bound: float, *, fused: bool) -> NDArray[
     high = np.float32(bound)
     span = high + high
     if fused and math.frexp(float(span))[0] != 0.5:
-        return (unit.astype(np.float64) * float(span) - float(high)).astype(np.float32)
-    return unit * span - high  # with a power of two the product is exact, so that both are one
+        values = (unit.astype(np.float64) * float(span) - float(high)).astype(np.float32)
+    else:
+        values = unit * span - high  # with a power of two the product is exact: both are one
+    values = rounded(values, dtype)
+    if not upper_bound:
+        highest = rounded(np.array([high]), dtype)[0]
+        values[values == highest] = -highest
+    return values
 
 
 def rounded(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:

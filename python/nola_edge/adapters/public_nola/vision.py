@@ -19,6 +19,7 @@ the script names (``vit/train_timm.py``, by timm's definitions).
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -38,13 +39,10 @@ if TYPE_CHECKING:
 
     from nola_edge.adapters.public_nola.checkpoint_file import CheckpointFile
 
-    #: Block -> kind of tensor -> name.
-    Blocks = dict[int, dict[str, str]]
-
 _SEED = 0
-_NAME = re.compile(r"(?P<kind>fc1_A|fc[12]_alpha|fc[12]_beta)_(?P<block>\d{3}|[1-9]\d{3,5})")
-_HEAD = re.compile(r"fc_(?P<inputs>\d+)in_(?P<outputs>\d+)out")
 _KINDS = ("fc1_A", "fc1_alpha", "fc1_beta", "fc2_alpha", "fc2_beta")
+_NAME = re.compile(rf"(?:{'|'.join(_KINDS)})_(?P<block>\d{{3}}|[1-9]\d{{3,5}})")
+_HEAD = re.compile(r"fc_(?P<inputs>\d+)in_(?P<outputs>\d+)out")
 _RECORDED = 10
 _MAX_RANK = 1024
 _MAX_HIDDEN = 1 << 20
@@ -56,17 +54,7 @@ _ANY_GPU = DrawnOn("cuda", 1 << 20)  # ten values do not tell GPUs apart
 def read_vision(
     file: CheckpointFile, drawn_on: DrawnOn | None, rank: int | None, hidden: int | None
 ) -> Contents:
-    """Read a checkpoint of the vision transformer code.
-
-    Parameters
-    ----------
-    file : CheckpointFile
-    drawn_on : DrawnOn, optional
-        Default: a CPU.
-    rank : int, optional
-        Default: the one that the recorded values fit.
-    hidden : int, optional
-        Width of the MLP. Default: the base's; timm's where there is none.
+    """Read a checkpoint of the vision transformer code, by default drawn on a CPU.
 
     Raises
     ------
@@ -74,28 +62,21 @@ def read_vision(
         If no basis begins with the recorded values.
     NolaEdgeError
     """
+    for name, given, most in (("rank", rank, _MAX_RANK), ("hidden", hidden, _MAX_HIDDEN)):
+        if given is not None and (isinstance(given, bool) or not 1 <= given <= most):
+            raise ArgumentError(f"is {given}, must be 1..{most}", field=name)
     blocks, head = _sort_names(file)
     width = file.tensors[head].shape[1]
-    if hidden is not None and (isinstance(hidden, bool) or not 1 <= hidden <= _MAX_HIDDEN):
-        raise ArgumentError(f"is {hidden}, must be 1..{_MAX_HIDDEN}", field="hidden")
-    coefficients = {
-        name: file.numbers(name).astype(np.float32)
-        for names in blocks.values()
-        for kind, name in names.items()
-        if kind != "fc1_A"
-    }
-    for label in ("alpha", "beta"):
-        _check_counts(file, {n: v for n, v in coefficients.items() if f"_{label}_" in n})
-    count = coefficients[blocks[min(blocks)]["fc1_alpha"]].size
-    record = _record(file, blocks, width)
-    drawn, found = _fitting(file, record, (count, width), drawn_on or DrawnOn("cpu"), rank)
+    coefficients = _coefficients(file, blocks)
+    count = coefficients[_name("fc1_alpha", blocks[0])].size
+    record = _Record(_recorded(file, blocks, width), count, width)
+    drawn, found = _fitting(file, record, drawn_on or DrawnOn("cpu"), rank)
     model = _Model(width, found, blocks, coefficients)
-    matrix = file.matrix(head)
     return Contents(
         VISION,
         model.layers(hidden or _HIDDEN.get(width, 4 * width)),
         drawn_on=drawn,
-        head=matrix,
+        head=file.matrix(head),
         checked=len(blocks),
         resize=model.resized if hidden is None else None,
     )
@@ -107,20 +88,17 @@ class _Model:
 
     width: int
     rank: int
-    blocks: Blocks
+    blocks: list[int]
     coefficients: dict[str, NDArray[np.float32]]
 
     def layers(self, hidden: int) -> dict[str, Layer]:
         """Return all layers of a model whose MLP is so wide."""
         layers = {}
-        for number, names in self.blocks.items():
-            for name, inputs, outputs in (
-                ("fc1", self.width, hidden),
-                ("fc2", hidden, self.width),
-            ):
-                a = self._factor(names[f"{name}_alpha"], (inputs, self.rank))
-                b = self._factor(names[f"{name}_beta"], (self.rank, outputs), after=a)
-                layers[f"blocks.{number}.mlp.{name}"] = Layer.of_pair(a, b, 1.0 / self.rank)
+        sizes = (("fc1", self.width, hidden), ("fc2", hidden, self.width))
+        for block, (name, inputs, outputs) in itertools.product(self.blocks, sizes):
+            a = self._factor(_name(f"{name}_alpha", block), (inputs, self.rank))
+            b = self._factor(_name(f"{name}_beta", block), (self.rank, outputs), a.drawn)
+            layers[f"blocks.{block}.mlp.{name}"] = Layer.of_pair(a, b, 1.0 / self.rank)
         return layers
 
     def resized(self, module: str, shape: tuple[int, int]) -> dict[str, Layer] | None:
@@ -128,14 +106,14 @@ class _Model:
         hidden, width = shape if module.endswith("fc1") else shape[::-1]
         return self.layers(hidden) if width == self.width and hidden <= _MAX_HIDDEN else None
 
-    def _factor(self, name: str, shape: tuple[int, int], after: Factor | None = None) -> Factor:
+    def _factor(self, name: str, shape: tuple[int, int], before: int = 0) -> Factor:
         return Factor(
             name=name,
             seed=_SEED,
             shape=shape,
             bound=kaiming_bound(shape[0] * shape[1]),
             coefficients=self.coefficients[name],
-            before=() if after is None else (after.draw,),
+            before=before,
             transposed=True,
         )
 
@@ -146,13 +124,17 @@ def kaiming_bound(fan_in: int) -> float:
     return math.sqrt(3.0) * (gain / math.sqrt(fan_in))
 
 
-def _sort_names(file: CheckpointFile) -> tuple[Blocks, str]:
-    blocks: Blocks = {}
-    heads = []
+def _name(kind: str, block: int) -> str:
+    return f"{kind}_{block:03d}"
+
+
+def _sort_names(file: CheckpointFile) -> tuple[list[int], str]:
+    """Return the numbers of the blocks, each of which is complete, and the name of the head."""
+    blocks, heads = set(), []
     for name, info in file.tensors.items():
         match, head = _NAME.fullmatch(name), _HEAD.fullmatch(name)
         if match is not None:
-            blocks.setdefault(int(match["block"]), {})[match["kind"]] = name
+            blocks.add(int(match["block"]))
         elif head is None:
             raise file.refusal(name, "is not something that the public code saves")
         elif info.shape != (int(head["outputs"]), int(head["inputs"])) or 0 in info.shape:
@@ -164,35 +146,35 @@ def _sort_names(file: CheckpointFile) -> tuple[Blocks, str]:
             f"has {len(heads)} heads (fc_<in>in_<classes>out), the public code saves one",
             file=file.path,
         )
-    for number, names in blocks.items():
-        for kind in _KINDS:
-            if kind not in names:
-                raise file.refusal(
-                    f"{kind}_{number:03d}",
-                    "is missing, but the other tensors of its block are there",
-                )
-    return dict(sorted(blocks.items())), heads[0]
-
-
-def _check_counts(file: CheckpointFile, rows: dict[str, NDArray[np.float32]]) -> None:
-    first = next(iter(rows))
-    for name, values in rows.items():
-        if values.size != rows[first].size:
+    for block, kind in itertools.product(sorted(blocks), _KINDS):
+        if _name(kind, block) not in file.tensors:
             raise file.refusal(
-                name,
-                f"has {values.size} coefficients, {first} has {rows[first].size}; the public code "
-                "has the same number in every layer",
+                _name(kind, block), "is missing, but the other tensors of its block are there"
             )
+    return sorted(blocks), heads[0]
 
 
-def _record(file: CheckpointFile, blocks: Blocks, width: int) -> NDArray[np.float32]:
+def _coefficients(file: CheckpointFile, blocks: list[int]) -> dict[str, NDArray[np.float32]]:
+    found = {}
+    for label in ("alpha", "beta"):
+        names = [_name(f"{layer}_{label}", block) for block in blocks for layer in ("fc1", "fc2")]
+        rows = {name: file.numbers(name).astype(np.float32) for name in names}
+        file.check_counts({name: row.size for name, row in rows.items()})
+        found.update(rows)
+    return found
+
+
+def _recorded(file: CheckpointFile, blocks: list[int], width: int) -> NDArray[np.float32]:
     """Return the recorded values, which are the same in all blocks."""
-    records = {name: file.numbers(name) for name in (n["fc1_A"] for n in blocks.values())}
-    first = next(iter(records.values())).astype(np.float32)
+    records = {
+        name: file.numbers(name).astype(np.float32)
+        for name in (_name("fc1_A", block) for block in blocks)
+    }
+    first = next(iter(records.values()))
     for name, values in records.items():
         if values.size != min(_RECORDED, width):
             raise file.refusal(name, f"has {values.size} values, must have {min(_RECORDED, width)}")
-        if not np.array_equal(first, values.astype(np.float32)):
+        if not np.array_equal(first, values):
             raise MismatchError(
                 "records another basis than the first block; the public code uses one for all",
                 file=file.path,
@@ -201,43 +183,46 @@ def _record(file: CheckpointFile, blocks: Blocks, width: int) -> NDArray[np.floa
     return first
 
 
+@dataclass(frozen=True)
+class _Record:
+    """The first values of the basis of fc1's A, k matrices of as many rows as the model is wide."""
+
+    values: NDArray[np.float32]
+    count: int
+    width: int
+
+    def fits(self, drawn_on: DrawnOn, ranks: Iterable[int]) -> tuple[DrawnOn, int] | None:
+        """Return the device, and the rank, that give the values."""
+        for rank in ranks:
+            fan_in = self.width * rank
+            elements = np.arange(self.values.size, dtype=np.int64) * rank
+            for drawn in drawn_on.alike():
+                found = drawn.generator(_SEED).at(
+                    elements, self.count * fan_in, kaiming_bound(fan_in)
+                )
+                if np.array_equal(found, self.values):
+                    return drawn, rank
+        return None
+
+
 def _fitting(
-    file: CheckpointFile,
-    record: NDArray[np.float32],
-    basis: tuple[int, int],
-    drawn_on: DrawnOn,
-    rank: int | None,
+    file: CheckpointFile, record: _Record, drawn_on: DrawnOn, rank: int | None
 ) -> tuple[DrawnOn, int]:
-    """Return the device and the rank whose basis, k matrices of so many rows, fits the record."""
+    """Return the device and the rank whose basis fits the record, or refuse and say which does."""
     every = range(1, _MAX_RANK + 1)
-    if rank is not None and (isinstance(rank, bool) or rank not in every):
-        raise ArgumentError(f"is {rank}, must be 1..{_MAX_RANK}", field="rank")
-    found = _search(record, basis, drawn_on, every if rank is None else (rank,))
+    found = record.fits(drawn_on, every if rank is None else (rank,))
     if found is not None:
         return found
     tried = f"drawn on {drawn_on}" + (f" with rank {rank}" if rank is not None else "")
     hint = f"no rank up to {_MAX_RANK} fits, on a CPU or a GPU: the seed or the code was different"
     for other in (drawn_on, _ANY_GPU if drawn_on.device == "cpu" else DrawnOn("cpu")):
-        fits = _search(record, basis, other, every)
+        fits = record.fits(other, every)
         if fits is not None:
             where = "a GPU" if other is _ANY_GPU else str(other)
             hint = f"they fit a basis drawn on {where} with rank {fits[1]}"
             break
     raise MismatchError(
-        f"the recorded values ({record[0]:.6g}, …) are not those of a basis {tried}; {hint}",
+        f"the recorded values ({record.values[0]:.6g}, …) are not those of a basis {tried}; {hint}",
         file=file.path,
         field="fc1_A",
     )
-
-
-def _search(
-    record: NDArray[np.float32], basis: tuple[int, int], drawn_on: DrawnOn, ranks: Iterable[int]
-) -> tuple[DrawnOn, int] | None:
-    count, width = basis
-    for rank in ranks:
-        elements = np.arange(record.size, dtype=np.int64) * rank
-        for drawn in drawn_on.alike():
-            size, bound = count * width * rank, kaiming_bound(width * rank)
-            if np.array_equal(drawn.generator(_SEED).at(elements, size, bound), record):
-                return drawn, rank
-    return None
