@@ -5,8 +5,14 @@ import json
 import pytest
 
 import nola_edge as ne
-from tests.adapters.public_nola.checkpoints import gpt2_tensors, vit_tensors, write_folder
-from tests.adapters.public_nola.test_adapter import gpt2_base, tiny_checkpoint, vit_base
+from tests.adapters.public_nola.checkpoints import (
+    gpt2_base,
+    gpt2_tensors,
+    tiny_checkpoint,
+    vit_base,
+    vit_tensors,
+    write_folder,
+)
 from tests.cli.in_process import call, refused
 from tests.conftest import snapshot, write_safetensors
 from tests.lora_folders import write_lora

@@ -19,7 +19,7 @@ from nola_edge.errors import AdapterError, ArgumentError, NotFiniteError
 from nola_edge.export.lora import export_lora
 from nola_edge.merge import windows
 from nola_edge.testing.reference import fma32
-from tests.conftest import MODULES, load_all, tiny_adapter, write_safetensors
+from tests.conftest import MODULES, load_all, snapshot, tiny_adapter, write_safetensors
 from tests.lora_folders import factors, read_factors, scaling, write_lora
 from tests.merge.checks import merged, refused
 from tests.reference import merge as reference
@@ -320,3 +320,16 @@ def test_orientations_that_differ_are_not_exported_together(tiny, tmp_path):
     with pytest.raises(ArgumentError, match="disagree about fan_in_fan_out"):
         export_lora([nola, write_lora(tmp_path / "l")], tiny[0], tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_exporting_needs_a_base_where_the_adapter_says_no_sizes(tmp_path, tiny):
+    lora = write_lora(tmp_path / "lora")
+    export_lora(lora, None, tmp_path / "again", dtype="BF16")
+    assert ne.load_adapter(tmp_path / "again").shape("layers.0.q") == (24, 40)
+    before = snapshot(tmp_path)
+    for adapters, message in ((tiny[1], "do not say how large"), ([lora, lora], "are joined")):
+        with pytest.raises(ArgumentError, match="base: is needed") as caught:
+            export_lora(adapters, None, tmp_path / "out")
+        assert message in str(caught.value)
+        assert str(caught.value).isprintable()
+    assert snapshot(tmp_path) == before
