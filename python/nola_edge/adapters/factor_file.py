@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nola_edge.adapters.stored_matrix import StoredMatrix
-from nola_edge.adapters.whole_tensors import is_saved, load_whole, local_name
+from nola_edge.adapters.whole_tensors import FROZEN_WEIGHT, is_saved, load_whole, local_name
 from nola_edge.dtypes import MERGEABLE
 from nola_edge.errors import AdapterError, NotFiniteError
 from nola_edge.files.tensors import StoredTensor
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from nola_edge.files.tensors import Tensor
 
 #: What PEFT puts into the names of a module that is trained whole.
-_FROZEN = ".base_layer.weight"
 _ORIGINAL, _SAVED = ".original_module.", ".modules_to_save."
 
 
@@ -92,7 +91,7 @@ class FactorFile:
         """
         rest = {}
         for name, local in names.items():
-            module = local.removesuffix(_FROZEN)
+            module = local.removesuffix(FROZEN_WEIGHT)
             if module == local or module not in modules:
                 rest[name] = local
                 continue

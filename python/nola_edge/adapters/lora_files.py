@@ -15,6 +15,7 @@ from nola_edge.adapters.factor_file import FactorFile
 from nola_edge.adapters.patterns import PatternTable
 from nola_edge.adapters.peft_fields import WITH_PEFT
 from nola_edge.adapters.peft_folder import CONFIG_NAME, prefixed_names
+from nola_edge.adapters.whole_tensors import BASE_LAYER
 from nola_edge.errors import AdapterError, printable
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ EMBEDDING_A, EMBEDDING_B = ".lora_embedding_A", ".lora_embedding_B"
 BIAS = ".lora_B.bias"
 MAGNITUDE = ".lora_magnitude_vector"
 _PARTNERS = {A: B, B: A, EMBEDDING_A: EMBEDDING_B, EMBEDDING_B: EMBEDDING_A}
-_BASE_LAYER = ".base_layer"
 _TWO_LAYOUTS = (
     "belongs to a stack of experts (target_parameters), which PEFT and Unsloth lay out "
     "differently, and nothing here says which layout this is; tell merge, verify or inspect: "
@@ -47,8 +47,8 @@ def container_of(module: str, parameters: Sequence[str]) -> str | None:
     ``weight`` is adapted as that of a layer is.
     """
     container = module
-    while container.endswith(_BASE_LAYER):
-        container = container.removesuffix(_BASE_LAYER)
+    while container.endswith(BASE_LAYER):
+        container = container.removesuffix(BASE_LAYER)
     return container if any(holds(container, name) for name in parameters) else None
 
 

@@ -17,7 +17,7 @@ from nola_edge.adapters.peft_folder import (
     prefixed_names,
 )
 from nola_edge.adapters.quantize import Quantized, check_scale, dequantize, packed_size, quantize
-from nola_edge.adapters.whole_tensors import load_whole, local_name, stored_name
+from nola_edge.adapters.whole_tensors import FROZEN_WEIGHT, load_whole, local_name, stored_name
 from nola_edge.dtypes import MERGEABLE
 from nola_edge.errors import AdapterError, NotFiniteError
 from nola_edge.files.paths import cache_hint, read_inside, subfolders_hint, subfolders_with
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 ALPHA = ".nola_alpha"
 BETA = ".nola_beta"
 SCALE = "_scale"
-_WRAPPED_WEIGHT = ".base_layer.weight"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -146,7 +145,7 @@ def _named_tensors(file: SafetensorsFile, config: AdapterConfig) -> Iterator[str
             if name.removesuffix(SCALE) not in file.tensors:
                 raise AdapterError("is a scale without coefficients", file=file.path, field=name)
             continue
-        module = name.removesuffix(_WRAPPED_WEIGHT)
+        module = name.removesuffix(FROZEN_WEIGHT)
         if module != name and module + ALPHA in file.tensors:
             # The frozen weight of an adapted output layer, which PEFT saves along with
             # "embedding layers": it is the base's, not a change.

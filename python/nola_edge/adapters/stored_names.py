@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nola_edge.adapters.renames import Renames
-from nola_edge.adapters.tensor_parts import WEIGHT, TensorPart
+from nola_edge.adapters.tensor_parts import BIAS, WEIGHT, TensorPart
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
-
-_BIAS = ".bias"
 
 
 class StoredNames:
@@ -54,8 +52,8 @@ class StoredNames:
     def tensor(self, name: str) -> TensorPart:
         """Return the part that is another tensor: a bias, or one that an adapter has whole."""
         known = self._renames.tensor(name) or self._parts.get(name)
-        if known is None and name.endswith(_BIAS):
-            return self.module(name.removesuffix(_BIAS)).bias
+        if known is None and name.endswith(BIAS):
+            return self.module(name.removesuffix(BIAS)).bias
         return known or TensorPart(name)
 
     def keeps(self, name: str) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nola_edge.ops import Range
 
 WEIGHT = ".weight"
-_BIAS = ".bias"
+BIAS = ".bias"
 _PART = re.compile(r"(.+)\[(0|[1-9][0-9]{0,9}):([1-9][0-9]{0,9})\]")
 _FORM = (
     'the name of a tensor or, where it holds several modules, of some of its outputs: "NAME[0:64]"'
@@ -67,7 +67,7 @@ class TensorPart:
         """Return where the bias is that belongs to a weight."""
         if self == OTHERWISE:
             return self
-        return TensorPart(self.tensor.removesuffix(WEIGHT) + _BIAS, self.lines)
+        return TensorPart(self.tensor.removesuffix(WEIGHT) + BIAS, self.lines)
 
 
 #: Of a weight or tensor that is in several, or in another order: null in a configuration.

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from nola_edge.files.safetensors import SafetensorsFile
     from nola_edge.files.tensors import Tensor
 
-_WRAPPED_BIAS = ".base_layer.bias"
+#: What PEFT calls a layer that it has wrapped, and the weight that is frozen in it.
+BASE_LAYER = ".base_layer"
+FROZEN_WEIGHT = f"{BASE_LAYER}.weight"
+_WRAPPED_BIAS = f"{BASE_LAYER}.bias"
 INPUT_EMBEDDINGS = (
     "embed_tokens.weight",
     "wte.weight",

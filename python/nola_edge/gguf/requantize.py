@@ -93,7 +93,7 @@ class Requantized(Merged):
         """Return the piece that is a window of the columns of an update."""
         stored = runs_of(self.info, window)
         row_bytes = tensor_bytes(self.kind, self.shape[1:])
-        work = _IN_BETWEEN * work_bytes(self.info, [update], window)
+        work = _IN_BETWEEN * work_bytes(self.info, update, window)
         return Piece(
             window.runs(row_bytes, self.shape[1]),
             stored.nbytes,

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nola_edge.adapters.peft_folder import CONFIG_NAME as ADAPTER_CONFIG
 from nola_edge.dtypes import safetensors_dtype
 from nola_edge.errors import printable
 from nola_edge.files.copying import copy_file
-from nola_edge.files.folder import is_index
+from nola_edge.files.folder import SAFETENSORS, is_index
 from nola_edge.files.obstacles import foreign, names_below
 from nola_edge.files.paths import inside
 from nola_edge.files.safetensors import encode_header
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from nola_edge.files.safetensors import SafetensorsFile
     from nola_edge.files.tensors import Tensor
     from nola_edge.merge.plan import MergePlan
-
-_SUFFIX = ".safetensors"
-_ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -130,14 +128,14 @@ def checkpoint_obstacle(companions: Collection[Path]) -> Obstacle:
     own = {str(path) for path in companions}
 
     def is_own(name: str) -> bool:
-        return name in own or ("/" not in name and (is_index(name) or name.endswith(_SUFFIX)))
+        return name in own or ("/" not in name and (is_index(name) or name.endswith(SAFETENSORS)))
 
     def test(path: Path) -> str | None:
         names = os.listdir(path)
-        if _ADAPTER_CONFIG in names:
-            return foreign([_ADAPTER_CONFIG])
+        if ADAPTER_CONFIG in names:
+            return foreign([ADAPTER_CONFIG])
         others = [name for name in names_below(path) if not is_own(name)]
-        if not others and not any(name.endswith(_SUFFIX) for name in names):
+        if not others and not any(name.endswith(SAFETENSORS) for name in names):
             return f"holds {printable(min(names))} but no weights"
         return foreign(others)
 

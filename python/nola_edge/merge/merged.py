@@ -95,7 +95,7 @@ class Merged(FromFile):
     def piece(self, update: LowRank, window: Window) -> Piece:
         """Return the piece that is a window of the columns of an update."""
         runs = runs_of(self.info, window)
-        work = work_bytes(self.info, [update], window)
+        work = work_bytes(self.info, update, window)
         read = partial(read_runs, self.file, self.info, runs)
         return Piece(runs, runs.nbytes, work, read, partial(self._change, update, window))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from nola_edge.dtypes import MERGEABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.merge.low_rank import LowRank
@@ -188,13 +188,13 @@ def strip_memory(info: TensorInfo, rank: int, threads: int, whole: WholeLines = 
     return _FLOAT_BYTES * rank * (stop - start) * min(waiting, waiting * BLOCK_BYTES // block + 2)
 
 
-def work_bytes(info: TensorInfo, updates: Sequence[LowRank], window: Window) -> int:
+def work_bytes(info: TensorInfo, update: LowRank, window: Window) -> int:
     """Return roughly how many bytes merging a window takes, right factors not counted."""
     rows, cols = window.shape
-    rank = max(1, *(update.rank for update in updates))
+    rank = max(1, update.rank)
     block = rows * cols * info.nbytes // info.size
     # Rows of the left factor and of one adapter's share in it; the core packs some columns.
     packed = max(_PACKED_BYTES, _PANEL_BYTES * rank)
-    if any(update.needs != ANY for update in updates):
+    if update.needs != ANY:
         block += 2 * _FLOAT_BYTES * rows * cols  # in float32, and once more
     return 2 * block + 2 * _FLOAT_BYTES * rank * rows + min(packed, _FLOAT_BYTES * rank * cols)

@@ -59,7 +59,7 @@ def _merge(
             update = make_update(merge.terms, merge.shape, cols, threads)
             for window in windows(info, [update]):
                 start, stop = window.rows
-                need = work_bytes(info, [update], window)
+                need = work_bytes(info, update, window)
                 rows = (top + start, top + stop)
                 workers.submit(
                     apply_update, part[start:stop, begin:end], update, Window(rows, cols),

@@ -9,6 +9,7 @@ import torch
 
 from nola_edge.adapters.module_names import match_parts
 from nola_edge.adapters.stored_names import StoredNames
+from nola_edge.adapters.tensor_parts import WEIGHT
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import MismatchError, printable
 from nola_edge.merge.switch import Switch
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from torch import nn
-
-_WEIGHT = ".weight"
 
 
 class AdapterSwitch(Switch):
@@ -79,7 +78,7 @@ class AdapterSwitch(Switch):
         self, tensors: list[str], parameters: Mapping[str, torch.Tensor], where: Path
     ) -> dict[str, str]:
         """Return the parameter of each of the base's tensors: weights say how all are named."""
-        modules = [name.removesuffix(_WEIGHT) for name in tensors if name.endswith(_WEIGHT)]
+        modules = [name.removesuffix(WEIGHT) for name in tensors if name.endswith(WEIGHT)]
         names = StoredNames({})
         try:
             found = match_parts(modules, parameters, names, adapter=self._base.path, base=where)

@@ -19,10 +19,10 @@ from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from nola_edge.adapters.peft_folder import CONFIG_NAME
 from nola_edge.peft.adapted import adapted_layers
 
 CARD = "README.md"
-CONFIG = "adapter_config.json"
 _MARK = "<!-- Written by nola-edge, which replaces it as long as it is unaltered: {} -->"
 _BASE_TAG = "base_model:adapter:"
 _TAGS = ("nola", "peft")
@@ -64,10 +64,10 @@ def _text(model: PeftModel, folder: Path, names: list[str]) -> str | None:
     """Return what the card above all adapters says; None if it is of one that is not saved now."""
     if "default" in names:
         return adapter_card(model, "default")
-    if (folder / CONFIG).exists() and (folder / CARD).exists():
+    if (folder / CONFIG_NAME).exists() and (folder / CARD).exists():
         return None
     return contents_card(
-        sorted({*names, *(path.parent.name for path in folder.glob(f"*/{CONFIG}"))})
+        sorted({*names, *(path.parent.name for path in folder.glob(f"*/{CONFIG_NAME}"))})
     )
 
 

@@ -15,7 +15,8 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from peft import PeftModel
 
-from nola_edge.peft.card import CARD, CONFIG
+from nola_edge.adapters.peft_folder import CONFIG_NAME
+from nola_edge.peft.card import CARD
 
 
 def publish(
@@ -58,7 +59,7 @@ def publish(
     with TemporaryDirectory() as name:
         folder = Path(name)
         others = [f"{adapter}/{CARD}" for adapter in model.peft_config if adapter != "default"]
-        for path in (CARD, CONFIG, *others):
+        for path in (CARD, CONFIG_NAME, *others):
             _fetch(api, repo_id, revision, folder / path, path)
         model.save_pretrained(name, **options)
         _add_tags(folder / CARD, tags or ())

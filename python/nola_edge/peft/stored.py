@@ -18,11 +18,11 @@ from torch import nn
 
 from nola_edge.adapters.stored_names import StoredNames
 from nola_edge.adapters.tensor_parts import OTHERWISE, WEIGHT, TensorPart
+from nola_edge.adapters.whole_tensors import BASE_LAYER
 from nola_edge.peft.names import PlainNames
 from nola_edge.torch.linear import is_conv1d
 
 _Tensors = dict[str, torch.Tensor]
-_BASE_LAYER = ".base_layer"
 
 
 def stored_tensors(model: nn.Module, modules: Iterable[str] | None = None) -> dict[str, str]:
@@ -106,13 +106,13 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) or is_conv1d(module):
-            found[plain(name).removesuffix(_BASE_LAYER)] = module
+            found[plain(name).removesuffix(BASE_LAYER)] = module
     return found
 
 
 def own_name(name: str) -> str:
     """Return the name of a parameter without PEFT's wrappers."""
-    return name.replace(f"{_BASE_LAYER}.", ".").replace(".original_module.", ".")
+    return name.replace(f"{BASE_LAYER}.", ".").replace(".original_module.", ".")
 
 
 def _stand_ins(model: nn.Module) -> _Tensors:

@@ -224,7 +224,7 @@ def _most_columns(result: Merged) -> int:
 def _memory(result: Merged, update: LowRank, window: Window) -> int:
     """Return the bytes that measuring a window takes."""
     rows, cols = window.shape
-    return work_bytes(result.info, [update], window) + _ARRAYS_BYTES * rows * cols
+    return work_bytes(result.info, update, window) + _ARRAYS_BYTES * rows * cols
 
 
 def _quietly(work: Callable[..., None], *args: Any) -> None:
