@@ -32,7 +32,7 @@ _UNIT = np.float32(2.0**-24)
 
 
 class CpuGenerator:
-    """torch's generator on a CPU after ``torch.manual_seed``.
+    """torch's generator on a CPU after ``torch.manual_seed(seed)``.
 
     Parameters
     ----------

@@ -28,20 +28,14 @@ if TYPE_CHECKING:
 def draw_factors(
     factors: Sequence[Factor], drawn_on: DrawnOn, advance: Callable[[int], None]
 ) -> list[NDArray[np.float32]]:
-    """Compute factors that share their random matrices.
+    """Return the A, (r, in_features), or B, (outputs, r), of factors of one ``basis``: float32.
 
     Parameters
     ----------
     factors : sequence of Factor
-        With equal ``basis``.
     drawn_on : DrawnOn
     advance : callable
         Called with the number of elements drawn since the last call.
-
-    Returns
-    -------
-    list of arrays
-        A (r, in_features) or B (outputs, r), float32, for each.
 
     Raises
     ------

@@ -20,7 +20,7 @@ from nola_edge.threads import thread_count
 from nola_edge.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -89,13 +89,7 @@ _KEPT = _Kept()
 
 
 class DrawnFactors:
-    """Draws the factors of one adapter; usable from several threads.
-
-    Parameters
-    ----------
-    factors : sequence of Factor
-        In the order in which they are likely to be wanted.
-    drawn_on : DrawnOn
+    """Draws the factors of one adapter, usually in their order; usable from several threads.
 
     Attributes
     ----------
@@ -105,7 +99,7 @@ class DrawnFactors:
         To draw with where nobody says how many. Default: the processors this process may use.
     """
 
-    def __init__(self, factors: Sequence[Factor], drawn_on: DrawnOn) -> None:
+    def __init__(self, factors: Iterable[Factor], drawn_on: DrawnOn) -> None:
         self.advance: Callable[[int], None] = lambda _: None
         self.num_threads: int | None = None
         self._drawn_on = drawn_on

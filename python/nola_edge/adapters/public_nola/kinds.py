@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from nola_edge.adapters.public_nola.gpt2 import read_gpt2
 from nola_edge.adapters.public_nola.llama import read_llama
-from nola_edge.adapters.public_nola.recognise import GPT2, GPT2_LAYER, VISION, kinds_among
+from nola_edge.adapters.public_nola.recognise import GPT2, GPT2_LAYER, LLAMA, VISION, kinds_among
 from nola_edge.adapters.public_nola.vision import read_vision
 from nola_edge.errors import AdapterError, ArgumentError, printable
 
@@ -58,7 +58,7 @@ def read_contents(
             raise ArgumentError(f"does not belong to a checkpoint of {kind}", field=name)
     if vision:
         return read_vision(file, drawn_on, rank, hidden)
-    return (read_gpt2 if kind == GPT2 else read_llama)(file, lora_alpha)
+    return {GPT2: read_gpt2, LLAMA: read_llama}[kind](file, lora_alpha)
 
 
 def _kind(file: CheckpointFile) -> str:

@@ -18,7 +18,7 @@ _HALF = np.uint64(32)
 
 
 def philox_words(counter: tuple[Any, Any, Any, Any], key: int) -> NDArray[np.uint32]:
-    """Return the four words of each counter.
+    """Return the four words of each counter, (4, n) uint32.
 
     Parameters
     ----------
@@ -26,10 +26,6 @@ def philox_words(counter: tuple[Any, Any, Any, Any], key: int) -> NDArray[np.uin
         Words of the counters, the lowest first, each in ``0 .. 2**32 - 1``.
     key : int
         ``0 <= key < 2**64``.
-
-    Returns
-    -------
-    (4, n) uint32
     """
     zero, one, two, three = np.broadcast_arrays(*(np.asarray(c, np.uint64) for c in counter))
     low, high = key & 0xFFFFFFFF, key >> 32

@@ -38,12 +38,7 @@ def kinds_among(names: Iterable[str]) -> dict[str, str]:
 def is_public_checkpoint(path: Path, fields: Mapping[str, Any]) -> bool:
     """Tell whether a file, or a folder, is a checkpoint of the public NOLA code.
 
-    Parameters
-    ----------
-    path : Path
-    fields : mapping
-        Those of a folder's ``adapter_config.json``, of which ``use_nola`` tells; where there is
-        none, the names of the tensors do.
+    Of a configuration's fields, ``use_nola`` says it; without any, the names of the tensors do.
     """
     if fields:
         return fields.get("use_nola") is True

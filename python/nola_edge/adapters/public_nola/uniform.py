@@ -21,22 +21,20 @@ def uniform(
     fused: bool = True,
     upper_bound: bool = False,
 ) -> NDArray[np.float32]:
-    """Map numbers of the unit interval to [-bound, bound): ``unit * 2 bound - bound``, rounded.
+    """Return ``unit * 2 bound - bound`` in [-bound, bound), (n,) float32.
 
     Parameters
     ----------
     unit : (n,) float32
+        Of the unit interval.
     bound : float
         Rounded to float32 first, as torch does.
     dtype : {"F32", "F16", "BF16"}
+        Of torch's tensor, to which numbers are rounded.
     fused : bool
         One rounding to float32, as a fused multiply-add makes of it, or two.
     upper_bound : bool
         Leave what is rounded to the upper bound, instead of turning it into the lower one.
-
-    Returns
-    -------
-    (n,) float32
     """
     high = np.float32(bound)
     span = high + high
