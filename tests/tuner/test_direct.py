@@ -94,6 +94,7 @@ def test_it_may_be_trained(tmp_path):
 def test_the_name_on_the_hub(tmp_path, monkeypatch):
     """As it lies in the cache: files under a name and a revision."""
     asked = []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read when imported
     monkeypatch.setattr("socket.getaddrinfo", lambda *address, **_: asked.append(address) or [])
     expected = save_adapter(tmp_path, coefficient_bits=8)
     repository = tmp_path / "cache" / "models--some--adapter"
