@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.in_process import call, refused
-from tests.conftest import snapshot
+from tests.conftest import load_all, snapshot, write_safetensors
+from tests.gguf.test_merge import adapter_of, arrays_of, write
 
 
 @pytest.fixture
@@ -89,4 +90,34 @@ def test_quantize_packs_in_one_go(here):
     before = snapshot(here)
     assert "exists already" in refused("quantize", "adapter", "-o", "new/small.nola")
     assert "is an input" in refused("quantize", "two.nola", "-o", "two.nola", "--force")
+    assert snapshot(here) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "reason"),
+    [
+        ("merge base adapter", "base", "is an input; inputs are never changed"),
+        ("merge base adapter", "link", "is an input"),
+        ("merge base adapter", "adapter", "is an input"),
+        ("merge base adapter", "base/sub", "lies inside the input base"),
+        ("merge base adapter", ".", "contains the input base"),
+        ("merge base adapter", "loop", "exists already; choose another name or pass --force"),
+        ("merge all.safetensors adapter", "all.safetensors", "is an input"),
+        ("merge model.gguf nola", "model.gguf", "is an input"),
+        ("merge base adapter --each", "base", "lies inside the input base"),
+        ("merge base adapter --each", ".", "is an input"),
+        ("export lora adapter --base base", "adapter", "is an input"),
+        ("export lora adapter --base base", "base", "is an input"),
+    ],
+)
+def test_what_is_said_first_of_an_output_that_is_an_input(here, command, output, reason):
+    """That it exists already would advise --force."""
+    write_safetensors(here / "all.safetensors", load_all(here / "base"))
+    if "gguf" in command:
+        write(here / "model.gguf", arrays_of("F16"))
+        adapter_of().save(here / "nola")
+    (here / "link").symlink_to("base")
+    (here / "loop").symlink_to("loop")
+    before = snapshot(here)
+    assert reason in refused(*command.split(), "-o", output)
     assert snapshot(here) == before

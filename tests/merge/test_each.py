@@ -415,8 +415,6 @@ def test_what_is_there_is_skipped(tiny, tmp_path):
 )
 @pytest.mark.parametrize("force", [False, True])
 def test_where_outputs_cannot_be(tiny, tmp_path, place, message, force):
-    if place == "." and not force:
-        message = "adapter: exists already"
     output = tmp_path / place
     refused(tiny, tmp_path, [tiny[1]], message, OutputError, output=output, force=force)
 

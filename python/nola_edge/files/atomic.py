@@ -179,32 +179,46 @@ class AtomicOutput:
         if not target.name:
             raise OutputError("is not a name for an output", file=target)
         nearest_folder(target.parent)
-        if not self._force and os.path.lexists(target):
+        self._check_apart()  # first: another name, or --force, would be the wrong advice
+        if self._force:
+            self._check_replaceable()
+        elif os.path.lexists(target):
             raise OutputError(f"exists already; {self._if_exists}", file=target)
+
+    def _check_apart(self) -> None:
+        """Refuse a target that is an input, or lies in one, or holds one."""
+        target = self.target
         place = target.parent.resolve() / target.name
         for path in self._inputs:
             source = path.resolve()
-            if place == source or place.resolve() == source:
+            # Not Path.resolve: the target may be a link to itself.
+            if place == source or os.path.realpath(place) == str(source):
                 raise OutputError("is an input; inputs are never changed", file=target)
             if place.is_relative_to(source):
                 raise OutputError(f"lies inside the input {printable(path)}", file=target)
             if source.is_relative_to(place):
                 raise OutputError(f"contains the input {printable(path)}", file=target)
-        if self._force and target.is_symlink():
+
+    def _check_replaceable(self) -> None:
+        """Refuse to replace what is not like the output, or cannot be moved away."""
+        target = self.target
+        if target.is_symlink():
             raise OutputError("is a symbolic link; remove it first", file=target)
-        if self._force and target.exists() and target.is_dir() != self._directory:
+        if not target.exists():
+            return
+        if target.is_dir() != self._directory:
             kind = "folder" if target.is_dir() else "file"
             raise OutputError(
                 f"is a {kind} already, but the output is not; remove it first", file=target
             )
-        if self._force and _holds_current_folder(place):
+        if _holds_current_folder(target.resolve()):
             raise OutputError("is or holds the current folder; choose another", file=target)
-        if self._force and os.path.ismount(target):
+        if os.path.ismount(target):
             raise OutputError(
                 "is a mount point, which cannot be replaced; choose a name inside it",
                 file=target,
             )
-        in_the_way = self._in_the_way(target) if self._force and target.exists() else None
+        in_the_way = self._in_the_way(target)
         if in_the_way is not None:
             raise OutputError(
                 f"{in_the_way}, so --force does not replace it; choose another name, or remove it "
