@@ -96,6 +96,8 @@ def ask(*words, program=("-m", "nola_edge")):
         ("inspect x", "file"),
         ("inspect adapter --base x", "file"),
         ("verify x", "file"),
+        ("verify merged --base x", "file"),
+        ("verify merged --base b --adapter a --adapter x", "file"),
         ("quantize x", "file"),
         ("pack adapter -o x", "file"),
         ("unpack x", "file"),

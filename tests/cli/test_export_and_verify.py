@@ -5,15 +5,27 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
+import shutil
 
 import numpy as np
 import pytest
 
 from nola_edge.dtypes import numpy_dtype
-from tests.cli.in_process import call
-from tests.conftest import load_all, snapshot, tiny_adapter, write_safetensors
+from tests.adapters.test_tinylora import tinylora_files
+from tests.adapters.test_vera import vera_files
+from tests.cli.in_process import call, refused
+from tests.conftest import (
+    MODULES,
+    load_all,
+    snapshot,
+    tiny_adapter,
+    write_safetensors,
+    write_sharded,
+)
 from tests.gguf.test_export import base_folder
 from tests.gguf.test_merge import adapter_of, arrays_of, write
+from tests.lora_folders import factors, write_lora
 
 DTYPES = ["F32", "F16", "BF16"]
 
@@ -80,3 +92,44 @@ def test_a_gguf_file(kind, tmp_path):
 def merge(base, adapter, output):
     assert call("merge", base, adapter, "-o", output).returncode == 0
     return output
+
+
+SAYS_NO_SIZES = {"NOLA": lambda folder: tiny_adapter().save(folder),
+                 "VeRA": lambda folder: vera_files(MODULES).write(folder)}  # fmt: skip
+SAYS_SIZES = {
+    "LoRA": lambda folder: write_lora(
+        folder, factors(ranks={"layers.0.v": 2}), rank_pattern={"layers.0.v": 2}
+    ),
+    "rsLoRA": lambda folder: write_lora(folder, use_rslora=True),
+    "TinyLoRA": lambda folder: tinylora_files(MODULES).write(folder),
+}
+
+
+@pytest.mark.parametrize("method", [*SAYS_SIZES, *SAYS_NO_SIZES])
+def test_the_chain_as_it_is_typed(method, paths, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree("base")
+    write_sharded(tmp_path / "base", load_all(paths[0]), 2)
+    {**SAYS_SIZES, **SAYS_NO_SIZES}[method](tmp_path / "A")
+    given = [] if method in SAYS_SIZES else ["--base", "base"]
+    exported = call("export", "lora", "A", *given, "-o", "L")
+    assert exported.returncode == 0, exported
+    assert call("merge", "base", "L", "-o", "M").returncode == 0
+    done = call("verify", "M", "--base", "base", "--adapter", "A")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("identical: 8 tensors (3 merged)")
+
+
+@pytest.mark.parametrize("recorded", [None, "some/model", "/my models/base"])
+@pytest.mark.parametrize("method", SAYS_NO_SIZES)
+def test_what_says_no_sizes_is_told_what_to_add(method, recorded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    SAYS_NO_SIZES[method](tmp_path / "A")
+    config = tmp_path / "A" / "adapter_config.json"
+    fields = {**json.loads(config.read_text()), "base_model_name_or_path": recorded}
+    config.write_text(json.dumps(fields))
+    before = snapshot(tmp_path)
+    line = refused("export", "lora", "A", "-o", "L")
+    base = shlex.quote(recorded) if recorded else "BASE"
+    assert f"how large its modules are: add --base {base} (" in line
+    assert snapshot(tmp_path) == before

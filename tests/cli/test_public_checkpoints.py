@@ -102,7 +102,7 @@ def test_a_vision_transformer_needs_no_device(tmp_path):
         (["inspect", "public"], "drawn_on: is needed"),
         (["inspect", "lora", "--drawn-on", "cpu"], "lora: drawn_on: is for checkpoints of the"),
         (["export", "lora", "public", "-o", "out"], "drawn_on: is needed"),
-        (["export", "lora", "nola", "-o", "out"], "base: is needed (--base)"),
+        (["export", "lora", "nola", "-o", "out"], "how large its modules are: add --base BASE"),
         (["export", "lora", "lora", "-o", "out", "--revision", "x"], "and no --base was given"),
         (
             ["export", "lora", "public", "-o", "out", "--drawn-on", "cpu", "--lora-alpha", "5"],

@@ -45,10 +45,46 @@ def test_outputs_of_each_are_checked_together(tiny, tmp_path):
     assert f"{tmp_path}/out/other: does not exist" in refused("verify", tmp_path / "out", *given)
 
 
-@pytest.mark.parametrize("rest", [["--base", "b", "--adapter", "a"], ["base"], []])
-def test_a_wrong_call_is_told_the_right_one(rest):
+@pytest.mark.parametrize(
+    ("rest", "missing"), [(["base"], "ADAPTER..."), ([], "BASE"), (["--each"], "BASE")]
+)
+def test_a_wrong_call_is_told_the_right_one(rest, missing):
     line = refused("verify", "merged", *rest)
+    assert f"Missing argument '{missing}'" in line
     assert "usage: nola-edge verify [OPTIONS] MERGED BASE ADAPTER...; see" in line
+    found = json.loads(call("verify", "merged", *rest, "--json").stdout)["error"]
+    assert (found["type"], found["field"]) == ("UsageError", missing)
+
+
+def test_base_and_adapters_may_be_given_by_name(tiny, tmp_path):
+    """In any order, with weights, and with --each."""
+    base, one, other = *tiny, tmp_path / "other"
+    tiny_adapter(seed=5).save(other)
+    call("merge", base, one, f"{other}=0.5", "-o", tmp_path / "out")
+    call("merge", base, one, f"{other}=0.5", "--each", "-o", tmp_path / "each")
+    named = ["--adapter", one, f"--adapter={other}=0.5", "--base", base]
+    placed = [base, one, f"{other}=0.5"]
+    for merged, options in ((tmp_path / "out", []), (tmp_path / "each", ["--each"])):
+        done = call("verify", *named, merged, *options)
+        assert done.stdout.count("identical: 8 tensors (3 merged)") == len(options) + 1
+        assert done == call("verify", merged, *placed, *options)
+    assert call("verify", tmp_path / "out", *named[:2], "--base", base).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("M B A --base B --adapter A", "not as both: write MERGED BASE ADAPTER, or MERGED --base"),
+        ("M B --adapter A", "not as both"),
+        ("M A --base B", "not as both"),
+        ("M B A --base B", "not as both"),
+        ("M --base B", "--base needs --adapter as well"),
+        ("M --adapter A", "--adapter needs --base as well"),
+        ("--base B --adapter A", "Missing argument 'MERGED'"),
+    ],
+)
+def test_half_of_each_way_is_refused(given, reason):
+    assert reason in refused("verify", *given.split())
 
 
 @pytest.fixture

@@ -39,8 +39,17 @@ if TYPE_CHECKING:
     "Example: nola-edge verify ./by-peft ./Llama-3-8B ./my-adapter --tensors-only --ulps 1",
 )
 @click.argument("merged", type=PATH)
-@click.argument("base", type=PATH)
-@click.argument("adapters", type=PATH, nargs=-1, required=True, metavar="ADAPTER...")
+@click.argument("base", type=PATH, required=False, metavar="BASE")
+@click.argument("adapters", type=PATH, nargs=-1, metavar="ADAPTER...")
+@click.option("--base", "named_base", type=PATH, metavar="BASE", help="Another way to give BASE.")
+@click.option(
+    "--adapter",
+    "named_adapters",
+    type=PATH,
+    metavar="ADAPTER",
+    multiple=True,
+    help="Another way to give an ADAPTER, with --base. May be repeated.",
+)
 @click.option(
     "--each",
     is_flag=True,
@@ -68,8 +77,10 @@ if TYPE_CHECKING:
 @summary_options
 def command(
     merged: str,
-    base: str,
+    base: str | None,
     adapters: tuple[str, ...],
+    named_base: str | None,
+    named_adapters: tuple[str, ...],
     each: bool,
     ulps: int | None,
     dtype: str | None,
@@ -110,7 +121,11 @@ def command(
     from nola_edge.cli.verdict import Verdict
     from nola_edge.files.signature import is_gguf
 
-    order = "MERGED BASE ADAPTER"
+    named = named_base is not None or bool(named_adapters)
+    base, adapters = (
+        _by_name(base, named_base, named_adapters) if named else _by_place(base, adapters)
+    )
+    order = "" if named else "MERGED BASE ADAPTER"
     given = local_adapters(
         adapters, order, drawn_on=drawn_on, lora_alpha=lora_alpha, moe_layout=moe_layout
     )
@@ -140,6 +155,31 @@ def command(
         lines.append(f"  {GGUF_NOTE}")
     show(found if each else found[0], *lines, as_json=as_json, quiet=quiet)
     return 0 if all(accepted) else 1
+
+
+def _by_place(base: str | None, adapters: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """Return base and adapters from the arguments, which click would require if it could."""
+    context = click.get_current_context()
+    if base is not None and adapters:
+        return base, adapters
+    wanted = "base" if base is None else "adapters"
+    missing = next(param for param in context.command.params if param.name == wanted)
+    raise click.MissingParameter(ctx=context, param=missing)
+
+
+def _by_name(
+    placed: str | None, base: str | None, adapters: tuple[str, ...]
+) -> tuple[str, tuple[str, ...]]:
+    """Return base and adapters from the options."""
+    if placed is not None:
+        raise click.UsageError(
+            "BASE and ADAPTER are given by place or as --base and --adapter, not as both: write "
+            "MERGED BASE ADAPTER, or MERGED --base BASE --adapter ADAPTER"
+        )
+    if base is None or not adapters:
+        given, other = ("--adapter", "--base") if base is None else ("--base", "--adapter")
+        raise click.UsageError(f"{given} needs {other} as well; or write MERGED BASE ADAPTER")
+    return base, adapters
 
 
 def _outputs(merged: str, base: str, adapters: Given) -> dict[str, Given]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
+from nola_edge.adapters.belongs import location
 from nola_edge.adapters.module_names import Prefix
 from nola_edge.adapters.tensor_parts import WEIGHT, TensorPart, tensors_field
 from nola_edge.errors import ArgumentError, printable
@@ -32,13 +34,18 @@ def modules_alone(adapters: Adapters) -> Modules:
     """
     (adapter, weight), *others = adapters
     if others:
-        raise ArgumentError("is needed where adapters are joined (--base)", field="base")
+        raise ArgumentError(
+            "is needed where adapters are joined: add --base BASE (in Python base=)", field="base"
+        )
     modules: Modules = {}
     for module in adapter.modules:
         shape = adapter.shape(module)
         if shape is None:
+            recorded = adapter.bookkeeping.get("base_model_name_or_path")
+            base = recorded if isinstance(recorded, str) and recorded else "BASE"
             raise ArgumentError(
-                "is needed (--base), as the adapter's files do not say how large its modules are",
+                f"is needed, as the files of {printable(location(adapter))} do not say how large "
+                f"its modules are: add --base {printable(shlex.quote(base))} (in Python base=)",
                 field="base",
             )
         transposed = adapter.transposed(module)
