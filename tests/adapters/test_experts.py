@@ -316,6 +316,21 @@ def test_a_layout_where_there_are_no_experts_is_refused(tmp_path, tiny):
     assert "--moe-layout is for LoRAs of stacked experts" in line
 
 
+@pytest.mark.parametrize("kind", ["lora", "gguf-lora"])
+@pytest.mark.parametrize("layout", ["peft", "unsloth"])
+def test_experts_are_not_exported_and_the_layout_says_what_to_do(tmp_path, kind, layout):
+    base = base_of(tmp_path / "b.safetensors")
+    folder = adapter_files(layout).write(tmp_path / "a")
+    before = snapshot(tmp_path)
+    output = tmp_path / {"lora": "o", "gguf-lora": "o.gguf"}[kind]
+    command = ["export", kind, folder, "--base", base, "-o", output]
+    line = refused(*command, "--moe-layout", layout)
+    assert "--moe-layout is for LoRAs of stacked experts, and they cannot be exported" in line
+    assert "merge them (nola-edge merge has --moe-layout)" in line
+    assert "tell merge, verify or inspect: --moe-layout" in refused(*command)
+    assert snapshot(tmp_path) == before
+
+
 SQUARE = {"gate_up_proj": (HIDDEN, HIDDEN), "down_proj": (HIDDEN, HIDDEN)}
 BASES = {
     "other names": (

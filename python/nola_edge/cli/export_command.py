@@ -24,6 +24,20 @@ from nola_edge.cli.types import type_option
 from nola_edge.errors import printable
 
 
+def _refuse_layout(_context: click.Context, _option: click.Parameter, layout: str | None) -> None:
+    if layout is not None:
+        raise click.UsageError(
+            "--moe-layout is for LoRAs of stacked experts, and they cannot be exported: merge them "
+            "(nola-edge merge has --moe-layout); with other adapters, leave it out"
+        )
+
+
+#: For whoever knows it from merge: "no such option" would not say what to do.
+_no_moe_layout = click.option(
+    "--moe-layout", hidden=True, expose_value=False, callback=_refuse_layout
+)
+
+
 @click.group("export", cls=Group)
 def command() -> None:
     """Write an adapter in the format of another program."""
@@ -50,6 +64,7 @@ def command() -> None:
 )
 @ui.force_option
 @public_options
+@_no_moe_layout
 @revision_option
 @rename_option
 @ui.check_base_option
@@ -115,6 +130,7 @@ def lora(
 )
 @ui.force_option
 @public_options
+@_no_moe_layout
 @revision_option
 @rename_option
 @ui.check_base_option
