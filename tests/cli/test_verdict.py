@@ -107,6 +107,11 @@ def test_the_line_of_verdict():
     assert said(*dropped[:2], difference(faults.ROUNDING)) == (
         "the adapter was dropped from 2 of 3 tensors; only rounding in 1 of 3 tensors"
     )
+    a_of_b = [difference(faults.ADAPTER_DROPPED, 2, adapters=("a",))]
+    b_of_a = [difference(faults.ADAPTER_DROPPED, n, adapters=("b", "c")) for n in range(2)]
+    assert said(*a_of_b, *b_of_a, adapters=3) == (
+        "a was dropped from 1 of 3 tensors; b and c were dropped from 2 of 3 tensors"
+    )
     halves = [difference(faults.SCALED, factor=factor) for factor in (0.5, 0.501)]
     assert said(*halves) == "scaled by 0.5 in 2 of 3 tensors"
     assert said(*halves, difference(faults.SCALED, factor=2)) == (

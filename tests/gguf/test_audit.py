@@ -308,6 +308,24 @@ def test_several_adapters(case, kind):
         assert faults(forgotten) == dict.fromkeys(NAMES, "scaled")
 
 
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0"])
+def test_a_mistake_with_one_of_several_adapters(case, kind):
+    made = case(kind)
+    other = adapter_of(r=5, num_basis=12, use_rslora=True, seed=6)
+    more = {
+        name: np.matmul(*factors(other, module)[::-1]) * F(other.scaling * made.weight)
+        for module, name in zip(MODULES, NAMES, strict=True)
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Case, "given", [(made.adapter, made.weight), (other, 0.5 * made.weight)])
+        dropped = made.merged(lambda _, base, change: base + change)
+        assert faults(dropped) == dict.fromkeys(NAMES, "adapter dropped")
+        named = {d.adapters for d in dropped.differences}
+        assert named == {(f"<adapter in memory>={0.5 * made.weight:g}",)}
+        swapped = made.merged(lambda name, base, change: base + F(0.5) * change + more[name])
+        assert faults(swapped) == dict.fromkeys(NAMES, "weights swapped")
+
+
 def _again(made, values):
     """Return values as they are after they were written."""
     from gguf import GGMLQuantizationType, quants

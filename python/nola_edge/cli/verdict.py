@@ -28,6 +28,8 @@ _PHRASES = {
     faults.OVERFLOW: "infinite or NaN weights in {}",
     faults.FP16_OVERFLOW: "fp16 overflow in {}",
     faults.DROPPED: "{adapter} dropped from {}",
+    faults.ADAPTER_DROPPED: "{adapter} dropped from {}",
+    faults.WEIGHTS_SWAPPED: "the weights of {adapters} swapped in {}",
     faults.SUBTRACTED: "{adapter} subtracted in {}",
     faults.MERGED_TWICE: "merged twice in {}",
     faults.RSLORA_OFF: "scaled as if rsLoRA were off in {}",
@@ -38,6 +40,7 @@ _PHRASES = {
     faults.ANOTHER_LAYER: "another layer's factors in {}",
     faults.ROW_ORDER: "rows of attention heads in Hugging Face order in {}",
     faults.BROKEN: "a few weights are broken in {}",
+    faults.UNWANTED: "changes in {}, to which {adapter_adds} nothing",
     faults.UNKNOWN: "more than rounding, from an unknown mistake, in {}",
     faults.WHOLE: "wrong values in {} that the adapter replaces",
     faults.UNTOUCHED: "wrong values in {} that no adapter changes",
@@ -84,7 +87,7 @@ class Verdict:
         counts = Counter(d.fault for d in report.differences if d.fault is not None)
         if not counts:
             return None
-        said = [self._wrong(fault, counts[fault]) for fault in _PHRASES if counts[fault]]
+        said = [text for fault in _PHRASES for text in self._wrong(fault)]
         harmless = [text for fault, text in _HARMLESS.items() if counts[fault]]
         if said and harmless:
             roundings = sum(counts[fault] for fault in _HARMLESS)
@@ -133,13 +136,28 @@ class Verdict:
         if more:
             yield f"  … and {more} more (all with --json)"
 
-    def _wrong(self, fault: str, count: int) -> str:
+    def _wrong(self, fault: str) -> Iterator[str]:
+        """Say of each group of adapters with which a mistake was made where it was."""
+        found: dict[tuple[str, ...], list[Difference]] = {}
+        for difference in self.report.differences:
+            if difference.fault == fault:
+                found.setdefault(difference.adapters, []).append(difference)
+        for adapters, differences in found.items():
+            yield self._phrase(fault, adapters, differences)
+
+    def _phrase(
+        self, fault: str, adapters: tuple[str, ...], differences: Sequence[Difference]
+    ) -> str:
         merged = fault not in (faults.WHOLE, faults.UNTOUCHED)
-        factors = [d.factor for d in self.report.differences if d.fault == fault]
+        count, one = len(differences), self.adapters == 1
+        named = " and ".join(printable(path) for path in adapters)
+        whose = named or ("the adapter" if one else "the adapters")
         return _PHRASES[fault].format(
             self._tensors(count) if merged else _count(count, *self._noun),
-            adapter="the adapter was" if self.adapters == 1 else "the adapters were",
-            factor=_common(factors) or "various factors",
+            adapter=f"{whose} {'was' if one or len(adapters) == 1 else 'were'}",
+            adapter_adds="the adapter adds" if one else "the adapters add",
+            adapters=whose,
+            factor=_common([d.factor for d in differences]) or "various factors",
         )
 
     @property

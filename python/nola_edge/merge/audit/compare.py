@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from nola_edge.adapters.base import LowRankAdapter
     from nola_edge.files.input_file import InputFile
     from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.merge.audit.judged import Judged
@@ -36,6 +37,10 @@ class Expected(Protocol):
     @property
     def names(self) -> list[str]:
         """Return their names, in order."""
+
+    @property
+    def adapters(self) -> Sequence[tuple[LowRankAdapter, float]]:
+        """Return the adapters with their weights."""
 
     @property
     def merged(self) -> Sequence[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_edge import ops
+from nola_edge.adapters.belongs import location
 from nola_edge.dtypes import MERGEABLE
 from nola_edge.merge.audit import faults, predictions
 from nola_edge.merge.audit.block import read_block
@@ -31,11 +32,12 @@ from nola_edge.workers import Workers
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from nola_edge.adapters.base import LowRankAdapter
     from nola_edge.files.input_file import InputFile, Source
     from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.merge.audit.compare import Expected
     from nola_edge.merge.audit.report import Difference
-    from nola_edge.merge.low_rank import LowRank
+    from nola_edge.merge.low_rank import LowRank, Term
     from nola_edge.merge.merged import Merged
 
     Found = Mapping[str, tuple[Source, TensorInfo]]
@@ -93,6 +95,13 @@ def _name(difference: Difference) -> str:
     return matrix_name(difference.tensor, difference.matrix)
 
 
+def _name_of(term: Term, adapters: Iterable[tuple[LowRankAdapter, float]]) -> str:
+    """Return the path of a term's adapter, with its weight if another has the same path."""
+    path = str(location(term.adapter))
+    alike = sum(str(location(adapter)) == path for adapter, _ in adapters)
+    return f"{path}={term.weight:g}" if alike > 1 else path
+
+
 def _found_by_name(plan: Expected, found: Found, differences: list[Difference]) -> Found:
     """Return file and entry of all that is judged by itself of tensors whose values differ."""
     names = dict.fromkeys(d.tensor for d in differences if d.problem == "values")
@@ -146,6 +155,7 @@ class _Audit:
             terms = self._right[name].terms
             mistake = faults.rslora_mistake(terms) if needs_of(terms) == ANY else None
             faults.forget_same_part(self.measured[name], mistake)
+            faults.forget_alike(self.measured[name])
             self.faults[name] = faults.judge(self.measured[name])
 
     def said_of(self, difference: Difference) -> Difference:
@@ -155,6 +165,9 @@ class _Audit:
             brought = isinstance(self._plan.result(difference.tensor), Whole)
             return replace(difference, fault=faults.WHOLE if brought else faults.UNTOUCHED)
         measured, fault = self.measured[name], self.faults[name]
+        adapters = self._adapters(name, fault)
+        if adapters and fault == faults.DROPPED:
+            fault = faults.ADAPTER_DROPPED
         if fault == faults.OVERFLOW and measured.dtype == "F16":
             fault = faults.FP16_OVERFLOW
         return replace(
@@ -167,7 +180,17 @@ class _Audit:
             unit=self._right[name].numbers.unit,
             fault=fault,
             source=self._sources.get(name) if fault == faults.ANOTHER_LAYER else None,
+            adapters=adapters,
         )
+
+    def _adapters(self, name: str, fault: str) -> tuple[str, ...]:
+        """Return which adapters a mistake was made with, where it was not made with all."""
+        terms = self._right[name].terms
+        if fault in faults.OF_SOME:
+            terms = tuple(terms[n] for n in faults.some_of(fault, self.measured[name]))
+        elif fault != faults.DROPPED or len(terms) == len(self._plan.adapters):
+            return ()
+        return tuple(_name_of(term, self._plan.adapters) for term in terms)
 
     def _windows(self, result: Merged) -> Iterator[tuple[LowRank, Window, bool]]:
         """Yield the windows of a tensor, and whether each is of the sample."""

@@ -25,6 +25,9 @@ ROUNDED_TWICE = "rounded twice"
 DROPPED = "dropped"
 SUBTRACTED = "subtracted"
 MERGED_TWICE = "merged twice"
+#: Where several adapters are merged: one is not there, or two have each other's weights.
+ADAPTER_DROPPED = "adapter dropped"
+WEIGHTS_SWAPPED = "weights swapped"
 RSLORA_OFF = "rsLoRA off"
 RSLORA_ON = "rsLoRA on"
 DORA_OFF = "DoRA off"
@@ -36,6 +39,8 @@ OVERFLOW = "not finite"
 FP16_OVERFLOW = "fp16 overflow"
 BROKEN = "broken weights"
 IMPRECISE = "imprecise"
+#: Of weights to which the adapters add nothing, for example because their scaling is 0.
+UNWANTED = "unwanted"
 UNKNOWN = "unknown"
 #: Of tensors that are not merged into: one that an adapter brings, and one that none changes.
 WHOLE = "whole tensor"
@@ -43,6 +48,8 @@ UNTOUCHED = "untouched"
 
 #: The part of the change that each of some mistakes leaves; others depend on the adapter.
 PARTS = {DROPPED: 0.0, SUBTRACTED: -1.0, MERGED_TWICE: 2.0}
+#: Mistakes that are made with some of several adapters; see :func:`key_of_some`.
+OF_SOME = (ADAPTER_DROPPED, WEIGHTS_SWAPPED)
 #: Faults that leave the weight right but for roundings.
 HARMLESS = (ROUNDING, ROUNDED_TWICE, IMPRECISE)
 
@@ -103,6 +110,18 @@ def _mistaken_part(term: Term) -> float:
     return mistaken / scaling if scaling and mistaken is not None else 1.0
 
 
+def key_of_some(fault: str, terms: Sequence[int]) -> str:
+    """Return the key of a prediction that a mistake was made with some of a weight's terms."""
+    return f"{fault}: {' '.join(map(str, terms))}"
+
+
+def some_of(fault: str, measured: Measurement) -> tuple[int, ...]:
+    """Return the terms with which a mistake was made, by the prediction that explains most."""
+    errors = {k: e for k, e in measured.errors.items() if k.partition(":")[0] == fault}
+    best = min(errors, key=lambda key: errors[key])
+    return tuple(map(int, best.partition(": ")[2].split()))
+
+
 def judge(measured: Measurement) -> str:
     """Name the mistake that explains a weight.
 
@@ -122,18 +141,19 @@ def judge(measured: Measurement) -> str:
     small = _average(errors[fault], measured) <= most
     if small and fault not in HARMLESS and _is_certain(fault, errors, measured):
         return fault
-    if small and fault in (*HARMLESS, SCALED) and _is_there(nearly_right, errors, measured):
+    is_there = small and fault in (*HARMLESS, SCALED) and _is_there(nearly_right, errors, measured)
+    if is_there or nearly_right < _ENOUGH:
         return _rounding(errors, measured)
-    if nearly_right < _ENOUGH:
-        return _rounding(errors, measured)
-    return IMPRECISE if _is_imprecise(errors, measured) else UNKNOWN
+    if _is_imprecise(errors, measured):
+        return IMPRECISE
+    return UNKNOWN if measured.wanted else UNWANTED
 
 
 def may_be_rarer(fault: str, measured: Measurement) -> bool:
     """Tell whether rarer mistakes may explain more than the fault that was found."""
     if fault in HARMLESS and abs(measured.factor - 1) > _SLIGHT:
         return True
-    return fault in (UNKNOWN, IMPRECISE, BROKEN)
+    return fault in (UNKNOWN, UNWANTED, IMPRECISE, BROKEN)
 
 
 def forget_same_part(measured: Measurement, mistake: ScalingMistake | None) -> None:
@@ -146,6 +166,20 @@ def forget_same_part(measured: Measurement, mistake: ScalingMistake | None) -> N
     for key in list(measured.errors):
         if key.partition(":")[0] in same:
             del measured.errors[key]
+
+
+def forget_alike(measured: Measurement) -> None:
+    """Have no mistake with some of the adapters compete that is no better than another.
+
+    Adapters may be alike, or one nearly all of the change: then dropping this or that one explains
+    the same, or a scaling does.
+    """
+    errors = measured.errors
+    found = sorted((k for k in errors if k.partition(":")[0] in OF_SOME), key=lambda k: errors[k])
+    others = [errors[key] for key in [*found[1:2], SCALED] if key in errors]
+    is_clear = bool(found) and all(_clearly(errors[found[0]], other) for other in others)
+    for key in found[is_clear:]:
+        del errors[key]
 
 
 def _least_errors(measured: Measurement) -> dict[str, float]:

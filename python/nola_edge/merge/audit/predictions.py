@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     Prediction = tuple[str, Floats]
     Rounding = Callable[[Floats], Floats]
+
+#: Adapters in one weight up to which every pair of them is tried.
+_MOST_SWAPPED = 8
 
 
 def usual(result: Merged, block: Block, window: Window, update: LowRank) -> Iterator[Prediction]:
@@ -75,6 +79,8 @@ def rarer(
         yield from _multiples(block, faults.SCALED, factor, block.change)
     if needs_of(result.terms) != ANY:
         return
+    if len(result.terms) > 1:
+        yield from _of_some(result, block, window)
     if result.shape[0] == result.shape[1]:
         across = change_in(result, Window(window.cols, window.rows)).T
         yield faults.TRANSPOSED, block.rounded(block.base + across)
@@ -83,6 +89,26 @@ def rarer(
         yield faults.ROW_ORDER, block.rounded(block.base + change)
     if other is not None:
         yield faults.ANOTHER_LAYER, block.rounded(block.base + change_in(other, window))
+
+
+def _of_some(result: Merged, block: Block, window: Window) -> Iterator[Prediction]:
+    """Yield what a window is where one adapter was left out, or two have each other's weights."""
+    terms = result.terms
+    if len({term.adapter.path or id(term.adapter) for term in terms}) == 1:
+        return  # that of one adapter, given several times, is a scaling of it
+    changes = [change_in(replace(result, terms=(term,)), window) for term in terms]
+    for number, change in enumerate(changes):
+        values = block.rounded(block.base + (block.change - change))
+        yield faults.key_of_some(faults.ADAPTER_DROPPED, [number]), values
+    if len(terms) > _MOST_SWAPPED:
+        return
+    for pair in itertools.combinations(range(len(terms)), 2):
+        (one, other), weights = pair, [terms[number].weight for number in pair]
+        if weights[0] != weights[1] and all(weights):
+            more = np.float32(weights[1] / weights[0] - 1) * changes[one]
+            more += np.float32(weights[0] / weights[1] - 1) * changes[other]
+            values = block.rounded(block.base + (block.change + more))
+            yield faults.key_of_some(faults.WEIGHTS_SWAPPED, pair), values
 
 
 def _in_order(result: Merged) -> Merged:

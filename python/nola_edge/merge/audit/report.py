@@ -47,13 +47,18 @@ class Difference:
         What explains the difference; None where the problem is not the values.
         Right but for roundings: ``"rounding"``, ``"rounded twice"``, ``"imprecise"`` (computed in
         another precision than fp32, the change is right to a percent or so). Wrong: ``"dropped"``,
+        ``"adapter dropped"`` and ``"weights swapped"`` (of some of several, see `adapters`),
         ``"subtracted"``, ``"merged twice"``, ``"rsLoRA off"``, ``"rsLoRA on"``, ``"DoRA off"``,
         ``"scaled"`` (by `factor`), ``"transposed"``, ``"another layer"``, ``"row order"`` (of
         attention heads, in GGUF), ``"fp16 overflow"``, ``"not finite"`` (in another dtype),
-        ``"broken weights"`` (right but for some), ``"unknown"``. Of tensors that nothing is merged
-        into: ``"whole tensor"`` (which an adapter brings), ``"untouched"`` (which none changes).
+        ``"broken weights"`` (right but for some), ``"unwanted"`` (where the adapters add nothing),
+        ``"unknown"``. Of tensors that nothing is merged into: ``"whole tensor"`` (which an adapter
+        brings), ``"untouched"`` (which none changes).
     source : str, optional
         The tensor whose change is in this one, for ``"another layer"``.
+    adapters : tuple of str
+        Paths of the adapters that were dropped, or have each other's weights, where several are
+        merged and it is not all of them.
     matrix : int, optional
         Which of a stack it is of whose values this is said, where adapters are merged into some.
     lines : (start, stop), optional
@@ -76,6 +81,7 @@ class Difference:
     unit: str = "ulp"
     fault: str | None = None
     source: str | None = None
+    adapters: tuple[str, ...] = ()
     matrix: int | None = None
     lines: tuple[int, int] | None = None
     module: str | None = None
