@@ -100,3 +100,7 @@ class OutputError(NolaEdgeError):
 
 class ChangedError(NolaEdgeError):
     """An input changed while it was being read."""
+
+
+class NolaEdgeWarning(UserWarning):
+    """What was asked for is done, but is probably not what was meant."""

@@ -8,18 +8,20 @@ import io
 import os
 import signal
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from nola_edge import __version__
 from nola_edge.cli.help import Group
-from nola_edge.cli.layout import MAX_WIDTH
+from nola_edge.cli.layout import MAX_WIDTH, say
 from nola_edge.cli.stdout import Stdout, open_closed_streams, replace_stdout
-from nola_edge.errors import NolaEdgeError
+from nola_edge.errors import NolaEdgeError, NolaEdgeWarning
 from nola_edge.pacing import end_with
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType
 
     from click.shell_completion import CompletionItem
@@ -147,6 +149,25 @@ def _fail(error: Exception, arguments: list[str]) -> NoReturn:
     raise SystemExit(2)
 
 
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Print each of our warnings once and as one line, without a place in the code."""
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if not issubclass(category, NolaEdgeWarning):
+                others(message, category, *rest, **more)
+            elif str(message) not in said:
+                said.add(str(message))
+                say(f"warning: {message}", err=True)
+
+        warnings.showwarning = show
+        warnings.simplefilter("always", NolaEdgeWarning)
+        yield
+
+
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line.
 
@@ -176,7 +197,8 @@ def main(arguments: list[str] | None = None) -> Any:
 def _run(arguments: list[str] | None, stdout: Stdout | None) -> NoReturn:
     """Run a command and end with its status, having said what is wrong if anything is."""
     try:
-        status = cli.main(args=arguments, prog_name="nola-edge", standalone_mode=False)
+        with _warnings_as_lines():
+            status = cli.main(args=arguments, prog_name="nola-edge", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         raise SystemExit(2) from None

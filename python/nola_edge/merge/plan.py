@@ -6,6 +6,7 @@ merge, or a whole tensor of an adapter.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +25,14 @@ from nola_edge.adapters.belongs import (
 from nola_edge.adapters.fingerprints import base_fingerprint
 from nola_edge.adapters.load import load_adapter
 from nola_edge.adapters.module_names import match_parts
+from nola_edge.adapters.peft_folder import CONFIG_NAME
 from nola_edge.adapters.stored_names import StoredNames
 from nola_edge.dtypes import MERGEABLE
 from nola_edge.errors import (
     AdapterError,
     ArgumentError,
     MismatchError,
+    NolaEdgeWarning,
     printable,
 )
 from nola_edge.files.checkpoint import Checkpoint
@@ -148,6 +151,11 @@ def load_adapters(adapters: Any) -> tuple[tuple[LowRankAdapter, float], ...]:
     ------
     ArgumentError
         If there is no adapter, or a weight is not a finite number.
+
+    Warns
+    -----
+    NolaEdgeWarning
+        If the factors of one are multiplied by 0.
     """
     if isinstance(adapters, str | Path | LowRankAdapter) or not isinstance(adapters, Iterable):
         adapters = [adapters]
@@ -180,10 +188,31 @@ def load_adapters(adapters: Any) -> tuple[tuple[LowRankAdapter, float], ...]:
                 file=location(adapter),
                 field="weight",
             )
+        _warn_of_nothing(adapter, float(weight), scaling)
         loaded.append((adapter, float(weight)))
     if not loaded:
         raise ArgumentError("at least one adapter is needed", field="adapter")
     return tuple(loaded)
+
+
+def _warn_of_nothing(adapter: LowRankAdapter, weight: float, scaling: float) -> None:
+    """Warn of a weight, or a largest scaling, that leaves nothing of the factors."""
+    if np.float32(weight * scaling):
+        return
+    where = location(adapter)
+    if not weight:
+        found = "weight: is 0"
+    elif not scaling:
+        found = "lora_alpha: is 0 for all modules"
+        where = where / CONFIG_NAME if where.is_dir() else where
+    else:
+        found = f"weight: {weight} times the scaling {scaling:g} is 0 in float32"
+    warnings.warn(
+        f"{printable(where, 240)}: {found}, so its factors add nothing to any weight; "
+        "correct that, or leave the adapter out",
+        NolaEdgeWarning,
+        stacklevel=4,  # whoever called merge_checkpoint, open_merged or the like
+    )
 
 
 def plan_merge(

@@ -1,0 +1,108 @@
+"""An adapter that adds nothing is merged as it is given, and not without a word."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+import nola_edge as ne
+from nola_edge.errors import NolaEdgeWarning
+from tests.cli.in_process import call
+from tests.conftest import MODULES, load_all, snapshot
+from tests.gguf.test_merge import adapter_of, arrays_of, write
+from tests.lora_folders import write_lora
+
+ADDS_NOTHING = "so its factors add nothing to any weight; correct that, or leave the adapter out"
+
+
+@pytest.fixture
+def here(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_lora(tmp_path / "zero", lora_alpha=0)
+    write_lora(tmp_path / "lora")
+    return tmp_path
+
+
+GIVEN = {
+    "adapter=0": "adapter: weight: is 0",
+    "adapter=-0.0": "adapter: weight: is 0",
+    "lora=1e-50": "lora: weight: 1e-50 times the scaling 2 is 0 in float32",
+    "zero": "zero/adapter_config.json: lora_alpha: is 0 for all modules",
+}
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_one_line_on_stderr(here, given):
+    line = f"warning: {GIVEN[given]}, {ADDS_NOTHING}\n"
+    done = call("merge", "base", given, "-o", "out", "-q")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", line)
+    assert all(
+        np.array_equal(values, load_all(here / "base")[name])
+        for name, values in load_all(here / "out").items()
+    )
+    done = call("verify", "out", "base", given)
+    assert (done.returncode, done.stderr) == (0, line)
+    assert done.stdout.startswith("identical: ")
+    done = call("export", "lora", given, "--base", "base", "-o", "exported", "--json")
+    assert (done.returncode, done.stderr) == (0, line)
+    assert json.loads(done.stdout)["dtype"] == "F32"
+
+
+def test_each_is_named_once(here):
+    names = ["adapter", "zero", "zero", "lora"]
+    done = call("merge", "base", *names, "-o", "out", "-q")
+    assert done.stderr == f"warning: {GIVEN['zero']}, {ADDS_NOTHING}\n"
+    done = call("merge", "base", "zero", "lora", "--each", "-o", "each", "-q")
+    assert done.stderr == f"warning: {GIVEN['zero']}, {ADDS_NOTHING}\n"
+    done = call("merge", "base", "zero", "adapter=0", "-o", "two", "-q")
+    assert done.stderr.count("warning: ") == done.stderr.count("\n") == 2
+
+
+def test_gguf(here):
+    write(here / "base.gguf", arrays_of("F16"))
+    adapter_of().save(here / "of-gguf")
+    line = f"warning: of-gguf: weight: is 0, {ADDS_NOTHING}\n"
+    done = call("merge", "base.gguf", "of-gguf=0", "-o", "out.gguf")
+    assert (done.returncode, done.stderr) == (0, line)
+    assert call("verify", "out.gguf", "base.gguf", "of-gguf=0").stderr == line
+
+
+def test_what_adds_something_is_no_reason_to_warn(here):
+    for given in ("adapter", "lora=-1", "lora=1e-30"):
+        done = call("merge", "base", given, "-o", f"out{given}")
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_in_python_the_callers_line_is_named(here):
+    verbs = {
+        "merge": lambda: ne.merge_checkpoint("base", "zero", "out"),
+        "verify": lambda: ne.verify_checkpoint("out", "base", [("zero", 1.0)]),
+        "open": lambda: ne.open_merged("base", "zero").close(),
+        "export": lambda: ne.export_lora("zero", None, "exported"),
+    }
+    for verb in verbs.values():
+        with pytest.warns(NolaEdgeWarning, match="zero/adapter_config.json: lora_alpha: is") as got:
+            verb()
+        assert [warning.filename for warning in got] == [__file__]
+
+
+def test_a_warning_that_is_an_error_stops_before_anything_is_written(here):
+    before = snapshot(here)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NolaEdgeWarning)
+        with pytest.raises(NolaEdgeWarning, match="weight: is 0"):
+            ne.merge_checkpoint("base", [("adapter", 0)], "out")
+    assert snapshot(here) == before
+
+
+def test_a_change_where_there_should_be_none(here):
+    """Merged with the scaling that the configuration lacks now."""
+    assert call("merge", "base", "lora", "-o", "out").returncode == 0
+    done = call("verify", "out", "base", "zero")
+    assert done.returncode == 1
+    modules = f"all {len(MODULES)} tensors"
+    assert f"verdict: changes in {modules}, to which the adapter adds nothing\n" in done.stdout
+    assert call("verify", "out", "base", "zero", "--ulps", 1).returncode == 1
