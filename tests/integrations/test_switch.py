@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import accelerate
@@ -15,9 +16,12 @@ import nola_edge as ne
 import nola_edge.torch as nt
 from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.errors import ChangedError, MismatchError
+from nola_edge.files.checkpoint import Checkpoint
+from nola_edge.peft import stored_tensors
 from tests.conftest import write_safetensors
 from tests.integrations.test_transformers import assert_same, decoder, load, shapes_of
 from tests.lora_folders import PREFIX, factors, write_lora
+from tests.sweep.tiny_models import make
 
 pytestmark = pytest.mark.filterwarnings("default")  # of transformers' own making
 
@@ -126,6 +130,60 @@ def test_files_that_call_layers_otherwise(tmp_path):
     with nt.AdapterSwitch(model, tmp_path / "base") as switch:
         switch.add("one", trained_adapter({name.removesuffix(".weight"): (32, 32)}, r=2))
         assert_refused(switch, "one", MismatchError, "which a switch cannot follow; load the model")
+
+
+def of_another_naming(kind, folder):
+    """Return a model whose files name layers otherwise, and shapes of some in memory."""
+    made = make(kind)
+    made.save_pretrained(folder / "base")
+    model = type(made).from_pretrained(folder / "base")
+    shapes = {
+        name: tuple(layer.weight.shape)
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear)
+    }
+    return model, shapes
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("kind", ["vit", "qwen2_5_vl"])
+def test_adapters_that_call_layers_as_the_model_does(kind, recorded, tmp_path):
+    """By rules for those that do not record what files call their modules, as a LoRA of PEFT."""
+    model, shapes = of_another_naming(kind, tmp_path)
+    base, rules = tmp_path / "base", stored_tensors(model)
+    assert set(rules) - {name.removesuffix(".weight") for name in stored_in(base)}
+    folder, options = tmp_path / "adapter", {} if recorded else {"rename": rules}
+    trained_adapter(shapes, r=3, num_basis=8, seed=5).save(folder)
+    if recorded:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "tensors": rules}))
+    used = {} if recorded else {"rename": {n: rules[n] for n in rules if n in shapes}}
+    ne.merge_checkpoint(base, folder, tmp_path / "merged", **used)
+    merged = type(model).from_pretrained(tmp_path / "merged")
+    before = bits(model)
+    with nt.AdapterSwitch(model, base, **options) as switch:
+        switch.add("one", folder)
+        for _ in range(2):
+            switch.use("one")
+            assert_same(model, merged)
+            assert not all(torch.equal(bits(model)[name], before[name]) for name in before)
+            switch.use(None)
+            assert all(torch.equal(bits(model)[name], before[name]) for name in before)
+
+
+def test_layers_that_files_join_are_still_refused(tmp_path):
+    model, shapes = of_another_naming("nomic_bert", tmp_path)
+    rules = stored_tensors(model)
+    joined = {name: shape for name, shape in shapes.items() if "[" in rules.get(name, "")}
+    assert joined
+    with nt.AdapterSwitch(model, tmp_path / "base", rename=rules) as switch:
+        switch.add("one", trained_adapter(joined, r=3, num_basis=8))
+        assert_refused(switch, "one", MismatchError, "which a switch cannot follow; load the model")
+
+
+def stored_in(base):
+    with Checkpoint.open(base) as checkpoint:
+        return list(checkpoint.tensors)
 
 
 @pytest.fixture

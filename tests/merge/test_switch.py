@@ -471,3 +471,40 @@ def test_a_budget_is_a_number_of_bytes(tiny, keep_bytes):
     base, _ = tiny
     with pytest.raises(ArgumentError, match=r"^keep_bytes: "):
         ne.ArraySwitch(load_all(base), base, keep_bytes=keep_bytes)
+
+
+def renamed(tmp_path, name):
+    """Write an adapter that calls the base's layers.0 and layers.1 something else."""
+    modules = {module.replace("layers.", name): shape for module, shape in MODULES.items()}
+    trained_adapter(modules, r=4, num_basis=10, seed=11).save(tmp_path / name)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("given", [{"text.blocks": "layers"}, ["text.blocks=layers"]])
+def test_names_that_the_base_has_otherwise(tiny, tmp_path, given):
+    """The same bits as by a merge with these rules; other adapters have no use for them."""
+    base, adapter = tiny
+    other = renamed(tmp_path, "text.blocks.")
+    wanted = tmp_path / "wanted"
+    ne.merge_checkpoint(base, [(other, 0.5), adapter], wanted, rename=given)
+    before = bits(load_all(base))
+    with ne.ArraySwitch(load_all(base), base, rename=given) as switch:
+        switch.add("plain", adapter)
+        switch.add("renamed", other)
+        switch.use("plain")
+        switch.use([("renamed", 0.5), ("plain", 1.0)])
+        assert bits(switch.arrays) == bits(load_all(wanted))
+        switch.use(None)
+        assert bits(switch.arrays) == before
+    with ne.ArraySwitch(load_all(base), base) as switch:
+        switch.add("renamed", other)
+        with pytest.raises(MismatchError, match="3 of 3 modules"):
+            switch.use("renamed")
+        assert bits(switch.arrays) == before
+
+
+def test_what_is_no_rule_opens_nothing(tiny):
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ArgumentError, match="must be NEW=OLD"):
+        ne.ArraySwitch({}, tiny[0], rename=["layers"])
+    assert len(os.listdir("/proc/self/fd")) == before

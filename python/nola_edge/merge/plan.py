@@ -27,6 +27,7 @@ from nola_edge.adapters.load import load_adapter
 from nola_edge.adapters.module_names import match_parts
 from nola_edge.adapters.peft_folder import CONFIG_NAME
 from nola_edge.adapters.stored_names import StoredNames
+from nola_edge.adapters.tensor_parts import WEIGHT
 from nola_edge.dtypes import MERGEABLE
 from nola_edge.errors import (
     AdapterError,
@@ -48,6 +49,9 @@ from nola_edge.merge.tied import check_tied
 from nola_edge.merge.whole_tensors import plan_biases, plan_whole_tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nola_edge.adapters.module_names import Matches
     from nola_edge.adapters.renames import Renames
     from nola_edge.adapters.tensor_parts import TensorPart
     from nola_edge.files.safetensors import SafetensorsFile
@@ -76,6 +80,8 @@ class MergePlan:
         Tensor name -> a whole tensor that the base does not have.
     stacks : Stacks, optional
         Of the base, where an adapter changes matrices of them.
+    called : dict
+        Tensor name -> what an adapter that changes the tensor calls it.
     """
 
     base: Checkpoint
@@ -84,6 +90,7 @@ class MergePlan:
     replaced: dict[str, Tensor] = field(default_factory=dict)
     added: dict[str, Tensor] = field(default_factory=dict)
     stacks: Stacks | None = None
+    called: dict[str, str] = field(default_factory=dict)
 
     def tensor(self, name: str) -> tuple[SafetensorsFile, TensorInfo]:
         """Return the base's file and entry of a tensor, or of a matrix of a stack."""
@@ -268,12 +275,25 @@ def plan_merge(
             _check_fingerprint(plan, adapter, targets, override)
         plan_whole_tensors(plan, adapter, matches)
         plan_biases(plan, adapter, weight, matches)
+        plan.called.update(_called(adapter, matches))
     for name, terms in plan.merges.items():
         for _, together in segments(terms, plan.tensor(name)[1].shape):
             check_alone(together, name)
     check_orientations(base, plan.merges.values())
     check_tied(plan)
     return plan
+
+
+def _called(adapter: LowRankAdapter, matches: Matches) -> Iterator[tuple[str, str]]:
+    """Yield tensors that an adapter changes, parts of one aside, each with its name for it."""
+    for module, part in matches.parts.items():
+        if part.lines is None:
+            yield part.tensor, module + WEIGHT
+            if module in adapter.added_biases:
+                yield part.bias.tensor, f"{module}.bias"
+    for name, part in matches.whole.items():
+        if part.lines is None:
+            yield part.tensor, name
 
 
 def _target(plan: MergePlan, adapter: LowRankAdapter, module: str, part: TensorPart) -> Target:

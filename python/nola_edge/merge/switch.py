@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from nola_edge import arguments
+from nola_edge.adapters.renames import Renames
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import ArgumentError, ChangedError, MismatchError, printable
 from nola_edge.files.checkpoint import Checkpoint
@@ -32,7 +33,7 @@ from nola_edge.threads import check_threads
 from nola_edge.workers import Buffers, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, MutableMapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -55,6 +56,9 @@ class Switch(ABC):
         The safetensors file, folder or Hub id that the weights were loaded from; stays open.
     check_base : bool
         Refuse an adapter that records the fingerprint of another base.
+    rename : mapping from NEW to OLD, or iterable of "NEW=OLD", optional
+        As for :func:`nola_edge.merge_checkpoint`, for all adapters: one that has no use for a rule
+        leaves it to others.
     num_threads : int, optional
         For merging; default: the processors this process may use.
     keep_bytes : int
@@ -72,16 +76,20 @@ class Switch(ABC):
         base: str | Path,
         *,
         check_base: bool = True,
+        rename: Mapping[str, str] | Iterable[str] | None = None,
         num_threads: int | None = None,
         keep_bytes: int = 256 << 20,
     ) -> None:
         check_threads(num_threads)
         self._kept = KeptFactors(arguments.integer("keep_bytes", keep_bytes, 0, 1 << 62))
+        self._renames = Renames(rename)
         self._base = Checkpoint.open(base_path(base))
         self._check_base = check_base
         self._num_threads = num_threads
         self._known = KnownAdapters()
         self._plan = MergePlan(self._base, ())
+        #: Tensor of the base -> what the last adapter that changes it calls it.
+        self._called: dict[str, str] = {}
         self._active: Selection = None
         self._seen: set[str] = set()
         self._lost = False
@@ -163,11 +171,7 @@ class Switch(ABC):
         selection = selection if isinstance(selection, str | None) else list(selection)
         terms = [(selection, 1.0)] if isinstance(selection, str) else list(selection or ())
         adapters = [(self._known.load(name), weight) for name, weight in terms]
-        if adapters:
-            loaded = load_adapters(adapters)
-            plan = self._keeping(plan_merge(self._base, loaded, check_base=self._check_base))
-        else:
-            plan = MergePlan(self._base, ())
+        plan = self._planned(adapters) if adapters else MergePlan(self._base, ())
         if plan.added:
             raise MismatchError(
                 "is missing, but an adapter brings it: there would be nothing to switch back to; "
@@ -179,6 +183,7 @@ class Switch(ABC):
         with self._gate.alone():
             self._check_not_lost()
             names = list(dict.fromkeys([*_changed(plan), *_changed(self._plan)]))
+            self._called |= plan.called
             self._check(names)
             self._check_base_is_held(names)
             self._base.check_unchanged()
@@ -208,6 +213,12 @@ class Switch(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _planned(self, adapters: Sequence[tuple[LowRankAdapter, float]]) -> MergePlan:
+        """Check adapters against the base; their factors are kept."""
+        loaded = load_adapters(adapters)
+        plan = plan_merge(self._base, loaded, check_base=self._check_base, renames=self._renames)
+        return self._keeping(plan)
 
     def _keeping(self, plan: MergePlan) -> MergePlan:
         """Return a plan that keeps the factors of its adapters."""
@@ -295,7 +306,7 @@ class ArraySwitch(Switch):
     ----------
     arrays : mapping from the base's tensor names to arrays
         With the base's shapes and dtypes, writable; those that no adapter changes may be missing.
-    base, check_base, num_threads, keep_bytes
+    base, check_base, rename, num_threads, keep_bytes
         See :class:`Switch`.
     """
 

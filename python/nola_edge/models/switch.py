@@ -44,7 +44,7 @@ class AdapterSwitch(Switch):
     ----------
     model : nn.Module
         Loaded from `base`, with nothing merged; parameters on any device.
-    base, check_base, num_threads, keep_bytes
+    base, check_base, rename, num_threads, keep_bytes
         See :class:`nola_edge.merge.switch.Switch`.
     """
 
@@ -77,22 +77,25 @@ class AdapterSwitch(Switch):
     def _match(
         self, tensors: list[str], parameters: Mapping[str, torch.Tensor], where: Path
     ) -> dict[str, str]:
-        """Return the parameter of each of the base's tensors: weights say how all are named."""
-        modules = [name.removesuffix(WEIGHT) for name in tensors if name.endswith(WEIGHT)]
-        names = StoredNames({})
-        try:
-            found = match_parts(modules, parameters, names, adapter=self._base.path, base=where)
-        except MismatchError:
-            absent = next((name for name in tensors if name not in parameters), tensors[0])
-            raise MismatchError(
-                f"{printable(absent)} of the base has no parameter here: the files name "
-                "or join layers in another way than the model, which a switch cannot follow; load "
-                "the model with each adapter merged in (nola_edge.transformers.NolaMergeConfig), "
-                "or merge into files (nola-edge merge)",
-                file=where,
-                field=absent,
-            ) from None
-        return {name: found.prefix.apply(name) for name in tensors}
+        """Return the parameter of each of the base's tensors.
+
+        By its name in the file or, if files name layers in another way than the model, by the
+        adapter's, which was trained on such a model; weights say how all are named.
+        """
+        for called in ({name: name for name in tensors}, self._called):
+            try:
+                return _matched(tensors, called, parameters, self._base.path, where)
+            except MismatchError:
+                continue
+        absent = next((name for name in tensors if name not in parameters), tensors[0])
+        raise MismatchError(
+            f"{printable(absent)} of the base has no parameter here: the files name or join layers "
+            "in another way than the model and the adapter, which a switch cannot follow; load the "
+            "model with each adapter merged in (nola_edge.transformers.NolaMergeConfig), or merge "
+            "into files (nola-edge merge)",
+            file=where,
+            field=absent,
+        )
 
     def _check_parameter(
         self, tensor: str, name: str, parameter: torch.Tensor, where: Path
@@ -132,3 +135,17 @@ class AdapterSwitch(Switch):
 
     def _store(self, name: str, values: NDArray[Any]) -> None:
         self._parameter(name).copy_(tensor_view(values))
+
+
+def _matched(
+    tensors: list[str],
+    called: Mapping[str, str],
+    parameters: Mapping[str, torch.Tensor],
+    base: Path,
+    model: Path,
+) -> dict[str, str]:
+    """Return the parameter of each tensor, which is called so, or so below a prefix."""
+    names = {name: called.get(name, name) for name in tensors}
+    weights = [name.removesuffix(WEIGHT) for name in names.values() if name.endswith(WEIGHT)]
+    prefix = match_parts(weights, parameters, StoredNames({}), adapter=base, base=model).prefix
+    return {tensor: prefix.apply(name) for tensor, name in names.items()}
