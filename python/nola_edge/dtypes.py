@@ -37,6 +37,8 @@ BITS = {
 
 #: Dtypes of a weight that can be merged, and of coefficients.
 MERGEABLE = ("F32", "F16", "BF16")
+#: What to do about tensors of an adapter that have another.
+SAVE_AS_MERGEABLE = "save the adapter again in one of them (model.float(), then save_pretrained)"
 
 _NUMPY = {
     "BOOL": "bool",

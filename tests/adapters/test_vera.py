@@ -62,7 +62,7 @@ class TestVera(AdapterContract):
 def test_another_rank_than_that_of_the_projections_is_refused(tmp_path):
     folder = vera_files(MODULES).with_fields(r=4).write(tmp_path / "v")
     error = refusal(tmp_path, lambda: ne.load_adapter(folder))
-    assert "is of rank 5; adapter_config.json says r = 4" in str(error)
+    assert "is of rank 5; adapter_config.json says r = 4: correct it there, or" in str(error)
 
 
 def test_it_is_exported_as_a_lora(tiny, tmp_path):

@@ -93,6 +93,23 @@ def test_quantize_packs_in_one_go(here):
     assert snapshot(here) == before
 
 
+@pytest.mark.skipif(not os.path.ismount("/proc"), reason="needs /proc")
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        ("merge base adapter", "/proc/x"),
+        ("merge base adapter", "/proc/x/y"),
+        ("merge base adapter --each", "/proc/x"),
+        ("pack adapter", "/proc/self/x.nola"),
+        ("export lora adapter --base base", "/proc/x"),
+    ],
+)
+def test_below_proc_the_place_is_what_is_wrong(here, command, output):
+    """Not the space there, of which there is none, nor a folder that does not exist."""
+    line = refused(*command.split(), "-o", output)
+    assert "lies in a proc file system, which holds no files; choose another place" in line
+
+
 @pytest.mark.parametrize(
     ("command", "output", "reason"),
     [

@@ -12,6 +12,7 @@ from nola_edge.errors import (
     AdapterError,
     ArgumentError,
     ChangedError,
+    MismatchError,
     NotFiniteError,
 )
 from nola_edge.files.safetensors import SafetensorsFile
@@ -22,6 +23,7 @@ from tests.conftest import (
     write_safetensors,
     write_sharded,
 )
+from tests.lora_folders import PREFIX, factors, write_lora
 from tests.merge.checks import refused
 
 F = np.float32
@@ -266,3 +268,28 @@ def test_an_exported_lora_is_finite(tiny, tmp_path):
 def test_only_modules_that_are_there_are_replaced(tiny):
     with pytest.raises(AdapterError, match="is not a module of the adapter"):
         tiny_adapter().replace({"absent": (np.ones(10, F), np.ones(10, F))})
+
+
+def as_double(tensors):
+    return {name: values.astype(np.float64) for name, values in tensors.items()}
+
+
+def test_float64_is_told_how_to_become_float32(tiny, tmp_path):
+    """Of a base, of factors and of whole tensors: there is no other file that it was made from."""
+    base, adapter = tiny
+    write_safetensors(tmp_path / "f64.safetensors", as_double(load_all(base)))
+    write_lora(tmp_path / "lora", as_double(factors()))
+    whole = {**factors(), f"{PREFIX}norm.weight": np.ones(40, np.float64)}
+    write_lora(tmp_path / "whole", whole, modules_to_save=["norm"])
+    adapter_file = tmp_path / "adapter" / "adapter_model.safetensors"
+    again = as_double(load_all(adapter_file))
+    before = snapshot(tmp_path)
+    with pytest.raises(MismatchError, match=r"has dtype F64, .* dtype=torch.float32\), then save"):
+        ne.merge_checkpoint(tmp_path / "f64.safetensors", adapter, tmp_path / "o.safetensors")
+    for given in ("lora", "whole"):
+        with pytest.raises(AdapterError, match=r"F64, must be .*; save the adapter again .*float"):
+            ne.merge_checkpoint(base, tmp_path / given, tmp_path / "out")
+    assert snapshot(tmp_path) == before
+    write_safetensors(adapter_file, again)
+    with pytest.raises(AdapterError, match=r"F64, coefficients are .*; save the adapter again"):
+        ne.load_adapter(adapter)

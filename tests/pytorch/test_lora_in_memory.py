@@ -175,7 +175,7 @@ def test_a_bias_that_becomes_infinite(tmp_path):
          r"<Net>: score\.weight: is not in the model, but .* for a head"),
         ("norm.weight", np.ones(7, F), MismatchError, r"has shape \[7\], the base's tensor \[6\]"),
         ("norm.weight", np.full(6, 1e30, F), MismatchError, "not finite in the base's dtype F16"),
-        ("norm.num_batches_tracked", np.ones((), F), MismatchError, "not a float tensor"),
+        ("norm.num_batches_tracked", np.ones((), F), MismatchError, "not a tensor in float32"),
         ("layers.0.q.weight", np.ones((24, 40), F), AdapterError, "already changed by an adapter"),
     ],
 )  # fmt: skip
@@ -227,3 +227,9 @@ def test_dora_of_an_output_that_is_zero(dora, tmp_path, dtype):
     with torch.no_grad():
         net.layers[1].q.weight[5] = 0
     assert_refused(net, adapter, tmp_path, NotFiniteError, r"<Net>: layers\.1\.q\.weight: ")
+
+
+def test_a_model_in_float64_is_told_how_to_become_float32(tmp_path):
+    adapter = write_lora(tmp_path / "l")
+    message = r"is torch\.float64 .*; convert the model first: model\.to\(torch\.float32\)"
+    assert_refused(Net().double(), adapter, tmp_path, MismatchError, message)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from nola_edge.adapters.stored_matrix import StoredMatrix
 from nola_edge.adapters.whole_tensors import FROZEN_WEIGHT, is_saved, load_whole, local_name
-from nola_edge.dtypes import MERGEABLE
+from nola_edge.dtypes import MERGEABLE, SAVE_AS_MERGEABLE
 from nola_edge.errors import AdapterError, NotFiniteError
 from nola_edge.files.tensors import StoredTensor
 
@@ -131,7 +131,9 @@ class FactorFile:
     def _check_dtype(self, name: str) -> None:
         dtype = self.file.tensors[name].dtype
         if dtype not in MERGEABLE:
-            raise self.refusal(name, f"has dtype {dtype}, must be {', '.join(MERGEABLE)}")
+            raise self.refusal(
+                name, f"has dtype {dtype}, must be {', '.join(MERGEABLE)}; {SAVE_AS_MERGEABLE}"
+            )
 
     def _check_finite(self, name: str, tensor: Tensor) -> None:
         if not tensor.is_finite():

@@ -18,7 +18,7 @@ from nola_edge.adapters.peft_folder import (
 )
 from nola_edge.adapters.quantize import Quantized, check_scale, dequantize, packed_size, quantize
 from nola_edge.adapters.whole_tensors import FROZEN_WEIGHT, load_whole, local_name, stored_name
-from nola_edge.dtypes import MERGEABLE
+from nola_edge.dtypes import MERGEABLE, SAVE_AS_MERGEABLE
 from nola_edge.errors import AdapterError, NotFiniteError
 from nola_edge.files.paths import cache_hint, read_inside, subfolders_hint, subfolders_with
 from nola_edge.files.safetensors import SafetensorsFile
@@ -162,7 +162,8 @@ def _load_coefficients(
     where: dict[str, Any] = {"file": file.path, "field": name}
     if info.dtype not in MERGEABLE:
         raise AdapterError(
-            f"has dtype {info.dtype}, coefficients are {', '.join(MERGEABLE)}", **where
+            f"has dtype {info.dtype}, coefficients are {', '.join(MERGEABLE)}; {SAVE_AS_MERGEABLE}",
+            **where,
         )
     if info.shape != (count,):
         raise AdapterError(

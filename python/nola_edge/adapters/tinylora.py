@@ -119,7 +119,8 @@ class TinyLoraAdapter(StoredAdapter[TinyLoraModule]):
             if found != rank:
                 raise tensors.refusal(
                     stem + ending,
-                    f"is of rank {found}; r = {self.config.r} in {CONFIG_NAME} makes {rank}",
+                    f"is of rank {found}; r = {self.config.r} in {CONFIG_NAME} makes {rank}: "
+                    "correct it there, or take the file that was saved with it",
                 )
         return Projection(stem + _P, tensors.tensor(stem + _P, (self.config.u, rank, rank)).array())
 

@@ -119,7 +119,9 @@ class VeraAdapter(StoredAdapter[VeraModule]):
         for name, rank in ((_A, a.shape[0]), (_B, b.shape[1])):
             if rank != self.config.r:
                 raise tensors.refusal(
-                    name, f"is of rank {rank}; {CONFIG_NAME} says r = {self.config.r}"
+                    name,
+                    f"is of rank {rank}; {CONFIG_NAME} says r = {self.config.r}: correct it there, "
+                    "or take the file that was saved with it",
                 )
         return a, b
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nola_edge.dtypes import MERGEABLE
+from nola_edge.dtypes import MERGEABLE, SAVE_AS_MERGEABLE
 from nola_edge.errors import AdapterError, NotFiniteError, printable
 from nola_edge.files.safetensors import METADATA
 from nola_edge.files.tensors import StoredTensor
@@ -112,7 +112,9 @@ def load_whole(
         )
     info = file.tensors[name]
     if info.dtype not in MERGEABLE:
-        raise AdapterError(f"has dtype {info.dtype}, must be {', '.join(MERGEABLE)}", **where)
+        raise AdapterError(
+            f"has dtype {info.dtype}, must be {', '.join(MERGEABLE)}; {SAVE_AS_MERGEABLE}", **where
+        )
     tensor = StoredTensor(file, name)
     if not tensor.is_finite():
         raise NotFiniteError("holds an infinite or NaN value", **where)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nola_edge.errors import OutputError, printable
-from nola_edge.files.mounts import file_system
+from nola_edge.files.mounts import file_system, shows_the_kernel
 from nola_edge.files.obstacles import anything, names_below, nothing_yet
 from nola_edge.files.parents import Parents, free_bytes, nearest_folder
 from nola_edge.files.renaming import exchange, rename_new
@@ -169,10 +169,7 @@ class AtomicOutput:
         self._check_target()
         free = free_bytes(self.target.parent)
         if self._expected_bytes > free:
-            raise OutputError(
-                f"needs {self._expected_bytes} bytes, but the disk has {free} free",
-                file=self.target,
-            )
+            raise too_little_space(self.target, f"needs {self._expected_bytes} bytes", free)
 
     def _check_target(self) -> None:
         target = self.target
@@ -351,11 +348,26 @@ def _holds_current_folder(place: Path) -> bool:
         return False
 
 
+def too_little_space(target: Path, needs: str, free: int) -> OutputError:
+    """Return what to say of a disk with too few bytes free."""
+    reason = _where_nothing_is_written(target) or f"{needs}, but the disk has {free} free"
+    return OutputError(reason, file=target)
+
+
+def _where_nothing_is_written(target: Path) -> str:
+    with contextlib.suppress(OSError, OutputError):
+        kind = shows_the_kernel(nearest_folder(target.parent))
+        if kind:
+            return f"lies in a {kind} file system, which holds no files; choose another place"
+    return ""
+
+
 def _output_error(target: Path, error: OSError) -> OutputError:
     reason = error.strerror or str(error)
     if error.errno == errno.ENOSPC:
         reason = "no space left on the disk; nothing was kept"
-    return OutputError(f"cannot be written: {reason}", file=target)
+    nowhere = _where_nothing_is_written(target)
+    return OutputError(nowhere or f"cannot be written: {reason}", file=target)
 
 
 @contextlib.contextmanager

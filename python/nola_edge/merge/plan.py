@@ -60,6 +60,11 @@ if TYPE_CHECKING:
 
 
 _OVERRIDE = "pass --no-check-base (in Python check_base=False)"
+_MADE_FROM = "merge the F32, F16 or BF16 checkpoint that it was made from"
+#: Dtype that cannot be merged -> what to do, if it is not made from another.
+_ADVICE = {
+    "F64": "convert the base first: from_pretrained(…, dtype=torch.float32), then save_pretrained"
+}
 _MAX_SCALING = float(np.finfo(np.float32).max)
 
 
@@ -332,11 +337,8 @@ def _check_weight(plan: MergePlan, adapter: LowRankAdapter, module: str, name: s
             **where,
         )
     if info.dtype not in MERGEABLE:
-        raise MismatchError(
-            f"has dtype {info.dtype}, which cannot be merged; merge the "
-            f"{', '.join(MERGEABLE)} checkpoint that it was made from",
-            **where,
-        )
+        advice = _ADVICE.get(info.dtype, _MADE_FROM)
+        raise MismatchError(f"has dtype {info.dtype}, which cannot be merged; {advice}", **where)
     check_factor_sizes(adapter, module, info.shape, file.path, name)
 
 

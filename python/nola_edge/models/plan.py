@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from nola_edge.merge.windows import WholeLines
 
 
+_CONVERT = "; convert the model first: model.to(torch.float32)"
+
+
 @dataclass
 class ParameterMerge:
     """What is to be merged into one parameter.
@@ -246,7 +249,10 @@ class _Planner:
 
     def _unfit(self, name: str, tensor: torch.Tensor, wanted: str) -> MismatchError:
         kind = "yet to be made" if is_lazy(tensor) else f"{tensor.dtype} {list(tensor.shape)}"
-        return self._refusal(name, f"is {kind}, not a float {wanted}")
+        advice = "" if is_lazy(tensor) or tensor.dtype != torch.float64 else _CONVERT
+        return self._refusal(
+            name, f"is {kind}, not a {wanted} in float32, float16 or bfloat16{advice}"
+        )
 
     def _refusal(self, name: str, reason: str) -> MismatchError:
         return MismatchError(reason, file=self._model, field=name)

@@ -12,7 +12,7 @@ from nola_edge import arguments
 from nola_edge.adapters.base import LowRankAdapter
 from nola_edge.adapters.renames import Renames
 from nola_edge.errors import ArgumentError, NolaEdgeError, OutputError
-from nola_edge.files.atomic import AtomicOutput
+from nola_edge.files.atomic import AtomicOutput, too_little_space
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.folder import INDEX_NAME
 from nola_edge.files.hub import base_path
@@ -162,9 +162,8 @@ def _check(
         AtomicOutput(folder, inputs=inputs, directory=True).check()
     free = free_bytes(place)
     if nbytes > free:
-        raise OutputError(
-            f"{len(targets)} outputs need {nbytes} bytes, but the disk has {free} free", file=folder
-        )
+        several = f"{len(targets)} outputs need" if len(targets) > 1 else "1 output needs"
+        raise too_little_space(folder, f"{several} {nbytes} bytes", free)
 
 
 def _check_holds_no_model(folder: Path) -> None:
