@@ -31,25 +31,24 @@ _FINGERPRINTS = (
     "shapes_fingerprint",
 )
 
-#: Known fields that say how the adapter was trained or found; they never change merged weights.
-BOOKKEEPING = frozenset(
+#: Fields of every method that say how an adapter was trained or found; they never change merged
+#: weights.
+OF_EVERY_METHOD = frozenset(
     {
         "auto_mapping",
         "base_model_name_or_path",
         "exclude_modules",
         "inference_mode",
-        "init_weights",
         "layers_pattern",
         "layers_to_transform",
-        "module_aliases",
-        "nola_dropout",
         "peft_version",
         "revision",
-        "start",
         "target_modules",
         "task_type",
     }
 )
+#: Those of NOLA.
+BOOKKEEPING = OF_EVERY_METHOD | {"init_weights", "module_aliases", "nola_dropout", "start"}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nola_edge.adapters.nola_config import MAX_RANK
+from nola_edge.adapters.nola_config import MAX_RANK, OF_EVERY_METHOD
 from nola_edge.adapters.patterns import why_unusable
 from nola_edge.adapters.tensor_parts import TensorPart, parse_parts
 from nola_edge.errors import AdapterError, printable
@@ -15,23 +15,8 @@ if TYPE_CHECKING:
 
 #: What to do about most of what is not merged here.
 WITH_PEFT = "merge it with PEFT (merge_and_unload, then save_pretrained)"
-#: Known fields of every method that never change merged weights.
-BOOKKEEPING = frozenset(
-    {
-        "auto_mapping",
-        "base_model_name_or_path",
-        "exclude_modules",
-        "inference_mode",
-        "layers_pattern",
-        "layers_to_transform",
-        "peft_type",
-        "peft_version",
-        "revision",
-        "runtime_config",
-        "target_modules",
-        "task_type",
-    }
-)
+#: Known fields of PEFT's other methods that never change merged weights.
+BOOKKEEPING = OF_EVERY_METHOD | {"peft_type", "runtime_config"}
 _MAX_ALPHA = 1e30
 
 
