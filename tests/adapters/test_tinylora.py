@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import ClassVar
 
 import ml_dtypes
@@ -151,3 +152,13 @@ def test_a_bad_tinylora_is_refused_with_what_to_do(tmp_path, case):
     files = tinylora_files(MODULES).with_tensors(tensors).with_fields(**fields)
     folder = files.write(tmp_path / "t")
     assert message in str(refusal(tmp_path, lambda: ne.load_adapter(folder)))
+
+
+def test_loading_reads_the_factors_once(tmp_path, monkeypatch):
+    folder = tinylora_files({"layers.0.q": (2000, 3000)}).write(tmp_path / "t")
+    taken = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda *a: taken.append(a[1]) or pread(*a))
+    ne.load_adapter(folder)
+    size = (folder / "adapter_model.safetensors").stat().st_size
+    assert size <= sum(taken) < 1.5 * size

@@ -93,18 +93,23 @@ class TinyLoraAdapter(StoredAdapter[TinyLoraModule]):
                 rest[name] = local
         if not first:
             raise AdapterError(f"has no factors (no *{_A})", file=tensors.file.path)
-        projections = {
-            module: self._projection(tensors, name, PREFIX + module)
-            for module, name in first.items()
+        frozen = {
+            module: self._frozen(tensors, name, PREFIX + module) for module, name in first.items()
         }
-        groups = vector_of_each(projections, self.config, tensors, _VECTOR)
+        projections = {module: projection for module, (_, _, projection) in frozen.items()}
+        trained = vector_of_each(projections, self.config, tensors, _VECTOR)
         self.modules = {
-            module: self._module(tensors, module, projections[module], groups[module])
-            for module in first
+            module: TinyLoraModule(
+                a, b, projection.weighted(trained[module]), _is_embedding(module)
+            )
+            for module, (a, b, projection) in frozen.items()
         }
         self.take_whole_tensors(tensors, rest)
 
-    def _projection(self, tensors: FactorFile, name: str, stem: str) -> Projection:
+    def _frozen(
+        self, tensors: FactorFile, name: str, stem: str
+    ) -> tuple[StoredMatrix, StoredMatrix, Projection]:
+        """Return A, B and P of a module, of which the tensor `name` is there."""
         tensors.check_partners(name, stem, (_A, _B))
         if stem + _P not in tensors.file.tensors:
             raise tensors.refusal(
@@ -122,18 +127,8 @@ class TinyLoraAdapter(StoredAdapter[TinyLoraModule]):
                     f"is of rank {found}; r = {self.config.r} in {CONFIG_NAME} makes {rank}: "
                     "correct it there, or take the file that was saved with it",
                 )
-        return Projection(stem + _P, tensors.tensor(stem + _P, (self.config.u, rank, rank)).array())
-
-    def _module(
-        self,
-        tensors: FactorFile,
-        module: str,
-        projection: Projection,
-        vector: NDArray[np.float32],
-    ) -> TinyLoraModule:
-        a, b = (tensors.matrix(PREFIX + module + ending) for ending in (_A, _B))
-        is_embedding = module.rpartition(".")[2] in _EMBEDDINGS
-        return TinyLoraModule(a, b, projection.weighted(vector), is_embedding)
+        p = tensors.tensor(stem + _P, (self.config.u, rank, rank)).array()
+        return a, b, Projection(stem + _P, p)
 
     @property
     def method(self) -> str:
@@ -191,6 +186,10 @@ class TinyLoraAdapter(StoredAdapter[TinyLoraModule]):
     def held_bytes(self) -> int:
         """Return the bytes that it holds in memory."""
         return sum(m.core.nbytes for m in self.modules.values()) + super().held_bytes
+
+
+def _is_embedding(module: str) -> bool:
+    return module.rpartition(".")[2] in _EMBEDDINGS
 
 
 def _multiplied(
