@@ -316,6 +316,29 @@ def test_a_layout_where_there_are_no_experts_is_refused(tmp_path, tiny):
     assert "--moe-layout is for LoRAs of stacked experts" in line
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("right", ["peft", "unsloth"])
+def test_a_mistaken_layout_is_named(tmp_path, right, dtype):
+    """On the tensors of experts; the layer beside them is right."""
+    wrong = {"peft": "unsloth", "unsloth": "peft"}[right]
+    sizes = {"gate_up_proj": (96, 40), "down_proj": (40, 48)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, shape in sizes.items():
+            patch.setitem(STACKS, name, shape)
+        base = base_of(tmp_path / "b.safetensors", dtype=dtype)
+        folder = adapter_files(right).write(tmp_path / "a")
+    output = tmp_path / "o.safetensors"
+    ne.merge_checkpoint(base, ne.load_adapter(folder, moe_layout=wrong), output)
+    report = ne.verify_checkpoint(output, base, ne.load_adapter(folder, moe_layout=right))
+    assert {d.fault for d in report.differences} == {"expert layout"}
+    assert all(".experts." in d.tensor for d in report.differences)
+    done = call("verify", output, base, folder, "--moe-layout", right)
+    assert done.returncode == 1
+    assert (
+        "verdict: experts laid out otherwise (see --moe-layout) in 18 of 19 tensors" in done.stdout
+    )
+
+
 @pytest.mark.parametrize("kind", ["lora", "gguf-lora"])
 @pytest.mark.parametrize("layout", ["peft", "unsloth"])
 def test_experts_are_not_exported_and_the_layout_says_what_to_do(tmp_path, kind, layout):

@@ -117,6 +117,14 @@ class LowRankAdapter(ABC):
         """
         return None
 
+    @property
+    def other_layout(self) -> LowRankAdapter | None:
+        """Return the adapter with its factors taken to be laid out in the other way of two.
+
+        None if there is only one. As with :meth:`mistaken_scaling`, a verification names it.
+        """
+        return None
+
     @abstractmethod
     def factor_a(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.base import with_rslora_mistaken
@@ -13,7 +14,7 @@ from nola_edge.adapters.tensor_parts import check_owners
 from nola_edge.files.tensors import TensorMapping
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import numpy as np
@@ -42,6 +43,7 @@ class LoraAdapter(StoredAdapter[LoraModule]):
         kept_bytes: int = 0,
     ) -> None:
         self._kept_bytes = kept_bytes
+        self._in_other_layout: Callable[[], LoraAdapter] | None = None
         self.config = config
         self.modules = dict(modules)
         self.whole_tensors = TensorMapping(whole_tensors)
@@ -80,14 +82,28 @@ class LoraAdapter(StoredAdapter[LoraModule]):
         """
         if not self.needs_base:
             return self
+        found = self._with_experts(self.config, shapes, base)
+        found._in_other_layout = partial(
+            self._with_experts, self.config.in_other_layout(), shapes, base
+        )
+        return found
+
+    def _with_experts(
+        self, config: LoraConfig, shapes: Mapping[str, tuple[int, ...]], base: Path
+    ) -> LoraAdapter:
         from nola_edge.adapters.experts import expert_modules, kept_bytes
 
         plain = {module: m for module, m in self.modules.items() if not self._is_stack(module)}
         stacks = {module: m for module, m in self.modules.items() if module not in plain}
-        experts = expert_modules(stacks, self.config, shapes, self.path, base)
+        experts = expert_modules(stacks, config, shapes, self.path, base)
         whole = self.whole_tensors.tensors
         modules = {**plain, **experts}
-        return LoraAdapter(self.config, modules, whole, self.path, kept_bytes(stacks))
+        return LoraAdapter(config, modules, whole, self.path, kept_bytes(stacks))
+
+    @cached_property
+    def other_layout(self) -> LoraAdapter | None:
+        """The adapter with the factors of its stacks of experts laid out in the other way."""
+        return None if self._in_other_layout is None else self._in_other_layout()
 
     @property
     def method(self) -> str:

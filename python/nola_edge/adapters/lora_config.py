@@ -6,7 +6,7 @@ A field that may change the weights and is not understood must be off, or the ad
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.peft_fields import WITH_PEFT, Fields, is_alpha, is_rank
@@ -177,6 +177,11 @@ class LoraConfig(StoredConfig):
                 value=data[_LAYOUT],
             )
         return {**data, _LAYOUT: layout}
+
+    def in_other_layout(self) -> LoraConfig:
+        """Return the configuration of stacks of experts that are laid out in the other way."""
+        (other,) = set(_LAYOUTS.values()) - {self.expert_layout}
+        return replace(self, expert_layout=other)
 
     def scaling(self, rank: int, alpha: float) -> float:
         """Return s = alpha / r, or alpha / sqrt(r) with rsLoRA, in double."""

@@ -39,6 +39,7 @@ _PHRASES = {
     faults.TRANSPOSED: "transposed in {}",
     faults.ANOTHER_LAYER: "another layer's factors in {}",
     faults.ROW_ORDER: "rows of attention heads in Hugging Face order in {}",
+    faults.EXPERT_LAYOUT: "experts laid out otherwise (see --moe-layout) in {}",
     faults.BROKEN: "a few weights are broken in {}",
     faults.UNWANTED: "changes in {}, to which {adapter_adds} nothing",
     faults.UNKNOWN: "more than rounding, from an unknown mistake, in {}",

@@ -87,6 +87,9 @@ def rarer(
     if any(term.target.head_rows is not None for term in result.terms):
         change = change_in(_in_order(result), window)
         yield faults.ROW_ORDER, block.rounded(block.base + change)
+    layout = _in_other_layout(result)
+    if layout is not None:
+        yield faults.EXPERT_LAYOUT, block.rounded(block.base + change_in(layout, window))
     if other is not None:
         yield faults.ANOTHER_LAYER, block.rounded(block.base + change_in(other, window))
 
@@ -114,6 +117,14 @@ def _of_some(result: Merged, block: Block, window: Window) -> Iterator[Predictio
 def _in_order(result: Merged) -> Merged:
     """Return what a merge would be that takes the rows to be in the model's order."""
     terms = (replace(t, target=replace(t.target, head_rows=None)) for t in result.terms)
+    return replace(result, terms=tuple(terms))
+
+
+def _in_other_layout(result: Merged) -> Merged | None:
+    """Return what a merge would be that takes stacks of experts to be laid out otherwise."""
+    if all(term.adapter.other_layout is None for term in result.terms):
+        return None
+    terms = (replace(t, adapter=t.adapter.other_layout or t.adapter) for t in result.terms)
     return replace(result, terms=tuple(terms))
 
 

@@ -50,10 +50,11 @@ class Difference:
         ``"adapter dropped"`` and ``"weights swapped"`` (of some of several, see `adapters`),
         ``"subtracted"``, ``"merged twice"``, ``"rsLoRA off"``, ``"rsLoRA on"``, ``"DoRA off"``,
         ``"scaled"`` (by `factor`), ``"transposed"``, ``"another layer"``, ``"row order"`` (of
-        attention heads, in GGUF), ``"fp16 overflow"``, ``"not finite"`` (in another dtype),
-        ``"broken weights"`` (right but for some), ``"unwanted"`` (where the adapters add nothing),
-        ``"unknown"``. Of tensors that nothing is merged into: ``"whole tensor"`` (which an adapter
-        brings), ``"untouched"`` (which none changes).
+        attention heads, in GGUF), ``"expert layout"`` (of stacks of experts), ``"fp16 overflow"``,
+        ``"not finite"`` (in another dtype), ``"broken weights"`` (right but for some),
+        ``"unwanted"`` (where the adapters add nothing), ``"unknown"``. Of tensors that nothing is
+        merged into: ``"whole tensor"`` (which an adapter brings), ``"untouched"`` (which none
+        changes).
     source : str, optional
         The tensor whose change is in this one, for ``"another layer"``.
     adapters : tuple of str
