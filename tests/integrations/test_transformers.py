@@ -15,9 +15,15 @@ from safetensors.torch import load_file, save_file
 import nola_edge as ne
 import nola_edge.torch as nt
 from nola_edge.demo.synthetic import trained_adapter
-from nola_edge.errors import AdapterError, ArgumentError, MismatchError, NotFiniteError
+from nola_edge.errors import (
+    AdapterError,
+    ArgumentError,
+    MismatchError,
+    NolaEdgeWarning,
+    NotFiniteError,
+)
 from nola_edge.models.mapped_memory import MappedFiles
-from nola_edge.transformers import NolaMergeConfig
+from nola_edge.transformers import NolaMergeConfig, load_merged
 from tests.conftest import snapshot
 
 pytestmark = pytest.mark.filterwarnings("default")  # of transformers' own making
@@ -200,6 +206,16 @@ def test_another_base_than_the_recorded_one(tmp_path):
         load(tmp_path / "merged", adapter)
     assert "check_base=False" in str(caught.value)
     load(tmp_path / "merged", NolaMergeConfig(adapter, check_base=False))
+    causal = transformers.AutoModelForCausalLM
+    with pytest.raises(MismatchError, match="already merged"):
+        load_merged(causal, tmp_path / "merged", adapter)
+    load_merged(causal, tmp_path / "merged", adapter, check_base=False)
+
+
+def test_an_adapter_that_adds_nothing_is_warned_of_once(saved):
+    with pytest.warns(NolaEdgeWarning, match="weight: is 0") as found:
+        load(saved[0], [(saved[1], 0)])
+    assert [w.category for w in found].count(NolaEdgeWarning) == 1
 
 
 def test_a_base_that_cannot_be_compared_with_the_recorded_one(tmp_path):

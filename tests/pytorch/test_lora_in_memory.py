@@ -69,6 +69,48 @@ def with_biases(seed=0):
     return found
 
 
+def other_names(tensors, old="layers.", new="text.blocks."):
+    return {name.replace(PREFIX + old, PREFIX + new): t for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [{"text.blocks": "layers", "scale": "norm"}, ["text.blocks=layers", "scale=norm"]],
+)
+def test_a_model_that_has_other_names(tmp_path, rules):
+    """Of modules, of biases that are added to, and of whole tensors."""
+    rng = np.random.default_rng(1)
+    whole = {f"{PREFIX}scale.weight": rng.standard_normal(6).astype(F)}
+    tensors = other_names({**with_biases(), **whole})
+    options = {"lora_bias": True, "modules_to_save": ["scale"]}
+    adapter = write_lora(tmp_path / "l", tensors, target_modules=["q", "v"], **options)
+    net = Net()
+    path = saved(net, tmp_path / "base.safetensors")
+    with ne.open_merged(path, adapter, rename=rules) as merged:
+        expected = {name: tensor_view(values) for name, values in merged.items()}
+    assert len(nt.merge_(net, adapter, rename=rules)) == 2 * len(MODULES) + 1
+    for name, values in expected.items():
+        assert torch.equal(net.state_dict()[name], values), name
+
+
+@pytest.mark.parametrize(
+    ("rules", "error", "match"),
+    [
+        (None, MismatchError, "3 of 3 modules"),
+        ({"text.blocks": "layer"}, MismatchError, "3 of 3 modules"),
+        ({"text.blocks": "layers", "k": "q"}, ArgumentError, "'k' does not occur in any module"),
+        ({"text.blocks": "layers", "q": "q[0:24]"}, MismatchError, r"leave \[START:STOP\] out"),
+        (["text"], ArgumentError, "must be NEW=OLD"),
+    ],
+)
+def test_rules_that_do_not_fit_change_nothing(tmp_path, rules, error, match):
+    net, adapter = Net(), write_lora(tmp_path / "l", other_names(factors()))
+    before = bits(net)
+    with pytest.raises(error, match=match):
+        nt.merge_(net, adapter, rename=rules)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in bits(net).items())
+
+
 def with_whole(**tensors):
     return {**factors(), **{PREFIX + name.replace("__", "."): t for name, t in tensors.items()}}
 

@@ -17,6 +17,7 @@ import nola_edge as ne
 import nola_edge.torch as nt
 from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.errors import MismatchError, NotFiniteError
+from nola_edge.merge.plan import load_adapters
 from nola_edge.models.merge import _is_surely_finite, _largest_update
 from nola_edge.models.plan import plan_merges
 
@@ -154,7 +155,7 @@ def test_coefficients_that_are_too_large(dtype):
 
 
 def terms_of(net, made):
-    planned = plan_merges(dict(net.named_parameters()), made, Path("net"))
+    planned = plan_merges(dict(net.named_parameters()), load_adapters(made), Path("net"))
     return {name: merge.addends for name, merge in planned.merges.items()}
 
 
@@ -190,6 +191,7 @@ def test_no_update_exceeds_the_bound(basis, r, count, value, seed):
     alpha, beta = (signs * value).float().numpy()
     made = made.replace({"first": (alpha, beta)})
     weight = torch.zeros(16, 16)
-    terms = plan_merges({"first.weight": weight}, made, Path("net")).merges["first.weight"].addends
+    plan = plan_merges({"first.weight": weight}, [(made, 1.0)], Path("net"))
+    terms = plan.merges["first.weight"].addends
     nt.merge_factors_(weight, terms)
     assert weight.abs().max() <= _largest_update(terms)

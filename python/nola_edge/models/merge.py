@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nola_edge.adapters.renames import Renames
 from nola_edge.errors import NotFiniteError
+from nola_edge.merge.plan import load_adapters
 from nola_edge.merge.windows import ANY
 from nola_edge.models.dora import merge_outputs_
 from nola_edge.models.plan import check_orientations, plan_merges, tensors_of
@@ -17,7 +19,7 @@ from nola_edge.torch.merge import merge_many_
 from nola_edge.torch.sharding import local_window
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import nn
 
@@ -29,7 +31,12 @@ if TYPE_CHECKING:
 _BEYOND_MODELS = 1e38
 
 
-def merge_(model: nn.Module, adapter: Any) -> list[str]:
+def merge_(
+    model: nn.Module,
+    adapter: Any,
+    *,
+    rename: Mapping[str, str] | Iterable[str] | None = None,
+) -> list[str]:
     """Merge adapters into a model in memory, in place.
 
     Weights and biases get the same bits as by merging into a checkpoint of the same dtype; tensors
@@ -52,6 +59,9 @@ def merge_(model: nn.Module, adapter: Any) -> list[str]:
     model : nn.Module
         With parameters on any device, in float32, float16 or bfloat16; not offloaded.
     adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
+    rename : mapping from NEW to OLD, or iterable of "NEW=OLD", optional
+        For a model that calls OLD what an adapter calls NEW; see
+        :func:`nola_edge.merge_checkpoint`.
 
     Returns
     -------
@@ -67,7 +77,9 @@ def merge_(model: nn.Module, adapter: Any) -> list[str]:
     """
     tensors = tensors_of(model)
     where = Path(f"<{type(model).__name__}>")
-    plan = plan_merges(tensors, adapter, where)
+    renames = Renames(rename)
+    plan = plan_merges(tensors, load_adapters(adapter), where, renames)
+    renames.check_used()
     check_orientations(model, plan, where)
     check_resident(tensors, plan.names, where)
     matrices = {name: as_matrix(tensors[name].data) for name in plan.merges}

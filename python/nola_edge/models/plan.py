@@ -17,7 +17,6 @@ from nola_edge.errors import AdapterError, MismatchError, printable
 from nola_edge.merge.dora import check_alone
 from nola_edge.merge.low_rank import Term, needs_of
 from nola_edge.merge.orientation import may_be_turned, orientation_refused
-from nola_edge.merge.plan import load_adapters
 from nola_edge.merge.target import Target
 from nola_edge.merge.whole_tensors import fitted
 from nola_edge.models.mapped_memory import find_shared
@@ -27,10 +26,12 @@ from nola_edge.torch.linear import is_conv1d as is_conv1d_layer
 from nola_edge.torch.stored_factors import BiasFactors, StoredFactors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from nola_edge.adapters.base import LowRankAdapter
+    from nola_edge.adapters.renames import Renames
+    from nola_edge.adapters.tensor_parts import TensorPart
     from nola_edge.files.tensors import Tensor
     from nola_edge.merge.windows import WholeLines
 
@@ -89,7 +90,12 @@ class ModelPlan:
         return name in self.merges or name in self.replaced
 
 
-def plan_merges(tensors: Mapping[str, torch.Tensor], adapters: Any, model: Path) -> ModelPlan:
+def plan_merges(
+    tensors: Mapping[str, torch.Tensor],
+    adapters: Iterable[tuple[LowRankAdapter, float]],
+    model: Path,
+    renames: Renames | None = None,
+) -> ModelPlan:
     """Find which tensors of a model adapters change, and how.
 
     Parameters
@@ -97,17 +103,19 @@ def plan_merges(tensors: Mapping[str, torch.Tensor], adapters: Any, model: Path)
     tensors : mapping from name to Tensor
         All of a model's parameters and buffers (:func:`tensors_of`), a shared one under each of its
         names; on any device, meta too.
-    adapters : Adapter, path, or sequence of these or of pairs (adapter, weight)
+    adapters : iterable of (LowRankAdapter, float)
     model : Path
         Named in errors.
+    renames : Renames, optional
+        What the model calls modules of the adapters.
 
     Raises
     ------
     NolaEdgeError
         If adapters and model do not fit.
     """
-    planner = _Planner(tensors, model)
-    for adapter, share in load_adapters(adapters):
+    planner = _Planner(tensors, model, renames)
+    for adapter, share in adapters:
         planner.add(adapter, share)
     for name, merge in planner.plan.merges.items():
         check_alone(merge.terms, name)
@@ -141,8 +149,12 @@ def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 class _Planner:
     """Adds one adapter after the other to a plan; see :func:`plan_merges`."""
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], model: Path) -> None:
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], model: Path, renames: Renames | None
+    ) -> None:
         self.plan = ModelPlan()
+        # In memory, modules have the names that they were trained under, unless a caller knows.
+        self._stored = StoredNames({}, renames)
         self._tensors = tensors
         self._shared = find_shared(tensors)
         self._model = model
@@ -153,21 +165,32 @@ class _Planner:
         matches = match_parts(
             list(adapter.modules),
             self._tensors,
-            StoredNames({}),  # in memory, modules have the names that they were trained under
+            self._stored,
+            adapter.whole_tensors.tensors,
             adapter=location(adapter),
             base=self._model,
         )
-        names = {module: part.tensor for module, part in matches.parts.items()}
+        names, whole = self._names(matches.parts), self._names(matches.whole)
         shapes = {
             module: self._add_weight(adapter, module, name, share) for module, name in names.items()
         }
         check_shapes(adapter, shapes, self._model)
         for name, values in adapter.whole_tensors.tensors.items():
-            self._replace(adapter, matches.prefix.apply(name), values)
+            self._replace(adapter, whole[name], values)
         for module in adapter.added_biases:
             bias = names[module].removesuffix(WEIGHT) + ".bias"
             scaling = share * adapter.scaling_of(module)
             self._add_bias(adapter, bias, module, scaling)
+
+    def _names(self, parts: Mapping[str, TensorPart]) -> dict[str, str]:
+        for name, part in parts.items():
+            if part.lines is not None:
+                raise self._refusal(
+                    part.tensor,
+                    f"would be changed in a part, for {printable(name)}: a model in memory has its "
+                    "layers apart; leave [START:STOP] out",
+                )
+        return {name: part.tensor for name, part in parts.items()}
 
     def _add_weight(
         self, adapter: LowRankAdapter, module: str, name: str, share: float

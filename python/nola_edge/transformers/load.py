@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def load_merged(model_class: Any, base: str | Path, adapter: Any, **options: Any) -> Any:
+def load_merged(
+    model_class: Any, base: str | Path, adapter: Any, *, check_base: bool = True, **options: Any
+) -> Any:
     """Load a transformers model and merge adapters into its weights as they are read.
 
     Parameters
@@ -20,6 +22,8 @@ def load_merged(model_class: Any, base: str | Path, adapter: Any, **options: Any
         Such as ``transformers.AutoModelForCausalLM``.
     base : path
     adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
+    check_base : bool
+        As for :class:`NolaMergeConfig`.
     **options
         For ``from_pretrained``.
 
@@ -35,5 +39,5 @@ def load_merged(model_class: Any, base: str | Path, adapter: Any, **options: Any
     """
     arguments.path("base", base)  # a name on the Hub is one too
     return model_class.from_pretrained(
-        base, quantization_config=NolaMergeConfig(adapter), **options
+        base, quantization_config=NolaMergeConfig(adapter, check_base), **options
     )
