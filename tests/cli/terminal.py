@@ -47,7 +47,7 @@ class Terminal:
         self._shown = ""
         os.write(self._master, text.encode())
 
-    def expect(self, *wanted, seconds=30):
+    def expect(self, *wanted, seconds=120):
         """Wait until all of `wanted` has been shown since the last typing."""
         end = time.monotonic() + seconds
         while not all(text in self._shown for text in wanted):
