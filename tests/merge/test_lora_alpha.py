@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import nola_edge as ne
@@ -27,12 +27,13 @@ def quotients_nearby(scaling, r, dtype):
     low = high = dtype(scaling * r)
     alphas = [low]
     for _ in range(4):
-        low, high = (np.nextafter(alpha, dtype(end)) for alpha, end in ((low, -9), (high, np.inf)))
+        low, high = np.nextafter(low, dtype(-np.inf)), np.nextafter(high, dtype(np.inf))
         alphas += [low, high]
     return [alpha / dtype(r) for alpha in alphas]
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@example(r=26, alpha=177.0, weight=-0.7)  # further from zero
 @given(r=RANKS, alpha=ALPHAS, weight=st.sampled_from([1.0, -0.7]))
 def test_no_alpha_is_nearer(dtype, r, alpha, weight):
     scaling = alpha / np.sqrt(r) * weight
