@@ -81,7 +81,7 @@ def audit(
     audited = _Audit(plan, right, parts, num_threads, progress)
     audited.measure(names)
     for name in names:
-        audited.faults[name] = faults.judge(audited.measured[name])
+        audited.judge(name)
     audited.try_rarer(
         [n for n in names if faults.may_be_rarer(audited.faults[n], audited.measured[n])]
     )
@@ -152,11 +152,17 @@ class _Audit:
                         work = partial(_quietly, self._try_rarer, name, update, window)
                         workers.submit(work, nbytes=_memory(result, update, window))
         for name in names:
-            terms = self._right[name].terms
-            mistake = faults.rslora_mistake(terms) if needs_of(terms) == ANY else None
-            faults.forget_same_part(self.measured[name], mistake)
+            faults.forget_same_part(self.measured[name], self._scaling_mistake(name))
             faults.forget_alike(self.measured[name])
-            self.faults[name] = faults.judge(self.measured[name])
+            self.judge(name)
+
+    def judge(self, name: str) -> None:
+        """Name the fault of a tensor by what was measured so far."""
+        self.faults[name] = faults.judge(self.measured[name], self._scaling_mistake(name))
+
+    def _scaling_mistake(self, name: str) -> faults.ScalingMistake | None:
+        terms = self._right[name].terms
+        return faults.rslora_mistake(terms) if needs_of(terms) == ANY else None
 
     def said_of(self, difference: Difference) -> Difference:
         """Return a difference with what was found out about it."""

@@ -68,6 +68,8 @@ _FEW = 0.01
 _BROKEN_ULPS = 64.0
 #: Parts of the change as near to each other as this are not told apart.
 STEP = 0.1
+#: A mistake that leaves another part of the change than was found, by more than this, is not it.
+_NEAR = 0.25
 #: A change of more than this, up or down, may be one of the scaling.
 _SLIGHT = 0.02
 #: What predictions of a bit less and a bit more than a mistake are called before its name.
@@ -123,8 +125,14 @@ def some_of(fault: str, measured: Measurement) -> tuple[int, ...]:
     return tuple(map(int, best.partition(": ")[2].split()))
 
 
-def judge(measured: Measurement) -> str:
+def judge(measured: Measurement, mistake: ScalingMistake | None) -> str:
     """Name the mistake that explains a weight.
+
+    Parameters
+    ----------
+    measured : Measurement
+    mistake : ScalingMistake, optional
+        What a wrong use of rsLoRA would make of it.
 
     Returns
     -------
@@ -141,7 +149,7 @@ def judge(measured: Measurement) -> str:
     most = max(_AVERAGE_ULPS, _AVERAGE * measured.roundings)
     small = _average(errors[fault], measured) <= most
     if small and fault not in HARMLESS and _is_certain(fault, errors, measured):
-        return fault
+        return fault if _leaves_its_part(fault, measured, mistake) else UNKNOWN
     is_there = small and fault in (*HARMLESS, SCALED) and _is_there(nearly_right, errors, measured)
     if is_there or nearly_right < _ENOUGH:
         return _rounding(errors, measured)
@@ -159,14 +167,28 @@ def may_be_rarer(fault: str, measured: Measurement) -> bool:
 
 def forget_same_part(measured: Measurement, mistake: ScalingMistake | None) -> None:
     """Have no mistake compete with :data:`SCALED` that leaves about the same part of the change."""
-    parts = list(PARTS.items())
-    if mistake is not None and mistake.part is not None:
-        parts.append((mistake.fault, mistake.part))
     factor = measured.factor
+    parts = _parts(mistake).items()
     same = [name for name, part in parts if part and abs(part - factor) <= STEP * abs(factor)]
     for key in list(measured.errors):
         if key.partition(":")[0] in same:
             del measured.errors[key]
+
+
+def _parts(mistake: ScalingMistake | None) -> dict[str, float]:
+    """Return the part of the change that is left by each mistake that leaves a certain one."""
+    if mistake is None or mistake.part is None:
+        return PARTS
+    return PARTS | {mistake.fault: mistake.part}
+
+
+def _leaves_its_part(fault: str, measured: Measurement, mistake: ScalingMistake | None) -> bool:
+    """Tell whether the part of the change that was found is not quite another.
+
+    Of a change far below a step few elements show anything, and those by chance.
+    """
+    part = _parts(mistake).get(fault)
+    return part is None or not abs(measured.factor - part) > _NEAR
 
 
 def forget_alike(measured: Measurement) -> None:
@@ -218,7 +240,7 @@ def _is_imprecise(errors: dict[str, float], measured: Measurement) -> bool:
     """Tell whether the change is there, and no element is further off than bfloat16 makes it."""
     nearly_right = min(errors[ROUNDING], errors[ROUNDED_TWICE])
     there = measured.residual <= IMPRECISION**2 * measured.wanted
-    return measured.stray == 0 and (there or nearly_right * _CLEARLY <= errors[DROPPED])
+    return measured.stray == 0 and (there or _is_there(nearly_right, errors, measured))
 
 
 def _rounding(errors: dict[str, float], measured: Measurement) -> str:
