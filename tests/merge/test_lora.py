@@ -48,6 +48,7 @@ def test_the_bits_of_the_reference(tiny, tmp_path, isa, dtype):
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 70))
 
 
+@pytest.mark.filterwarnings("ignore::nola_edge.errors.NolaEdgeWarning")  # of an alpha of 0
 @given(
     shape=SHAPES,
     ranks=st.lists(st.integers(1, 5), min_size=1, max_size=3),
