@@ -6,8 +6,7 @@ which stored tensor is the weight of which module.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nola_edge.adapters.stored_names import StoredNames
 from nola_edge.adapters.tensor_parts import OTHERWISE, WEIGHT, TensorPart, overlapping
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
 _LISTED = 4
 
 
-@dataclass(frozen=True)
-class Prefix:
+class Prefix(NamedTuple):
     """What all names of an adapter's model have before a base's names, or lack.
 
     Attributes
@@ -46,11 +44,10 @@ class Prefix:
 
     def apply_to(self, parts: Mapping[str, TensorPart]) -> dict[str, TensorPart]:
         """Return parts of the tensors that have the base's names of these."""
-        return {n: replace(part, tensor=self.apply(part.tensor)) for n, part in parts.items()}
+        return {n: part._replace(tensor=self.apply(part.tensor)) for n, part in parts.items()}
 
 
-@dataclass(frozen=True)
-class Matches:
+class Matches(NamedTuple):
     """Where a base has what an adapter changes.
 
     Attributes

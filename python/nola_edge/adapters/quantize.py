@@ -12,8 +12,7 @@ byte, the last byte padded with zeros.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -28,8 +27,7 @@ BITS = (3, 4, 8)
 SMALLEST_SCALE = np.float32(2.0**-126)
 
 
-@dataclass(frozen=True, eq=False)
-class Quantized:
+class Quantized(NamedTuple):
     """The coefficients of one factor of one module in few bits.
 
     Attributes

@@ -7,8 +7,7 @@ the name of a tensor, or of one that holds more, with the module's outputs in it
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nola_edge.errors import AdapterError, printable
 
@@ -25,8 +24,7 @@ _FORM = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class TensorPart:
+class TensorPart(NamedTuple):
     """A stored tensor, or the lines of it that hold one module.
 
     Attributes

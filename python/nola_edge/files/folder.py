@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nola_edge.errors import CheckpointError, printable
 from nola_edge.files.input_file import Identity, identity
@@ -166,8 +165,7 @@ def visible_files(folder: Path) -> Iterator[Path]:
                 yield Path(place, name).relative_to(folder)
 
 
-@dataclass(frozen=True)
-class Companions:
+class Companions(NamedTuple):
     """What stands beside the weights, as paths relative to the folder.
 
     Attributes

@@ -10,9 +10,8 @@ import glob
 import logging
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nola_edge import arguments
 from nola_edge.errors import (
@@ -44,8 +43,7 @@ _TOKENIZERS = (
 _YES = ("1", "ON", "YES", "TRUE")
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """What is looked for.
 
     Attributes

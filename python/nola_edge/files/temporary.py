@@ -14,9 +14,8 @@ import os
 import re
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nola_edge.files.renaming import rename_new
 
@@ -145,8 +144,7 @@ def _is_exchanged(temporary: Path) -> bool:
     return noted != "" and os.path.lexists(new) and str(os.lstat(new).st_ino) != noted
 
 
-@dataclass(frozen=True)
-class _Owner:
+class _Owner(NamedTuple):
     """Who made a temporary.
 
     Attributes

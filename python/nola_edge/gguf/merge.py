@@ -177,6 +177,6 @@ class _Writer:
         data = piece.make(self._buffers.get(piece.nbytes))
         for offset, part in piece.runs.parts(data):
             pwrite_all(self._fd, part, begin + offset)
-        if piece.runs.count == 1:
+        if piece.runs.number == 1:
             start_writeback(self._fd, begin + piece.runs.offset, len(data))
         self._progress(len(data))

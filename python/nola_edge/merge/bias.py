@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
     from nola_edge.merge.plan import MergePlan
 
 
-@dataclass(frozen=True)
-class AddedBias:
+class AddedBias(NamedTuple):
     """What one adapter adds to a bias.
 
     Attributes

@@ -71,7 +71,7 @@ class KeptFactors:
             self.nbytes += factor.nbytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class KeptTerm(Term):
     """A term whose factors are kept where they take much to compute.
 

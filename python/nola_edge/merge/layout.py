@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nola_edge.adapters.peft_folder import CONFIG_NAME as ADAPTER_CONFIG
 from nola_edge.dtypes import safetensors_dtype
@@ -28,8 +27,7 @@ if TYPE_CHECKING:
     from nola_edge.merge.plan import MergePlan
 
 
-@dataclass(frozen=True)
-class OutputFile:
+class OutputFile(NamedTuple):
     """One output file: the base's file behind a header, then tensors that the base lacks.
 
     Attributes

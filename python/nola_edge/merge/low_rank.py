@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nola_edge.ops import Range
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Term:
     """One adapter's share in a weight.
 
@@ -124,8 +124,7 @@ class LowRank(Protocol):
         """Return DoRA's norms of the outputs: of these rows (n, 1), or of all columns (1, n)."""
 
 
-@dataclass(frozen=True)
-class Update:
+class Update(NamedTuple):
     """``stored[:, cols] += scaling * left @ right`` for a stored matrix of shape (rows, cols).
 
     The right factor is expanded once and for all. Rows of the left one are expanded by the

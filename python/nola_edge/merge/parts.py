@@ -72,7 +72,7 @@ def common(one: Range, other: Range) -> Range:
     return start, max(start, stop)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class PartedUpdate:
     """The updates of the segments of a weight, for some of its columns; it is a LowRank.
 

@@ -68,7 +68,7 @@ _ADVICE = {
 _MAX_SCALING = float(np.finfo(np.float32).max)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class MergePlan:
     """What a merge will do.
 

@@ -186,7 +186,7 @@ def fill(
 def place(piece: Piece, memory: memoryview, buffers: Buffers) -> None:
     """Make a piece of a tensor in memory: at once where it belongs, if it is read in one run."""
     runs = piece.runs
-    together = runs.count == 1 and runs.nbytes == piece.nbytes
+    together = runs.number == 1 and runs.nbytes == piece.nbytes
     end = runs.offset + piece.nbytes
     buffer = memory[runs.offset : end] if together else buffers.get(piece.nbytes)
     made = piece.make(buffer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nola_edge.dtypes import MERGEABLE
@@ -55,7 +55,7 @@ class Stacks:
                 self.matrices |= {part.name: (file, part) for part in parts}
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class MergedStack(FromFile):
     """A stack of which adapters change some matrices.
 
@@ -80,4 +80,4 @@ class MergedStack(FromFile):
     def placed(self, piece: Piece, number: int) -> Piece:
         """Return a piece of one of the matrices as one of the stack."""
         begin = self.matrices[number].info.start - self.info.start
-        return piece._replace(runs=replace(piece.runs, offset=begin + piece.runs.offset))
+        return piece._replace(runs=piece.runs._replace(offset=begin + piece.runs.offset))

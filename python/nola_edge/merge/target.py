@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nola_edge.merge.row_order import interleaved_rows
 
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
     from nola_edge.ops import Range
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """The weight of a module: a stored matrix, or some lines of one.
 
     A *line* of the matrix holds one output: it is a row, or a column where the weight is stored as

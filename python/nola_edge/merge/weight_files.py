@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nola_edge.adapters.belongs import location
 from nola_edge.errors import NotFiniteError
@@ -33,8 +32,7 @@ if TYPE_CHECKING:
 _COPY_BYTES = 64 << 20
 
 
-@dataclass(frozen=True)
-class WeightFile:
+class WeightFile(NamedTuple):
     """A weight file of one output, made of one file of the base.
 
     Attributes
@@ -162,7 +160,7 @@ class _Writer:
         """Write bytes of a tensor that begins at an offset."""
         for offset, part in runs.parts(data):
             pwrite_all(self._fd, part, begin + offset + self._shift)
-        if runs.count == 1:
+        if runs.number == 1:
             start_writeback(self._fd, begin + runs.offset + self._shift, len(data))
         self._progress(len(data))
 

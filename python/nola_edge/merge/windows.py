@@ -7,8 +7,7 @@ their rows of the left factor are few.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nola_edge.dtypes import MERGEABLE
 
@@ -35,9 +34,8 @@ _ALL_BLOCKS = 24 << 20
 _ALL_LEFT = 12 << 20
 
 
-@dataclass(frozen=True)
-class Runs:
-    """Bytes of a tensor: `count` runs of equal length, each `stride` bytes after the last.
+class Runs(NamedTuple):
+    """Bytes of a tensor: `number` runs of equal length, each `stride` bytes after the last.
 
     Attributes
     ----------
@@ -45,29 +43,28 @@ class Runs:
         Of the first, within the tensor.
     length : int
         Bytes of a run.
-    count : int
+    number : int
     stride : int
     """
 
     offset: int
     length: int
-    count: int = 1
+    number: int = 1
     stride: int = 0
 
     @property
     def nbytes(self) -> int:
         """Return the bytes of all runs."""
-        return self.length * self.count
+        return self.length * self.number
 
     def parts(self, data: memoryview) -> Iterator[tuple[int, memoryview]]:
         """Yield the offset of each run and its part of `data`, which holds all of them."""
-        for number in range(self.count):
-            begin = number * self.length
-            yield self.offset + number * self.stride, data[begin : begin + self.length]
+        for run in range(self.number):
+            begin = run * self.length
+            yield self.offset + run * self.stride, data[begin : begin + self.length]
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """Some columns of some rows of a matrix.
 
     Attributes
@@ -106,8 +103,7 @@ class Window:
         return Runs(self.rows[0] * row_bytes + begin, end - begin, rows, row_bytes)
 
 
-@dataclass(frozen=True)
-class WholeLines:
+class WholeLines(NamedTuple):
     """Which lines of a matrix a window must hold whole.
 
     Attributes

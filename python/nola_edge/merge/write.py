@@ -6,7 +6,7 @@ import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nola_edge import arguments
 from nola_edge.adapters.renames import Renames
@@ -137,8 +137,7 @@ def replaces_of(base: Checkpoint) -> Obstacle:
     return checkpoint_obstacle(base.companions()) if base.is_folder else safetensors_obstacle
 
 
-@dataclass(frozen=True)
-class CheckpointMerge:
+class CheckpointMerge(NamedTuple):
     """A merge that was checked and can be written.
 
     Attributes

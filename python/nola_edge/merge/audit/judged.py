@@ -115,7 +115,7 @@ def _judged_lines(right: Merged, found: Found, lines: Range, terms: Sequence[Ter
 def _moved(term: Term, begin: int) -> Term:
     """Return a term for what begins at a line of its weight."""
     start, stop = term.target.lines
-    return replace(term, target=replace(term.target, lines=(start - begin, stop - begin)))
+    return replace(term, target=term.target._replace(lines=(start - begin, stop - begin)))
 
 
 def _lines_of(file: Source, info: TensorInfo, name: str, lines: Range, transposed: bool) -> Found:

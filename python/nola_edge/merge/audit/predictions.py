@@ -116,7 +116,7 @@ def _of_some(result: Merged, block: Block, window: Window) -> Iterator[Predictio
 
 def _in_order(result: Merged) -> Merged:
     """Return what a merge would be that takes the rows to be in the model's order."""
-    terms = (replace(t, target=replace(t.target, head_rows=None)) for t in result.terms)
+    terms = (replace(t, target=t.target._replace(head_rows=None)) for t in result.terms)
     return replace(result, terms=tuple(terms))
 
 

@@ -6,8 +6,7 @@ import contextlib
 import os
 import resource
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nola_edge.merge.low_rank import needs_of, total_rank
 from nola_edge.merge.plan import load_adapters, plan_merge
@@ -29,8 +28,7 @@ GROUP_BYTES = 48 << 20
 _SPARE_FILES = 32
 
 
-@dataclass(frozen=True)
-class WantedMerge:
+class WantedMerge(NamedTuple):
     """A merge as it was asked for.
 
     Attributes
