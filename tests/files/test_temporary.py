@@ -34,7 +34,7 @@ def dead_temporary(target):
 
 def renamed(path, **changes):
     """Give a temporary another owner."""
-    owner = temporary._OWNER.search(path.name)
+    owner = re.search(temporary._OWNER, path.name)
     words = owner.groupdict() | changes
     name = ".".join(words[key] for key in ("host", "boot", "namespace", "process", "started"))
     tail = re.search(r"-[0-9a-f]{8}\.partial$", path.name)[0]
@@ -177,7 +177,8 @@ def test_a_temporary_belongs_to_one_target(one, other):
     path = temporary_path(Path("/folder", one))
     assert len(os.fsencode(path.name)) <= 255
     prefix = temporary._prefix(Path("/folder", other))
-    found = path.name.startswith(prefix) and temporary._OWNER.fullmatch(path.name, len(prefix))
+    owner = path.name.removeprefix(prefix)
+    found = owner != path.name and re.fullmatch(temporary._OWNER, owner)
     assert bool(found) == (one == other)
 
 

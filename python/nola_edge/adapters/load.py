@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.hub import adapter_path
-from nola_edge.adapters.methods import known_methods, reader_of
 from nola_edge.adapters.nola import Adapter
 from nola_edge.adapters.nola_config import PEFT_TYPE
 from nola_edge.adapters.peft_folder import CONFIG_NAME, read_config
-from nola_edge.adapters.public_nola.recognise import is_public_checkpoint
 from nola_edge.errors import AdapterError, ArgumentError, FormatError, printable
 from nola_edge.files.input_file import opening
 from nola_edge.files.safetensors import SafetensorsFile
@@ -86,7 +84,7 @@ def load_adapter(
     folder = adapter_path(path, revision)
     with opening(folder):
         config = _read_config(folder) if folder.is_dir() else {}
-        if is_public_checkpoint(folder, config):
+        if _is_public(folder, config):
             from nola_edge.adapters.public_nola.adapter import PublicNolaAdapter
 
             return PublicNolaAdapter.load(folder, drawn_on=drawn_on, lora_alpha=lora_alpha)
@@ -103,12 +101,21 @@ def load_adapter(
         if method == PEFT_TYPE or not config:  # without a configuration, NOLA's reader says so
             return Adapter.load(folder)
         from nola_edge.adapters.lora_config import LoraConfig
+        from nola_edge.adapters.methods import reader_of
 
         config = LoraConfig.with_layout(config, moe_layout, file=folder / CONFIG_NAME)
         read = reader_of(method, folder / CONFIG_NAME)
         if read is not None:
             return read(folder, config)
     raise _unknown(method, folder / CONFIG_NAME)
+
+
+def _is_public(folder: Path, config: dict[str, Any]) -> bool:
+    if config.get("peft_type") == PEFT_TYPE:
+        return False
+    from nola_edge.adapters.public_nola.recognise import is_public_checkpoint
+
+    return is_public_checkpoint(folder, config)
 
 
 def is_of_experts(path: Path) -> bool:
@@ -128,6 +135,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _unknown(method: object, file: Path) -> AdapterError:
+    from nola_edge.adapters.methods import known_methods
+
     known = known_methods()
     *others, last = known
     if method is None:

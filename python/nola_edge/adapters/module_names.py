@@ -6,11 +6,11 @@ which stored tensor is the weight of which module.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from nola_edge.adapters.stored_names import StoredNames
 from nola_edge.adapters.tensor_parts import OTHERWISE, WEIGHT, TensorPart, overlapping
-from nola_edge.adapters.unmatched import unmatched
 from nola_edge.errors import MismatchError, printable
 
 if TYPE_CHECKING:
@@ -122,12 +122,12 @@ def match_parts(
     _check_stored(others, "whole tensors", "are", adapter, base)
     prefix = _prefix([part.tensor for part in wanted.values()], tensors, adapter, base)
     if prefix is None and names.has_record:
-        try:
+        with contextlib.suppress(MismatchError):
             plain = names.without_record()
             return match_parts(modules, tensors, plain, whole, adapter=adapter, base=base)
-        except MismatchError:
-            raise unmatched(wanted, others, tensors, names, adapter, base) from None
     if prefix is None:
+        from nola_edge.adapters.unmatched import unmatched
+
         raise unmatched(wanted, others, tensors, names, adapter, base)
     parts = prefix.apply_to(wanted)
     pair = overlapping(parts)

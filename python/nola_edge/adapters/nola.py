@@ -32,7 +32,6 @@ from nola_edge.adapters.start import check_shape, target_names, unit_start
 from nola_edge.adapters.tensor_parts import check_owners
 from nola_edge.adapters.whole_tensors import check_saved_modules
 from nola_edge.errors import AdapterError, printable
-from nola_edge.files.atomic import AtomicOutput
 from nola_edge.files.hub import base_path
 from nola_edge.files.input_file import opening
 from nola_edge.files.strict_json import MAX_CONFIG_BYTES
@@ -371,6 +370,8 @@ class Adapter(LowRankAdapter):
         ------
         OutputError
         """
+        from nola_edge.files.atomic import AtomicOutput
+
         path = arguments.path("path", path)
         config = self._fingerprinted()
         tensors = named_tensors(config, self.modules, self.whole_tensors.tensors)
@@ -406,6 +407,8 @@ class Adapter(LowRankAdapter):
         ------
         OutputError
         """
+        from nola_edge.files.atomic import AtomicOutput
+
         path = arguments.path("path", path)
         with (
             AtomicOutput(

@@ -12,8 +12,8 @@ from nola_edge.errors import ArgumentError, printable
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-_LINES = re.compile(r"\[[0-9]+:[0-9]+\]")
-_WHOLE_NAME = re.compile(r".+\.weight(\[.*\])?")
+_LINES = r"\[[0-9]+:[0-9]+\]"
+_WHOLE_NAME = r".+\.weight(\[.*\])?"
 _FORM = 'must be NEW=OLD, as in "model.language_model=model" or "q_proj=qkv_proj[0:64]"'
 
 
@@ -84,7 +84,7 @@ class Renames:
         return None
 
     def _is_for_whole_names(self, rule: tuple[str, ...]) -> bool:
-        return _WHOLE_NAME.fullmatch(self._rules[rule]) is not None
+        return re.fullmatch(_WHOLE_NAME, self._rules[rule]) is not None
 
     def module(self, module: str, tensors: Collection[str] = ()) -> TensorPart | None:
         """Return which part of which tensor a module's weight is by these rules, if they say so.
@@ -113,8 +113,8 @@ class Renames:
         renamed = self.apply(name)
         if renamed is None:
             return None
-        lines = _LINES.findall(renamed)
-        plain = _LINES.sub("", renamed)
+        lines = re.findall(_LINES, renamed)
+        plain = re.sub(_LINES, "", renamed)
         if not _is_tensor(plain, tensors):
             plain += ending
         part = TensorPart.parse(plain + "".join(lines))

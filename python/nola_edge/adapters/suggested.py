@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: Rules that a suggestion may have: as many as a model has towers, and a head.
 _MOST_RULES = 5
 #: Names that a rule on a command line can have.
-_PLAIN = re.compile(r"[\w-]+(\.[\w-]+)+")
+_PLAIN = r"[\w-]+(\.[\w-]+)+"
 
 
 def suggested_renames(
@@ -88,7 +88,7 @@ def _rules(name: str, tensors: Iterable[str]) -> set[tuple[str, str]]:
 
 def _split(name: str) -> tuple[Parts, str]:
     """Return the parts of a tensor's module, and its own name; none of what no rule can name."""
-    if _PLAIN.fullmatch(name) is None:
+    if re.fullmatch(_PLAIN, name) is None:
         return (), ""
     *module, last = name.split(".")
     return module, last

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 WEIGHT = ".weight"
 BIAS = ".bias"
-_PART = re.compile(r"(.+)\[(0|[1-9][0-9]{0,9}):([1-9][0-9]{0,9})\]")
+_PART = r"(.+)\[(0|[1-9][0-9]{0,9}):([1-9][0-9]{0,9})\]"
 _FORM = (
     'the name of a tensor or, where it holds several modules, of some of its outputs: "NAME[0:64]"'
 )
@@ -44,7 +44,7 @@ class TensorPart(NamedTuple):
             return None
         if not text.endswith("]"):
             return cls(text)
-        found = _PART.fullmatch(text)
+        found = re.fullmatch(_PART, text)
         if found is None or int(found[2]) >= int(found[3]):
             return None
         return cls(found[1], (int(found[2]), int(found[3])))

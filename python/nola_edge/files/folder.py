@@ -33,14 +33,14 @@ _WEIGHTS = (
 _INDEX = re.compile(
     rf"(?:{'|'.join(map(re.escape, _WEIGHTS))})\.index(?:\.[\w-]+)?\.json", re.ASCII
 )
-_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors", re.ASCII)
+_SHARD = r"(.+)-[0-9]{5}-of-[0-9]{5}\.safetensors"
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 #: At the top these tell of an adapter or a training run. Loaders take a folder with the first for
 #: an adapter.
 _NOT_THE_MODELS = (_ADAPTER_CONFIG, "trainer_state.json")
 #: What a Trainer goes on from.
-_TRAINER_CHECKPOINT = re.compile(r"checkpoint-\d+", re.ASCII)
+_TRAINER_CHECKPOINT = r"checkpoint-[0-9]+"
 #: Where publishers put the same weights under other names.
 _ORIGINAL = "original"
 _MODULES_NAME = "modules.json"
@@ -105,7 +105,7 @@ def find_weights(folder: Path) -> str:
 
 def _which(names: Sequence[str]) -> str:
     """Say what to do about several files, none of which has a name that decides."""
-    shards = {found[1] for name in names if (found := _SHARD.fullmatch(name))}
+    shards = {found[1] for name in names if (found := re.fullmatch(_SHARD, name))}
     if len(shards) == 1:
         return f" but no {printable(shards.pop())}{SAFETENSORS}.index.json; download that too"
     if is_index(names[0]):
@@ -131,7 +131,7 @@ def _nothing_to_merge_into(folder: Path, names: Sequence[str]) -> str:
         )
     parts = subfolders_with(folder, lambda name: name.endswith(SAFETENSORS))
     if parts:
-        trained = all(map(_TRAINER_CHECKPOINT.fullmatch, parts))
+        trained = all(re.fullmatch(_TRAINER_CHECKPOINT, part) for part in parts)
         rest = "" if trained else ", and put the output in its place in a copy of the whole folder"
         return f"no weights itself{subfolders_hint(folder, parts)}{rest}"
     return f"neither {_WEIGHTS_NAMES[0]} nor {INDEX_NAME}"
@@ -271,7 +271,7 @@ def _is_of_trainer(path: Path) -> bool:
     if len(path.parts) == 1:
         return False
     curve = path.parts[0] == "runs" and path.name.startswith("events.out.tfevents.")
-    return curve or _TRAINER_CHECKPOINT.fullmatch(path.parts[0]) is not None
+    return curve or re.fullmatch(_TRAINER_CHECKPOINT, path.parts[0]) is not None
 
 
 def _may_be_of_another_part(path: Path) -> bool:

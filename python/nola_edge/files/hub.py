@@ -6,8 +6,6 @@ that is not here is looked up, with a line that says so, only if it cannot be a 
 
 from __future__ import annotations
 
-import glob
-import logging
 import os
 import re
 from pathlib import Path
@@ -25,11 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
 # Without handlers of the caller's, Python prints a warning as one line on stderr.
-LOGGER = logging.getLogger("nola_edge")
-
-_HUB_ID = re.compile(
-    r"(?P<name>(?P<owner>\w[\w.-]*)/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?", re.ASCII
-)
+_HUB_ID = r"(?P<name>(?P<owner>\w[\w.-]*)/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?"
 #: One of them is enough.
 _TOKENIZERS = (
     "tokenizer.json",
@@ -89,13 +83,17 @@ def base_path(location: str | Path, revision: str | None = None) -> Path:
 
 def is_id(location: str) -> bool:
     """Tell whether something that is not here could be an id on the Hub, with a revision or not."""
-    return _HUB_ID.fullmatch(location) is not None
+    return _as_id(location) is not None
 
 
 def repository(location: str) -> str:
     """Return a Hub id without its revision; anything else unchanged."""
-    named = _HUB_ID.fullmatch(location)
+    named = _as_id(location)
     return location if named is None else named["name"]
+
+
+def _as_id(location: str) -> re.Match[str] | None:
+    return re.fullmatch(_HUB_ID, location, re.ASCII)
 
 
 def find(location: str | Path, revision: str | None, kind: Kind) -> Path:
@@ -111,7 +109,7 @@ def find(location: str | Path, revision: str | None, kind: Kind) -> Path:
     path = arguments.path(kind.argument, location)
     if path.exists():
         return path
-    named = _HUB_ID.fullmatch(location) if isinstance(location, str) else None
+    named = _as_id(location) if isinstance(location, str) else None
     if named is None or ".." in (named["revision"] or ""):
         raise kind.error("does not exist", file=location)
     if os.path.lexists(named["owner"]):
@@ -153,13 +151,19 @@ def _cached(name: str, revision: str | None, kind: Kind) -> Path:
             file=shown,
         )
     folder = Path(found).parent
-    LOGGER.warning(
+    _warn(
         "%s: not found here, taken from the cache of the Hugging Face Hub; only files downloaded "
         "earlier are used%s",
         shown,
         kind.cached(folder),
     )
     return folder
+
+
+def _warn(message: str, *values: object) -> None:
+    from logging import getLogger
+
+    getLogger("nola_edge").warning(message, *values)
 
 
 def _without_tokenizer(folder: Path) -> str:
@@ -177,7 +181,7 @@ def _download(name: str, revision: str | None, kind: Kind) -> Path:
             "does not exist here; to download it from the Hub: pip install 'nola-edge[hub]'",
             file=shown,
         ) from None
-    LOGGER.warning("%s: not found here, looked up on the Hugging Face Hub", shown)
+    _warn("%s: not found here, looked up on the Hugging Face Hub", shown)
     try:
         return Path(kind.download(name, revision))
     except NolaEdgeError as error:
@@ -224,11 +228,11 @@ def _no_weights(names: Sequence[str]) -> str:
 
 def snapshot(name: str, revision: str | None, files: Collection[str]) -> str:
     """Download files of a repository, those that it has, and return their folder."""
+    from glob import escape
+
     from huggingface_hub import snapshot_download
 
-    return str(
-        snapshot_download(name, revision=revision, allow_patterns=list(map(glob.escape, files)))
-    )
+    return str(snapshot_download(name, revision=revision, allow_patterns=list(map(escape, files))))
 
 
 #: Say which files belong to a model.

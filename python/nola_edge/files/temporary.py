@@ -37,12 +37,12 @@ _LONGEST_NAME = 140
 _EXITING = 0x4
 #: A machine that has no id: every one that has none is called so.
 _NOBODY = "0" * 8
-_OWNER = re.compile(
+_OWNER = (
     r"(?P<host>[0-9a-f]{8})\.(?P<boot>[0-9a-f]{8})\.(?P<namespace>[0-9]+)"
     r"\.(?P<process>[0-9]+)\.(?P<started>[0-9]+)-[0-9a-f]{8}\.partial"
 )
 #: A temporary of any target; the groups are the owner's.
-_TEMPORARY = re.compile(r"\.nola-edge-.+-" + _OWNER.pattern, re.DOTALL)
+_TEMPORARY = rf"(?s:\.nola-edge-.+-{_OWNER})"
 
 
 def temporary_path(target: Path) -> Path:
@@ -65,7 +65,9 @@ def sweep(target: Path, may_replace: Callable[[Path], bool]) -> None:
     """
     prefix = _prefix(target)
     for entry in os.scandir(target.parent):
-        owner = _OWNER.fullmatch(entry.name, len(prefix)) if entry.name.startswith(prefix) else None
+        if not entry.name.startswith(prefix):
+            continue
+        owner = re.fullmatch(_OWNER, entry.name[len(prefix) :])
         if owner is None or not entry.is_dir(follow_symlinks=False):
             continue
         with contextlib.suppress(OSError):
@@ -80,7 +82,7 @@ def sweep_folder(folder: Path) -> None:
     One that may hold a former output is left to :func:`sweep`, which knows where that belongs.
     """
     for entry in os.scandir(folder):
-        owner = _TEMPORARY.fullmatch(entry.name)
+        owner = re.fullmatch(_TEMPORARY, entry.name)
         if owner is None or not entry.is_dir(follow_symlinks=False):
             continue
         path = Path(entry.path)
@@ -91,7 +93,7 @@ def sweep_folder(folder: Path) -> None:
 
 def is_temporary(name: str) -> bool:
     """Tell whether a temporary is called so, whatever its target and whoever its owner."""
-    return _TEMPORARY.fullmatch(name) is not None
+    return re.fullmatch(_TEMPORARY, name) is not None
 
 
 def put_back(temporary: Path, target: Path, may_replace: Callable[[Path], bool]) -> None:

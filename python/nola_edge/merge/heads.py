@@ -11,7 +11,7 @@ from nola_edge.merge.tied import base_config
 if TYPE_CHECKING:
     from nola_edge.merge.plan import MergePlan
 
-_HEAD = re.compile(
+_HEAD = (
     r"(?:^|\.)(?:score|classifier|classification_head|qa_outputs|logits_proj)"
     r"(?:\.(?:out_proj|linear_out))?\.(?:weight|bias)"
 )
@@ -21,7 +21,7 @@ _DEFAULT_LABELS = 2
 
 def is_head(name: str) -> bool:
     """Tell whether a tensor has a row for each label, by the names that transformers gives."""
-    found = _HEAD.search(name)
+    found = re.search(_HEAD, name)
     return found is not None and found.end() == len(name)
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.belongs import location
 from nola_edge.adapters.stored_names import namesake
-from nola_edge.adapters.suggested import rename_options, suggested_renames
 from nola_edge.adapters.whole_tensors import EMBEDDINGS
 from nola_edge.dtypes import MERGEABLE, numpy_dtype
 from nola_edge.errors import AdapterError, MismatchError, NotFiniteError, printable
@@ -45,6 +44,8 @@ def _check_new(plan: MergePlan, adapter: LowRankAdapter, name: str, matches: Mat
     who, tensors = printable(str(location(adapter))), plan.base.tensors
     other = namesake(matches.whole[name].tensor, tensors)
     if other is not None and not matches.names.keeps(name):
+        from nola_edge.adapters.suggested import rename_options, suggested_renames
+
         whole = adapter.whole_tensors.tensors
         rules = suggested_renames(adapter.modules, whole, tensors, matches.names)
         kept = f"; if not, {rename_options({name: name})} keeps its name"

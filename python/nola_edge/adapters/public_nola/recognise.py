@@ -19,9 +19,9 @@ _SEEDED = r"\.lora_[AB]\.(?:[^.]+\.)?(?:seed|coefficients)"
 #: What the GPT-2 code calls its layers.
 GPT2_LAYER = r"(?:nola_query|nola_value|p1_nola|p2_nola)"
 _SIGNS = {
-    VISION: re.compile(r"fc[12]_(?:alpha|beta)_\d{3,}"),
-    GPT2: re.compile(rf".*\.{GPT2_LAYER}{_SEEDED}"),
-    LLAMA: re.compile(rf"(?!.*\.{GPT2_LAYER}\.).+{_SEEDED}"),
+    VISION: r"fc[12]_(?:alpha|beta)_\d{3,}",
+    GPT2: rf".*\.{GPT2_LAYER}{_SEEDED}",
+    LLAMA: rf"(?!.*\.{GPT2_LAYER}\.).+{_SEEDED}",
 }
 
 
@@ -30,7 +30,7 @@ def kinds_among(names: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in names:
         for kind, sign in _SIGNS.items():
-            if kind not in found and sign.fullmatch(name):
+            if kind not in found and re.fullmatch(sign, name):
                 found[kind] = name
     return found
 
