@@ -64,8 +64,9 @@ class LowRankAdapter(ABC):
         UnknownModuleError
             If the adapter has no such module; it is a KeyError too.
         """
-        found = self.modules.get(arguments.text("module", module))
+        found = self.modules.get(module) if isinstance(module, str) else None
         if found is None:
+            arguments.text("module", module)
             raise UnknownModuleError(
                 f"{printable(module)} is not one of the adapter's {len(self.modules)} modules; its "
                 "`modules` lists them",

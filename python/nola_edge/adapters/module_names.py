@@ -44,7 +44,9 @@ class Prefix(NamedTuple):
 
     def apply_to(self, parts: Mapping[str, TensorPart]) -> dict[str, TensorPart]:
         """Return parts of the tensors that have the base's names of these."""
-        return {n: part._replace(tensor=self.apply(part.tensor)) for n, part in parts.items()}
+        if self == Prefix():
+            return dict(parts)
+        return {n: TensorPart(self.apply(p.tensor), p.lines) for n, p in parts.items()}
 
 
 class Matches(NamedTuple):

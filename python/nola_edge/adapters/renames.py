@@ -62,6 +62,8 @@ class Renames:
 
     def apply(self, name: str) -> str | None:
         """Return a name with the rules applied; None if none of them has to do with it."""
+        if not self._rules:
+            return None
         parts, renamed = name.split("."), []
         place, changed = 0, False
         while place < len(parts):

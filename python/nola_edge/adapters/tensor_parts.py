@@ -116,6 +116,8 @@ def tensors_field(parts: Mapping[str, TensorPart]) -> dict[str, Any]:
 
 def overlapping(parts: Mapping[str, TensorPart]) -> tuple[str, str] | None:
     """Return two modules that have a line of a tensor in common, if there are any."""
+    if len({part.tensor for part in parts.values()}) == len(parts):
+        return None
     last: dict[str, str] = {}
     stored = [module for module in parts if parts[module] != OTHERWISE]
     for module in sorted(stored, key=lambda m: (parts[m].tensor, parts[m].lines or (0, 0))):

@@ -6,7 +6,6 @@ in cache. Windows are independent: any thread may take any of them and the bytes
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from nola_edge.errors import NotFiniteError
 from nola_edge.merge.dora import merge_scaled_
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -62,28 +60,21 @@ def merge_window(
         If a merged element is infinite or NaN.
     """
     weight: NDArray[Any] = np.frombuffer(data, dtype=numpy_dtype(info.dtype))
-    with naming_rows(path, info, window):
-        apply_update(weight.reshape(window.shape), update, window)
-
-
-@contextmanager
-def naming_rows(path: Path, info: TensorInfo, window: Window) -> Iterator[None]:
-    """Say of an element that is not finite where it is stored.
-
-    Raises
-    ------
-    NotFiniteError
-    """
-    start, stop = window.rows
     try:
-        yield
+        apply_update(weight.reshape(window.shape), update, window)
     except NotFiniteError:
-        raise NotFiniteError(
-            f"a merged weight in rows {start}..{stop - 1} is infinite or NaN: the base holds such "
-            f"a value there, or base and adapter together are too large for {info.dtype}",
-            file=path,
-            field=info.name,
-        ) from None
+        raise not_finite(path, info, window) from None
+
+
+def not_finite(path: Path, info: TensorInfo, window: Window) -> NotFiniteError:
+    """Return the refusal of an element that is not finite, which says where it is stored."""
+    start, stop = window.rows
+    return NotFiniteError(
+        f"a merged weight in rows {start}..{stop - 1} is infinite or NaN: the base holds such "
+        f"a value there, or base and adapter together are too large for {info.dtype}",
+        file=path,
+        field=info.name,
+    )
 
 
 def apply_update(weight: NDArray[Any], update: LowRank, window: Window) -> None:
@@ -95,11 +86,11 @@ def apply_update(weight: NDArray[Any], update: LowRank, window: Window) -> None:
         If a merged element is infinite or NaN.
     """
     for part, inner in update.parts(window):
-        rows, cols = inner.within(window)
-        values = np.ascontiguousarray(weight[rows, cols])
+        here = weight[inner.within(window)]
+        values = np.ascontiguousarray(here)
         _merge_(values, part, inner)
-        if not np.may_share_memory(values, weight):
-            weight[rows, cols] = values
+        if values is not here:
+            here[...] = values
 
 
 def _merge_(weight: NDArray[Any], update: LowRank, window: Window) -> None:

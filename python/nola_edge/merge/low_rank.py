@@ -195,6 +195,8 @@ def total_rank(terms: Sequence[Term]) -> int:
 def needs_of(terms: Sequence[Term]) -> WholeLines:
     """Return which lines of a weight a window must hold whole: those whose norm DoRA sets."""
     scaled = [t for t in terms if t.adapter.magnitude(t.module) is not None]
+    if not scaled:
+        return ANY
     return WholeLines(
         rows=any(not term.target.transposed for term in scaled),
         cols=any(term.target.transposed for term in scaled),

@@ -121,6 +121,10 @@ def pieces_of_all(
     num_threads : int, optional
         As for :meth:`Result.pieces`.
     """
+    if len(results) == 1:
+        ((key, only),) = results.items()
+        yield from ({key: piece} for piece in only.pieces(num_threads))
+        return
     stacks = {key: result for key, result in results.items() if isinstance(result, MergedStack)}
     matrices = {k: result for k, result in results.items() if isinstance(result, Merged | Stored)}
     for key, result in results.items():

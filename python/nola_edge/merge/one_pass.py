@@ -12,7 +12,8 @@ import numpy as np
 
 from nola_edge import ops
 from nola_edge.dtypes import numpy_dtype
-from nola_edge.merge.blocks import naming_rows
+from nola_edge.errors import NotFiniteError
+from nola_edge.merge.blocks import not_finite
 from nola_edge.merge.merged import Merged
 from nola_edge.merge.result import fill, place
 from nola_edge.merge.windows import ANY
@@ -62,5 +63,7 @@ def _merge_apart(
     read = np.frombuffer(piece.read(buffers.get(piece.nbytes)), dtype).reshape(window.shape)
     merged = np.ndarray(info.shape, dtype, buffer=memory)[slice(*window.rows), slice(*window.cols)]
     left = update.left(*window.rows)
-    with naming_rows(result.file.path, info, window):
+    try:
         ops.merged(read, left, update.right, update.scaling, out=merged, num_threads=1)
+    except NotFiniteError:
+        raise not_finite(result.file.path, info, window) from None

@@ -302,16 +302,15 @@ def _called(adapter: LowRankAdapter, matches: Matches) -> Iterator[tuple[str, st
 
 
 def _target(plan: MergePlan, adapter: LowRankAdapter, module: str, part: TensorPart) -> Target:
-    """Check the stored tensor of a module, and say how it holds the weight."""
+    """Say how a stored tensor holds the weight of a module."""
     name = part.tensor
-    _check_weight(plan, adapter, module, name)
+    shape, transposed = _weight_shape(plan, adapter, module, name), adapter.transposed(module)
     if name in plan.replaced:
         raise AdapterError(
             "would be merged into, but an earlier adapter replaces it as a whole",
             file=location(adapter),
             field=name,
         )
-    shape, transposed = plan.tensor(name)[1].shape, adapter.transposed(module)
     whole = Target.whole(name, shape, transposed)
     if part.lines is None:
         return whole
@@ -327,7 +326,10 @@ def _target(plan: MergePlan, adapter: LowRankAdapter, module: str, part: TensorP
     return Target.part(name, shape, transposed, part.lines)
 
 
-def _check_weight(plan: MergePlan, adapter: LowRankAdapter, module: str, name: str) -> None:
+def _weight_shape(
+    plan: MergePlan, adapter: LowRankAdapter, module: str, name: str
+) -> tuple[int, ...]:
+    """Check the stored tensor of a module, and return its shape."""
     file, info = plan.tensor(name)
     where: dict[str, Any] = {"file": file.path, "field": name}
     if len(info.shape) != 2:
@@ -340,6 +342,7 @@ def _check_weight(plan: MergePlan, adapter: LowRankAdapter, module: str, name: s
         advice = _ADVICE.get(info.dtype, _MADE_FROM)
         raise MismatchError(f"has dtype {info.dtype}, which cannot be merged; {advice}", **where)
     check_factor_sizes(adapter, module, info.shape, file.path, name)
+    return info.shape
 
 
 def _check_fingerprint(
