@@ -14,9 +14,12 @@ from nola_edge.pacing import check_stopped, stopped_by
 from nola_edge.threads import startable_threads, thread_count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
+
+    #: Work, and roughly the memory that it needs in bytes.
+    Job = tuple[Callable[[], object], int]
 
 #: What work that is outstanding may need in all.
 _WORK_BYTES = 40 << 20
@@ -81,6 +84,20 @@ class Workers:
         except (RuntimeError, MemoryError):  # no thread can be made any more
             self._run_next()
 
+    def each(self, jobs: Iterator[Job]) -> None:
+        """Queue work of which each thread takes the next piece when it is free.
+
+        For many short pieces: none is handed from thread to thread, nor waited for by itself.
+
+        Parameters
+        ----------
+        jobs : iterator of (callable, int)
+            Advanced by the threads, one at a time.
+        """
+        shared = _Shared(jobs)
+        for _ in range(max(1, self._count)):
+            self.submit(shared.work)
+
     def _run_stoppable(self) -> None:
         with stopped_by(self._stop):
             self._run_next()
@@ -126,3 +143,37 @@ class Workers:
                 self.finish()
         finally:
             self.close()
+
+
+class _Shared:
+    """Work that several threads take from one iterator."""
+
+    def __init__(self, jobs: Iterator[Job]) -> None:
+        self._jobs = jobs
+        self._nbytes = 0
+        self._changed = threading.Condition()
+
+    def work(self) -> None:
+        """Do what comes next, until nothing is left."""
+        while (job := self._next()) is not None:
+            work, nbytes = job
+            try:
+                work()
+            finally:
+                self._add(-nbytes)
+
+    def _next(self) -> Job | None:
+        """Take a piece, and wait until there is memory for it."""
+        check_stopped()
+        with self._changed:
+            job = next(self._jobs, None)
+            if job is not None:
+                fits = lambda: not self._nbytes or self._nbytes + job[1] <= _WORK_BYTES  # noqa: E731
+                self._changed.wait_for(fits)
+                self._nbytes += job[1]
+        return job
+
+    def _add(self, nbytes: int) -> None:
+        with self._changed:
+            self._nbytes += nbytes
+            self._changed.notify_all()

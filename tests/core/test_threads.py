@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,8 @@ def test_threads_that_cannot_be_made_any_more(tiny, tmp_path):
     with Workers(4) as workers:
         for number in range(100):
             workers.submit(done.append, number)
-    assert sorted(done) == list(range(100))
+        workers.each((partial(done.append, number), 0) for number in range(100, 200))
+    assert sorted(done) == list(range(200))
     with pytest.raises(ZeroDivisionError), Workers(4) as workers:
         workers.submit(divmod, 1, 0)
     ne.merge_checkpoint(*tiny, tmp_path / "out", num_threads=4)

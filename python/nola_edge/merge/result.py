@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.files.tensors import Tensor
     from nola_edge.merge.windows import Window
-    from nola_edge.workers import Workers
+    from nola_edge.workers import Job, Workers
 
 
 class Piece(NamedTuple):
@@ -178,9 +178,21 @@ def fill(
     num_threads : int, optional
         As for :meth:`Result.pieces`.
     """
-    buffers = Buffers()
+    workers.each(filling(result, memory, Buffers(), num_threads))
+
+
+def filling(
+    result: Result, memory: memoryview, buffers: Buffers, num_threads: int | None = None
+) -> Iterator[Job]:
+    """Yield the work that makes a whole tensor in memory; see :func:`fill`.
+
+    Parameters
+    ----------
+    buffers : Buffers
+        For pieces that are not read where they belong.
+    """
     for piece in result.pieces(num_threads):
-        workers.submit(place, piece, memory, buffers, nbytes=piece.work)
+        yield partial(place, piece, memory, buffers), piece.work
 
 
 def place(piece: Piece, memory: memoryview, buffers: Buffers) -> None:

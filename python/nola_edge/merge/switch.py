@@ -24,7 +24,7 @@ from nola_edge.files.hub import base_path
 from nola_edge.merge.gate import Gate
 from nola_edge.merge.kept_factors import KeptFactors, KeptTerm
 from nola_edge.merge.known_adapters import KnownAdapters
-from nola_edge.merge.one_pass import fill_in_one_pass
+from nola_edge.merge.one_pass import filling_in_one_pass
 from nola_edge.merge.open import MergedCheckpoint
 from nola_edge.merge.overlaps import array_extent, find_overlaps, have_common_element
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from nola_edge.adapters.base import LowRankAdapter
     from nola_edge.merge.low_rank import Term
+    from nola_edge.workers import Job
 
     #: What to switch to: the base, an adapter, or several with weights.
     Selection: TypeAlias = str | Sequence[tuple[str, float]] | None
@@ -231,15 +232,22 @@ class Switch(ABC):
     def _write(self, plan: MergePlan, names: list[str]) -> None:
         """Rewrite tensors, directly in the memory that holds them where possible."""
         self._kept.begin()
-        merged, buffers = MergedCheckpoint(plan, self._num_threads), Buffers()
+        merged, apart = MergedCheckpoint(plan, self._num_threads), list[str]()
         with Workers(self._num_threads) as workers:
-            for name in names:
-                result, memory = plan.result(name), self._memory(name)
-                if memory is None or not isinstance(result, FromFile) or not result.info.nbytes:
-                    self._store(name, merged.read(name))
-                else:
-                    fill_in_one_pass(result, memory, workers, buffers, self._num_threads)
+            workers.each(self._writing(plan, names, apart))
+        for name in apart:
+            self._store(name, merged.read(name))
         self._base.check_unchanged()
+
+    def _writing(self, plan: MergePlan, names: list[str], apart: list[str]) -> Iterator[Job]:
+        """Yield the work on tensors in memory; add those that lie elsewhere to `apart`."""
+        buffers = Buffers()
+        for name in names:
+            result, memory = plan.result(name), self._memory(name)
+            if memory is None or not isinstance(result, FromFile) or not result.info.nbytes:
+                apart.append(name)
+            else:
+                yield from filling_in_one_pass(result, memory, buffers, self._num_threads)
 
     def _put_back(self, names: list[str]) -> None:
         """Write what was there before, unless the base no longer tells what that was."""

@@ -8,10 +8,10 @@ import torch
 
 from nola_edge.files.tensor_info import TensorInfo
 from nola_edge.merge.merged import Merged
-from nola_edge.merge.result import fill
+from nola_edge.merge.result import filling
 from nola_edge.models.mapped_memory import MappedFiles, byte_view
 from nola_edge.torch.addends import MERGEABLE
-from nola_edge.workers import Workers
+from nola_edge.workers import Buffers, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -77,9 +77,13 @@ class MergesFromFiles:
         """
         waiting, self._waiting = self._waiting, []
         threads = torch.get_num_threads()
+        buffers = Buffers()
         with Workers(threads) as workers:
-            for result, merged in waiting:
-                fill(result, byte_view(merged), workers, threads)
+            workers.each(
+                job
+                for result, merged in waiting
+                for job in filling(result, byte_view(merged), buffers, threads)
+            )
         self._files.check_unchanged()
 
     def close(self) -> None:
