@@ -4,17 +4,16 @@
 
 namespace nola {
 
-std::uint64_t stream_id(std::string_view module, Factor factor) {
-    std::uint64_t hash = 0xCBF29CE484222325ULL;
-    const auto mix = [&hash](char byte) {
+std::uint64_t fnv1a(std::string_view bytes, std::uint64_t hash) {
+    for (const char byte : bytes) {
         hash = (hash ^ static_cast<unsigned char>(byte)) * 0x100000001B3ULL;
-    };
-    for (const char byte : module) {
-        mix(byte);
     }
-    mix(':');
-    mix(static_cast<char>(factor));
     return hash;
+}
+
+std::uint64_t stream_id(std::string_view module, Factor factor) {
+    const char ending[] = {':', static_cast<char>(factor)};
+    return fnv1a({ending, sizeof ending}, fnv1a(module));
 }
 
 float gain(Basis basis, std::size_t num_basis) {

@@ -52,6 +52,9 @@ inline constexpr std::uint64_t kMaxSeed = (std::uint64_t{1} << 63) - 1;
 // The draw counter has 32 bits and serves two (uniform) bases at the least.
 inline constexpr std::uint64_t kMaxBasisCount = std::uint64_t{1} << 32;
 
+// FNV-1a-64 over bytes, from its offset basis or from the hash of those before them.
+std::uint64_t fnv1a(std::string_view bytes, std::uint64_t hash = 0xCBF29CE484222325ULL);
+
 // FNV-1a-64 over the UTF-8 bytes of "<module>:A" or "<module>:B".
 std::uint64_t stream_id(std::string_view module, Factor factor);
 

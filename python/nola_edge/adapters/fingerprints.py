@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nola_edge import ops
+from nola_edge import _core, ops
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -54,10 +54,7 @@ def shapes_fingerprint(shapes: Mapping[str, tuple[int, int]]) -> str:
 
 
 def _fnv1a(text: str) -> str:
-    digest = 0xCBF29CE484222325
-    for byte in text.encode():
-        digest = ((digest ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
-    return f"{digest:016x}"
+    return f"{_core.fnv1a(text):016x}"
 
 
 def base_fingerprint(targets: Iterable[tuple[str, SafetensorsFile, TensorInfo]]) -> str:
