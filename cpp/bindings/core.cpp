@@ -260,8 +260,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
 #else
     m.attr("openmp") = false;
 #endif
-    m.def(
-        "fnv1a", [](std::string_view text) { return nola::fnv1a(text); }, py::arg("text"));
+    m.def("fnv1a", [](std::string_view text) { return nola::fnv1a(text); }, py::arg("text"));
     m.def("stream_id", &stream_id, py::arg("module"), py::arg("factor"));
     m.def(
         "gain",

@@ -167,10 +167,10 @@ class _Shared:
         check_stopped()
         with self._changed:
             job = next(self._jobs, None)
-            if job is not None:
-                fits = lambda: not self._nbytes or self._nbytes + job[1] <= _WORK_BYTES  # noqa: E731
-                self._changed.wait_for(fits)
-                self._nbytes += job[1]
+            nbytes = 0 if job is None else job[1]
+            while self._nbytes and self._nbytes + nbytes > _WORK_BYTES:
+                self._changed.wait()
+            self._nbytes += nbytes
         return job
 
     def _add(self, nbytes: int) -> None:
