@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _PIECE_SECONDS = 0.2
 #: Most by which a piece may outgrow the one before: one that was quick by chance tells little.
@@ -27,13 +27,13 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def stopped_by(event: threading.Event) -> Iterator[None]:
-    """Have long work on this thread end soon after an event is set."""
-    _here.event = event
+def stopped_by(is_stopped: Callable[[], bool]) -> Iterator[None]:
+    """Have long work on this thread end soon after something becomes true."""
+    _here.is_stopped = is_stopped
     try:
         yield
     finally:
-        _here.event = None
+        _here.is_stopped = None
 
 
 def end_with(error: BaseException) -> None:
@@ -55,10 +55,10 @@ def check_stopped() -> None:
     BaseException
         What :func:`end_with` was given.
     """
-    event: threading.Event | None = getattr(_here, "event", None)
-    if event is not None and event.is_set():
+    is_stopped: Callable[[], bool] | None = getattr(_here, "is_stopped", None)
+    if is_stopped is not None and is_stopped():
         raise Interrupted
-    if event is None and _ending:
+    if is_stopped is None and _ending:
         raise _ending[0]
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from _thread import start_new_thread
 from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,19 +47,23 @@ class Workers:
     little memory; leaving the context waits for what was submitted, or, on an exception
     (Ctrl-C included), drops what has not begun and stops the rest at its next piece
     (:mod:`nola_edge.pacing`).
+
+    A signal's exception may come between any two steps of the caller's thread. So that thread takes
+    no lock, and no thread has to be known to be stopped: a piece is done by who claims it first,
+    and closing claims all that is left. (``concurrent.futures`` loses a thread whose start is cut
+    short, which then works on, and may keep a lock for good.)
     """
 
     def __init__(self, num_threads: int | None) -> None:
         self._count = startable_threads(thread_count(num_threads))
-        # Where no thread can be made, the caller's does the work.
-        self._executor = (
-            ThreadPoolExecutor(self._count, thread_name_prefix="nola-edge") if self._count else None
-        )
-        #: What has not begun.
-        self._queue: deque[tuple[Future[None], Callable[[], object]]] = deque()
-        #: What is outstanding, with the bytes that it needs.
-        self._pending: dict[Future[None], int] = {}
-        self._stop = threading.Event()
+        self._started = 0
+        self._ended: list[None] = []
+        self._is_stopped = False
+        self._jobs: SimpleQueue[_Piece | None] = SimpleQueue()
+        #: What has been submitted, and is not known to be done.
+        self._outstanding: list[_Piece] = []
+        #: Wakes the caller's thread; what happened is said elsewhere, as a signal may lose this.
+        self._news: SimpleQueue[None] = SimpleQueue()
 
     def submit(self, work: Callable[..., object], *args: Any, nbytes: int = 0) -> None:
         """Queue work, waiting while the queue is full; raise what earlier work raised.
@@ -72,17 +76,15 @@ class Workers:
             Memory that it needs, for which it waits too.
         """
         check_stopped()
-        if self._executor is None:
+        if not self._count:  # where no thread can be made, the caller's does the work
             work(*args)
             return
         self._drain(2 * self._count, max(0, _WORK_BYTES - nbytes))
-        future: Future[None] = Future()
-        self._pending[future] = nbytes
-        self._queue.append((future, partial(work, *args)))
-        try:
-            self._executor.submit(self._run_stoppable)
-        except (RuntimeError, MemoryError):  # no thread can be made any more
-            self._run_next()
+        piece = _Piece(partial(work, *args), nbytes)
+        self._outstanding.append(piece)
+        self._jobs.put(piece)
+        if self._started < self._count:
+            self._start(piece)
 
     def each(self, jobs: Iterator[Job]) -> None:
         """Queue work of which each thread takes the next piece when it is free.
@@ -98,41 +100,60 @@ class Workers:
         for _ in range(max(1, self._count)):
             self.submit(shared.work)
 
-    def _run_stoppable(self) -> None:
-        with stopped_by(self._stop):
-            self._run_next()
-
-    def _run_next(self) -> None:
-        """Do the oldest work in the queue, if another thread has not."""
-        try:
-            future, work = self._queue.popleft()
-        except IndexError:
-            return
-        try:
-            check_stopped()
-            work()
-        except BaseException as error:
-            future.set_exception(error)
-            raise  # to the caller, if it is the caller's thread
-        else:
-            future.set_result(None)
-
     def finish(self) -> None:
         """Wait for all work; raise what it raised."""
         self._drain(0, 0)
 
     def close(self) -> None:
-        """Drop what has not begun, stop the rest and wait for that."""
-        self._stop.set()
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+        """Drop what has not begun, stop the rest and wait for that, whatever interrupts it."""
+        self._is_stopped = True
+        interrupted: BaseException | None = None
+        while True:
+            try:
+                self._wait_for_threads()
+                break
+            except BaseException as error:  # what works on may write into the caller's memory
+                interrupted = error
+        if interrupted is not None:
+            raise interrupted
+
+    def _start(self, piece: _Piece) -> None:
+        """Start one more thread or, where that and all others cannot be made, do a piece here."""
+        try:
+            start_new_thread(self._serve, ())
+        except (RuntimeError, MemoryError):
+            self._count = self._started
+            if not self._count:
+                piece.do()
+                self.finish()
+        else:
+            self._started += 1
+
+    def _serve(self) -> None:
+        with stopped_by(lambda: self._is_stopped):
+            while (piece := self._jobs.get()) is not None:
+                piece.do()
+                self._news.put(None)
+        self._jobs.put(None)  # for the next thread
+        self._ended.append(None)
+        self._news.put(None)
 
     def _drain(self, most: int, most_bytes: int) -> None:
-        while len(self._pending) > most or sum(self._pending.values()) > most_bytes:
-            done, _ = wait(self._pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                del self._pending[future]
-                future.result()
+        while True:
+            for piece in self._outstanding:
+                if piece.error is not None:
+                    raise piece.error
+            left = self._outstanding = [piece for piece in self._outstanding if not piece.is_done]
+            if len(left) <= most and sum(piece.nbytes for piece in left) <= most_bytes:
+                return
+            self._news.get()
+
+    def _wait_for_threads(self) -> None:
+        while not all(piece.is_over() for piece in self._outstanding):
+            self._news.get()
+        self._jobs.put(None)
+        while len(self._ended) < self._started:
+            self._news.get()
 
     def __enter__(self) -> Workers:
         return self
@@ -143,6 +164,35 @@ class Workers:
                 self.finish()
         finally:
             self.close()
+
+
+class _Piece:
+    """Work that is done by the first who claims it, or by nobody."""
+
+    def __init__(self, work: Callable[[], object], nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.error: BaseException | None = None
+        self.is_done = False
+        self._work = work
+        self._claims: dict[None, str] = {}
+
+    def do(self) -> None:
+        """Do the work, unless the pool was closed before."""
+        if not self._is_claimed_for("work"):
+            return
+        try:
+            check_stopped()
+            self._work()
+        except BaseException as error:
+            self.error = error
+        self.is_done = True
+
+    def is_over(self) -> bool:
+        """Tell whether the work is done, or will never be, having claimed it for nobody."""
+        return self._is_claimed_for("nobody") or self.is_done
+
+    def _is_claimed_for(self, whom: str) -> bool:
+        return self._claims.setdefault(None, whom) == whom  # one step, of all threads
 
 
 class _Shared:

@@ -76,7 +76,7 @@ def test_arguments_are_checked_before_any_piece(monkeypatch):
 
 def test_others_stop_a_thread_between_two_pieces():
     event = threading.Event()
-    with pacing.stopped_by(event):
+    with pacing.stopped_by(event.is_set):
         pieces = pacing.paced(0, 100, 3)
         assert next(pieces) == (0, 3)
         event.set()
