@@ -181,6 +181,48 @@ def test_layers_that_files_join_are_still_refused(tmp_path):
         assert_refused(switch, "one", MismatchError, "which a switch cannot follow; load the model")
 
 
+class Inner(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.v = (torch.nn.Linear(16, 16, bias=False) for _ in range(2))
+
+
+class Outer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Inner()
+
+
+@pytest.mark.parametrize("order", [["whole", "inner"], ["inner", "whole"]])
+def test_adapters_of_two_classes_follow_one_another(tmp_path, order):
+    """Each names the layers as the class did that it was trained on; a stranger changes nothing."""
+    model = Outer()
+    layers = {"inner.q": model.inner.q, "inner.v": model.inner.v}
+    write_safetensors(
+        tmp_path / "base.safetensors",
+        {f"F.attn_{n[-1]}.weight": m.weight.detach().numpy() for n, m in layers.items()},
+    )
+    for name, module in (("whole", "inner.q"), ("inner", "v"), ("stranger", "other.v")):
+        write_lora(
+            tmp_path / name, factors({module: (16, 16)}, seed=len(name)), target_modules=["q", "v"],
+            tensors={module: f"F.attn_{module[-1]}.weight"},
+        )  # fmt: skip
+    before = bits(model)
+    with nt.AdapterSwitch(model, tmp_path / "base.safetensors") as switch:
+        for name in ("whole", "inner", "stranger"):
+            switch.add(name, tmp_path / name)
+        switch.use("whole")
+        held = bits(model)
+        assert_refused(switch, "stranger", MismatchError, "has no parameter here")
+        assert all(torch.equal(values, held[name]) for name, values in bits(model).items())
+        for name in order:
+            switch.use(name)
+            changed = {n for n, values in bits(model).items() if not torch.equal(values, before[n])}
+            assert changed == {"inner.q.weight" if name == "whole" else "inner.v.weight"}
+        switch.use(None)
+        assert all(torch.equal(values, before[name]) for name, values in bits(model).items())
+
+
 def stored_in(base):
     with Checkpoint.open(base) as checkpoint:
         return list(checkpoint.tensors)

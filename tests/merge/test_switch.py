@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 import time
 
@@ -153,6 +154,80 @@ def test_an_interruption_puts_back_what_was_there(switch, monkeypatch):
     assert len(calls) > 2
     assert bits(switch.arrays) == before
     assert switch.active == "second"
+
+
+@pytest.fixture
+def alarms():
+    """A function that has this process interrupted after so many seconds."""
+    former = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, former)
+
+
+def test_a_signal_at_any_moment(alarms, tmp_path):
+    """Whenever it comes, while threads start too, the weights are what the switch says."""
+    shapes = {f"l.{number}.q": (256, 256) for number in range(12)}
+    rng = np.random.default_rng(0)
+    weights = {f"{name}.weight": rng.standard_normal(s, np.float32) for name, s in shapes.items()}
+    write_safetensors(tmp_path / "base.safetensors", weights)
+    for seed, name in enumerate(("first", "second")):
+        write_lora(tmp_path / name, factors(shapes, seed=seed))
+    arrays = load_all(tmp_path / "base.safetensors")
+    with ne.ArraySwitch(arrays, tmp_path / "base.safetensors", num_threads=4) as switch:
+        wanted = {}
+        for name in ("first", "second"):
+            switch.add(name, tmp_path / name)
+            switch.use(name)
+            wanted[name] = bits(arrays)
+        begin = time.perf_counter()
+        switch.use("first")
+        seconds, interrupts = 1.5 * (time.perf_counter() - begin), 0
+        for number in range(300):
+            try:
+                alarms(max(1e-5, seconds * number / 300))
+                switch.use("second" if switch.active == "first" else "first")
+                alarms(0)
+            except KeyboardInterrupt:
+                interrupts += 1
+            assert bits(arrays) == wanted[switch.active]
+    assert interrupts > 50
+
+
+def test_an_interruption_after_the_last_weight(switch, monkeypatch):
+    switch.use("second")
+    before, write = bits(switch.arrays), type(switch)._write
+
+    def interrupted(self, plan, names):
+        write(self, plan, names)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(switch), "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        switch.use("first")
+    assert bits(switch.arrays) == before
+    assert switch.active == "second"
+
+
+def test_an_interruption_before_anything_is_put_back(switch, monkeypatch):
+    """Nobody runs the model then, and the next switch writes all that it left."""
+    base = bits(switch.arrays)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(switch), "_memory", at_call(2, interrupt))
+    monkeypatch.setattr(type(switch), "_put_back", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        switch.use("first")
+    monkeypatch.undo()
+    with pytest.raises(ChangedError, match=r"was cut short .*; call use again"), switch.running():
+        pass
+    switch.use(None)
+    assert bits(switch.arrays) == base
+    with switch.running():
+        pass
 
 
 def overwrite(base):

@@ -88,16 +88,19 @@ class Switch(ABC):
         self._check_base = check_base
         self._num_threads = num_threads
         self._known = KnownAdapters()
-        self._plan = MergePlan(self._base, ())
-        #: Tensor of the base -> what the last adapter that changes it calls it.
-        self._called: dict[str, str] = {}
-        self._active: Selection = None
+        #: What the weights hold: how they were merged, and of what. One attribute, as a signal may
+        #: come between two assignments …
+        self._held: tuple[MergePlan, Selection] = MergePlan(self._base, ()), None
+        #: … except for these tensors, where a switch was cut short so often that it put none back.
+        self._unsettled: list[str] = []
+        self._workers: Workers | None = None
         self._seen: set[str] = set()
         self._lost = False
         self._gate = Gate()
 
     def __repr__(self) -> str:
-        holds = "the base" if self._active is None else printable(repr(self._active))
+        active = self._held[1]
+        holds = "the base" if active is None else printable(repr(active))
         if self._lost:
             holds = "neither base nor adapter"
         return (
@@ -125,7 +128,7 @@ class Switch(ABC):
             If a switch failed and left them in none of these states.
         """
         self._check_not_lost()
-        return self._active
+        return self._held[1]
 
     def add(self, name: str, adapter: LowRankAdapter | str | Path) -> None:
         """Add an adapter under a name; a path is read only when it is switched to.
@@ -183,17 +186,19 @@ class Switch(ABC):
             )
         with self._gate.alone():
             self._check_not_lost()
-            names = list(dict.fromkeys([*_changed(plan), *_changed(self._plan)]))
-            self._called |= plan.called
-            self._check(names)
+            held = _changed(self._held[0])
+            names = list(dict.fromkeys([*_changed(plan), *held, *self._unsettled]))
+            self._check(names, plan.called)
             self._check_base_is_held(names)
             self._base.check_unchanged()
+            self._unsettled = names
             try:
                 self._write(plan, names)
+                self._held = plan, selection
             except BaseException:
                 self._put_back(names)
                 raise
-            self._plan, self._active = plan, selection
+            self._unsettled = []
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -203,6 +208,11 @@ class Switch(ABC):
         """
         with self._gate.shared():
             self._check_not_lost()
+            if self._unsettled:
+                raise ChangedError(
+                    "a switch was cut short while weights were being written; call use again",
+                    field="switch",
+                )
             yield
 
     def close(self) -> None:
@@ -233,7 +243,8 @@ class Switch(ABC):
         """Rewrite tensors, directly in the memory that holds them where possible."""
         self._kept.begin()
         merged, apart = MergedCheckpoint(plan, self._num_threads), list[str]()
-        with Workers(self._num_threads) as workers:
+        self._workers = Workers(self._num_threads)
+        with self._workers as workers:
             workers.each(self._writing(plan, names, apart))
         for name in apart:
             self._store(name, merged.read(name))
@@ -251,13 +262,15 @@ class Switch(ABC):
 
     def _put_back(self, names: list[str]) -> None:
         """Write what was there before, unless the base no longer tells what that was."""
+        if self._workers is not None:
+            self._workers.close()  # once more: the signal may have come as that began
         self._lost = True
         try:
             self._base.check_unchanged()
-            self._write(self._plan, names)
+            self._write(self._held[0], names)
         except ChangedError:
             self._check_not_lost()
-        self._lost = False
+        self._lost, self._unsettled = False, []
 
     def _check_not_lost(self) -> None:
         if self._lost:
@@ -282,8 +295,16 @@ class Switch(ABC):
                 self._seen.add(name)
 
     @abstractmethod
-    def _check(self, names: list[str]) -> None:
-        """Refuse names whose tensors in memory cannot take what the base's have."""
+    def _check(self, names: list[str], called: Mapping[str, str]) -> None:
+        """Refuse names whose tensors in memory cannot take what the base's have.
+
+        Parameters
+        ----------
+        names : list of str
+            Of the base's tensors.
+        called : mapping
+            Those of them that the adapters call otherwise -> how.
+        """
 
     @abstractmethod
     def _holds(self, name: str, values: NDArray[Any]) -> bool:
@@ -324,7 +345,7 @@ class ArraySwitch(Switch):
         super().__init__(base, **options)
         self.arrays = arrays
 
-    def _check(self, names: list[str]) -> None:
+    def _check(self, names: list[str], called: Mapping[str, str]) -> None:
         shared = find_overlaps(
             {name: array_extent(array) for name, array in self.arrays.items() if array.nbytes},
             lambda one, other: have_common_element(self.arrays[one], self.arrays[other]),

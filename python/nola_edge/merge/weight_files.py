@@ -83,7 +83,9 @@ def write_together(
     """
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(_Writer(file, progress)) for file in files]
-        workers = stack.enter_context(Workers(num_threads))
+        workers = Workers(num_threads)
+        stack.callback(workers.close)  # once more: a signal may come as leaving it begins
+        stack.enter_context(workers)
         maker = _Maker(workers, num_threads)
         for begin, end, info in _ranges(source, files):
             results = {}

@@ -53,11 +53,12 @@ class AdapterSwitch(Switch):
         self.model = model
         self._names: dict[str, str] = {}
 
-    def _check(self, names: list[str]) -> None:
+    def _check(self, names: list[str], called: Mapping[str, str]) -> None:
         # Every time: parameters may have been offloaded, split or tied since the last.
         parameters = tensors_of(self.model)
         where = Path(f"<{type(self.model).__name__}>")
-        matched = self._match(list(dict.fromkeys([*self._names, *names])), parameters, where)
+        fresh = [name for name in names if name not in self._names]
+        matched = self._names | self._match(fresh, called, parameters, where)
         for name in names:
             if matched[name] not in parameters:
                 raise MismatchError("is not in the model", file=where, field=matched[name])
@@ -75,24 +76,28 @@ class AdapterSwitch(Switch):
         self._names = matched
 
     def _match(
-        self, tensors: list[str], parameters: Mapping[str, torch.Tensor], where: Path
+        self,
+        tensors: list[str],
+        called: Mapping[str, str],
+        parameters: Mapping[str, torch.Tensor],
+        where: Path,
     ) -> dict[str, str]:
-        """Return the parameter of each of the base's tensors.
+        """Return the parameter of each of the base's tensors that was not found before.
 
         By its name in the file or, if files name layers in another way than the model, by the
         adapter's, which was trained on such a model; weights say how all are named.
         """
-        for called in ({name: name for name in tensors}, self._called):
+        for names in ({name: name for name in tensors}, called):
             try:
-                return _matched(tensors, called, parameters, self._base.path, where)
+                return _matched(tensors, names, parameters, self._base.path, where)
             except MismatchError:
                 continue
         absent = next((name for name in tensors if name not in parameters), tensors[0])
         raise MismatchError(
-            f"{printable(absent)} of the base has no parameter here: the files name or join layers "
-            "in another way than the model and the adapter, which a switch cannot follow; load the "
-            "model with each adapter merged in (nola_edge.transformers.NolaMergeConfig), or merge "
-            "into files (nola-edge merge)",
+            "of the base has no parameter here: the files name or join layers in another way than "
+            "the model and the adapter, which a switch cannot follow; load the model with each "
+            "adapter merged in (nola_edge.transformers.NolaMergeConfig), or merge into files "
+            "(nola-edge merge)",
             file=where,
             field=absent,
         )
@@ -145,6 +150,8 @@ def _matched(
     model: Path,
 ) -> dict[str, str]:
     """Return the parameter of each tensor, which is called so, or so below a prefix."""
+    if not tensors:
+        return {}
     names = {name: called.get(name, name) for name in tensors}
     weights = [name.removesuffix(WEIGHT) for name in names.values() if name.endswith(WEIGHT)]
     prefix = match_parts(weights, parameters, StoredNames({}), adapter=base, base=model).prefix
