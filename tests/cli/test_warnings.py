@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -49,6 +51,14 @@ def test_one_line_on_stderr(here, given):
     done = call("export", "lora", given, "--base", "base", "-o", "exported", "--json")
     assert (done.returncode, done.stderr) == (0, line)
     assert json.loads(done.stdout)["dtype"] == "F32"
+
+
+def test_a_warning_that_cannot_be_printed(here):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "nola_edge", "merge", "base", "zero", "-o", "out"]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=full)
+    assert done.returncode == 0
+    assert load_all(here / "out")
 
 
 def test_each_is_named_once(here):

@@ -161,7 +161,8 @@ def _warnings_as_lines() -> Iterator[None]:
                 others(message, category, *rest, **more)
             elif str(message) not in said:
                 said.add(str(message))
-                say(f"warning: {message}", err=True)
+                with contextlib.suppress(OSError):  # where nobody can be told, the work goes on
+                    say(f"warning: {message}", err=True)
 
         warnings.showwarning = show
         warnings.simplefilter("always", NolaEdgeWarning)
