@@ -8,6 +8,7 @@ from nola_edge.adapters.hub import adapter_path
 from nola_edge.adapters.nola import Adapter
 from nola_edge.adapters.nola_config import PEFT_TYPE
 from nola_edge.adapters.peft_folder import CONFIG_NAME, read_config
+from nola_edge.adapters.whole_tensors import check_saved_modules
 from nola_edge.errors import AdapterError, ArgumentError, FormatError, printable
 from nola_edge.files.input_file import opening
 from nola_edge.files.safetensors import SafetensorsFile
@@ -106,7 +107,9 @@ def load_adapter(
         config = LoraConfig.with_layout(config, moe_layout, file=folder / CONFIG_NAME)
         read = reader_of(method, folder / CONFIG_NAME)
         if read is not None:
-            return read(folder, config)
+            adapter = read(folder, config)
+            check_saved_modules(adapter.whole_tensors, adapter, folder / CONFIG_NAME)
+            return adapter
     raise _unknown(method, folder / CONFIG_NAME)
 
 

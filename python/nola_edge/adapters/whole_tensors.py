@@ -33,16 +33,20 @@ HEADS = ("classifier", "score")
 EMBEDDINGS = INPUT_EMBEDDINGS + OUTPUT_EMBEDDINGS
 
 
-class Announcing(Protocol):
+class Saving(Protocol):
+    """A configuration or an adapter that announces modules whose tensors it has whole."""
+
+    @property
+    def modules_to_save(self) -> tuple[str, ...]:
+        """Return the modules whose tensors are in the file whole."""
+
+
+class Announcing(Saving, Protocol):
     """A configuration, of which two fields announce whole tensors."""
 
     @property
     def bias(self) -> str:
         """Return ``"none"``, or which biases are in the file."""
-
-    @property
-    def modules_to_save(self) -> tuple[str, ...]:
-        """Return the modules whose tensors are in the file whole."""
 
 
 def stored_name(local: str, modules: Container[str]) -> str:
@@ -66,7 +70,7 @@ def is_saved(local: str, modules: Iterable[str]) -> bool:
     return any(f"{module}." in local or local == module for module in modules)
 
 
-def check_saved_modules(whole: Iterable[str], config: Announcing, file: Path) -> None:
+def check_saved_modules(whole: Iterable[str], config: Saving, file: Path) -> None:
     """Refuse an adapter that lacks a module that ``modules_to_save`` announces.
 
     PEFT announces every name that it knows for a classifier's head; a model has one of them.

@@ -104,6 +104,12 @@ class RefusalContract(AdapterHooks):
             extra = {name: np.ones((2, 3), np.float32)}
             assert place.load(place.files.with_tensors(extra)).field == name
 
+    def test_no_saved_module_may_be_missing(self, place: _Place) -> None:
+        """One that ``modules_to_save`` announces was trained, and would be lost."""
+        announced = place.files.with_fields(modules_to_save=["head"])
+        assert place.load(announced).field == "modules_to_save"
+        assert place.merge(announced).field == "modules_to_save"
+
     def test_no_field_may_be_missing(self, place: _Place) -> None:
         """Nothing is guessed that changes weights."""
         for name in self.required_fields:
