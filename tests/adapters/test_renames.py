@@ -92,6 +92,18 @@ def test_what_is_no_part(old):
         Renames({"a": old}).module("a")
 
 
+@pytest.mark.parametrize("old", ["b[0:]", "b[:64]", "b[x:y]", "b[-1:63]", "b[9:8]", "b[0:64:2]"])
+def test_lines_are_two_numbers(old):
+    """Whether or not a module has the name."""
+    with pytest.raises(ArgumentError, match=r"NEW=OLD, and its \[START:STOP\] must be two numbers"):
+        Renames({"a": old})
+
+
+def test_a_text_is_not_a_list():
+    with pytest.raises(ArgumentError, match=r'^rename: .a=b. is not a mapping {"NEW": "OLD"} or a'):
+        Renames("a=b")
+
+
 def test_a_rule_that_nothing_has_to_do_with():
     renames = Renames({"a": "b", "c": "d"})
     renames.module("x.a")

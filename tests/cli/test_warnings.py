@@ -15,7 +15,7 @@ from nola_edge.errors import NolaEdgeWarning
 from tests.cli.in_process import call
 from tests.conftest import MODULES, load_all, snapshot
 from tests.gguf.test_merge import adapter_of, arrays_of, write
-from tests.lora_folders import write_lora
+from tests.lora_folders import PREFIX, factors, write_lora
 
 ADDS_NOTHING = "so its factors add nothing to any weight; correct that, or leave the adapter out"
 
@@ -59,6 +59,49 @@ def test_a_warning_that_cannot_be_printed(here):
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=full)
     assert done.returncode == 0
     assert load_all(here / "out")
+
+
+def with_head(folder, *names, **fields):
+    """Write a LoRA that has tensors whole."""
+    whole = {f"{PREFIX}{name}.weight": np.full(40, 7, np.float32) for name in names}
+    return write_lora(folder, factors() | whole, modules_to_save=list(names), **fields)
+
+
+REPLACES = "its norm.weight replaces the base's"
+WEIGHTS = {
+    "head=0.5": f"head: weight: 0.5 is for its factors alone; {REPLACES} as a whole",
+    "head=-1": f"head: weight: -1 is for its factors alone; {REPLACES} as a whole",
+    "head=0": "head: weight: is 0, so its factors add nothing to any weight, but "
+    f"{REPLACES} all the same; correct that",
+    "still": "still/adapter_config.json: lora_alpha: is 0 for all modules, so its factors add "
+    f"nothing to any weight, but {REPLACES} all the same; correct that",
+}
+
+
+@pytest.mark.parametrize("given", WEIGHTS)
+def test_a_weight_is_not_for_whole_tensors(here, given):
+    """They take the place of the base's, whatever the weight is."""
+    norm = load_all(here / "base")["norm.weight"]
+    assert norm.shape == (40,)
+    with_head(here / "head", "norm")
+    with_head(here / "still", "norm", lora_alpha=0)
+    line = f"warning: {WEIGHTS[given]}\n"
+    done = call("merge", "base", given, "-o", "out", "-q")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", line)
+    assert (load_all(here / "out")["norm.weight"] == 7).all()
+    assert call("verify", "out", "base", given).stderr == line
+
+
+def test_a_weight_of_1_is_for_both(here):
+    with_head(here / "head", "norm")
+    for number, given in enumerate(("head", "head=1")):
+        assert call("merge", "base", given, "-o", f"out{number}", "-q").stderr == ""
+
+
+def test_few_whole_tensors_are_named(here):
+    with_head(here / "head", *"abcde")
+    with pytest.warns(NolaEdgeWarning, match="its a.weight, b.weight, c.weight and 2 more replace"):
+        ne.merge_checkpoint("base", [("head", 0.5)], "out")
 
 
 def test_each_is_named_once(here):

@@ -17,6 +17,7 @@ from nola_edge.errors import (
 )
 from nola_edge.files.safetensors import SafetensorsFile
 from tests.conftest import (
+    MODULES,
     load_all,
     snapshot,
     tiny_adapter,
@@ -37,6 +38,8 @@ F = np.float32
         ([("{adapter}", True)], "weight: True is not a number"),
         ([("{adapter}", float("nan"))], "weight: nan times"),
         ([None], "adapter: None is neither an Adapter nor a path"),
+        ([("{adapter}", 10**400)], "weight: is too large for a float"),
+        ([("{adapter}", 1j)], "weight: 1j is not a number"),
         ([], "adapter: at least one adapter is needed"),
     ],
 )
@@ -46,6 +49,16 @@ def test_what_is_no_adapter_or_no_weight(tiny, tmp_path, adapters, message):
 
     given = [tuple(map(named, i)) if isinstance(i, tuple) else named(i) for i in adapters]
     refused(tiny, tmp_path, message, tuple(given), error=ArgumentError)
+
+
+@pytest.mark.parametrize("kind", [set, frozenset])
+def test_adapters_in_no_order(tiny, tmp_path, kind):
+    """Python orders them otherwise in each process, and the bits of a sum depend on the order."""
+    base, adapter = tiny
+    lora = write_lora(tmp_path / "lora")
+    message = f"adapter: is a {kind.__name__}, which has no order"
+    refused((base, kind([adapter, lora])), tmp_path, message, error=ArgumentError)
+    ne.merge_checkpoint(base, {adapter: 1, lora: 1}.keys(), tmp_path / "out")
 
 
 def test_memory_for_a_rank_that_does_not_fit(tmp_path):
@@ -123,6 +136,16 @@ def test_the_wrong_base_or_merging_twice(tiny, tmp_path):
     twice = (tmp_path / "once", adapter)
     refused(twice, tmp_path, "was made for a base with fingerprint")
     ne.merge_checkpoint(*twice, tmp_path / "twice", check_base=False)
+
+
+def test_rules_for_one_adapter_that_give_another_the_wrong_tensors(tiny, tmp_path):
+    """They are no sign of another base."""
+    modules = {"layers.0.q": MODULES["layers.0.q"]}
+    options = {"r": 2, "num_basis_a": 4, "num_basis_b": 4, "seed": 1, "lora_alpha": 2}
+    ne.Adapter.create(modules, **options, base=tiny[0]).save(tmp_path / "own")
+    ne.merge_checkpoint(tiny[0], tmp_path / "own", tmp_path / "right")
+    message = "--rename (rename= in Python) says which tensors are compared, for every adapter"
+    refused(tiny, tmp_path, message, tmp_path / "own", rename={"layers.0": "layers.1"})
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])

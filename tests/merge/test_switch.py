@@ -20,6 +20,7 @@ from nola_edge.errors import (
     ChangedError,
     MismatchError,
     NolaEdgeError,
+    NolaEdgeWarning,
     NotFiniteError,
 )
 from nola_edge.merge import known_adapters, windows
@@ -381,6 +382,62 @@ def test_names(switch):
     switch.use(None)
 
 
+@pytest.mark.parametrize(
+    "given", [{"first": 1, "second": 1}, ["first", "second"], [("first", 1), "second"]]
+)
+def test_several_are_given_as_to_a_merge(switch, given):
+    both = [("first", 1.0), ("second", 1.0)]
+    switch.use(both)
+    wanted = bits(switch.arrays)
+    switch.use(None)
+    switch.use(given)
+    assert bits(switch.arrays) == wanted
+    assert switch.active == both
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (3, "adapter: 3 is not the name of an adapter"),
+        (("first", 0.5), "adapter: 0.5 is not the name of an adapter; a weight belongs in a pair"),
+        ([("first", "0.5")], "first: weight: '0.5' is not a number"),
+        ([("first", 10**400)], "first: weight: is too large for a float"),
+        ([("first", 0.5, 1)], "adapter: ('first', 0.5, 1) is not a pair (adapter, weight)"),
+        ([tiny_adapter()], "adapter: <Adapter in memory"),
+        ({"first", "second"}, "adapter: is a set, which has no order"),
+        ({"third": 1.0}, "adapter: 'third' is not known"),
+    ],
+)
+def test_what_is_no_selection_changes_nothing(switch, given, message):
+    before = bits(switch.arrays)
+    with pytest.raises(ArgumentError) as caught:
+        switch.use(given)
+    assert str(caught.value).startswith(message)
+    assert str(caught.value).isprintable()
+    assert bits(switch.arrays) == before
+    assert switch.active is None
+
+
+def test_a_relative_path_is_of_the_folder_where_it_was_added(switch, tmp_path, monkeypatch):
+    trained_adapter(MODULES, r=2, num_basis=7, seed=6).save(tmp_path / "third")
+    (tmp_path / "elsewhere").mkdir()
+    trained_adapter(MODULES, r=2, num_basis=7, seed=8).save(tmp_path / "elsewhere" / "third")
+    monkeypatch.chdir(tmp_path)
+    switch.add("third", "third")
+    switch.use("third")
+    wanted = bits(switch.arrays)
+    switch.use(None)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    switch.use("third")
+    assert bits(switch.arrays) == wanted
+
+
+def test_an_id_on_the_hub_is_no_path(switch):
+    switch.add("far", "owner/name")
+    with pytest.raises(NolaEdgeError, match=r"^owner/name: does not exist"):
+        switch.use("far")
+
+
 def test_nobody_sees_half_a_switch(switch):
     """Readers in running() see one state or the other, while another thread switches."""
     states = {}
@@ -576,6 +633,41 @@ def test_names_that_the_base_has_otherwise(tiny, tmp_path, given):
         with pytest.raises(MismatchError, match="3 of 3 modules"):
             switch.use("renamed")
         assert bits(switch.arrays) == before
+
+
+def test_rules_that_no_adapter_has_a_use_for(tiny, tmp_path):
+    """Said when all have been used: another may have been meant."""
+    base, adapter = tiny
+    other = renamed(tmp_path, "text.blocks.")
+    with ne.ArraySwitch(load_all(base), base, rename={"zz": "yy"}) as switch:
+        switch.add("plain", adapter)
+        with pytest.warns(NolaEdgeWarning, match="^rename: 'zz' does not occur in any") as caught:
+            switch.use("plain")
+        assert [warning.filename for warning in caught] == [__file__]
+        switch.use(None)
+        switch.use("plain")  # said once
+    with ne.ArraySwitch(load_all(base), base, rename={"text.blocks": "layers", "z": "y"}) as switch:
+        switch.add("plain", adapter)
+        switch.add("renamed", other)
+        for name in ("plain", "renamed", None):
+            switch.use(name)
+
+
+def test_rules_that_are_wrong_are_named(tiny, tmp_path):
+    """Where they find a layer of the same shape, its weights in memory tell."""
+    base, adapter = tiny
+    arrays = load_all(base)
+    before = bits(arrays)
+    arrays["layers.0.q.weight"][0, 0] += 1
+    changed = bits(arrays)
+    for rules, says in (({"text.blocks": "layers"}, True), (None, False)):
+        with ne.ArraySwitch(arrays, base, rename=rules) as switch:
+            switch.add("one", renamed(tmp_path, "text.blocks.") if says else adapter)
+            with pytest.raises(MismatchError, match="differs from the base") as caught:
+                switch.use("one")
+        hint = "or correct rename, which says that it is 'text.blocks.0.q.weight' of the adapter"
+        assert str(caught.value).endswith(hint) is says
+        assert bits(arrays) == changed != before
 
 
 def test_what_is_no_rule_opens_nothing(tiny):

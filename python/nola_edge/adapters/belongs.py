@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 #: An expanded factor is at most as large as the weight, or this, 16 MB.
 _MAX_FACTOR_ELEMENTS = 2**22
+_OF_RULES = (
+    "; --rename (rename= in Python) says which tensors are compared, for every adapter here: "
+    "correct it if it is not meant for this one"
+)
 
 
 def location(adapter: LowRankAdapter) -> Path:
@@ -178,7 +182,9 @@ def fingerprint_of_base(adapter: LowRankAdapter, base: Path) -> str:
         return base_fingerprint(targets)
 
 
-def check_fingerprint(adapter: LowRankAdapter, found: str, file: Path, override: str) -> None:
+def check_fingerprint(
+    adapter: LowRankAdapter, found: str, file: Path, override: str, *, renamed: bool = False
+) -> None:
     """Refuse a base that is another than the one an adapter recorded.
 
     Parameters
@@ -191,6 +197,8 @@ def check_fingerprint(adapter: LowRankAdapter, found: str, file: Path, override:
         The base.
     override : str
         How to merge anyway, for the message; empty if that is not possible.
+    renamed : bool
+        Whether the caller's rules said which tensors are compared.
 
     Raises
     ------
@@ -198,7 +206,8 @@ def check_fingerprint(adapter: LowRankAdapter, found: str, file: Path, override:
     """
     recorded = adapter.base_fingerprint
     if found != recorded:
-        advice = f"; to merge anyway, {override}" if override else ""
+        advice = _OF_RULES if renamed else ""
+        advice += f"; to merge anyway, {override}" if override else ""
         raise MismatchError(
             f"{printable(str(location(adapter)))} was made for a base with fingerprint "
             f"{recorded}, this one has {found} (another model, another dtype, or already "

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from nola_edge import arguments
 from nola_edge.adapters.tensor_parts import WEIGHT, TensorPart
 from nola_edge.errors import ArgumentError, printable
 
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 _LINES = r"\[[0-9]+:[0-9]+\]"
+_ANY_LINES = r"\[[^\[\]]*:[^\[\]]*\]"
 _WHOLE_NAME = r".+\.weight(\[.*\])?"
+_COLLECTIONS = 'a mapping {"NEW": "OLD"} or a list ["NEW=OLD"]'
 _FORM = 'must be NEW=OLD, as in "model.language_model=model" or "q_proj=qkv_proj[0:64]"'
 
 
@@ -43,6 +46,7 @@ class Renames:
             parts = tuple(new.split("."))
             if not all(parts):
                 raise _refusal(f"{new}={old}")
+            _check_lines(new, old)
             if self._rules.setdefault(parts, old) != old:
                 raise _two_meanings(new, self._rules[parts], old)
         self._longest = max(map(len, self._rules), default=0)
@@ -153,7 +157,9 @@ def _pairs(given: Any) -> Iterable[tuple[str, str]]:
     if isinstance(given, Mapping):
         items = list(given.items())
     elif isinstance(given, str) or not isinstance(given, Iterable):
-        raise _refusal(given)
+        raise arguments.wrong_type(
+            "rename", given, 'a mapping {"NEW": "OLD"} or a list ["NEW=OLD"]'
+        )
     else:
         items = [_split(text) for text in given]
     for new, old in items:
@@ -167,6 +173,17 @@ def _split(text: Any) -> tuple[str, str]:
     if not equals or not new:
         raise _refusal(text)
     return new, old
+
+
+def _check_lines(new: str, old: str) -> None:
+    for lines in re.findall(_ANY_LINES, old):
+        if TensorPart.parse(f"x{lines}") is None:
+            raise ArgumentError(
+                f"is {printable(repr(f'{new}={old}'))}, must be NEW=OLD, and its [START:STOP] must "
+                'be two numbers, the smaller first, as in "q_proj=qkv_proj[0:64]"',
+                field="rename",
+                value=f"{new}={old}",
+            )
 
 
 def _two_meanings(new: str, one: str, other: str) -> ArgumentError:

@@ -92,6 +92,14 @@ def repository(location: str) -> str:
     return location if named is None else named["name"]
 
 
+def settled(location: str | Path) -> str | Path:
+    """Return a path from the root, which no change of the current folder moves; a Hub id as is."""
+    named = _as_id(location) if isinstance(location, str) else None
+    if named is not None and not os.path.lexists(named["owner"]):
+        return location
+    return Path(location).absolute()
+
+
 def _as_id(location: str) -> re.Match[str] | None:
     return re.fullmatch(_HUB_ID, location, re.ASCII)
 

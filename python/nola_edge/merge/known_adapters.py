@@ -11,6 +11,7 @@ from nola_edge import arguments
 from nola_edge.adapters.base import LowRankAdapter
 from nola_edge.adapters.load import load_adapter
 from nola_edge.errors import ArgumentError, printable
+from nola_edge.files.hub import settled
 from nola_edge.files.input_file import identity
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class KnownAdapters:
     """
 
     def __init__(self) -> None:
-        self._known: dict[str, LowRankAdapter | Path] = {}
+        self._known: dict[str, LowRankAdapter | str | Path] = {}
         self._read: OrderedDict[str, tuple[Stamp, LowRankAdapter]] = OrderedDict()
 
     def __iter__(self) -> Iterator[str]:
@@ -44,12 +45,14 @@ class KnownAdapters:
         Raises
         ------
         ArgumentError
-            If the name is taken.
+            If the name is no string or taken, or the adapter neither an adapter nor a path.
         """
+        arguments.text("name", name)
         if name in self._known:
             raise ArgumentError(f"{printable(name)} is the name of another adapter", field="name")
         if not isinstance(adapter, LowRankAdapter):
-            adapter = arguments.path("adapter", adapter)
+            arguments.path("adapter", adapter)
+            adapter = settled(adapter)
         self._known[name] = adapter
 
     def remove(self, name: str) -> None:
@@ -77,7 +80,7 @@ class KnownAdapters:
         found = self._find(name)
         if isinstance(found, LowRankAdapter):
             return found
-        stamp = _stamp(found)  # before it is read: a later change is noticed the next time
+        stamp = _stamp(Path(found))  # before it is read: a later change is noticed the next time
         kept = self._read.pop(name, None)
         adapter = kept[1] if kept and kept[0] == stamp else load_adapter(found)
         if stamp:
@@ -86,7 +89,7 @@ class KnownAdapters:
             self._read.popitem(last=False)
         return adapter
 
-    def _find(self, name: str) -> LowRankAdapter | Path:
+    def _find(self, name: str) -> LowRankAdapter | str | Path:
         if name not in self._known:
             raise ArgumentError(
                 f"{printable(repr(name))} is not known; add it first", field="adapter"

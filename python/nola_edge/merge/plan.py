@@ -6,13 +6,9 @@ merge, or a whole tensor of an adapter.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from nola_edge import arguments
 from nola_edge.adapters.base import LowRankAdapter
@@ -25,7 +21,6 @@ from nola_edge.adapters.belongs import (
 from nola_edge.adapters.fingerprints import base_fingerprint
 from nola_edge.adapters.load import load_adapter
 from nola_edge.adapters.module_names import match_parts
-from nola_edge.adapters.peft_folder import CONFIG_NAME
 from nola_edge.adapters.stored_names import StoredNames
 from nola_edge.adapters.tensor_parts import WEIGHT
 from nola_edge.dtypes import MERGEABLE
@@ -33,7 +28,6 @@ from nola_edge.errors import (
     AdapterError,
     ArgumentError,
     MismatchError,
-    NolaEdgeWarning,
     printable,
 )
 from nola_edge.files.checkpoint import Checkpoint
@@ -46,10 +40,11 @@ from nola_edge.merge.result import Stored, Whole
 from nola_edge.merge.stacks import MergedStack, Stacks
 from nola_edge.merge.target import Target
 from nola_edge.merge.tied import check_tied
+from nola_edge.merge.weighted import check_weight, weighted
 from nola_edge.merge.whole_tensors import plan_biases, plan_whole_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from nola_edge.adapters.module_names import Matches
     from nola_edge.adapters.renames import Renames
@@ -65,7 +60,6 @@ _MADE_FROM = "merge the F32, F16 or BF16 checkpoint that it was made from"
 _ADVICE = {
     "F64": "convert the base first: from_pretrained(…, dtype=torch.float32), then save_pretrained"
 }
-_MAX_SCALING = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -162,69 +156,25 @@ def load_adapters(adapters: Any) -> tuple[tuple[LowRankAdapter, float], ...]:
     Raises
     ------
     ArgumentError
-        If there is no adapter, or a weight is not a finite number.
+        If there is no adapter, they come in no order, or a weight is not a finite number.
 
     Warns
     -----
     NolaEdgeWarning
-        If the factors of one are multiplied by 0.
+        If the factors of one are multiplied by 0, or its whole tensors have a weight.
     """
-    if isinstance(adapters, str | Path | LowRankAdapter) or not isinstance(adapters, Iterable):
-        adapters = [adapters]
-    if isinstance(adapters, Mapping):
-        adapters = adapters.items()
+    kinds = (str, Path, LowRankAdapter)
     loaded: list[tuple[LowRankAdapter, float]] = []
-    for item in adapters:
-        if isinstance(item, tuple) and len(item) != 2:
-            raise ArgumentError(
-                f"{printable(repr(item))} is not a pair (adapter, weight)", field="adapter"
-            )
-        adapter, weight = item if isinstance(item, tuple) else (item, 1.0)
-        if not isinstance(adapter, str | Path | LowRankAdapter):
-            raise ArgumentError(
-                f"{printable(repr(adapter))} is neither an Adapter nor a path; a weight belongs in "
-                "a pair with its adapter, [(adapter, 0.5)]",
-                field="adapter",
-            )
-        if isinstance(weight, bool) or not isinstance(weight, int | float | np.number):
-            raise ArgumentError(
-                f"{printable(repr(weight))} is not a number", file=adapter, field="weight"
-            )
-        if not isinstance(adapter, LowRankAdapter):
-            arguments.path("adapter", adapter)
-            adapter = load_adapter(adapter)
-        scaling = max(map(adapter.scaling_of, adapter.modules), key=abs)
-        if not abs(weight * scaling) <= _MAX_SCALING:
-            raise ArgumentError(
-                f"{weight} times the adapter's scaling {scaling:g} is not a finite float32",
-                file=location(adapter),
-                field="weight",
-            )
-        _warn_of_nothing(adapter, float(weight), scaling)
-        loaded.append((adapter, float(weight)))
+    for given, weight in weighted(adapters, kinds, "neither an Adapter nor a path"):
+        adapter = given
+        if not isinstance(given, LowRankAdapter):
+            arguments.path("adapter", given)
+            adapter = load_adapter(given)
+        check_weight(adapter, weight)
+        loaded.append((adapter, weight))
     if not loaded:
         raise ArgumentError("at least one adapter is needed", field="adapter")
     return tuple(loaded)
-
-
-def _warn_of_nothing(adapter: LowRankAdapter, weight: float, scaling: float) -> None:
-    """Warn of a weight, or a largest scaling, that leaves nothing of the factors."""
-    if np.float32(weight * scaling):
-        return
-    where = location(adapter)
-    if not weight:
-        found = "weight: is 0"
-    elif not scaling:
-        found = "lora_alpha: is 0 for all modules"
-        where = where / CONFIG_NAME if where.is_dir() else where
-    else:
-        found = f"weight: {weight} times the scaling {scaling:g} is 0 in float32"
-    warnings.warn(
-        f"{printable(where, 240)}: {found}, so its factors add nothing to any weight; "
-        "correct that, or leave the adapter out",
-        NolaEdgeWarning,
-        stacklevel=4,  # whoever called merge_checkpoint, open_merged or the like
-    )
 
 
 def plan_merge(
@@ -277,7 +227,7 @@ def plan_merge(
         shapes = {module: target.features for module, target in targets.items()}
         check_shapes(adapter, shapes, base.path)
         if check_base:
-            _check_fingerprint(plan, adapter, targets, override)
+            _check_fingerprint(plan, adapter, targets, override, matches.names)
         plan_whole_tensors(plan, adapter, matches)
         plan_biases(plan, adapter, weight, matches)
         plan.called.update(_called(adapter, matches))
@@ -346,9 +296,15 @@ def _weight_shape(
 
 
 def _check_fingerprint(
-    plan: MergePlan, adapter: LowRankAdapter, targets: Mapping[str, Target], override: str
+    plan: MergePlan,
+    adapter: LowRankAdapter,
+    targets: Mapping[str, Target],
+    override: str,
+    names: StoredNames,
 ) -> None:
     if adapter.base_fingerprint is None:
         return
     stored = [(module, *plan.tensor(target.tensor)) for module, target in targets.items()]
-    check_fingerprint(adapter, base_fingerprint(stored), plan.base.path, override)
+    renamed = any(names.renames.apply(module) is not None for module in targets)
+    found = base_fingerprint(stored)
+    check_fingerprint(adapter, found, plan.base.path, override, renamed=renamed)

@@ -7,6 +7,7 @@ whoever makes it shorter meanwhile would end a process that reads a mapping.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +19,7 @@ import numpy as np
 from nola_edge import arguments
 from nola_edge.adapters.renames import Renames
 from nola_edge.dtypes import numpy_dtype
-from nola_edge.errors import ArgumentError, ChangedError, MismatchError, printable
+from nola_edge.errors import ArgumentError, ChangedError, MismatchError, NolaEdgeWarning, printable
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.hub import base_path
 from nola_edge.merge.gate import Gate
@@ -29,6 +30,7 @@ from nola_edge.merge.open import MergedCheckpoint
 from nola_edge.merge.overlaps import array_extent, find_overlaps, have_common_element
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
 from nola_edge.merge.result import FromFile
+from nola_edge.merge.weighted import weighted
 from nola_edge.threads import check_threads
 from nola_edge.workers import Buffers, Workers
 
@@ -41,8 +43,10 @@ if TYPE_CHECKING:
     from nola_edge.merge.low_rank import Term
     from nola_edge.workers import Job
 
-    #: What to switch to: the base, an adapter, or several with weights.
-    Selection: TypeAlias = str | Sequence[tuple[str, float]] | None
+    #: What weights hold: the base, an adapter, or several with weights.
+    State: TypeAlias = str | Sequence[tuple[str, float]] | None
+    #: What to switch to; without weights, those of several are 1.
+    Selection: TypeAlias = State | Sequence[str] | Mapping[str, float]
 
 
 class Switch(ABC):
@@ -59,7 +63,7 @@ class Switch(ABC):
         Refuse an adapter that records the fingerprint of another base.
     rename : mapping from NEW to OLD, or iterable of "NEW=OLD", optional
         As for :func:`nola_edge.merge_checkpoint`, for all adapters: one that has no use for a rule
-        leaves it to others.
+        leaves it to others. A warning says so if none of them had a use for any.
     num_threads : int, optional
         For merging; default: the processors this process may use.
     keep_bytes : int
@@ -90,11 +94,14 @@ class Switch(ABC):
         self._known = KnownAdapters()
         #: What the weights hold: how they were merged, and of what. One attribute, as a signal may
         #: come between two assignments …
-        self._held: tuple[MergePlan, Selection] = MergePlan(self._base, ()), None
+        self._held: tuple[MergePlan, State] = MergePlan(self._base, ()), None
         #: … except for these tensors, where a switch was cut short so often that it put none back.
         self._unsettled: list[str] = []
         self._workers: Workers | None = None
         self._seen: set[str] = set()
+        #: Names of adapters that were matched with the base, by the caller's rules too.
+        self._tried: set[str] = set()
+        self._warned = False
         self._lost = False
         self._gate = Gate()
 
@@ -119,7 +126,7 @@ class Switch(ABC):
         return self._kept.nbytes
 
     @property
-    def active(self) -> Selection:
+    def active(self) -> State:
         """Return what the weights hold: None (the base), a name, or names with weights.
 
         Raises
@@ -155,13 +162,13 @@ class Switch(ABC):
 
         Parameters
         ----------
-        selection : None, name, or sequence of (name, weight)
-            None: back to the base.
+        selection : None, name, or sequence of names or of pairs (name, weight)
+            None: back to the base. A mapping from names to weights will do too.
 
         Raises
         ------
         ArgumentError
-            If a name is not known.
+            If a name is not known, or a weight not a number.
         ChangedError
             If the base changed since it was opened; the weights then keep their values. If it
             changed while they were being written, they cannot be restored: this call and every
@@ -172,10 +179,10 @@ class Switch(ABC):
         """
         if self._base.shards[0].fd < 0:
             raise ArgumentError("was closed; make a new one", field="switch")
-        selection = selection if isinstance(selection, str | None) else list(selection)
-        terms = [(selection, 1.0)] if isinstance(selection, str) else list(selection or ())
+        terms = [] if selection is None else weighted(selection, str, "not the name of an adapter")
         adapters = [(self._known.load(name), weight) for name, weight in terms]
         plan = self._planned(adapters) if adapters else MergePlan(self._base, ())
+        self._warn_of_rules(name for name, _ in terms)
         if plan.added:
             raise MismatchError(
                 "is missing, but an adapter brings it: there would be nothing to switch back to; "
@@ -184,17 +191,18 @@ class Switch(ABC):
                 file=self._base.path,
                 field=next(iter(plan.added)),
             )
+        state = selection if isinstance(selection, str | None) else terms
         with self._gate.alone():
             self._check_not_lost()
             held = _changed(self._held[0])
             names = list(dict.fromkeys([*_changed(plan), *held, *self._unsettled]))
             self._check(names, plan.called)
-            self._check_base_is_held(names)
+            self._check_base_is_held(names, plan.called)
             self._base.check_unchanged()
             self._unsettled = names
             try:
                 self._write(plan, names)
-                self._held = plan, selection
+                self._held = plan, state
             except BaseException:
                 self._put_back(names)
                 raise
@@ -230,6 +238,22 @@ class Switch(ABC):
         loaded = load_adapters(adapters)
         plan = plan_merge(self._base, loaded, check_base=self._check_base, renames=self._renames)
         return self._keeping(plan)
+
+    def _warn_of_rules(self, names: Iterable[str]) -> None:
+        """Warn, once, where all adapters have been used and none had a use for a rule."""
+        self._tried.update(names)
+        rules = self._renames.rules
+        if self._warned or not rules or not self._tried.issuperset(self._known):
+            return
+        if len(self._renames.unused) == len(rules):
+            self._warned = True
+            warnings.warn(
+                f"rename: {printable(repr(next(iter(rules))))} does not occur in any module name "
+                "of the adapters of this switch, nor does another NEW of its rules; correct them, "
+                "or leave them out",
+                NolaEdgeWarning,
+                stacklevel=3,  # whoever called use
+            )
 
     def _keeping(self, plan: MergePlan) -> MergePlan:
         """Return a plan that keeps the factors of its adapters."""
@@ -280,7 +304,7 @@ class Switch(ABC):
                 file=self._base.path,
             )
 
-    def _check_base_is_held(self, names: list[str]) -> None:
+    def _check_base_is_held(self, names: list[str], called: Mapping[str, str]) -> None:
         """Refuse weights that are not the base's, the first time that they would be changed."""
         plain = MergedCheckpoint(MergePlan(self._base, ()), self._num_threads)
         for name in names:
@@ -288,11 +312,18 @@ class Switch(ABC):
                 if not self._holds(name, plain.read(name)):
                     raise MismatchError(
                         "in memory differs from the base; load the weights from this base, with "
-                        "nothing merged, before switching",
+                        f"nothing merged, before switching{self._renamed(name, called)}",
                         file=self._base.path,
                         field=name,
                     )
                 self._seen.add(name)
+
+    def _renamed(self, tensor: str, called: Mapping[str, str]) -> str:
+        """Say that rules, which may be wrong, made this tensor of what an adapter has."""
+        own = called.get(tensor, tensor)
+        if not self._renames or own == tensor:
+            return ""
+        return f"; or correct rename, which says that it is {printable(own)!r} of the adapter"
 
     @abstractmethod
     def _check(self, names: list[str], called: Mapping[str, str]) -> None:
