@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -176,3 +178,14 @@ def test_a_type_that_an_older_gguf_package_lacks(tmp_path, monkeypatch):
     base = write_any(tmp_path / "base.gguf", arrays_of("Q8_0"))
     monkeypatch.setattr(gguf, "GGMLQuantizationType", {})
     refused(tmp_path, "installed gguf package cannot read", MismatchError, base=base)
+
+
+def test_trained_biases_that_were_lost(tmp_path):
+    """Only where the base's layers have biases."""
+    adapter = adapter_of()
+    adapter.config = dataclasses.replace(adapter.config, bias="nola_only")
+    merge_gguf(write(tmp_path / "plain.gguf", arrays_of()), adapter, tmp_path / "merged.gguf")
+    name = stored_name(next(iter(adapter.modules))).replace("weight", "bias")
+    base = write(tmp_path / "base.gguf", {**arrays_of(), name: np.zeros(7, F)})
+    message = f"1 of its layers', such as {name}"
+    refused(tmp_path, message, AdapterError, adapter=adapter, base=base)

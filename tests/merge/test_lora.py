@@ -116,6 +116,18 @@ def test_whole_tensors_and_biases_take_their_place(tiny, tmp_path):
     assert (got["head.weight"] == 1).all()
 
 
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_trained_biases_that_were_lost(tiny, tmp_path, bias):
+    """Those of a head, saved whole, are others; and a base without biases has none to lose."""
+    head = {f"{PREFIX}head.{name}": np.ones(3, F) for name in ("weight", "bias")}
+    lost = write_lora(tmp_path / "lost", factors() | head, bias=bias, modules_to_save=["head"])
+    message = f"{lost}: bias: announces trained biases, but the adapter has none, and "
+    refused(tiny, tmp_path, f"{message}{tiny[0]} has 3 of its layers'", lost, error=AdapterError)
+    tensors = {n: t for n, t in load_all(tiny[0]).items() if not n.endswith(".bias")}
+    write_safetensors(tmp_path / "plain", tensors)
+    ne.merge_checkpoint(tmp_path / "plain", lost, tmp_path / "out")
+
+
 def with_biases(seed=0, **options):
     rng = np.random.default_rng(seed)
     biases = {

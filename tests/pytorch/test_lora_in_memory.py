@@ -236,6 +236,12 @@ def test_a_whole_tensor_that_is_anothers_too(tmp_path):
     assert_refused(net, adapter, tmp_path, MismatchError, r"norm\.bias: is the same tensor as")
 
 
+def test_trained_biases_that_were_lost(tmp_path):
+    adapter = write_lora(tmp_path / "lost", bias="lora_only")
+    message = "bias: announces trained biases, but the adapter has none"
+    assert_refused(Net(), adapter, tmp_path, AdapterError, message)
+
+
 def test_what_one_adapter_replaces_another_does_not_change(tmp_path):
     whole = {**factors(), PREFIX + "layers.0.q.base_layer.bias": np.ones(24, F)}
     adapters = [

@@ -191,6 +191,11 @@ class LowRankAdapter(ABC):
         return {}
 
     @property
+    def bias(self) -> str:
+        """Return whether it has trained biases: ``"none"``, ``"all"`` or the method's own word."""
+        return "none"
+
+    @property
     @abstractmethod
     def modules_to_save(self) -> tuple[str, ...]:
         """Return the modules whose tensors it has whole."""

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 from nola_edge.adapters.fingerprints import base_fingerprint, shapes_fingerprint
 from nola_edge.adapters.module_names import match_modules
+from nola_edge.adapters.peft_folder import CONFIG_NAME
+from nola_edge.adapters.tensor_parts import BIAS
+from nola_edge.adapters.whole_tensors import is_saved
 from nola_edge.errors import AdapterError, MismatchError, printable
 from nola_edge.files.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
 
     from nola_edge.adapters.base import LowRankAdapter
 
@@ -107,6 +110,44 @@ def _check_shape(adapter: LowRankAdapter, module: str, found: tuple[int, int], f
         field=module,
         value=found,
     )
+
+
+def check_biases(
+    adapter: LowRankAdapter, biases: Mapping[str, str], tensors: Container[str], file: Path
+) -> None:
+    """Refuse a base that has biases of which an adapter lost the trained ones.
+
+    PEFT trains and saves those of all adapted layers that have one, or none; those of a module
+    that is saved whole are apart.
+
+    Parameters
+    ----------
+    adapter : LowRankAdapter
+    biases : mapping
+        Module -> what the bias of its layer is called, if it has one.
+    tensors : collection of str
+        Those of the base.
+    file : Path
+        The base.
+
+    Raises
+    ------
+    AdapterError
+    """
+    saved = adapter.modules_to_save
+    trained = (n for n in adapter.whole_tensors if n.endswith(BIAS) and not is_saved(n, saved))
+    if adapter.bias == "none" or any(trained):
+        return
+    lost = [bias for bias in biases.values() if bias in tensors]
+    if lost:
+        raise AdapterError(
+            f"announces trained biases, but the adapter has none, and {printable(str(file))} has "
+            f"{len(lost)} of its layers', such as {printable(lost[0])}; save the adapter again "
+            f'where it was trained, or write "none" in {CONFIG_NAME} to merge without them',
+            file=location(adapter),
+            field="bias",
+            value=adapter.bias,
+        )
 
 
 def check_no_magnitudes(adapter: LowRankAdapter, what: str) -> None:

@@ -139,6 +139,11 @@ class Adapter(LowRankAdapter):
         return self.config.tensors
 
     @property
+    def bias(self) -> str:
+        """Return ``"none"``, or which biases were trained."""
+        return self.config.bias
+
+    @property
     def modules_to_save(self) -> tuple[str, ...]:
         """Return the modules whose tensors it stores whole."""
         return self.config.modules_to_save

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nola_edge.adapters.belongs import check_factor_sizes, check_no_stacks, check_shapes, location
+from nola_edge.adapters.belongs import (
+    check_biases,
+    check_factor_sizes,
+    check_no_stacks,
+    check_shapes,
+    location,
+)
+from nola_edge.adapters.tensor_parts import TensorPart
 from nola_edge.errors import AdapterError, MismatchError, printable
 from nola_edge.files.gguf_types import FLOAT_TYPES, TENSOR_TYPES
 from nola_edge.gguf.model import model_of_gguf
@@ -199,6 +206,8 @@ def matched_tensors(base: GgufFile, model: Model, adapter: LowRankAdapter) -> di
         _check_tied(base, adapter, module, place.tensor)
     check_no_double(adapter, {module: target.tensor for module, target in targets.items()})
     check_shapes(adapter, {m: target.features for m, target in targets.items()}, base.path)
+    biases = {m: TensorPart(target.tensor).bias.tensor for m, target in targets.items()}
+    check_biases(adapter, biases, base.tensors, base.path)
     return targets
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nola_edge import arguments
 from nola_edge.adapters.base import LowRankAdapter
 from nola_edge.adapters.belongs import (
+    check_biases,
     check_factor_sizes,
     check_fingerprint,
     check_shapes,
@@ -226,6 +227,8 @@ def plan_merge(
             plan.merges[target.tensor] = (*terms, Term(adapter, module, weight, target))
         shapes = {module: target.features for module, target in targets.items()}
         check_shapes(adapter, shapes, base.path)
+        biases = {module: part.bias.tensor for module, part in matches.parts.items()}
+        check_biases(adapter, biases, base.tensors, base.path)
         if check_base:
             _check_fingerprint(plan, adapter, targets, override, matches.names)
         plan_whole_tensors(plan, adapter, matches)

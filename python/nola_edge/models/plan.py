@@ -9,7 +9,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from nola_edge.adapters import Adapter
-from nola_edge.adapters.belongs import check_no_stacks, check_shapes, location
+from nola_edge.adapters.belongs import check_biases, check_no_stacks, check_shapes, location
 from nola_edge.adapters.module_names import match_parts
 from nola_edge.adapters.stored_names import StoredNames
 from nola_edge.adapters.tensor_parts import WEIGHT
@@ -175,6 +175,8 @@ class _Planner:
             module: self._add_weight(adapter, module, name, share) for module, name in names.items()
         }
         check_shapes(adapter, shapes, self._model)
+        biases = {module: part.bias.tensor for module, part in matches.parts.items()}
+        check_biases(adapter, biases, self._tensors, self._model)
         for name, values in adapter.whole_tensors.tensors.items():
             self._replace(adapter, whole[name], values)
         for module in adapter.added_biases:

@@ -110,6 +110,10 @@ class RefusalContract(AdapterHooks):
         assert place.load(announced).field == "modules_to_save"
         assert place.merge(announced).field == "modules_to_save"
 
+    def test_trained_biases_may_not_be_missing(self, place: _Place) -> None:
+        """Where the base's layers have them, which ``bias`` says were trained."""
+        assert place.merge(place.files.with_fields(bias="all")).field == "bias"
+
     def test_no_field_may_be_missing(self, place: _Place) -> None:
         """Nothing is guessed that changes weights."""
         for name in self.required_fields:
