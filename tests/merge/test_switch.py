@@ -395,6 +395,15 @@ def test_several_are_given_as_to_a_merge(switch, given):
     assert switch.active == both
 
 
+@pytest.mark.parametrize("given", [[], {}, ()])
+def test_no_adapter_is_the_base(switch, given):
+    before = bits(switch.arrays)
+    switch.use("first")
+    switch.use(given)
+    assert bits(switch.arrays) == before
+    assert switch.active is None
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -15,7 +15,7 @@ from nola_edge.errors import AdapterError, MismatchError, printable
 from nola_edge.files.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Container, Iterable, Mapping
 
     from nola_edge.adapters.base import LowRankAdapter
 
@@ -113,7 +113,7 @@ def _check_shape(adapter: LowRankAdapter, module: str, found: tuple[int, int], f
 
 
 def check_biases(
-    adapter: LowRankAdapter, biases: Mapping[str, str], tensors: Container[str], file: Path
+    adapter: LowRankAdapter, biases: Iterable[str], tensors: Container[str], file: Path
 ) -> None:
     """Refuse a base that has biases of which an adapter lost the trained ones.
 
@@ -123,8 +123,8 @@ def check_biases(
     Parameters
     ----------
     adapter : LowRankAdapter
-    biases : mapping
-        Module -> what the bias of its layer is called, if it has one.
+    biases : iterable of str
+        What biases of its modules' layers are called, if there are any.
     tensors : collection of str
         Those of the base.
     file : Path
@@ -138,7 +138,7 @@ def check_biases(
     trained = (n for n in adapter.whole_tensors if n.endswith(BIAS) and not is_saved(n, saved))
     if adapter.bias == "none" or any(trained):
         return
-    lost = [bias for bias in biases.values() if bias in tensors]
+    lost = [bias for bias in biases if bias in tensors]
     if lost:
         raise AdapterError(
             f"announces trained biases, but the adapter has none, and {printable(str(file))} has "

@@ -206,7 +206,7 @@ def matched_tensors(base: GgufFile, model: Model, adapter: LowRankAdapter) -> di
         _check_tied(base, adapter, module, place.tensor)
     check_no_double(adapter, {module: target.tensor for module, target in targets.items()})
     check_shapes(adapter, {m: target.features for m, target in targets.items()}, base.path)
-    biases = {m: TensorPart(target.tensor).bias.tensor for m, target in targets.items()}
+    biases = (TensorPart(target.tensor).bias.tensor for target in targets.values())
     check_biases(adapter, biases, base.tensors, base.path)
     return targets
 

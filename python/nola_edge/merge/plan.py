@@ -227,7 +227,7 @@ def plan_merge(
             plan.merges[target.tensor] = (*terms, Term(adapter, module, weight, target))
         shapes = {module: target.features for module, target in targets.items()}
         check_shapes(adapter, shapes, base.path)
-        biases = {module: part.bias.tensor for module, part in matches.parts.items()}
+        biases = (part.bias.tensor for part in matches.parts.values())
         check_biases(adapter, biases, base.tensors, base.path)
         if check_base:
             _check_fingerprint(plan, adapter, targets, override, matches.names)

@@ -191,7 +191,7 @@ class Switch(ABC):
                 file=self._base.path,
                 field=next(iter(plan.added)),
             )
-        state = selection if isinstance(selection, str | None) else terms
+        state = selection if isinstance(selection, str) else terms or None
         with self._gate.alone():
             self._check_not_lost()
             held = _changed(self._held[0])

@@ -175,7 +175,7 @@ class _Planner:
             module: self._add_weight(adapter, module, name, share) for module, name in names.items()
         }
         check_shapes(adapter, shapes, self._model)
-        biases = {module: part.bias.tensor for module, part in matches.parts.items()}
+        biases = (part.bias.tensor for part in matches.parts.values())
         check_biases(adapter, biases, self._tensors, self._model)
         for name, values in adapter.whole_tensors.tensors.items():
             self._replace(adapter, whole[name], values)
