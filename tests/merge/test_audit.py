@@ -406,3 +406,58 @@ def test_dora_that_a_program_leaves_off(case, tmp_path, dtype):
         lambda name, base, _: base + F(scaling[name]) * (a_and_b[name][1] @ a_and_b[name][0])
     )
     assert set(faults(report).values()) == {"DoRA off"}
+
+
+def ulps_away(case, ways):
+    """Return a right merge with every weight moved by so many ulps, up or down in size."""
+    return {
+        name: (values.view(f"u{values.itemsize}") + ways(values)).view(values.dtype)
+        if name in NAMES
+        else values
+        for name, values in case.ours().items()
+    }
+
+
+def all_up(values):
+    return np.ones(values.shape, f"u{values.itemsize}")
+
+
+def a_third_down(values):
+    kept = np.arange(values.size).reshape(values.shape) % 3
+    return (-(kept == 0).astype(np.int64)).astype(f"u{values.itemsize}")
+
+
+def towards_positive(values):
+    signs = np.where(values.astype(F) < 0, -1, 1).astype(np.int64)
+    return signs.astype(f"u{values.itemsize}")
+
+
+def up_or_down(values):
+    ways = np.random.default_rng(1).choice([-1, 1], values.shape)
+    return ways.astype(np.int64).astype(f"u{values.itemsize}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ways", [all_up, a_third_down, towards_positive, up_or_down])
+def test_an_ulp_in_every_weight_is_no_rounding(case, dtype, ways):
+    """Roundings go both ways, and leave more weights as they are than they move."""
+    case = case(dtype)
+    report = case.verified(ulps_away(case, ways))
+    assert faults(report) == dict.fromkeys(NAMES, "unknown")
+    assert {d.ulps for d in report.differences} == {1}
+    assert not report.within(1000)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_weights_that_are_cut_off_are_not_rounded(case, dtype):
+    case = case(dtype)
+
+    def cut(_, base, change):
+        exact = base + change
+        near = case.rounded(exact)
+        less = (near.view(np.uint16) - 1).view(case.kind)
+        return np.where(np.abs(near.astype(F)) > np.abs(exact), less, near).astype(F)
+
+    report = case.merged(cut)
+    assert set(faults(report).values()) == {"unknown"}
+    assert not report.within(1)

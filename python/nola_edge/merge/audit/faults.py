@@ -240,7 +240,9 @@ def _is_imprecise(errors: dict[str, float], measured: Measurement) -> bool:
     """Tell whether the change is there, and no element is further off than bfloat16 makes it."""
     nearly_right = min(errors[ROUNDING], errors[ROUNDED_TWICE])
     there = measured.residual <= IMPRECISION**2 * measured.wanted
-    return measured.stray == 0 and (there or _is_there(nearly_right, errors, measured))
+    if measured.stray or measured.is_systematic:
+        return False
+    return there or _is_there(nearly_right, errors, measured)
 
 
 def _rounding(errors: dict[str, float], measured: Measurement) -> str:
@@ -249,6 +251,8 @@ def _rounding(errors: dict[str, float], measured: Measurement) -> str:
         return BROKEN
     if _clearly(errors[ROUNDED_TWICE], errors[ROUNDING]):
         return ROUNDED_TWICE
+    if measured.is_systematic:
+        return UNKNOWN
     average = _average(errors[ROUNDING], measured)
     if measured.largest <= max(measured.roundings, _TIMES_AVERAGE * average):
         return ROUNDING

@@ -7,6 +7,7 @@ scale of their blocks.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 #: A change by so many ulps keeps its size when it is rounded.
 _LARGE_ULPS = 4.0
+_HALF = 0.5
 #: What bfloat16 may lose of both factors, the product and the change, 2**-8 each, as a part of
 #: all terms …
 IMPRECISION = 4 * 2.0**-8
@@ -28,6 +30,14 @@ IMPRECISION = 4 * 2.0**-8
 #: show as well, and of DoRA's norms.
 _ROUNDINGS = {"F32": 16.0}
 _FEW_ROUNDINGS = 2.0
+#: Roundings go up about as often as down: no more of them than this part beyond the others …
+_ONE_SIDED = 0.75
+#: … and no more than so many standard deviations of a fair coin.
+_DEVIATIONS = 5.0
+#: Roundings leave more weights as they are than they move by an ulp up or down, half and half …
+_MORE_BY_ONE = 3
+#: … where so many are moved that it is no chance.
+_MANY = 256
 
 
 @dataclass
@@ -52,6 +62,10 @@ class Measurement:
         Largest difference from a right merge, in ulps.
     differing, beyond : int
         Elements that are not right, and such as are more than one ulp from it.
+    upward, outward : int
+        Elements that are too large less those that are too small; by their absolute values.
+    kept, by_one : int
+        Elements that are less than half an ulp from the right value; about one.
     stray : int
         Elements whose difference no rounding explains, not even that of a change in bfloat16.
     sampled : int
@@ -72,6 +86,10 @@ class Measurement:
     largest: float = 0.0
     differing: int = 0
     beyond: int = 0
+    upward: int = 0
+    outward: int = 0
+    kept: int = 0
+    by_one: int = 0
     stray: int = 0
     sampled: int = 0
     errors: dict[str, float] = field(default_factory=dict)
@@ -102,6 +120,18 @@ class Measurement:
             return self.there_large / self.wanted_large
         return self.there / self.there_right if self.there_right else float("nan")
 
+    @property
+    def is_systematic(self) -> bool:
+        """Tell whether elements differ in a way that roundings do not.
+
+        Nearly all of them to one side, or by an ulp more often than not at all.
+        """
+        moved = max(abs(self.upward), abs(self.outward))
+        chance = _DEVIATIONS * math.sqrt(self.differing)
+        if moved > _ONE_SIDED * self.differing + chance:
+            return True
+        return self.by_one > max(_MANY, _MORE_BY_ONE * self.kept)
+
     def add_block(self, block: Block) -> None:
         """Count a window in."""
         ulps, change = block.ulps_from(block.right), block.change
@@ -117,7 +147,12 @@ class Measurement:
         self.largest = max(self.largest, float(ulps.max()))
         self.differing += int(np.count_nonzero(ulps))
         self.beyond += int(np.count_nonzero(ulps > 1))
+        self.kept += int(np.count_nonzero(ulps <= _HALF))
+        self.by_one += int(np.count_nonzero((ulps > _HALF) & (ulps <= 1 + _HALF)))
         residual = block.found - block.right
+        signs = np.sign(residual)
+        self.upward += int(signs.sum(dtype=np.float64))
+        self.outward += int(dot(signs, np.sign(block.right)))
         self.residual += dot(residual, residual)
         slack = np.float32(IMPRECISION) * block.reach / block.ulp
         self.stray += int(np.count_nonzero(ulps > slack + np.float32(self.roundings)))
@@ -139,5 +174,5 @@ class Measurement:
 
 _SUMS = (
     "elements", "not_finite", "there", "there_right", "wanted", "there_large", "wanted_large",
-    "residual", "differing", "beyond", "stray", "sampled",
+    "residual", "differing", "beyond", "upward", "outward", "kept", "by_one", "stray", "sampled",
 )  # fmt: skip
