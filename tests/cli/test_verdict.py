@@ -112,6 +112,18 @@ def test_the_line_of_verdict():
     assert said(*a_of_b, *b_of_a, adapters=3) == (
         "a was dropped from 1 of 3 tensors; b and c were dropped from 2 of 3 tensors"
     )
+    one_more = [difference(faults.ADAPTER_DROPPED, adapters=("a", "b"))]
+    assert said(*a_of_b, *one_more, adapters=3) == (
+        "a was dropped from 2 of 3 tensors; b was dropped from 1 of 3 tensors"
+    )
+    opposite = [difference(faults.SUBTRACTED, n, adapters=("a", "b")) for n in range(3)]
+    assert said(*opposite[:2], adapters=2) == (
+        "a and b were subtracted in 2 of 3 tensors; perhaps the weights of a and b are swapped"
+    )
+    assert said(*opposite, adapters=2) == (
+        "a and b were subtracted in all 3 tensors; "
+        "perhaps the weights of a and b or MERGED and BASE are swapped"
+    )
     halves = [difference(faults.SCALED, factor=factor) for factor in (0.5, 0.501)]
     assert said(*halves) == "scaled by 0.5 in 2 of 3 tensors"
     assert said(*halves, difference(faults.SCALED, factor=2)) == (
@@ -127,7 +139,7 @@ def test_every_fault_has_its_words():
     names = {value for name, value in vars(faults).items() if name.isupper() and name[0] != "_"
              and isinstance(value, str)}  # fmt: skip
     for fault in names:
-        line = said(difference(fault))
+        line = said(difference(fault, adapters=("a", "b")))
         assert line
         assert "{" not in line
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nola_edge as ne
+from nola_edge.cli.verdict import Verdict
 from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.dtypes import numpy_dtype
 from tests.cli.in_process import call
@@ -81,7 +82,12 @@ def found_in(report):
         ((0.7, -0.4), (0.7, 0), ("adapter dropped", "a1")),
         ((1, 0.5, 0.8), (1, 0.5, 0), ("adapter dropped", "a2")),
         ((1, 0.5), (0.5, 1), ("weights swapped", "a0", "a1")),
-        ((1, -1), (-1, 1), ("subtracted",)),
+        ((1, 0.5, 0.8), (0, 0.5, 0), ("adapter dropped", "a0", "a2")),
+        ((1, 0.5, 0.8, -0.7), (1, 0, 0, 0), ("adapter dropped", "a1", "a2", "a3")),
+        ((1, 0.5, 0.8, -0.7), (0, 0.5, 0, -0.7), ("adapter dropped", "a0", "a2")),
+        ((1, 0.5, 1e-10), (1, 0, 0), ("adapter dropped", "a1")),
+        ((1, 1, 1e-10), (0.6, 0.6, 0), ("scaled",)),
+        ((1, -1), (-1, 1), ("subtracted", "a0", "a1")),
         ((1, 0.5, 0.8), (0.8, 0.5, 1), ("weights swapped", "a0", "a2")),
         ((1, 0.5), (0, 0), ("dropped",)),
         ((1, 0.5), (0.6, 0.3), ("scaled",)),
@@ -141,6 +147,38 @@ def test_many_adapters(tmp_path):
     used = [weight for _, weight in case.given]
     used[7] = 0
     assert found_in(case.written(used)) == dict.fromkeys(NAMES, ("adapter dropped", "a7"))
+    others = [f"a{number}" for number in range(10) if number != 4]
+    report = case.written([weight if n == 4 else 0 for n, (_, weight) in enumerate(case.given)])
+    assert found_in(report) == dict.fromkeys(NAMES, ("adapter dropped", *others))
+
+
+def in_order(case, order):
+    """Merge the adapters in an order, and verify that against the one in which they are given."""
+    base, out = case.folder / "base.safetensors", case.folder / "ordered.safetensors"
+    ne.merge_checkpoint(base, [case.given[number] for number in order], out, force=True)
+    return ne.verify_checkpoint(out, base, case.given, tensors_only=True)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 6])
+def test_adapters_in_another_order(tmp_path, count):
+    """Which shows in F32, and is no mistake; nor is it imprecise."""
+    case = Several(tmp_path, "F32", [1, 0.5, 0.8, -0.7, 0.3, 1.1][:count])
+    orders = [(*range(1, count), 0), tuple(reversed(range(count)))]
+    for order in orders[count > 4 :]:
+        report = in_order(case, order)
+        assert found_in(report) == dict.fromkeys(NAMES, ("adapter order",))
+        assert report.within(max(d.ulps for d in report.differences))
+        assert Verdict(report, count).text == (
+            "right, but the adapters were summed in another order"
+        )
+    assert in_order(case, range(count))
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_another_order_in_half_precision_is_a_rounding(tmp_path, dtype):
+    report = in_order(Several(tmp_path, dtype, [1, 0.5, 0.8]), (2, 0, 1))
+    assert {fault for fault, *_ in found_in(report).values()} <= {"rounding"}
+    assert report.within(1)
 
 
 @settings(max_examples=25, deadline=None)
@@ -165,15 +203,38 @@ def test_no_mistake_is_taken_for_another(tmp_path_factory, data):
             ((0.7 * one, 0.3 * other), ("unknown",)),
         ])
     )  # fmt: skip
-    harmless = [("rounding",), ("rounded twice",), ("imprecise",)]
+    harmless = [("rounding",), ("rounded twice",), ("adapter order",), ("imprecise",)]
     allowed = {wanted, ("unknown",), *harmless}
     if one == -other:
-        allowed.add(("subtracted",))
+        allowed.add(("subtracted", "a0", "a1"))
     found = found_in(case.written(used))
     there = load_all(case.folder / "out.safetensors")
     gone = {name for name in found if np.array_equal(there[name], case.base[name])}
     assert {found[name] for name in found if name not in gone} <= allowed
     assert {found[name] for name in gone} <= {("dropped",), *harmless}
+
+
+def test_who_is_not_in_every_layer_is_named_once(tmp_path, monkeypatch):
+    """With all layers from which it was dropped, whoever else was."""
+    monkeypatch.chdir(tmp_path)
+    only = {2: {"l.1.q": (64, 64)}}
+    case = Several(tmp_path, "BF16", (1, 0.5, 0.8), only=only)
+    report = case.written((1, 0, 0))
+    some = ("adapter dropped", "a1")
+    assert found_in(report) == dict.fromkeys(NAMES, some) | {"l.1.q.weight": (*some, "a2")}
+    done = call("verify", "out.safetensors", "base.safetensors", "a0", "a1=0.5", "a2=0.8",
+                "--tensors-only")  # fmt: skip
+    said = "a1 was dropped from all 3 tensors; a2 was dropped from 1 of 3 tensors"
+    assert f"\nverdict: {said}\n" in done.stdout
+
+
+def test_opposite_weights_that_may_be_swapped(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Several(tmp_path, "F32", (0.5, -0.5)).written((-0.5, 0.5))
+    done = call("verify", "out.safetensors", "base.safetensors", "a0=0.5", "a1=-0.5",
+                "--tensors-only")  # fmt: skip
+    said = "perhaps the weights of a0 and a1 or MERGED and BASE are swapped"
+    assert said in done.stdout
 
 
 def test_the_line_of_verdict(tmp_path, monkeypatch):

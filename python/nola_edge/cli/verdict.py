@@ -12,7 +12,7 @@ from nola_edge.errors import printable
 from nola_edge.merge.audit import faults
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from nola_edge.merge.audit.report import Difference, VerifyReport
 
@@ -48,6 +48,7 @@ _PHRASES = {
 }
 _HARMLESS = {
     faults.IMPRECISE: "right, but computed in another precision than fp32",
+    faults.ADAPTER_ORDER: "right, but the adapters were summed in another order",
     faults.ROUNDED_TWICE: "right, but rounded twice",
     faults.ROUNDING: "the difference is rounding",
 }
@@ -96,9 +97,7 @@ class Verdict:
         forms = Counter(d.problem for d in report.differences)
         said += harmless[:1]
         said += [text.format(_count(forms[form])) for form, text in _FORMS.items() if forms[form]]
-        if counts[faults.SUBTRACTED] == (report.weights or report.merged):
-            said.append("perhaps MERGED and BASE are swapped")
-        return "; ".join(said)
+        return "; ".join([*said, *self._swapped()])
 
     def lines(self, tensors_only: bool) -> list[str]:
         """Return what is printed."""
@@ -137,13 +136,20 @@ class Verdict:
         if more:
             yield f"  … and {more} more (all with --json)"
 
+    def _swapped(self) -> Iterator[str]:
+        """Say what may be in the place of what, where changes are subtracted."""
+        found = [d for d in self.report.differences if d.fault == faults.SUBTRACTED]
+        pairs = dict.fromkeys(_and(d.adapters) for d in found if d.adapters)
+        files = len(found) == (self.report.weights or self.report.merged)
+        places = [f"the weights of {pair}" for pair in pairs] + ["MERGED and BASE"] * files
+        if places:
+            yield f"perhaps {' or '.join(places)} are swapped"
+
     def _wrong(self, fault: str) -> Iterator[str]:
         """Say of each group of adapters with which a mistake was made where it was."""
-        found: dict[tuple[str, ...], list[Difference]] = {}
-        for difference in self.report.differences:
-            if difference.fault == fault:
-                found.setdefault(difference.adapters, []).append(difference)
-        for adapters, differences in found.items():
+        found = [d for d in self.report.differences if d.fault == fault]
+        groups = _by_dropped(found) if fault == faults.ADAPTER_DROPPED else _by_adapters(found)
+        for adapters, differences in groups:
             yield self._phrase(fault, adapters, differences)
 
     def _phrase(
@@ -151,8 +157,7 @@ class Verdict:
     ) -> str:
         merged = fault not in (faults.WHOLE, faults.UNTOUCHED)
         count, one = len(differences), self.adapters == 1
-        named = " and ".join(printable(path) for path in adapters)
-        whose = named or ("the adapter" if one else "the adapters")
+        whose = _and(adapters) or ("the adapter" if one else "the adapters")
         return _PHRASES[fault].format(
             self._tensors(count) if merged else _count(count, *self._noun),
             adapter=f"{whose} {'was' if one or len(adapters) == 1 else 'were'}",
@@ -170,6 +175,33 @@ class Verdict:
         merged = self.report.weights or self.report.merged
         whole = _count(merged, *self._noun)
         return f"all {whole}" if count == merged > 1 else f"{count} of {whole}"
+
+
+def _by_adapters(
+    differences: Sequence[Difference],
+) -> Iterable[tuple[tuple[str, ...], list[Difference]]]:
+    """Return what differs in groups with the same adapters."""
+    found: dict[tuple[str, ...], list[Difference]] = {}
+    for difference in differences:
+        found.setdefault(difference.adapters, []).append(difference)
+    return found.items()
+
+
+def _by_dropped(
+    differences: Sequence[Difference],
+) -> Iterator[tuple[tuple[str, ...], list[Difference]]]:
+    """Yield adapters that are dropped from the same tensors, and what differs there."""
+    places: dict[str, list[int]] = {}
+    for number, difference in enumerate(differences):
+        for adapter in difference.adapters:
+            places.setdefault(adapter, []).append(number)
+    for place in dict.fromkeys(map(tuple, places.values())):
+        adapters = tuple(adapter for adapter, found in places.items() if tuple(found) == place)
+        yield adapters, [differences[number] for number in place]
+
+
+def _and(adapters: Sequence[str]) -> str:
+    return " and ".join(printable(path) for path in adapters)
 
 
 def table(differences: Sequence[Difference]) -> Iterator[str]:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from nola_edge.files.tensor_info import TensorInfo
     from nola_edge.merge.audit.compare import Expected
     from nola_edge.merge.audit.report import Difference
-    from nola_edge.merge.low_rank import LowRank, Term
+    from nola_edge.merge.low_rank import LowRank
     from nola_edge.merge.merged import Merged
 
     Found = Mapping[str, tuple[Source, TensorInfo]]
@@ -82,9 +82,7 @@ def audit(
     audited.measure(names)
     for name in names:
         audited.judge(name)
-    audited.try_rarer(
-        [n for n in names if faults.may_be_rarer(audited.faults[n], audited.measured[n])]
-    )
+    audited.try_rarer([name for name in names if audited.may_be_rarer(name)])
     return [audited.said_of(d) if d.problem == "values" else d for d in differences]
 
 
@@ -95,11 +93,13 @@ def _name(difference: Difference) -> str:
     return matrix_name(difference.tensor, difference.matrix)
 
 
-def _name_of(term: Term, adapters: Iterable[tuple[LowRankAdapter, float]]) -> str:
-    """Return the path of a term's adapter, with its weight if another has the same path."""
-    path = str(location(term.adapter))
-    alike = sum(str(location(adapter)) == path for adapter, _ in adapters)
-    return f"{path}={term.weight:g}" if alike > 1 else path
+def _path_of(
+    adapter: LowRankAdapter, weight: float, adapters: Iterable[tuple[LowRankAdapter, float]]
+) -> str:
+    """Return an adapter's path, with its weight if another of them has the same path."""
+    path = str(location(adapter))
+    alike = sum(str(location(other)) == path for other, _ in adapters)
+    return f"{path}={weight:g}" if alike > 1 else path
 
 
 def _found_by_name(plan: Expected, found: Found, differences: list[Difference]) -> Found:
@@ -160,6 +160,11 @@ class _Audit:
         """Name the fault of a tensor by what was measured so far."""
         self.faults[name] = faults.judge(self.measured[name], self._scaling_mistake(name))
 
+    def may_be_rarer(self, name: str) -> bool:
+        """Tell whether rarer mistakes may explain more of a tensor."""
+        terms = len(self._right[name].terms)
+        return faults.may_be_rarer(self.faults[name], self.measured[name], terms)
+
     def _scaling_mistake(self, name: str) -> faults.ScalingMistake | None:
         terms = self._right[name].terms
         return faults.rslora_mistake(terms) if needs_of(terms) == ANY else None
@@ -192,11 +197,18 @@ class _Audit:
     def _adapters(self, name: str, fault: str) -> tuple[str, ...]:
         """Return which adapters a mistake was made with, where it was not made with all."""
         terms = self._right[name].terms
+        if fault == faults.SUBTRACTED and self._plan_is_opposite():
+            return tuple(_path_of(*pair, self._plan.adapters) for pair in self._plan.adapters)
         if fault in faults.OF_SOME:
             terms = tuple(terms[n] for n in faults.some_of(fault, self.measured[name]))
         elif fault != faults.DROPPED or len(terms) == len(self._plan.adapters):
             return ()
-        return tuple(_name_of(term, self._plan.adapters) for term in terms)
+        return tuple(_path_of(t.adapter, t.weight, self._plan.adapters) for t in terms)
+
+    def _plan_is_opposite(self) -> bool:
+        """Tell whether swapped weights subtract all, of two adapters with opposite ones."""
+        weights = [weight for _, weight in self._plan.adapters]
+        return len(weights) == 2 and weights[0] == -weights[1] != 0
 
     def _windows(self, result: Merged) -> Iterator[tuple[LowRank, Window, bool]]:
         """Yield the windows of a tensor, and whether each is of the sample."""

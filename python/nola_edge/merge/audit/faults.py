@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nola_edge.merge.audit.measure import IMPRECISION
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from nola_edge.merge.audit.measure import Measurement
     from nola_edge.merge.low_rank import Term
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 ROUNDING = "rounding"
 ROUNDED_TWICE = "rounded twice"
+#: Where several adapters are merged: they were summed in another order.
+ADAPTER_ORDER = "adapter order"
 DROPPED = "dropped"
 SUBTRACTED = "subtracted"
 MERGED_TWICE = "merged twice"
-#: Where several adapters are merged: one is not there, or two have each other's weights.
+#: Where several adapters are merged: some are not there, or two have each other's weights.
 ADAPTER_DROPPED = "adapter dropped"
 WEIGHTS_SWAPPED = "weights swapped"
 RSLORA_OFF = "rsLoRA off"
@@ -52,7 +54,7 @@ PARTS = {DROPPED: 0.0, SUBTRACTED: -1.0, MERGED_TWICE: 2.0}
 #: Mistakes that are made with some of several adapters; see :func:`key_of_some`.
 OF_SOME = (ADAPTER_DROPPED, WEIGHTS_SWAPPED)
 #: Faults that leave the weight right but for roundings.
-HARMLESS = (ROUNDING, ROUNDED_TWICE, IMPRECISE)
+HARMLESS = (ROUNDING, ROUNDED_TWICE, ADAPTER_ORDER, IMPRECISE)
 
 #: A prediction is clearly better if its squared error is this much smaller …
 _CLEARLY = 4.0
@@ -113,7 +115,7 @@ def _mistaken_part(term: Term) -> float:
     return mistaken / scaling if scaling and mistaken is not None else 1.0
 
 
-def key_of_some(fault: str, terms: Sequence[int]) -> str:
+def key_of_some(fault: str, terms: Iterable[int]) -> str:
     """Return the key of a prediction that a mistake was made with some of a weight's terms."""
     return f"{fault}: {' '.join(map(str, terms))}"
 
@@ -121,8 +123,7 @@ def key_of_some(fault: str, terms: Sequence[int]) -> str:
 def some_of(fault: str, measured: Measurement) -> tuple[int, ...]:
     """Return the terms with which a mistake was made, by the prediction that explains most."""
     errors = {k: e for k, e in measured.errors.items() if k.partition(":")[0] == fault}
-    best = min(errors, key=lambda key: errors[key])
-    return tuple(map(int, best.partition(": ")[2].split()))
+    return tuple(sorted(_fault_and_terms(min(errors, key=lambda key: errors[key]))[1]))
 
 
 def judge(measured: Measurement, mistake: ScalingMistake | None) -> str:
@@ -142,7 +143,7 @@ def judge(measured: Measurement, mistake: ScalingMistake | None) -> str:
     if measured.not_finite:
         return OVERFLOW
     errors = _least_errors(measured)
-    nearly_right = min(errors[ROUNDING], errors[ROUNDED_TWICE])
+    nearly_right = _of_nearly_right(errors)
     if errors[DROPPED] == 0 and nearly_right >= _ENOUGH:
         return DROPPED  # whatever else would have left the base as it is
     fault = min(errors, key=lambda name: errors[name])
@@ -158,9 +159,14 @@ def judge(measured: Measurement, mistake: ScalingMistake | None) -> str:
     return UNKNOWN if measured.wanted else UNWANTED
 
 
-def may_be_rarer(fault: str, measured: Measurement) -> bool:
-    """Tell whether rarer mistakes may explain more than the fault that was found."""
+def may_be_rarer(fault: str, measured: Measurement, terms: int) -> bool:
+    """Tell whether rarer mistakes may explain more than the fault that was found.
+
+    Of several terms that are summed in F32, the order may.
+    """
     if fault in HARMLESS and abs(measured.factor - 1) > _SLIGHT:
+        return True
+    if fault == ROUNDING and terms > 1 and measured.dtype == "F32":
         return True
     return fault in (UNKNOWN, UNWANTED, IMPRECISE, BROKEN)
 
@@ -195,14 +201,25 @@ def forget_alike(measured: Measurement) -> None:
     """Have no mistake with some of the adapters compete that is no better than another.
 
     Adapters may be alike, or one nearly all of the change: then dropping this or that one explains
-    the same, or a scaling does.
+    the same, or a scaling does. Those are certain whom every good explanation leaves out.
     """
     errors = measured.errors
-    found = sorted((k for k in errors if k.partition(":")[0] in OF_SOME), key=lambda k: errors[k])
-    others = [errors[key] for key in [*found[1:2], SCALED] if key in errors]
-    is_clear = bool(found) and all(_clearly(errors[found[0]], other) for other in others)
-    for key in found[is_clear:]:
-        del errors[key]
+    found = {key: errors.pop(key) for key in list(errors) if key.partition(":")[0] in OF_SOME}
+    if not found:
+        return
+    error = min(found.values())
+    alike = [_fault_and_terms(key) for key, other in found.items() if not _clearly(error, other)]
+    if SCALED in errors and not _clearly(error, errors[SCALED]):
+        return
+    certain = frozenset.intersection(*(terms for _, terms in alike))
+    if len(alike) == 1 or (certain and {fault for fault, _ in alike} == {ADAPTER_DROPPED}):
+        errors[key_of_some(alike[0][0], sorted(certain))] = error
+
+
+def _fault_and_terms(key: str) -> tuple[str, frozenset[int]]:
+    """Take a key of :func:`key_of_some` apart."""
+    fault, _, terms = key.partition(": ")
+    return fault, frozenset(map(int, terms.split()))
 
 
 def _least_errors(measured: Measurement) -> dict[str, float]:
@@ -213,6 +230,11 @@ def _least_errors(measured: Measurement) -> dict[str, float]:
         if not name.startswith(BESIDE):
             least[name] = min(error, least.get(name, math.inf))
     return least
+
+
+def _of_nearly_right(errors: dict[str, float]) -> float:
+    """Return the least error of what is right but for roundings."""
+    return min(error for name, error in errors.items() if name in HARMLESS)
 
 
 def _is_certain(fault: str, errors: dict[str, float], measured: Measurement) -> bool:
@@ -238,7 +260,7 @@ def _average(error: float, measured: Measurement) -> float:
 
 def _is_imprecise(errors: dict[str, float], measured: Measurement) -> bool:
     """Tell whether the change is there, and no element is further off than bfloat16 makes it."""
-    nearly_right = min(errors[ROUNDING], errors[ROUNDED_TWICE])
+    nearly_right = _of_nearly_right(errors)
     there = measured.residual <= IMPRECISION**2 * measured.wanted
     if measured.stray or measured.is_systematic:
         return False
@@ -249,8 +271,9 @@ def _rounding(errors: dict[str, float], measured: Measurement) -> str:
     """Tell roundings apart, and from elements that none explains."""
     if measured.stray:
         return BROKEN
-    if _clearly(errors[ROUNDED_TWICE], errors[ROUNDING]):
-        return ROUNDED_TWICE
+    found = min((ROUNDED_TWICE, ADAPTER_ORDER), key=lambda name: errors.get(name, math.inf))
+    if _clearly(errors[found], errors[ROUNDING]):
+        return found
     if measured.is_systematic:
         return UNKNOWN
     average = _average(errors[ROUNDING], measured)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from dataclasses import replace
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nola_edge import ops
+from nola_edge.errors import NotFiniteError
 from nola_edge.merge.audit import faults
 from nola_edge.merge.audit.block import change_in, change_of
 from nola_edge.merge.low_rank import needs_of
@@ -24,8 +27,10 @@ if TYPE_CHECKING:
     Prediction = tuple[str, Floats]
     Rounding = Callable[[Floats], Floats]
 
-#: Adapters in one weight up to which every pair of them is tried.
+#: Adapters in one weight up to which every pair of them is tried …
 _MOST_SWAPPED = 8
+#: … and up to which every choice and every order of them is.
+_MOST_CHOSEN = 4
 
 
 def usual(result: Merged, block: Block, window: Window, update: LowRank) -> Iterator[Prediction]:
@@ -81,6 +86,8 @@ def rarer(
         return
     if len(result.terms) > 1:
         yield from _of_some(result, block, window)
+        if result.dtype == "F32":  # others hardly show it
+            yield from _in_other_orders(result, block, window)
     if result.shape[0] == result.shape[1]:
         across = change_in(result, Window(window.cols, window.rows)).T
         yield faults.TRANSPOSED, block.rounded(block.base + across)
@@ -95,14 +102,14 @@ def rarer(
 
 
 def _of_some(result: Merged, block: Block, window: Window) -> Iterator[Prediction]:
-    """Yield what a window is where one adapter was left out, or two have each other's weights."""
+    """Yield what a window is where adapters were left out, or two have each other's weights."""
     terms = result.terms
     if len({term.adapter.path or id(term.adapter) for term in terms}) == 1:
         return  # that of one adapter, given several times, is a scaling of it
     changes = [change_in(replace(result, terms=(term,)), window) for term in terms]
-    for number, change in enumerate(changes):
-        values = block.rounded(block.base + (block.change - change))
-        yield faults.key_of_some(faults.ADAPTER_DROPPED, [number]), values
+    for dropped in _choices(len(terms)):
+        values = block.rounded(block.base + _without(block.change, changes, dropped))
+        yield faults.key_of_some(faults.ADAPTER_DROPPED, dropped), values
     if len(terms) > _MOST_SWAPPED:
         return
     for pair in itertools.combinations(range(len(terms)), 2):
@@ -112,6 +119,42 @@ def _of_some(result: Merged, block: Block, window: Window) -> Iterator[Predictio
             more += np.float32(weights[0] / weights[1] - 1) * changes[other]
             values = block.rounded(block.base + (block.change + more))
             yield faults.key_of_some(faults.WEIGHTS_SWAPPED, pair), values
+
+
+def _choices(count: int) -> Iterator[tuple[int, ...]]:
+    """Yield which of some adapters may be left out: of many, one, or all but one."""
+    sizes = range(1, count) if count <= _MOST_CHOSEN else (1, count - 1)
+    for size in sizes:
+        yield from itertools.combinations(range(count), size)
+
+
+def _without(change: Floats, changes: Sequence[Floats], dropped: Sequence[int]) -> Floats:
+    """Return a change without some of those that it is the sum of.
+
+    Those that are left are summed, if they are few: a difference would be less exact.
+    """
+    kept = [number for number in range(len(changes)) if number not in dropped]
+    few = kept if len(kept) <= _MOST_CHOSEN else dropped
+    total: Floats = np.add.reduce([changes[number] for number in few])
+    return total if few is kept else change - total
+
+
+def _in_other_orders(result: Merged, block: Block, window: Window) -> Iterator[Prediction]:
+    """Yield what a window is where the adapters are summed in another order."""
+    update = result.update(window.cols, 1)
+    left = update.left(*window.rows)
+    ends = np.cumsum([term.rank for term in result.terms])
+    ranks = np.split(np.arange(len(update.right)), ends[:-1])
+    backwards = range(len(ranks) - 1, -1, -1)
+    orders = itertools.permutations(range(len(ranks)))
+    next(orders)  # the right one
+    for order in orders if len(ranks) <= _MOST_CHOSEN else [backwards]:
+        these = np.concatenate([ranks[number] for number in order])
+        values = block.base.copy()
+        with contextlib.suppress(NotFiniteError):  # such elements count nowhere
+            right = np.ascontiguousarray(update.right[these])
+            ops.merge_(values, np.ascontiguousarray(left[:, these]), right, 1.0, num_threads=1)
+        yield faults.key_of_some(faults.ADAPTER_ORDER, order), values
 
 
 def _in_order(result: Merged) -> Merged:

@@ -45,8 +45,9 @@ class Difference:
         largest of base, found and right.
     fault : str, optional
         What explains the difference; None where the problem is not the values.
-        Right but for roundings: ``"rounding"``, ``"rounded twice"``, ``"imprecise"`` (computed in
-        another precision than fp32, the change is right to a percent or so). Wrong: ``"dropped"``,
+        Right but for roundings: ``"rounding"``, ``"rounded twice"``, ``"adapter order"`` (several
+        were summed in another order), ``"imprecise"`` (computed in another precision than fp32, the
+        change is right to a percent or so). Wrong: ``"dropped"``,
         ``"adapter dropped"`` and ``"weights swapped"`` (of some of several, see `adapters`),
         ``"subtracted"``, ``"merged twice"``, ``"rsLoRA off"``, ``"rsLoRA on"``, ``"DoRA off"``,
         ``"scaled"`` (by `factor`), ``"transposed"``, ``"another layer"``, ``"row order"`` (of
@@ -59,7 +60,8 @@ class Difference:
         The tensor whose change is in this one, for ``"another layer"``.
     adapters : tuple of str
         Paths of the adapters that were dropped, or have each other's weights, where several are
-        merged and it is not all of them.
+        merged and it is not all of them; of ``"subtracted"``, two whose weights are opposite: it
+        may be that they have each other's.
     matrix : int, optional
         Which of a stack it is of whose values this is said, where adapters are merged into some.
     lines : (start, stop), optional
