@@ -85,8 +85,8 @@ def command(
 
     BASE is a safetensors file, a Hugging Face folder or Hub id, or a GGUF file; the output has the
     same layout. An ADAPTER is a folder, a packed file or a Hub id; each may have a weight:
-    ADAPTER=0.5. Several are summed in fp32 and rounded once. At every moment the output is either
-    absent or complete.
+    ADAPTER=0.5. Several are summed in fp32, in the order given, which is part of the bits, and
+    rounded once. At every moment the output is either absent or complete.
 
     With --each they are not summed: OUTPUT is a folder in which each adapter gets an output under
     its own name, with the same bytes as if it were merged alone. All are checked first. With
