@@ -41,8 +41,51 @@ def test_outputs_of_each_are_checked_together(tiny, tmp_path):
     assert [(one["output"], one["identical"]) for one in json.loads(done.stdout)] == [
         (f"{tmp_path}/out/adapter", True), (f"{tmp_path}/out/other", False),
     ]  # fmt: skip
-    shutil.rmtree(tmp_path / "out" / "other")
-    assert f"{tmp_path}/out/other: does not exist" in refused("verify", tmp_path / "out", *given)
+
+
+def test_an_output_that_cannot_be_read_hides_no_other(tiny, tmp_path):
+    """Neither what is right before it nor what is wrong after it; all count in the status."""
+    for number, name in enumerate(("broken", "gone", "other")):
+        tiny_adapter(seed=number).save(tmp_path / name)
+    given = [*tiny, *(tmp_path / name for name in ("broken", "gone", "other")), "--each"]
+    out = tmp_path / "out"
+    assert call("merge", *given, "-o", out).returncode == 0
+    shutil.rmtree(out / "gone")
+    for path in (out / "broken").glob("*.safetensors"):
+        path.write_bytes(b"no header")
+    (out / "other" / "config.json").write_text("{}")
+    done = call("verify", out, *given)
+    assert done.returncode == 2
+    first, second, *rest = done.stdout.splitlines()
+    assert first.startswith(f"{out}/adapter: identical: ")
+    assert second == f"{out}/other: DIFFERENT: 1 file"
+    assert [line[:2] for line in rest] == ["  "]
+    errors = done.stderr.splitlines()
+    assert len(errors) == 2
+    assert errors[0].startswith(f"nola-edge: {out}/broken/")
+    assert errors[1].startswith(f"nola-edge: {out}/gone: does not exist")
+    quiet = call("verify", out, *given, "-q")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (2, "", done.stderr)
+    found = json.loads(call("verify", out, *given, "--json").stdout)
+    assert [one.get("identical") for one in found] == [True, None, None, False]
+    assert [one["output"] for one in found] == [
+        f"{out}/{name}" for name in ("adapter", "broken", "gone", "other")
+    ]
+    assert found[2]["error"]["file"] == f"{out}/gone"
+
+
+def test_what_is_wrong_with_every_output_is_said_once(foreign, tmp_path):
+    trained_adapter(MODULES, r=4, num_basis=10, seed=12).save(tmp_path / "free")
+    base, bound = foreign
+    given = [base, bound, tmp_path / "free", "--each"]
+    call("merge", *given, "-o", tmp_path / "out", "--no-check-base")
+    done = call("verify", tmp_path / "out", *given)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"nola-edge: {tmp_path}/out/bound: {base}")
+    assert done.stdout.startswith(f"{tmp_path}/out/free: identical: ")
+    missing = call("verify", tmp_path / "out", tmp_path / "none", *given[1:])
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert missing.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -78,6 +121,8 @@ def test_base_and_adapters_may_be_given_by_name(tiny, tmp_path):
         ("M B --adapter A", "not as both"),
         ("M A --base B", "not as both"),
         ("M B A --base B", "not as both"),
+        ("M --base B --adapter A A", "with an --adapter before each ADAPTER"),
+        ("M --base B --base C --adapter A", "--base is given more than once, as B and C"),
         ("M --base B", "--base needs --adapter as well"),
         ("M --adapter A", "--adapter needs --base as well"),
         ("--base B --adapter A", "Missing argument 'MERGED'"),

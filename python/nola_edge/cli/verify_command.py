@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,12 +22,15 @@ from nola_edge.cli.inputs import (
     rename_option,
     revision_option,
 )
+from nola_edge.cli.layout import say
 from nola_edge.cli.path_types import PATH
 from nola_edge.cli.summary import as_found, show, summary_options
 from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
-from nola_edge.errors import printable
+from nola_edge.errors import NolaEdgeError, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from nola_edge.cli.inputs import Given
     from nola_edge.cli.verdict import Verdict
     from nola_edge.merge.audit.report import VerifyReport
@@ -41,7 +45,14 @@ if TYPE_CHECKING:
 @click.argument("merged", type=PATH)
 @click.argument("base", type=PATH, required=False, metavar="BASE")
 @click.argument("adapters", type=PATH, nargs=-1, metavar="ADAPTER...")
-@click.option("--base", "named_base", type=PATH, metavar="BASE", help="Another way to give BASE.")
+@click.option(
+    "--base",
+    "named_bases",
+    type=PATH,
+    metavar="BASE",
+    multiple=True,  # so that a second one can be refused
+    help="Another way to give BASE.",
+)
 @click.option(
     "--adapter",
     "named_adapters",
@@ -79,7 +90,7 @@ def command(
     merged: str,
     base: str | None,
     adapters: tuple[str, ...],
-    named_base: str | None,
+    named_bases: tuple[str, ...],
     named_adapters: tuple[str, ...],
     each: bool,
     ulps: int | None,
@@ -99,7 +110,7 @@ def command(
     ADAPTER". Every tensor is merged again and compared, and so is everything else that merge
     writes: headers and metadata, index, configuration, tokenizer, weights of other parts. Hidden
     files are ignored. With --tensors-only, files may be sharded differently. The exit status is 0
-    if they are the same, 1 if they differ; the differences are listed.
+    if they are the same, 1 if they differ, 2 if one cannot be read; the differences are listed.
 
     If merged weights differ, for example because another program merged them, a verdict says what
     went wrong, and a table how far each tensor is off:
@@ -118,12 +129,13 @@ def command(
     small.
     """  # noqa: D301
     from nola_edge.adapters.renames import Renames
+    from nola_edge.cli.failure import Failure
     from nola_edge.cli.verdict import Verdict
     from nola_edge.files.signature import is_gguf
 
-    named = named_base is not None or bool(named_adapters)
+    named = bool(named_bases or named_adapters)
     base, adapters = (
-        _by_name(base, named_base, named_adapters) if named else _by_place(base, adapters)
+        _by_name(base, named_bases, named_adapters) if named else _by_place(base, adapters)
     )
     order = "" if named else "MERGED BASE ADAPTER"
     given = local_adapters(
@@ -137,24 +149,34 @@ def command(
         refuse_to_rename_gguf(rename)
     outputs = _outputs(merged, base, given) if each else {merged: given}
     renames = Renames(rename)
+    verify: Callable[..., VerifyReport] = (
+        partial(_verify_gguf, dtype=dtype) if gguf else partial(_verify_checkpoint, rename=renames)
+    )
     found, lines, accepted = [], [], []
+    unread: dict[str, Exception] = {}
     for output, terms in outputs.items():
-        if gguf:
-            report = _verify_gguf(output, base, terms, dtype, quiet, **options)
-        else:
-            report = _verify_checkpoint(output, base, terms, quiet, rename=renames, **options)
+        try:
+            report = verify(output, base, terms, quiet, **options)
+        except (NolaEdgeError, OSError, click.UsageError) as error:
+            if not each:
+                raise
+            unread[output] = error
+            found.append({"output": output, **Failure.of(error).as_json()})
+            continue
         result = Verdict(report, len(terms), ulps)
         accepted.append(result.accepted)
         found.append({"output": output, **_as_found(report, result)})
         label = f"{printable(output, 240)}: " if each else ""
         first, *rest = result.lines(options["tensors_only"])
         lines += [label + first, *rest]
-    renames.check_used()
+    _say_unread(unread, len(outputs))
+    if not unread:
+        renames.check_used()
     if gguf:
         found = [{**one, **GGUF_FOUND} for one in found]
         lines.append(f"  {GGUF_NOTE}")
     show(found if each else found[0], *lines, as_json=as_json, quiet=quiet)
-    return 0 if all(accepted) else 1
+    return 2 if unread else 0 if all(accepted) else 1
 
 
 def _by_place(base: str | None, adapters: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
@@ -168,18 +190,37 @@ def _by_place(base: str | None, adapters: tuple[str, ...]) -> tuple[str, tuple[s
 
 
 def _by_name(
-    placed: str | None, base: str | None, adapters: tuple[str, ...]
+    placed: str | None, bases: tuple[str, ...], adapters: tuple[str, ...]
 ) -> tuple[str, tuple[str, ...]]:
     """Return base and adapters from the options."""
     if placed is not None:
         raise click.UsageError(
             "BASE and ADAPTER are given by place or as --base and --adapter, not as both: write "
-            "MERGED BASE ADAPTER, or MERGED --base BASE --adapter ADAPTER"
+            "MERGED BASE ADAPTER, or MERGED --base BASE --adapter ADAPTER, with an --adapter "
+            "before each ADAPTER"
         )
-    if base is None or not adapters:
-        given, other = ("--adapter", "--base") if base is None else ("--base", "--adapter")
+    if not (bases and adapters):
+        given, other = ("--base", "--adapter") if bases else ("--adapter", "--base")
         raise click.UsageError(f"{given} needs {other} as well; or write MERGED BASE ADAPTER")
-    return base, adapters
+    if len(bases) > 1:
+        given = " and ".join(printable(base) for base in bases)
+        raise click.UsageError(f"--base is given more than once, as {given}: leave all but one out")
+    return bases[0], adapters
+
+
+def _say_unread(errors: Mapping[str, Exception], outputs: int) -> None:
+    """Say on stderr which of some outputs cannot be read, and why.
+
+    What is wrong in the same way with all of them is no fault of theirs, and raised.
+    """
+    from nola_edge.cli.failure import Failure
+
+    said = {output: Failure.of(error).line for output, error in errors.items()}
+    if len(said) == outputs and len(set(said.values())) == 1:
+        raise next(iter(errors.values()))
+    for output, line in said.items():
+        name = printable(output, 240)
+        say(f"nola-edge: {line if line.startswith(name) else f'{name}: {line}'}", err=True)
 
 
 def _outputs(merged: str, base: str, adapters: Given) -> dict[str, Given]:
@@ -212,9 +253,9 @@ def _verify_gguf(
     merged: str,
     base: str,
     adapters: Any,
-    dtype: str | None,
     quiet: bool,
     *,
+    dtype: str | None,
     threads: int | None,
     tensors_only: bool,
     check_base: bool,
