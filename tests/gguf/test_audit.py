@@ -208,6 +208,22 @@ def test_a_broken_block(case, kind):
         assert not report.within(1e9)
 
 
+def test_a_step_in_every_weight_is_no_rounding(case):
+    made = case("Q8_0")
+    merge_gguf(made.folder / "base.gguf", made.given, made.folder / "ours.gguf")
+    with GgufFile.open(made.folder / "ours.gguf") as file:
+        info = file.tensors[NAMES[2]]
+    data = np.fromfile(made.folder / "ours.gguf", np.uint8)
+    blocks = data[info.start : info.start + info.nbytes].reshape(-1, 34)  # a scale and 32 steps
+    steps = blocks[:, 2:].view(np.int8)
+    steps += steps < 127
+    data.tofile(made.folder / "up.gguf")
+    report = verify_gguf(made.folder / "up.gguf", made.folder / "base.gguf", made.given)
+    assert faults(report) == {NAMES[2]: "unknown"}
+    assert [difference.ulps for difference in report.differences] == [1]
+    assert not report.within(1e9)
+
+
 def test_a_tensor_that_nothing_is_merged_into(case):
     made = case("Q8_0")
     norm = {NAMES[0].replace("weight", "norm"): np.full(7, 2, F)}

@@ -36,6 +36,7 @@ _PHRASES = {
     faults.RSLORA_ON: "scaled as if rsLoRA were on in {}",
     faults.DORA_OFF: "merged as if DoRA were off in {}",
     faults.SCALED: "scaled by {factor} in {}",
+    faults.TRUNCATED: "truncated to BF16 instead of rounded in {}",
     faults.TRANSPOSED: "transposed in {}",
     faults.ANOTHER_LAYER: "another layer's factors in {}",
     faults.ROW_ORDER: "rows of attention heads in Hugging Face order in {}",

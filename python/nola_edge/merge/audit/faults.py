@@ -34,6 +34,8 @@ RSLORA_OFF = "rsLoRA off"
 RSLORA_ON = "rsLoRA on"
 DORA_OFF = "DoRA off"
 SCALED = "scaled"
+#: To BF16, instead of rounded.
+TRUNCATED = "truncated"
 TRANSPOSED = "transposed"
 ANOTHER_LAYER = "another layer"
 ROW_ORDER = "row order"

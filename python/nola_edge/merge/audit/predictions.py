@@ -82,6 +82,8 @@ def rarer(
     """
     if math.isfinite(factor):
         yield from _multiples(block, faults.SCALED, factor, block.change)
+    if result.dtype == "BF16":
+        yield faults.TRUNCATED, _truncated(block.base + block.change)
     if needs_of(result.terms) != ANY:
         return
     if len(result.terms) > 1:
@@ -99,6 +101,12 @@ def rarer(
         yield faults.EXPERT_LAYOUT, block.rounded(block.base + change_in(layout, window))
     if other is not None:
         yield faults.ANOTHER_LAYER, block.rounded(block.base + change_in(other, window))
+
+
+def _truncated(values: Floats) -> Floats:
+    """Return values as a program leaves them that takes the upper half of their bits for BF16."""
+    upper: Floats = (values.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    return upper
 
 
 def _of_some(result: Merged, block: Block, window: Window) -> Iterator[Prediction]:
