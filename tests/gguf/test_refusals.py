@@ -150,6 +150,9 @@ def test_outputs_are_kept_and_inputs_too(tmp_path):
     (tmp_path / "out.gguf").write_text("mine")
     refused(tmp_path, "exists already", OutputError, base=base)
     refused(tmp_path, "is not a GGUF model, so --force", OutputError, base=base, force=True)
+    write(tmp_path / "out.gguf", dict(list(arrays_of().items())[:-1]))
+    message = f"lacks tensor {list(arrays_of())[-1]!r}, which this output has, so --force"
+    refused(tmp_path, message, OutputError, base=base, force=True)
     (tmp_path / "out.gguf").write_bytes(base.read_bytes())
     merge_gguf(base, adapter_of(), tmp_path / "out.gguf", force=True)
     assert (tmp_path / "out.gguf").read_bytes() != base.read_bytes()

@@ -385,7 +385,7 @@ def test_force_spares_what_is_no_output(tiny, tmp_path):
         "a1: holds notes.txt, which is not part of such an output, so --force does not replace it"
     )
     refused(tiny, tmp_path, seeds(2), message, OutputError, force=True)
-    message = "a1: exists but is not a checkpoint"
+    message = "a1: exists but is not a result of this merge (has neither"
     refused(tiny, tmp_path, seeds(2), message, OutputError, skip_existing=True)
     refused(
         tiny, tmp_path, seeds(2), "contradicts force", ArgumentError, force=True, skip_existing=True

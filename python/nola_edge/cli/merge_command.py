@@ -51,7 +51,8 @@ from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
 @click.option(
     "--skip-existing",
     is_flag=True,
-    help="With --each: skip outputs that exist already, for example after an interrupted job.",
+    help="With --each: skip outputs that exist already, for example after an interrupted job. "
+    "Their headers are compared with what would be written, not their contents: see verify.",
 )
 @type_option(GGUF_TYPES, help="Type of merged tensors in a GGUF file.  [default: as in BASE]")
 @ui.force_option

@@ -176,14 +176,19 @@ class AtomicOutput:
         if not target.name:
             raise OutputError("is not a name for an output", file=target)
         nearest_folder(target.parent)
-        self._check_apart()  # first: another name, or --force, would be the wrong advice
+        self.check_apart()  # first: another name, or --force, would be the wrong advice
         if self._force:
             self._check_replaceable()
         elif os.path.lexists(target):
             raise OutputError(f"exists already; {self._if_exists}", file=target)
 
-    def _check_apart(self) -> None:
-        """Refuse a target that is an input, or lies in one, or holds one."""
+    def check_apart(self) -> None:
+        """Refuse a target that is an input, or lies in one, or holds one; entering does the same.
+
+        Raises
+        ------
+        OutputError
+        """
         target = self.target
         place = target.parent.resolve() / target.name
         for path in self._inputs:

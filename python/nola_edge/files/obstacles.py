@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from nola_edge.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
 
     #: Says what of a path keeps it from being replaced; None of one that may be.
     Obstacle = Callable[[Path], str | None]
@@ -40,6 +40,26 @@ def foreign(names: Collection[str]) -> str | None:
         return None
     more = " and more" * (len(names) > 1)
     return f"holds {printable(min(names))}{more}, which is not part of such an output"
+
+
+def other_tensors(wanted: Mapping[str, str], found: Mapping[str, str]) -> str | None:
+    """Say that a file holds other tensors than an output.
+
+    Parameters
+    ----------
+    wanted, found : mapping of str to str
+        Tensor name -> what must be alike, as it is printed.
+    """
+    for name, kind in wanted.items():
+        shown = f"tensor {printable(name)!r}"
+        if name not in found:
+            return f"lacks {shown}, which this output has"
+        if found[name] != kind:
+            return f"holds {shown} as {found[name]}, which this output has as {kind}"
+    for name in found:
+        if name not in wanted:
+            return f"holds tensor {printable(name)!r}, which this output has not"
+    return None
 
 
 def names_below(folder: Path) -> list[str]:

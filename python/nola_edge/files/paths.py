@@ -65,6 +65,15 @@ def _blobs(folder: Path) -> list[Path]:
     return [(revision.parent.parent / "blobs").resolve() for revision in revisions]
 
 
+def in_hub_cache(folder: Path) -> bool:
+    """Tell whether a folder is a snapshot in the Hugging Face cache, or lies in one."""
+    places = (folder, *folder.parents)
+    return any(
+        place.parent.name == "snapshots" and place.parent.parent.name.startswith("models--")
+        for place in places
+    )
+
+
 def read_inside(folder: Path, name: str, most: int = MAX_CONFIG_BYTES) -> bytes:
     """Read a small file of a folder.
 

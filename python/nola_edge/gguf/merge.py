@@ -12,6 +12,7 @@ from nola_edge import arguments
 from nola_edge.files.atomic import AtomicOutput
 from nola_edge.files.copying import pwrite_all, start_writeback
 from nola_edge.files.gguf import GgufFile, gguf_model_obstacle
+from nola_edge.files.obstacles import other_tensors
 from nola_edge.gguf.layout import Layout
 from nola_edge.gguf.plan import GgufPlan, plan_gguf
 from nola_edge.gguf.requantize import Requantized
@@ -23,6 +24,7 @@ from nola_edge.workers import Buffers, Workers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nola_edge.files.obstacles import Obstacle
     from nola_edge.merge.result import Piece
 
 _COPY_BYTES = 64 << 20
@@ -115,7 +117,7 @@ def merge_gguf(
             force=force,
             directory=False,
             expected_bytes=layout.size,
-            replaces=gguf_model_obstacle,
+            replaces=_obstacle(file),
         ) as out:
             with out.file() as path:
                 survival = _write(plan, layout, path, num_threads, progress or (lambda _: None))
@@ -128,6 +130,21 @@ def merge_gguf(
             seconds=time.perf_counter() - begin,
             survival=survival,
         )
+
+
+def _obstacle(base: GgufFile) -> Obstacle:
+    """Make a test for a model in GGUF with the tensors of the base, of any type."""
+    wanted = {name: str(list(info.shape)) for name, info in base.tensors.items()}
+
+    def test(path: Path) -> str | None:
+        in_the_way = gguf_model_obstacle(path)
+        if in_the_way is not None:
+            return in_the_way
+        with GgufFile.open(path) as file:
+            found = {name: str(list(info.shape)) for name, info in file.tensors.items()}
+        return other_tensors(wanted, found)
+
+    return test
 
 
 def _write(

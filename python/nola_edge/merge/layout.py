@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from nola_edge.adapters.peft_folder import CONFIG_NAME as ADAPTER_CONFIG
+from nola_edge.adapters.peft_folder import WEIGHTS_NAME as ADAPTER_WEIGHTS
 from nola_edge.dtypes import safetensors_dtype
 from nola_edge.errors import printable
 from nola_edge.files.copying import copy_file
 from nola_edge.files.folder import SAFETENSORS, is_index
 from nola_edge.files.obstacles import foreign, names_below
-from nola_edge.files.paths import inside
+from nola_edge.files.paths import in_hub_cache, inside
 from nola_edge.files.safetensors import encode_header
 from nola_edge.files.strict_json import encode
 from nola_edge.merge.tied import CONFIG_NAME, untied_config
@@ -130,9 +131,16 @@ def checkpoint_obstacle(companions: Collection[Path]) -> Obstacle:
 
     def test(path: Path) -> str | None:
         names = os.listdir(path)
-        if ADAPTER_CONFIG in names:
-            return foreign([ADAPTER_CONFIG])
-        others = [name for name in names_below(path) if not is_own(name)]
+        adapter = {ADAPTER_CONFIG, ADAPTER_WEIGHTS}.intersection(names)
+        if adapter:
+            return foreign([min(adapter)])
+        if in_hub_cache(path):
+            return "lies in the Hugging Face cache"
+        below = names_below(path)
+        links = [name for name in below if (path / name).is_symlink()]
+        if links:
+            return f"holds the link {printable(min(links))}, and an output holds none"
+        others = [name for name in below if not is_own(name)]
         if not others and not any(name.endswith(SAFETENSORS) for name in names):
             return f"holds {printable(min(names))} but no weights"
         return foreign(others)

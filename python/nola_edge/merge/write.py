@@ -13,17 +13,15 @@ from nola_edge.adapters.renames import Renames
 from nola_edge.files.atomic import AtomicOutput
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.hub import base_path
-from nola_edge.files.safetensors import safetensors_obstacle
+from nola_edge.merge.earlier_output import EarlierOutput
 from nola_edge.merge.heads import label_notes
-from nola_edge.merge.layout import OutputFile, checkpoint_obstacle, output_files, write_companions
+from nola_edge.merge.layout import OutputFile, output_files, write_companions
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
 from nola_edge.merge.weight_files import WeightFile, write_together
 from nola_edge.threads import check_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from nola_edge.files.obstacles import Obstacle
 
 
 @dataclass(frozen=True)
@@ -132,11 +130,6 @@ def merge_checkpoint(
         return merge.report(time.perf_counter() - begin, check_base)
 
 
-def replaces_of(base: Checkpoint) -> Obstacle:
-    """Return what tests whether a merge may replace a path: it must be one into a like base."""
-    return checkpoint_obstacle(base.companions()) if base.is_folder else safetensors_obstacle
-
-
 class CheckpointMerge(NamedTuple):
     """A merge that was checked and can be written.
 
@@ -165,6 +158,11 @@ class CheckpointMerge(NamedTuple):
     def nbytes(self) -> int:
         """Bytes of all weight files."""
         return sum(file.nbytes for file in self.files)
+
+    @property
+    def earlier(self) -> EarlierOutput:
+        """What an earlier output of this merge is like."""
+        return EarlierOutput.of(self.plan)
 
     @property
     def adapter_paths(self) -> list[Path]:
@@ -228,7 +226,7 @@ def write_merges(
                     force=force,
                     directory=base.is_folder,
                     expected_bytes=merge.nbytes,
-                    replaces=replaces_of(base),
+                    replaces=merge.earlier.obstacle,
                 )
             )
             for merge in reversed(merges)

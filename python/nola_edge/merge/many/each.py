@@ -20,10 +20,12 @@ from nola_edge.files.parents import Parents, free_bytes
 from nola_edge.merge.many.groups import Groups, WantedMerge
 from nola_edge.merge.many.output_names import name_outputs
 from nola_edge.merge.many.process_share import Share
-from nola_edge.merge.write import MergeReport, replaces_of, write_merges
+from nola_edge.merge.write import MergeReport, write_merges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from nola_edge.merge.write import CheckpointMerge
 
 
 def merge_each(
@@ -63,7 +65,9 @@ def merge_each(
     force : bool
         Replace existing results.
     skip_existing : bool
-        Skip adapters whose result already exists. It is opened, not verified.
+        Skip adapters whose result already exists. What is there must have the files, tensors,
+        dtypes and metadata of the result, or is refused; contents are not compared, which
+        :func:`nola_edge.verify_checkpoint` does.
     num_threads : int, optional
         Default: the processors this process may use, divided among torchrun's processes on this
         machine if `shard` is ``"auto"``. The bytes do not depend on it.
@@ -104,31 +108,38 @@ def merge_each(
     with Checkpoint.open(base_path(base)) as checkpoint:
         suffix = "" if checkpoint.is_folder else ".safetensors"
         wanted = [WantedMerge(folder / f"{name}{suffix}", given) for name, given in mine]
-        there = {item.output for item in wanted if skip_existing and _is_there(item.output)}
-        wanted = [item for item in wanted if item.output not in there]
         checkpoint.companions()  # refuses what could not be carried over
         renames = Renames(rename)
         groups = Groups(
-            checkpoint, wanted, check_base=check_base, renames=renames, num_threads=threads
+            checkpoint,
+            wanted,
+            check_base=check_base,
+            renames=renames,
+            num_threads=threads,
+            skip=_is_there if skip_existing else lambda _: False,
         )
         renames.check_used()
         inputs = _near(folder, [checkpoint.path, *_paths(named), *groups.adapter_paths])
         targets = [
             AtomicOutput(
-                item.output,
+                path,
                 inputs=inputs,
                 force=force,
                 directory=checkpoint.is_folder,
-                replaces=replaces_of(checkpoint),
+                replaces=earlier.obstacle,
                 if_exists="go on with --skip-existing, replace it with --force, or choose another "
                 "folder",
             )
-            for item in wanted
+            for path, earlier in groups.earlier.items()
         ]
         _check(folder, targets, inputs, groups.nbytes)
-        for path in (folder, *there):
+        there = [item.output for item in wanted if item.output not in groups.earlier]
+        skipped = [AtomicOutput(path, inputs=inputs, directory=True) for path in there]
+        for target in skipped:
+            target.check_apart()
+        for target in (AtomicOutput(folder, directory=True), *skipped):
             # What a process left that was killed after it had put its output in place.
-            AtomicOutput(path, directory=True).sweep()
+            target.sweep()
         with _made(folder, keep=share.count > 1):
             for merges in groups:
                 begin = time.perf_counter()
@@ -197,15 +208,16 @@ def _made(folder: Path, keep: bool) -> Iterator[None]:
         raise
 
 
-def _is_there(output: Path) -> bool:
+def _is_there(merge: CheckpointMerge) -> bool:
+    output = merge.output
     if not os.path.lexists(output):
         return False
     try:
-        Checkpoint.open(output).close()
+        merge.earlier.check_like(output)
     except NolaEdgeError as error:
         raise OutputError(
-            f"exists but is not a checkpoint ({error.message}), so it does not count as an earlier "
-            "output; remove it, or choose another folder",
+            f"exists but is not a result of this merge ({error.message}), so it does not count as "
+            "an earlier output; remove it, or choose another folder",
             file=output,
         ) from None
     return True

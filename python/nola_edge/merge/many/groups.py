@@ -15,11 +15,12 @@ from nola_edge.merge.write import CheckpointMerge
 from nola_edge.threads import thread_count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from nola_edge.adapters.renames import Renames
     from nola_edge.files.checkpoint import Checkpoint
+    from nola_edge.merge.earlier_output import EarlierOutput
     from nola_edge.merge.plan import MergePlan
 
 #: What the adapters of a group may hold in memory: whole tensors, coefficients, factors in use.
@@ -64,9 +65,13 @@ class Groups:
         Names that the base has otherwise.
     num_threads : int, optional
         That will write; with more, the factors of more weights are in use at a time.
+    skip : callable, optional
+        Says of a planned merge that it shall not be written.
 
     Attributes
     ----------
+    earlier : dict
+        Output that is to be written -> what an earlier one is like.
     nbytes : int
         Bytes of the weight files of all outputs.
     adapter_paths : list of Path
@@ -86,7 +91,9 @@ class Groups:
         check_base: bool,
         renames: Renames | None = None,
         num_threads: int | None,
+        skip: Callable[[CheckpointMerge], bool] = lambda _: False,
     ) -> None:
+        self.earlier: dict[Path, EarlierOutput] = {}
         self.nbytes = 0
         self.adapter_paths: list[Path] = []
         self._base = base
@@ -99,6 +106,10 @@ class Groups:
         room = 0
         for item in wanted:
             merge = item.plan(base, **self._options)
+            self.adapter_paths += merge.adapter_paths
+            if skip(merge):
+                continue
+            self.earlier[merge.output] = merge.earlier
             need = _memory(merge.plan, threads)
             needed = _files(merge.plan)
             if not self._groups or need > room or needed > files:
@@ -110,7 +121,6 @@ class Groups:
             if len(self._groups) == 1:
                 self._planned.append(merge)
             self.nbytes += merge.nbytes
-            self.adapter_paths += merge.adapter_paths
 
     def __iter__(self) -> Iterator[list[CheckpointMerge]]:
         merges = self._planned
