@@ -118,7 +118,11 @@ def test_below_proc_the_place_is_what_is_wrong(here, command, output):
         ("merge base adapter", "adapter", "is an input"),
         ("merge base adapter", "base/sub", "lies inside the input base"),
         ("merge base adapter", ".", "contains the input base"),
-        ("merge base adapter", "loop", "exists already; choose another name or pass --force"),
+        (
+            "merge base adapter",
+            "loop",
+            "is a symbolic link, and never replaced; choose another name",
+        ),
         ("merge all.safetensors adapter", "all.safetensors", "is an input"),
         ("merge model.gguf nola", "model.gguf", "is an input"),
         ("merge base adapter --each", "base", "lies inside the input base"),

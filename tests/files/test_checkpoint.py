@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import nola_edge as ne
 from nola_edge import Adapter
+from nola_edge.errors import ArgumentError
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.folder import INDEX_NAME
 from tests.conftest import write_safetensors
@@ -155,3 +157,24 @@ def test_the_hub_cache_opens_nothing_but_its_blobs(tmp_path, target):
 def test_a_link_to_what_does_not_exist(sharded):
     (sharded / "config.json").symlink_to("absent.json")
     refused(sharded, "config.json: is a broken link")
+
+
+def test_what_was_closed_says_so(tiny):
+    """Not that its files have disappeared, or are bad descriptors."""
+    base, adapter = tiny
+    merged = ne.open_merged(base, adapter)
+    checkpoint = Checkpoint.open(base)
+    for opened in (merged, checkpoint):
+        opened.close()
+    (file, info) = checkpoint.tensors["embed.weight"]
+    for use in (
+        lambda: merged["embed.weight"],
+        lambda: merged["layers.0.q.weight"],
+        lambda: merged.read("embed.weight"),
+        checkpoint.check_unchanged,
+        lambda: file.read("embed.weight"),
+        lambda: file.array("embed.weight"),
+        lambda: file.copy_to(1, 0, info.start, 1),
+    ):
+        with pytest.raises(ArgumentError, match=r"model-0000\d-of-00003.safetensors: was closed;"):
+            use()

@@ -1,5 +1,6 @@
 """What is given by mistake for a base or an adapter is refused with what to give instead."""
 
+import os
 import pickle
 import shlex
 import shutil
@@ -8,6 +9,7 @@ import pytest
 
 import nola_edge as ne
 from nola_edge.errors import NolaEdgeError, OutputError
+from nola_edge.gguf import merge_gguf
 from tests.cli.in_process import refused
 from tests.conftest import snapshot
 
@@ -120,3 +122,71 @@ def test_a_model_in_the_place_of_an_adapter(here):
     assert refused("inspect", "base") == f"{said}\n"
     (here / "base" / "config.json").write_text("{}")
     assert snapshot(here).keys() == before.keys()
+
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("x.safetensors", "merge x.safetensors adapter -o out.safetensors"),
+        ("x.gguf", "merge x.gguf adapter -o out.gguf"),
+        ("x.nola", "merge base x.nola -o out"),
+        ("base/model-00001-of-00003.safetensors", "merge base adapter -o out"),
+        ("base/model.safetensors.index.json", "merge base adapter -o out"),
+        ("adapter/adapter_config.json", "merge base adapter -o out"),
+        ("adapter/adapter_model.safetensors", "inspect adapter"),
+    ],
+)
+def test_a_pointer_of_git_lfs(here, name, command):
+    (here / name).write_text(POINTER)
+    before = snapshot(here)
+    advice = "is a Git LFS pointer, not the file itself; run git lfs pull in its repository"
+    assert refused(*command.split()) == f"nola-edge: {name}: {advice}\n"
+    assert snapshot(here) == before
+
+
+def test_a_pointer_given_to_the_reader_of_gguf(here):
+    (here / "x.gguf").write_text(POINTER)
+    with pytest.raises(NolaEdgeError, match=r"x\.gguf: is a Git LFS pointer"):
+        merge_gguf("x.gguf", "adapter", "out.gguf")
+    assert not (here / "out.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "has 0 bytes, too few for a GGUF file; it is truncated"),
+        (b"GGU", "has 3 bytes, too few for a GGUF file; it is truncated"),
+        (b"<html>not found", "is not a GGUF file: it does not begin with GGUF"),
+    ],
+)
+def test_what_is_only_called_gguf(here, data, message):
+    """What is wrong with the base is said before what to call the output."""
+    (here / "x.gguf").write_bytes(data)
+    before = snapshot(here)
+    for output in ("out.gguf", "out.safetensors"):
+        assert refused("merge", "x.gguf", "adapter", "-o", output) == (
+            f"nola-edge: x.gguf: {message}\n"
+        )
+    assert snapshot(here) == before
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_pipe_in_the_place_of_an_adapter_s_file(here, name):
+    (here / "adapter" / name).unlink()
+    os.mkfifo(here / "adapter" / name)
+    line = f"nola-edge: adapter/{name}: is not a regular file\n"
+    assert refused("merge", "base", "adapter", "-o", "out") == line
+    assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["merge base adapter", "pack adapter", "export lora adapter"])
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_a_device_is_not_advised_to_be_removed(here, command, force):
+    base = ["--base", "base"] if "export" in command else []
+    line = refused(*command.split(), *base, "-o", os.devnull, *force)
+    assert (
+        line == f"nola-edge: {os.devnull}: is a device, and never replaced; choose another name\n"
+    )

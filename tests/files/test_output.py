@@ -94,16 +94,27 @@ def test_force_spares_a_file_that_is_no_output(tmp_path):
     assert (tmp_path / "out").read_text() == "precious text"
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
-def test_an_existing_output_is_refused(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("file", "is a file already, but the output is not; choose another name, or remove it"),
+        ("folder", "exists already; choose another name or pass --force"),
+        ("other folder", "exists already, and holds config.json, which is not part of such an"),
+        ("dangling link", "is a symbolic link, and never replaced; choose another name"),
+    ],
+)
+def test_an_existing_output_is_refused(tmp_path, kind, message):
+    """--force is advised only where it would help."""
     target = tmp_path / "out"
     if kind == "file":
         target.write_text("mine")
-    elif kind == "folder":
-        target.mkdir()
-    else:
+    elif kind == "dangling link":
         target.symlink_to("nowhere")
-    with pytest.raises(OutputError, match="exists already"):
+    else:
+        target.mkdir()
+    if kind == "other folder":
+        (target / "config.json").write_text("{}")
+    with pytest.raises(OutputError, match=message):
         write(target)
     assert os.listdir(tmp_path) == ["out"]
 
@@ -432,8 +443,11 @@ def test_force_replaces_no_other_kind_of_file(tmp_path, kind, monkeypatch):
     else:
         pytest.skip("only root makes devices")
     before = path.lstat()
-    with pytest.raises(OutputError, match="--force does not replace it"):
-        write(path, directory=False, force=True)
+    message = f"out: is a {kind}, and never replaced; choose another name$"
+    for directory in (True, False):
+        for force in (True, False):
+            with pytest.raises(OutputError, match=message):
+                write(path, directory=directory, force=force)
     assert os.path.samestat(path.lstat(), before)
 
 

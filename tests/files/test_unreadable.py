@@ -77,6 +77,21 @@ def test_what_is_not_permitted(folders, unreadable):
     assert "Permission denied" in done.stdout
 
 
+@pytest.mark.parametrize("kind", ["adapter", "base"])
+def test_a_parent_that_may_not_be_searched(folders, kind):
+    locked = folders / "locked"
+    locked.mkdir()
+    (folders / kind).rename(locked / kind)
+    locked.chmod(0)
+    command = [sys.executable, "-c", AS_NOBODY, kind, str(locked / kind)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    locked.chmod(0o755)
+    if done.stderr.startswith("cannot become another user"):
+        pytest.skip(done.stderr.strip())
+    assert done.stderr == ""
+    assert done.stdout == f"{locked / kind}: cannot be opened: Permission denied\n"
+
+
 @contextlib.contextmanager
 def free_descriptors(count):
     """Let so many more files be open."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.hub import adapter_path
@@ -128,7 +129,7 @@ def is_of_experts(path: Path) -> bool:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """Return a folder's configuration; empty where there is none, which NOLA's reader refuses."""
-    if not (folder / CONFIG_NAME).is_file() and (folder / _DIFFUSERS_NAME).is_file():
+    if not os.path.lexists(folder / CONFIG_NAME) and (folder / _DIFFUSERS_NAME).is_file():
         raise AdapterError(
             f"holds {_DIFFUSERS_NAME}, a LoRA in the layout of diffusers, but no "
             f"{CONFIG_NAME}; {_CONVERT}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ def load_config(folder: Path) -> AdapterConfig:
         If it is missing, no strict JSON, or a field is wrong or not understood.
     """
     path = folder / CONFIG_NAME
-    if not path.is_file():
+    if not os.path.lexists(path):
         cached = cache_hint(folder)
         if cached:
             raise AdapterError(f"is {cached}", file=folder)

@@ -22,6 +22,7 @@ from nola_edge.adapters.whole_tensors import load_whole
 from nola_edge.errors import AdapterError, FormatError, OutputError, printable
 from nola_edge.files.json_cursor import Cursor
 from nola_edge.files.safetensors import SafetensorsFile, stated_format
+from nola_edge.files.signature import BEGIN, refuse_lfs_pointer
 from nola_edge.files.strict_json import MAX_CONFIG_BYTES, dumps, encode
 from nola_edge.files.torch_file import begins_as_torch
 
@@ -125,10 +126,11 @@ def _opened(path: Path) -> SafetensorsFile:
 def _refuse_no_adapter(path: Path) -> None:
     """Refuse what does not even begin as a safetensors file, by what is wanted here."""
     with path.open("rb") as file:
-        begin = file.read(9)
+        begin = file.read(BEGIN)
+    refuse_lfs_pointer(begin, path)
     if begin.startswith(b"GGUF"):
         raise FormatError("is a GGUF file, not an adapter", file=path)
-    if begin[8:] != b"{" and not begins_as_torch(begin):
+    if begin[8:9] != b"{" and not begins_as_torch(begin[:9]):
         raise FormatError("is not an adapter: give its folder or a packed .nola file", file=path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,7 +100,7 @@ def open_weights(folder: Path) -> SafetensorsFile:
     NolaEdgeError
         If it is missing, or its header breaks a rule of the format.
     """
-    if not (folder / WEIGHTS_NAME).is_file():
+    if not os.path.lexists(folder / WEIGHTS_NAME):
         if (folder / _PICKLED_NAME).exists():
             raise torch_file_refused(folder / _PICKLED_NAME, folder)
         raise AdapterError(f"has no {WEIGHTS_NAME}", file=folder)
@@ -114,7 +115,7 @@ def read_config(path: Path) -> dict[str, Any]:
     NolaEdgeError
         If it is not an object in JSON, or a link leads out of the folder.
     """
-    if not (path / CONFIG_NAME).is_file():
+    if not os.path.lexists(path / CONFIG_NAME):
         return {}
     return loads_object(read_inside(path, CONFIG_NAME), file=path / CONFIG_NAME)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,7 @@ def local_base(base: str, revision: str | None) -> str:
     """
     from nola_edge.files.hub import base_path
 
-    if revision is not None and Path(base).exists():
+    if revision is not None and os.path.exists(base):
         raise click.UsageError(f"--revision is for a base on the Hub, and {base} is a local path")
     return str(base_path(base, revision))
 

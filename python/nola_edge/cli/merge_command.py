@@ -23,6 +23,7 @@ from nola_edge.cli.output_names import check_file_name, check_folder_name
 from nola_edge.cli.path_types import PATH
 from nola_edge.cli.summary import summary_options
 from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
+from nola_edge.errors import OutputError
 
 
 @click.command(
@@ -155,14 +156,27 @@ def _check_each(each: bool, shard: str | None, skip_existing: bool, gguf: bool) 
 def _check_output_name(base: str, output: str, gguf: bool, each: bool) -> None:
     """Refuse a name that says another kind of output than BASE has."""
     from nola_edge.files.hub import is_id
+    from nola_edge.files.input_file import is_here
 
+    here = is_here(base)
     if each:
         check_folder_name(
             output, "with --each the output is a folder that holds one output per ADAPTER"
         )
     elif gguf:
         check_file_name(output, ".gguf", "the output is a GGUF file, like BASE", base)
-    elif os.path.isdir(base) or (is_id(base) and not os.path.exists(base)):
+    elif os.path.isdir(base) or (not here and is_id(base)):
         check_folder_name(output, "the output is a folder, like BASE")
-    elif os.path.exists(base):
-        check_file_name(output, ".safetensors", "the output is a file, like BASE", base)
+    elif here:
+        try:
+            check_file_name(output, ".safetensors", "the output is a file, like BASE", base)
+        except OutputError:
+            _check_is_checkpoint(base)
+            raise
+
+
+def _check_is_checkpoint(base: str) -> None:
+    """Refuse a base that cannot be read: what to call the output would be the wrong advice."""
+    from nola_edge.files.checkpoint import Checkpoint
+
+    Checkpoint.open(base).close()

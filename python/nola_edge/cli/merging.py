@@ -110,7 +110,8 @@ def _print_notes(reports: Sequence[MergeReport], check_base: bool) -> None:
     if not check_base:
         say("  the base was not checked: --no-check-base")
     elif unchecked:
-        whose = "the adapter records" if len(reports) == 1 else f"{unchecked} adapters record"
+        whose = f"{unchecked} adapter{'s record' if unchecked > 1 else ' records'}"
+        whose = "the adapter records" if len(reports) == 1 else whose
         say(f"  the base was not checked: {whose} no fingerprint of it")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import threading
@@ -45,7 +46,7 @@ def parse_adapter(text: str) -> tuple[str, float]:
         If the weight is not a decimal number.
     """
     path, separator, weight = text.rpartition("=")
-    if not separator or Path(text).exists():
+    if not separator or os.path.exists(text):
         return text, 1.0
     if not _NUMBER.fullmatch(weight):
         raise ArgumentError(f"{weight!r} is not a weight such as 0.5", field=text)

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from nola_edge.errors import OutputError, printable
+from nola_edge.files.obstacles import special_file
 
 _FILES = (".safetensors", ".gguf", ".nola", ".bin", ".pt", ".pth", ".json")
 
@@ -62,6 +63,9 @@ def _check_written_at_all(output: str, option: str = "-o") -> None:
             f"is complete; write {option} NAME",
             file=output,
         )
+    special = special_file(Path(output))
+    if special is not None:
+        raise OutputError(f"{special}, and never replaced; choose another name", file=output)
 
 
 def _shown(path: str) -> str:

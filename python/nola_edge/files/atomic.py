@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from nola_edge.errors import OutputError, printable
 from nola_edge.files.mounts import file_system, shows_the_kernel
-from nola_edge.files.obstacles import anything, names_below, nothing_yet
+from nola_edge.files.obstacles import anything, names_below, nothing_yet, special_file
 from nola_edge.files.parents import Parents, free_bytes, nearest_folder
 from nola_edge.files.renaming import exchange, rename_new
 from nola_edge.files.temporary import (
@@ -177,10 +177,11 @@ class AtomicOutput:
             raise OutputError("is not a name for an output", file=target)
         nearest_folder(target.parent)
         self.check_apart()  # first: another name, or --force, would be the wrong advice
-        if self._force:
-            self._check_replaceable()
-        elif os.path.lexists(target):
-            raise OutputError(f"exists already; {self._if_exists}", file=target)
+        if os.path.lexists(target):
+            with _as_output_error(target):
+                self._check_replaceable()
+            if not self._force:
+                raise OutputError(f"exists already; {self._if_exists}", file=target)
 
     def check_apart(self) -> None:
         """Refuse a target that is an input, or lies in one, or holds one; entering does the same.
@@ -202,16 +203,21 @@ class AtomicOutput:
                 raise OutputError(f"contains the input {printable(path)}", file=target)
 
     def _check_replaceable(self) -> None:
-        """Refuse to replace what is not like the output, or cannot be moved away."""
+        """Refuse what is not like the output, or cannot be moved away, with --force or without."""
         target = self.target
+        special = special_file(target)
+        if special is not None:
+            raise OutputError(f"{special}, and never replaced; choose another name", file=target)
         if target.is_symlink():
-            raise OutputError("is a symbolic link; remove it first", file=target)
-        if not target.exists():
-            return
+            raise OutputError(
+                "is a symbolic link, and never replaced; choose another name", file=target
+            )
         if target.is_dir() != self._directory:
             kind = "folder" if target.is_dir() else "file"
             raise OutputError(
-                f"is a {kind} already, but the output is not; remove it first", file=target
+                f"is a {kind} already, but the output is not; choose another name, or remove it "
+                "first",
+                file=target,
             )
         if _holds_current_folder(target.resolve()):
             raise OutputError("is or holds the current folder; choose another", file=target)
@@ -221,12 +227,14 @@ class AtomicOutput:
                 file=target,
             )
         in_the_way = self._in_the_way(target)
-        if in_the_way is not None:
-            raise OutputError(
-                f"{in_the_way}, so --force does not replace it; choose another name, or remove it "
-                "yourself",
-                file=target,
-            )
+        if in_the_way is None:
+            return
+        found = (
+            f"{in_the_way}, so --force does not replace it"
+            if self._force
+            else f"exists already, and {in_the_way}"
+        )
+        raise OutputError(f"{found}; choose another name, or remove it yourself", file=target)
 
     def _in_the_way(self, path: Path) -> str | None:
         """Say what of a path is neither what this writes nor nothing yet."""

@@ -16,7 +16,7 @@ from nola_edge.files.folder import (
     find_weights,
     is_index,
 )
-from nola_edge.files.input_file import identity, opening
+from nola_edge.files.input_file import identity, is_here, opening
 from nola_edge.files.json_cursor import Cursor
 from nola_edge.files.paths import inside
 from nola_edge.files.safetensors import SafetensorsFile
@@ -82,7 +82,7 @@ class Checkpoint:
             return cls(Path(path))
 
     def _open(self) -> None:
-        if not self.path.exists():
+        if not is_here(self.path):
             raise CheckpointError("does not exist", file=self.path)
         if not self.is_folder:
             self._refuse_gguf()

@@ -18,6 +18,7 @@ from nola_edge.files.gguf_types import (
     TENSOR_TYPES,
 )
 from nola_edge.files.input_file import InputFile
+from nola_edge.files.signature import BEGIN, refuse_lfs_pointer
 from nola_edge.files.tensor_info import TensorInfo
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class GgufFile(InputFile):
         self.tensors: dict[str, TensorInfo] = {}
         self.type_positions: dict[str, int] = {}
         try:
+            refuse_lfs_pointer(self.read_bytes(min(self.size, BEGIN), 0), self.path)
             cursor = GgufCursor(self)
             self.version, tensors, pairs = read_preamble(cursor)
             for _ in range(pairs):

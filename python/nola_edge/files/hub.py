@@ -18,6 +18,7 @@ from nola_edge.errors import (
     NolaEdgeError,
     printable,
 )
+from nola_edge.files.input_file import is_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -115,7 +116,7 @@ def find(location: str | Path, revision: str | None, kind: Kind) -> Path:
         If two revisions are named, or the location is not a path.
     """
     path = arguments.path(kind.argument, location)
-    if path.exists():
+    if is_here(path):
         return path
     named = _as_id(location) if isinstance(location, str) else None
     if named is None or ".." in (named["revision"] or ""):

@@ -15,7 +15,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from nola_edge.errors import ChangedError, FormatError
+from nola_edge.errors import ArgumentError, ChangedError, FormatError
 from nola_edge.files.copying import BECAME_SHORTER, copy_range
 
 if TYPE_CHECKING:
@@ -58,6 +58,26 @@ def open_to_read(path: str | Path) -> int:
     """
     with opening(path):
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
+def is_here(path: str | Path) -> bool:
+    """Tell whether there is something at a path, behind links.
+
+    Raises
+    ------
+    FormatError
+        If a folder on the way may not be searched, so that nobody can tell.
+    """
+    with opening(path):
+        try:
+            os.stat(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
+            return False
+        except ValueError:  # a zero byte in it
+            return False
+    return True
 
 
 class Source(Protocol):
@@ -110,7 +130,10 @@ class InputFile:
             If the file has become shorter.
         FormatError
             If the disk fails.
+        ArgumentError
+            If the file was closed, here and by every other method that reads.
         """
+        self._check_open()
         view = memoryview(buffer).cast("B")
         done = 0
         while done < len(view):
@@ -148,6 +171,7 @@ class InputFile:
         OSError
             If writing fails.
         """
+        self._check_open()
         try:
             copy_range(self.fd, start, fd, offset, count)
         except EOFError:
@@ -172,6 +196,7 @@ class InputFile:
         ------
         ChangedError
         """
+        self._check_open()
         try:
             now = {identity(os.fstat(self.fd))}
             if by_path:
@@ -184,6 +209,10 @@ class InputFile:
             raise ChangedError(
                 "changed while it was read; run again when nothing writes to it", file=self.path
             )
+
+    def _check_open(self) -> None:
+        if self.fd < 0:
+            raise ArgumentError("was closed; open it again", file=self.path)
 
     def close(self) -> None:
         """Close the file; arrays handed out stay valid, since they hold the mapping."""

@@ -8,6 +8,7 @@ replaced.
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,30 @@ if TYPE_CHECKING:
     #: Says what of a path keeps it from being replaced; None of one that may be.
     Obstacle = Callable[[Path], str | None]
 
+_SPECIAL = {
+    stat.S_IFCHR: "is a device",
+    stat.S_IFBLK: "is a device",
+    stat.S_IFIFO: "is a pipe",
+    stat.S_IFSOCK: "is a socket",
+}
+
 
 def nothing_yet(path: Path) -> bool:
     """Tell whether a path is an empty folder or an empty regular file."""
     if path.is_dir():
         return not os.listdir(path)
     return path.is_file() and path.stat().st_size == 0
+
+
+def special_file(path: Path) -> str | None:
+    """Say that a path leads to a device, a pipe or a socket; None if it does not."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return None
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    return _SPECIAL.get(stat.S_IFMT(mode), "is not a regular file")
 
 
 def anything(path: Path) -> str | None:

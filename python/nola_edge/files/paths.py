@@ -95,8 +95,12 @@ def read_inside(folder: Path, name: str, most: int = MAX_CONFIG_BYTES) -> bytes:
     fd = open_to_read(path)
     with opening(path), os.fdopen(fd, "rb") as file:
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
-            raise CheckpointError(f"is not a regular file of at most {most} bytes", file=path)
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError("is not a regular file", file=path)
+        if status.st_size > most:
+            raise CheckpointError(
+                f"has {status.st_size} bytes, more than the limit of {most}", file=path
+            )
         return file.read(status.st_size)
 
 

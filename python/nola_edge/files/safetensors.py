@@ -16,6 +16,7 @@ from nola_edge.dtypes import BITS, numpy_dtype
 from nola_edge.errors import FormatError, printable
 from nola_edge.files.input_file import InputFile
 from nola_edge.files.json_cursor import Cursor
+from nola_edge.files.signature import BEGIN, MAGIC, refuse_lfs_pointer
 from nola_edge.files.strict_json import dumps
 from nola_edge.files.tensor_info import TensorInfo
 from nola_edge.files.torch_file import begins_as_torch, torch_file_refused
@@ -81,14 +82,17 @@ class SafetensorsFile(InputFile):
 
     def _find_header(self) -> int:
         """Return the bytes of the header, with the length before it."""
+        begin = os.pread(self.fd, BEGIN, 0)
+        refuse_lfs_pointer(begin, self.path)
+        if self.path.suffix == ".gguf" and begin[8:9] != b"{":
+            _refuse_as_gguf(begin, self.size, self.path)
         if self.size < 8:
             raise FormatError(
                 f"has {self.size} bytes, too few for a safetensors file", file=self.path
             )
-        begin = os.pread(self.fd, 9, 0)
-        if begin.startswith(b"GGUF"):
+        if begin.startswith(MAGIC):
             raise FormatError("is a GGUF file, but a safetensors file is needed", file=self.path)
-        if begins_as_torch(begin):
+        if begins_as_torch(begin[:9]):
             raise torch_file_refused(self.path)
         length = int.from_bytes(begin[:8], "little")
         if self.size - 8 >= length > MAX_HEADER_BYTES:
@@ -160,6 +164,14 @@ class SafetensorsFile(InputFile):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _refuse_as_gguf(begin: bytes, size: int, path: Path) -> None:
+    """Refuse what is only called a GGUF file as that, and not as another kind of file."""
+    if size < len(MAGIC):
+        raise FormatError(f"has {size} bytes, too few for a GGUF file; it is truncated", file=path)
+    if not begin.startswith(MAGIC):
+        raise FormatError("is not a GGUF file: it does not begin with GGUF", file=path)
 
 
 def _parse_header(

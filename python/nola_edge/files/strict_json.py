@@ -13,6 +13,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.errors import FormatError, printable
+from nola_edge.files.signature import BEGIN, refuse_lfs_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,6 +118,7 @@ def decode_utf8(data: bytes | memoryview, file: object) -> str:
     FormatError
         If it is not UTF-8, or begins with a byte order mark, which JSON does not allow.
     """
+    refuse_lfs_pointer(bytes(data[:BEGIN]), file)
     try:
         text = str(data, "utf-8")
     except UnicodeDecodeError as error:
