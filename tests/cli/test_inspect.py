@@ -11,6 +11,7 @@ from nola_edge.adapters.statistics import ASCII_LEVELS, BLOCKS, Distribution, pa
 from nola_edge.cli import inspection
 from nola_edge.cli.output import human_bytes
 from nola_edge.demo.synthetic import llama_7b, trained_adapter
+from tests.adapters.test_vera import vera_files
 from tests.cli.test_cli import run
 from tests.conftest import MODULES, load_all, write_safetensors
 from tests.lora_folders import factors, with_magnitudes, write_lora
@@ -182,3 +183,17 @@ def test_the_method_is_named(tmp_path, dora, method):
     folder = write_lora(tmp_path / "l", tensors, use_dora=dora)
     assert f"\nmethod        {method}\n" in run("inspect", folder).stdout
     assert json.loads(run("inspect", folder, "--json").stdout)["method"] == method
+
+
+def test_shapes_that_an_adapter_does_not_record_are_the_base_s(tiny, tmp_path):
+    """As VeRA's, whose projections are shared; without a base nothing is said of them."""
+    base, folder = tiny[0], vera_files(MODULES).write(tmp_path / "v")
+    with_base = run("inspect", folder, "--base", base, "--modules").stdout
+    assert re.search(r"layers\.\*\.q +2 x \(24 x 40\)", with_base)
+    assert re.search(r"layers\.0\.v +40 x 24: rank", with_base)
+    alone = run("inspect", folder, "--modules").stdout
+    assert "()" not in alone
+    assert re.search(r"layers\.\*\.q +2$", alone, re.MULTILINE)
+    assert re.search(r"layers\.0\.v +rank", alone)
+    found = json.loads(run("inspect", folder, "--base", base, "--json").stdout)
+    assert found["modules"]["layers.0.v"]["shape"] == [40, 24]

@@ -73,6 +73,29 @@ def assert_same(one, other):
         assert torch.equal(parameter.view(torch.uint8), theirs[name].view(torch.uint8)), name
 
 
+@pytest.mark.parametrize("rules", [{"seen": "model"}, ["seen=model"]])
+def test_modules_that_the_model_calls_otherwise(tmp_path, rules):
+    """What the refusal advises can be given here as well."""
+    model = decoder()
+    model.save_pretrained(tmp_path / "base")
+    shapes = shapes_of(model, "q_proj.")
+    named = {f"seen{name.removeprefix('model')}": shape for name, shape in shapes.items()}
+    trained_adapter(named, r=8, num_basis=48, seed=3).save(tmp_path / "adapter")
+    given = tmp_path / "base", tmp_path / "adapter"
+    with pytest.raises(MismatchError, match="rename= in Python"):
+        load(*given)
+    with pytest.raises(ArgumentError, match="unused"):
+        load(given[0], NolaMergeConfig(given[1], rename={"seen": "model", "unused": "x"}))
+    ne.merge_checkpoint(*given, tmp_path / "merged", rename=rules)
+    expected = load(tmp_path / "merged")
+    assert_same(load(given[0], NolaMergeConfig(given[1], rename=rules)), expected)
+    found = load_merged(transformers.AutoModelForCausalLM, *given, rename=rules)
+    assert_same(found, expected)
+    assert json.loads(json.dumps(NolaMergeConfig(given[1], rename=rules).to_dict()))["rename"] == {
+        "seen": "model"
+    }
+
+
 def test_the_bits_of_a_merged_checkpoint(saved, tmp_path):
     base, adapter = saved
     before = snapshot(base)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import nola_edge as ne
 from nola_edge import Adapter
+from nola_edge.adapters.fingerprints import checkpoint_fingerprint
 from nola_edge.demo.synthetic import DecoderShape, trained_adapter, write_checkpoint
 from nola_edge.errors import (
     AdapterError,
@@ -456,6 +457,24 @@ def test_json_and_summaries(tiny, tmp_path):
     assert "a1: 2 of 8 tensors merged" in done.stdout
     done = run(*command, "--force", "-q")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("recording", "said"),
+    [
+        (0, "3 adapters record no fingerprint of it"),
+        (2, "1 adapter records no fingerprint of it"),
+    ],
+)
+def test_who_records_no_fingerprint(tiny, tmp_path, recording, said):
+    adapters = saved(tmp_path)
+    for path in adapters[:recording]:
+        adapter = Adapter.load(path)
+        record = checkpoint_fingerprint(tiny[0], adapter.modules, {})
+        config = dataclasses.replace(adapter.config, base_fingerprint=record)
+        Adapter(config, adapter.modules).save(path, force=True)
+    done = run("merge", tiny[0], *adapters, "--each", "-o", tmp_path / "out")
+    assert f"the base was not checked: {said}\n" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -335,6 +335,15 @@ def test_orientations_that_differ_are_not_exported_together(tiny, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("weight", [1e30, -1e30])
+def test_a_scaling_that_no_merge_would_read_is_not_exported(tiny, tmp_path, weight):
+    lora = write_lora(tmp_path / "l")
+    before = snapshot(tmp_path)
+    with pytest.raises(ArgumentError, match=r"lora_alpha: would be .* no more than 1e30"):
+        export_lora([(lora, weight)], tiny[0], tmp_path / "x")
+    assert snapshot(tmp_path) == before
+
+
 def test_exporting_needs_a_base_where_the_adapter_says_no_sizes(tmp_path, tiny):
     lora = write_lora(tmp_path / "lora")
     export_lora(lora, None, tmp_path / "again", dtype="BF16")

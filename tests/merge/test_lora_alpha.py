@@ -73,7 +73,7 @@ def test_an_alpha_that_was_typed_is_found_as_it_was(r, alpha):
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
-@given(rank=st.integers(1, 64), alpha=ALPHAS)
+@given(rank=st.integers(1, 64), alpha=ALPHAS.filter(lambda alpha: alpha < 3e29))
 def test_a_layer_of_several_parts_has_their_scaling(parts, rank, alpha):
     """As query and value of the public GPT-2 code become one layer."""
     scaling = alpha / rank

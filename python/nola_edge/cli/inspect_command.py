@@ -67,7 +67,7 @@ def command(
         base = local_base(base, revision)
     shapes = _shapes(loaded, base, rename, check_base=check_base) if base else None
     if not isinstance(loaded, Adapter):
-        _show_other_method(adapter, loaded, list_modules, as_json, quiet)
+        _show_other_method(adapter, loaded, shapes or {}, list_modules, as_json, quiet)
         return
     checked = set() if shapes is None else {"shapes", "base"} if check_base else {"shapes"}
     summary = _summary(loaded, shapes, {"basis", "modules", *checked})
@@ -80,12 +80,19 @@ def command(
 
 
 def _show_other_method(
-    given: str, adapter: LowRankAdapter, list_modules: bool, as_json: bool, quiet: bool
+    given: str,
+    adapter: LowRankAdapter,
+    shapes: Shapes,
+    list_modules: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     from nola_edge.adapters.summary import summary
     from nola_edge.cli.inspection import show_other_method
 
     found = summary(adapter)
+    for name, module in found["modules"].items():
+        module["shape"] = module["shape"] or shapes.get(name)  # some methods do not record it
     if as_json:
         ui.print_json(found)
     elif not quiet:

@@ -63,7 +63,8 @@ def show_other_method(given: str, found: dict[str, Any], list_modules: bool) -> 
     """
     columns = layout.width()
     modules = found["modules"]
-    shapes = {name: tuple(m["shape"] or ()) for name, m in modules.items()}
+    known = {name: tuple(m["shape"]) for name, m in modules.items() if m["shape"]}
+    shapes = known if len(known) == len(modules) else None
     identity = [
         ("adapter", f"{printable(given, 400)} ({human_bytes(found['bytes'])})"),
         ("modules", str(len(modules))),
@@ -80,8 +81,8 @@ def show_other_method(given: str, found: dict[str, Any], list_modules: bool) -> 
 
 
 def _factors(module: dict[str, Any]) -> str:
-    shape = " x ".join(map(str, module["shape"] or ()))
-    return f"{shape}: rank {module['rank']}, scaling {module['scaling']:g}"
+    shape = f"{' x '.join(map(str, module['shape']))}: " if module["shape"] else ""
+    return f"{shape}rank {module['rank']}, scaling {module['scaling']:g}"
 
 
 def _rows(labelled: Iterable[Row], columns: int) -> Iterator[str]:

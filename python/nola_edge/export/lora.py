@@ -125,12 +125,13 @@ def _write(
     dtype: np.dtype[Any],
     record: Mapping[str, Any],
 ) -> None:
+    fields = {**_config(adapters, modules), **record}
     tensors = {**_factor_tensors(modules, dtype), **_other_tensors(adapters, modules)}
     unplaced = {name: t for adapter, _ in adapters for name, t in adapter.unplaced.items()}
     with out.file(WEIGHTS_NAME) as weights:
         write_tensors(weights, tensors)
     with out.file(CONFIG_NAME) as config:
-        write_config(config, {**_config(adapters, modules), **record})
+        write_config(config, fields)
     if unplaced:
         with out.file(HEAD_NAME) as head:
             write_tensors(head, unplaced)

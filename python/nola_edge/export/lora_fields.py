@@ -7,6 +7,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.patterns import PatternTable
+from nola_edge.adapters.peft_fields import is_alpha
+from nola_edge.errors import ArgumentError
 from nola_edge.export.alpha import alpha_of
 
 if TYPE_CHECKING:
@@ -25,11 +27,16 @@ def lora_fields(
     """Return the fields of a LoRA with one rank and one scaling.
 
     The scaling is always lora_alpha / r (:mod:`nola_edge.export.alpha`).
+
+    Raises
+    ------
+    ArgumentError
+        If lora_alpha is larger than any that is read again.
     """
     return {
         "peft_type": "LORA",
         "r": r,
-        "lora_alpha": _shortest(lora_alpha),
+        "lora_alpha": _shortest(_readable(lora_alpha)),
         "use_rslora": False,
         "fan_in_fan_out": fan_in_fan_out,
         "lora_dropout": 0.0,
@@ -48,14 +55,30 @@ def fields_of_modules(modules: Mapping[str, tuple[int, float]], **options: Any) 
         Module name -> (rank, scaling).
     **options
         ``fan_in_fan_out``, ``bias`` and ``modules_to_save`` of :func:`lora_fields`.
+
+    Raises
+    ------
+    ArgumentError
+        As for :func:`lora_fields`.
     """
     ranks = {name: rank for name, (rank, _) in modules.items()}
-    alphas = {name: alpha_of(s, rank) for name, (rank, s) in modules.items()}
+    alphas = {name: _readable(alpha_of(s, rank)) for name, (rank, s) in modules.items()}
     r, lora_alpha = _most_common(ranks), _most_common(alphas)
     fields = lora_fields(r=r, lora_alpha=lora_alpha, target_modules=modules, **options)
     fields["rank_pattern"] = _pattern(ranks, r)
     fields["alpha_pattern"] = _pattern(alphas, lora_alpha)
     return fields
+
+
+def _readable(alpha: float) -> float:
+    if not is_alpha(alpha):
+        raise ArgumentError(
+            f"would be {alpha:g}, and no more than 1e30 is read again; give the adapter a smaller "
+            "weight",
+            field="lora_alpha",
+            value=alpha,
+        )
+    return alpha
 
 
 def _shortest(alpha: float) -> float:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.quantizers.auto import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from nola_edge.adapters.renames import Renames
 from nola_edge.merge.plan import load_adapters
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 #: The name under which transformers knows the plug-in.
 METHOD = "nola_merge"
@@ -29,19 +33,28 @@ class NolaMergeConfig(QuantizationConfigMixin):
     check_base : bool
         Refuse a base that is not the one an adapter recorded, as ``nola-edge merge`` does; for a
         base in safetensors files.
+    rename : mapping from NEW to OLD, or iterable of "NEW=OLD", optional
+        As for :func:`nola_edge.merge_checkpoint`; OLD is what the model calls a module, whatever
+        its files call it.
 
     Raises
     ------
     NolaEdgeError
-        If an adapter cannot be used.
+        If an adapter or a rule cannot be used.
     """
 
     quant_method: Any = METHOD
 
-    def __init__(self, adapter: Any, check_base: bool = True) -> None:
+    def __init__(
+        self,
+        adapter: Any,
+        check_base: bool = True,
+        rename: Mapping[str, str] | Iterable[str] | None = None,
+    ) -> None:
         self.quant_method = METHOD  # an attribute of its own, which transformers copies
         self.adapters = load_adapters(adapter)
         self.check_base = check_base
+        self.rename = Renames(rename).rules
 
     def to_dict(self) -> dict[str, Any]:
         """Describe the merge in JSON; a loaded model does not keep it."""
@@ -49,4 +62,5 @@ class NolaMergeConfig(QuantizationConfigMixin):
             "quant_method": METHOD,
             "adapter": [[str(adapter.path), weight] for adapter, weight in self.adapters],
             "check_base": self.check_base,
+            "rename": self.rename,
         }

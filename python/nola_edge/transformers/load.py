@@ -8,11 +8,18 @@ from nola_edge import arguments
 from nola_edge.transformers.config import NolaMergeConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 
 def load_merged(
-    model_class: Any, base: str | Path, adapter: Any, *, check_base: bool = True, **options: Any
+    model_class: Any,
+    base: str | Path,
+    adapter: Any,
+    *,
+    check_base: bool = True,
+    rename: Mapping[str, str] | Iterable[str] | None = None,
+    **options: Any,
 ) -> Any:
     """Load a transformers model and merge adapters into its weights as they are read.
 
@@ -22,7 +29,7 @@ def load_merged(
         Such as ``transformers.AutoModelForCausalLM``.
     base : path
     adapter : Adapter, path, or sequence of these or of pairs (adapter, weight)
-    check_base : bool
+    check_base, rename
         As for :class:`NolaMergeConfig`.
     **options
         For ``from_pretrained``.
@@ -39,5 +46,5 @@ def load_merged(
     """
     arguments.path("base", base)  # a name on the Hub is one too
     return model_class.from_pretrained(
-        base, quantization_config=NolaMergeConfig(adapter, check_base), **options
+        base, quantization_config=NolaMergeConfig(adapter, check_base, rename), **options
     )

@@ -10,6 +10,7 @@ from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
+from nola_edge.adapters.renames import Renames
 from nola_edge.errors import MismatchError, NolaEdgeError
 from nola_edge.models.loader import MergesFromFiles
 from nola_edge.models.merge import as_matrix, merge_one_, replace_
@@ -82,12 +83,14 @@ class NolaMergeQuantizer(HfQuantizer):
         NolaEdgeError
         """
         self.name, self.dtype = Path(f"<{type(model).__name__}>"), dtype
-        self.plan = plan_merges(tensors_of(model), self.quantization_config.adapters, self.name)
+        config, renames = self.quantization_config, Renames(self.quantization_config.rename)
+        self.plan = plan_merges(tensors_of(model), config.adapters, self.name, renames)
+        renames.check_used()
         check_orientations(model, self.plan, self.name)
         check_tied(self.plan, model.all_tied_weights_keys, self.name)
         files = kwargs.get("checkpoint_files") or ()
-        if self.quantization_config.check_base:
-            check_base(self.quantization_config.adapters, files)
+        if config.check_base:
+            check_base(config.adapters, files)
         self.from_files = MergesFromFiles(files)
         places = kwargs.get("device_map") or {"": "cpu"}
         if isinstance(places, dict):
