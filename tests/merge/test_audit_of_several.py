@@ -13,6 +13,7 @@ import nola_edge as ne
 from nola_edge.cli.verdict import Verdict
 from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.dtypes import numpy_dtype
+from nola_edge.merge.audit.faults import HARMLESS
 from tests.cli.in_process import call
 from tests.conftest import load_all, write_safetensors
 
@@ -20,6 +21,8 @@ F = np.float32
 SHAPES = {"l.0.q": (64, 64), "l.1.q": (64, 64), "l.0.up": (96, 64)}
 NAMES = [f"{module}.weight" for module in SHAPES]
 DTYPES = ["BF16", "F16", "F32"]
+#: Weights by which a change is hardly there.
+FEW = 64
 
 
 def change_of(adapter, module):
@@ -147,7 +150,12 @@ def test_many_adapters(tmp_path):
     used = [weight for _, weight in case.given]
     used[7] = 0
     assert found_in(case.written(used)) == dict.fromkeys(NAMES, ("adapter dropped", "a7"))
-    others = [f"a{number}" for number in range(10) if number != 4]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_that_is_alone_of_six(tmp_path, dtype):
+    case = Several(tmp_path, dtype, [1 + n / 8 for n in range(6)])
+    others = [f"a{number}" for number in range(6) if number != 4]
     report = case.written([weight if n == 4 else 0 for n, (_, weight) in enumerate(case.given)])
     assert found_in(report) == dict.fromkeys(NAMES, ("adapter dropped", *others))
 
@@ -235,6 +243,26 @@ def test_opposite_weights_that_may_be_swapped(tmp_path, monkeypatch):
                 "--tensors-only")  # fmt: skip
     said = "perhaps the weights of a0 and a1 or MERGED and BASE are swapped"
     assert said in done.stdout
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_nobody_is_named_who_was_not_dropped(tmp_path_factory, data):
+    """Whatever the sizes are, and however many were."""
+    size, count = 10 ** data.draw(st.floats(-2.5, 0.5)), data.draw(st.integers(3, 6))
+    sizes = st.sampled_from([-1, 1e-6, 1e-3, 0.05, 0.5, 1, 1.3])
+    weights = [size * data.draw(sizes) for _ in range(count)]
+    folder = tmp_path_factory.mktemp("any")
+    seed = data.draw(st.integers(0, 99))
+    case = Several(folder, data.draw(st.sampled_from(DTYPES)), weights, seed)
+    dropped = data.draw(st.sets(st.integers(0, count - 1), min_size=1, max_size=count - 1))
+    report = case.written([0 if n in dropped else weight for n, weight in enumerate(weights)])
+    gone = {f"a{number}" for number in dropped}
+    there = load_all(folder / "out.safetensors")
+    for name, (fault, *named) in found_in(report).items():
+        left = np.count_nonzero(there[name] != case.base[name])
+        allowed = {"unknown", "scaled", *HARMLESS, *(["dropped"] if left < FEW else [])}
+        assert set(named) <= gone if fault == "adapter dropped" else fault in allowed
 
 
 def test_the_line_of_verdict(tmp_path, monkeypatch):

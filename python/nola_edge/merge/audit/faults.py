@@ -164,11 +164,11 @@ def judge(measured: Measurement, mistake: ScalingMistake | None) -> str:
 def may_be_rarer(fault: str, measured: Measurement, terms: int) -> bool:
     """Tell whether rarer mistakes may explain more than the fault that was found.
 
-    Of several terms that are summed in F32, the order may.
+    Of several terms one that is small may be all that is there, and in F32 the order may tell.
     """
     if fault in HARMLESS and abs(measured.factor - 1) > _SLIGHT:
         return True
-    if fault == ROUNDING and terms > 1 and measured.dtype == "F32":
+    if terms > 1 and (fault == DROPPED or (fault == ROUNDING and measured.dtype == "F32")):
         return True
     return fault in (UNKNOWN, UNWANTED, IMPRECISE, BROKEN)
 

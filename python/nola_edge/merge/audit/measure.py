@@ -34,8 +34,9 @@ _FEW_ROUNDINGS = 2.0
 _ONE_SIDED = 0.75
 #: … and no more than so many standard deviations of a fair coin.
 _DEVIATIONS = 5.0
-#: Roundings leave more weights as they are than they move by an ulp up or down, half and half …
-_MORE_BY_ONE = 3
+#: An error of up to an ulp, whatever it is, moves half of the weights by an ulp, and a larger one
+#: others by more: no more of them than this part …
+_BY_ONE = 0.6
 #: … where so many are moved that it is no chance.
 _MANY = 256
 
@@ -64,8 +65,8 @@ class Measurement:
         Elements that are not right, and such as are more than one ulp from it.
     upward, outward : int
         Elements that are too large less those that are too small; by their absolute values.
-    kept, by_one : int
-        Elements that are less than half an ulp from the right value; about one.
+    by_one : int
+        Elements that are about an ulp from the right value, to the nearest.
     stray : int
         Elements whose difference no rounding explains, not even that of a change in bfloat16.
     sampled : int
@@ -88,7 +89,6 @@ class Measurement:
     beyond: int = 0
     upward: int = 0
     outward: int = 0
-    kept: int = 0
     by_one: int = 0
     stray: int = 0
     sampled: int = 0
@@ -124,13 +124,13 @@ class Measurement:
     def is_systematic(self) -> bool:
         """Tell whether elements differ in a way that roundings do not.
 
-        Nearly all of them to one side, or by an ulp more often than not at all.
+        Nearly all of them to one side, or most of all by an ulp.
         """
         moved = max(abs(self.upward), abs(self.outward))
         chance = _DEVIATIONS * math.sqrt(self.differing)
         if moved > _ONE_SIDED * self.differing + chance:
             return True
-        return self.by_one > max(_MANY, _MORE_BY_ONE * self.kept)
+        return self.by_one > max(_MANY, _BY_ONE * self.elements)
 
     def add_block(self, block: Block) -> None:
         """Count a window in."""
@@ -147,7 +147,6 @@ class Measurement:
         self.largest = max(self.largest, float(ulps.max()))
         self.differing += int(np.count_nonzero(ulps))
         self.beyond += int(np.count_nonzero(ulps > 1))
-        self.kept += int(np.count_nonzero(ulps <= _HALF))
         self.by_one += int(np.count_nonzero((ulps > _HALF) & (ulps <= 1 + _HALF)))
         residual = block.found - block.right
         signs = np.sign(residual)
@@ -174,5 +173,5 @@ class Measurement:
 
 _SUMS = (
     "elements", "not_finite", "there", "there_right", "wanted", "there_large", "wanted_large",
-    "residual", "differing", "beyond", "upward", "outward", "kept", "by_one", "stray", "sampled",
+    "residual", "differing", "beyond", "upward", "outward", "by_one", "stray", "sampled",
 )  # fmt: skip

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 #: Adapters in one weight up to which every pair of them is tried …
 _MOST_SWAPPED = 8
-#: … and up to which every choice and every order of them is.
-_MOST_CHOSEN = 4
+#: … every choice of some of them …
+_MOST_CHOSEN = 6
+#: … and every order.
+_MOST_ORDERED = 4
 
 
 def usual(result: Merged, block: Block, window: Window, update: LowRank) -> Iterator[Prediction]:
@@ -130,9 +132,12 @@ def _of_some(result: Merged, block: Block, window: Window) -> Iterator[Predictio
 
 
 def _choices(count: int) -> Iterator[tuple[int, ...]]:
-    """Yield which of some adapters may be left out: of many, one, or all but one."""
-    sizes = range(1, count) if count <= _MOST_CHOSEN else (1, count - 1)
-    for size in sizes:
+    """Yield which of some adapters may be left out: of many, one.
+
+    All choices or none of several: whoever adds next to nothing is not to be named because the
+    choice that leaves the others out is not there to compare with.
+    """
+    for size in range(1, count if count <= _MOST_CHOSEN else 2):
         yield from itertools.combinations(range(count), size)
 
 
@@ -156,7 +161,7 @@ def _in_other_orders(result: Merged, block: Block, window: Window) -> Iterator[P
     backwards = range(len(ranks) - 1, -1, -1)
     orders = itertools.permutations(range(len(ranks)))
     next(orders)  # the right one
-    for order in orders if len(ranks) <= _MOST_CHOSEN else [backwards]:
+    for order in orders if len(ranks) <= _MOST_ORDERED else [backwards]:
         these = np.concatenate([ranks[number] for number in order])
         values = block.base.copy()
         with contextlib.suppress(NotFiniteError):  # such elements count nowhere

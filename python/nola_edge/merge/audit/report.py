@@ -48,14 +48,14 @@ class Difference:
         Right but for roundings: ``"rounding"``, ``"rounded twice"``, ``"adapter order"`` (several
         were summed in another order), ``"imprecise"`` (computed in another precision than fp32, the
         change is right to a percent or so). Wrong: ``"dropped"``, ``"adapter dropped"`` and
-        ``"weights swapped"`` (of some of several, see `adapters`), ``"subtracted"``, ``"merged
-        twice"``, ``"rsLoRA off"``, ``"rsLoRA on"``, ``"DoRA off"``, ``"scaled"`` (by `factor`),
-        ``"truncated"`` (to BF16, instead of rounded), ``"transposed"``, ``"another layer"``, ``"row
-        order"`` (of attention heads, in GGUF), ``"expert layout"`` (of stacks of experts), ``"fp16
-        overflow"``, ``"not finite"`` (in another dtype), ``"broken weights"`` (right but for some),
-        ``"unwanted"`` (where the adapters add nothing), ``"unknown"``. Of tensors that nothing is
-        merged into: ``"whole tensor"`` (which an adapter brings), ``"untouched"`` (which none
-        changes).
+        ``"weights swapped"`` (of some of several, see `adapters`), ``"subtracted"``,
+        ``"merged twice"``, ``"rsLoRA off"``, ``"rsLoRA on"``, ``"DoRA off"``, ``"scaled"`` (by
+        `factor`), ``"truncated"`` (to BF16, instead of rounded), ``"transposed"``,
+        ``"another layer"``, ``"row order"`` (of attention heads, in GGUF), ``"expert layout"`` (of
+        stacks of experts), ``"fp16 overflow"``, ``"not finite"`` (in another dtype),
+        ``"broken weights"`` (right but for some), ``"unwanted"`` (where the adapters add nothing),
+        ``"unknown"``. Of tensors that nothing is merged into: ``"whole tensor"`` (which an adapter
+        brings), ``"untouched"`` (which none changes).
     source : str, optional
         The tensor whose change is in this one, for ``"another layer"``.
     adapters : tuple of str
