@@ -67,6 +67,18 @@ def test_an_output_of_a_base_in_another_dtype_is_replaced(single, tiny, tmp_path
     assert load(path)["layers.0.q.weight"].dtype == numpy_dtype("BF16")
 
 
+def test_an_output_of_an_adapter_that_adds_nothing_is_replaced(single, tiny, tmp_path):
+    path = tmp_path / "out.safetensors"
+    ne.merge_checkpoint(single, tiny[1], path)
+    head = np.ones((3, 40), F)
+    adapter = with_whole(tiny_adapter(), **{"head.weight": head})
+    for _ in range(2):
+        ne.merge_checkpoint(single, adapter, path, force=True)
+        assert np.array_equal(load(path)["head.weight"], head)
+    message = "holds tensor 'head.weight', which this output has not"
+    refused(tmp_path, message, force(single, tiny[1], path))
+
+
 def test_an_output_in_other_shards_is_replaced(tiny, tmp_path):
     ne.merge_checkpoint(*tiny, tmp_path / "out")
     wanted = snapshot(tmp_path / "out")

@@ -47,7 +47,8 @@ class EarlierOutput(NamedTuple):
     def obstacle(self, path: Path) -> str | None:
         """Say what keeps a path from being replaced: no merge into such a base has written it.
 
-        Dtypes and header metadata may differ, as they do after the base was saved again.
+        Dtypes and header metadata may differ, as they do after the base was saved again, and
+        tensors that an adapter adds may be missing.
         """
         if self.base.is_folder:
             in_the_way = checkpoint_obstacle(self.base.companions())(path)
@@ -63,7 +64,8 @@ class EarlierOutput(NamedTuple):
         except NolaEdgeError as error:
             return f"is not a checkpoint ({error.message})"
         wanted = {name: str(list(info.shape)) for name, (_, info) in self.base.tensors.items()}
-        wanted |= {name: str(list(shape)) for name, (_, shape) in self.added.items()}
+        added = self.added.items()  # another adapter's output need not have them
+        wanted |= {name: str(list(shape)) for name, (_, shape) in added if name in shapes}
         return other_tensors(wanted, shapes) or (_stray(path, shards) if path.is_dir() else None)
 
     def check_like(self, path: Path) -> None:
