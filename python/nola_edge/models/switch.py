@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,8 @@ class AdapterSwitch(Switch):
         parameters = tensors_of(self.model)
         where = Path(f"<{type(self.model).__name__}>")
         fresh = [name for name in names if name not in self._names]
-        matched = self._names | self._match(fresh, called, parameters, where)
+        found = self._match(fresh, called, parameters, where) if fresh else {}
+        matched = self._names | found
         for name in names:
             if matched[name] not in parameters:
                 raise MismatchError("is not in the model", file=where, field=matched[name])
@@ -85,13 +87,14 @@ class AdapterSwitch(Switch):
         """Return the parameter of each of the base's tensors that was not found before.
 
         By its name in the file or, if files name layers in another way than the model, by the
-        adapter's, which was trained on such a model; weights say how all are named.
+        adapter's, which was trained on such a model; weights say how all are named, those that
+        were found before too, if they were named in the same way.
         """
-        for names in ({name: name for name in tensors}, called):
-            try:
-                return _matched(tensors, names, parameters, self._base.path, where)
-            except MismatchError:
-                continue
+        for these in ([*self._names, *tensors], tensors):
+            for names in ({name: name for name in these}, called):
+                with suppress(MismatchError):
+                    found = _matched(these, names, parameters, self._base.path, where)
+                    return {name: found[name] for name in tensors}
         absent = next((name for name in tensors if name not in parameters), tensors[0])
         raise MismatchError(
             "of the base has no parameter here: the files name or join layers in another way than "
@@ -150,8 +153,6 @@ def _matched(
     model: Path,
 ) -> dict[str, str]:
     """Return the parameter of each tensor, which is called so, or so below a prefix."""
-    if not tensors:
-        return {}
     names = {name: called.get(name, name) for name in tensors}
     weights = [name.removesuffix(WEIGHT) for name in names.values() if name.endswith(WEIGHT)]
     prefix = match_parts(weights, parameters, StoredNames({}), adapter=base, base=model).prefix
