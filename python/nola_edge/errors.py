@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 _LIMIT = 120
 
 
@@ -104,3 +106,17 @@ class ChangedError(NolaEdgeError):
 
 class NolaEdgeWarning(UserWarning):
     """What was asked for is done, but is probably not what was meant."""
+
+
+def warn(message: str) -> None:
+    """Give a :class:`NolaEdgeWarning` that names the line from which the package was called."""
+    import warnings  # rarely wanted
+
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and _is_own(frame.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, NolaEdgeWarning, stacklevel=level)
+
+
+def _is_own(module: str) -> bool:
+    return module.partition(".")[0] == __name__.partition(".")[0]

@@ -129,12 +129,20 @@ def test_what_adds_something_is_no_reason_to_warn(here):
         assert (done.returncode, done.stderr) == (0, "")
 
 
+def switched(arrays, adapter):
+    with ne.ArraySwitch(arrays, "base") as switch:
+        switch.add("one", adapter)
+        switch.use("one")
+
+
 def test_in_python_the_callers_line_is_named(here):
     verbs = {
         "merge": lambda: ne.merge_checkpoint("base", "zero", "out"),
         "verify": lambda: ne.verify_checkpoint("out", "base", [("zero", 1.0)]),
         "open": lambda: ne.open_merged("base", "zero").close(),
         "export": lambda: ne.export_lora("zero", None, "exported"),
+        "each": lambda: ne.merge_each("base", ["zero"], "several"),
+        "switch": lambda: switched(load_all(here / "base"), "zero"),
     }
     for verb in verbs.values():
         with pytest.warns(NolaEdgeWarning, match="zero/adapter_config.json: lora_alpha: is") as got:

@@ -7,7 +7,6 @@ whoever makes it shorter meanwhile would end a process that reads a mapping.
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +18,7 @@ import numpy as np
 from nola_edge import arguments
 from nola_edge.adapters.renames import Renames
 from nola_edge.dtypes import numpy_dtype
-from nola_edge.errors import ArgumentError, ChangedError, MismatchError, NolaEdgeWarning, printable
+from nola_edge.errors import ArgumentError, ChangedError, MismatchError, printable, warn
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.hub import base_path
 from nola_edge.merge.gate import Gate
@@ -247,12 +246,10 @@ class Switch(ABC):
             return
         if len(self._renames.unused) == len(rules):
             self._warned = True
-            warnings.warn(
+            warn(
                 f"rename: {printable(repr(next(iter(rules))))} does not occur in any module name "
                 "of the adapters of this switch, nor does another NEW of its rules; correct them, "
-                "or leave them out",
-                NolaEdgeWarning,
-                stacklevel=3,  # whoever called use
+                "or leave them out"
             )
 
     def _keeping(self, plan: MergePlan) -> MergePlan:

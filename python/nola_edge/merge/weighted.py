@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from nola_edge import arguments
 from nola_edge.adapters.base import LowRankAdapter
 from nola_edge.adapters.belongs import location
 from nola_edge.adapters.peft_folder import CONFIG_NAME
-from nola_edge.errors import ArgumentError, NolaEdgeWarning, printable
+from nola_edge.errors import ArgumentError, printable, warn
 
 if TYPE_CHECKING:
     pass
@@ -102,11 +101,7 @@ def check_weight(adapter: LowRankAdapter, weight: float) -> None:
     if found.startswith("lora_alpha") and where.is_dir():
         where /= CONFIG_NAME
     if found:
-        warnings.warn(
-            f"{printable(where, 240)}: {found}",
-            NolaEdgeWarning,
-            stacklevel=4,  # whoever called merge_checkpoint, open_merged or the like
-        )
+        warn(f"{printable(where, 240)}: {found}")
 
 
 def _unmeant(adapter: LowRankAdapter, weight: float, scaling: float) -> str:
