@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import peft
+import torch
 from torch import nn
 
 from nola_edge.peft import NolaConfig
+from nola_edge.torch import align_start
+from nola_edge.torch.weight_gradients import mean_gradients
 
 
 @dataclass(frozen=True)
@@ -20,21 +24,29 @@ class Method:
     ----------
     name : str
         For tables.
-    kind : {"full", "lora", "nola"}
+    kind : {"full", "lora", "nola", "other"}
         Each task has a learning rate for each kind.
     options : dict
         For the PEFT configuration. For NOLA, ``fraction`` is the number of coefficients as a part
-        of what LoRA with r = 1 trains on the same modules.
+        of what LoRA with r = 1 trains on the same modules. For others, ``config`` is PEFT's class.
+    is_aligned : bool
+        Start along the first gradient, where a task gives batches for it.
     """
 
     name: str
     kind: str
     options: dict[str, Any] = field(default_factory=dict)
+    is_aligned: bool = False
 
 
-def nola(name: str, fraction: float = 0.25, **options: Any) -> Method:
+def nola(name: str, fraction: float = 0.25, is_aligned: bool = False, **options: Any) -> Method:
     """Return a NOLA method; r = 16 unless given."""
-    return Method(name, "nola", {"fraction": fraction, "r": 16, **options})
+    return Method(name, "nola", {"fraction": fraction, "r": 16, **options}, is_aligned)
+
+
+def other(name: str, config: str, **options: Any) -> Method:
+    """Return a method of PEFT's."""
+    return Method(name, "other", {"config": config, **options})
 
 
 MAIN = [
@@ -54,11 +66,33 @@ VARIANTS = [
     nola("NOLA 1/4, start unit, first frozen", start="unit-frozen"),
     nola("NOLA 1/4, start random", start="random"),
 ]
-METHODS = {method.name: method for method in [*MAIN, *VARIANTS]}
+#: For the real model, in the order of importance.
+REAL = [
+    Method("LoRA r = 1", "lora", {"r": 1}),
+    nola("NOLA 1/4, aligned", 0.25, is_aligned=True),
+    nola("NOLA 1/4"),
+    nola("NOLA 1/8, aligned", 0.125, is_aligned=True),
+    nola("NOLA 1/16, aligned", 0.0625, is_aligned=True),
+    Method("LoRA r = 1, aligned", "lora", {"r": 1}, is_aligned=True),
+    nola("NOLA 1/1, aligned", 1.0, is_aligned=True),
+    nola("NOLA 1/2, aligned", 0.5, is_aligned=True),
+    Method("LoRA r = 4", "lora", {"r": 4}),
+    Method("LoRA r = 16", "lora", {"r": 16}),
+    other("VeRA", "VeraConfig"),
+    other("TinyLoRA", "TinyLoraConfig"),
+    other("Uni-LoRA 1/4", "UniLoraConfig", r=4, theta_d_length=76_440),
+    other("VB-LoRA", "VBLoRAConfig", vector_length=64, save_only_topk_weights=True),
+]
+METHODS = {method.name: method for method in [*MAIN, *VARIANTS, *REAL]}
 
 
 def apply(
-    method: Method, model: nn.Module, targets: str, seed: int, saved: list[str] | None = None
+    method: Method,
+    model: nn.Module,
+    targets: str,
+    seed: int,
+    saved: list[str] | None = None,
+    batches: Sequence[Any] = (),
 ) -> tuple[nn.Module, int]:
     """Put a method on a model.
 
@@ -72,6 +106,8 @@ def apply(
         Of the random matrices.
     saved : list of str, optional
         Modules that every method trains whole, such as a new head; they are not counted.
+    batches : sequence
+        For methods with an aligned start.
 
     Returns
     -------
@@ -82,27 +118,51 @@ def apply(
     if method.kind == "full":
         heads = [p for name in saved or () for p in model.get_submodule(name).parameters()]
         return model, sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in heads)
-    options = dict(method.options)
-    common: dict[str, Any] = {"target_modules": targets, "modules_to_save": saved}
-    config: peft.PeftConfig
-    if method.kind == "lora":
-        config = peft.LoraConfig(lora_alpha=2 * options["r"], **options, **common)
-    else:
-        sizes = [
-            m.in_features + m.out_features if isinstance(m, nn.Linear) else sum(m.weight.shape)
-            for name, m in model.named_modules()
-            if re.fullmatch(targets, name)
-        ]
-        count = max(1, round(options.pop("fraction") * sum(sizes) / (2 * len(sizes))))
-        config = NolaConfig(
-            num_basis_a=count,
-            num_basis_b=count,
-            lora_alpha=2 * options["r"],
-            seed=seed,
-            **options,
-            **common,
-        )
+    config = configuration(method, model, targets, seed)
+    config.modules_to_save = saved  # type: ignore[attr-defined]
     adapted = peft.get_peft_model(model, config)
-    mark = "lora_" if method.kind == "lora" else "nola_"
-    trained = sum(p.numel() for n, p in adapted.named_parameters() if mark in n)
+    if method.is_aligned and method.kind == "nola":
+        align_start(adapted, batches, progress=False)
+    elif method.is_aligned:
+        align_lora(adapted, batches)
+    trained = sum(
+        p.numel()
+        for n, p in adapted.named_parameters()
+        if p.requires_grad and "modules_to_save" not in n
+    )
     return adapted, trained
+
+
+def configuration(method: Method, model: nn.Module, targets: str, seed: int) -> peft.PeftConfig:
+    """Return the PEFT configuration of a method for a model."""
+    options = {**method.options, "target_modules": targets}
+    if method.kind == "lora":
+        return peft.LoraConfig(lora_alpha=2 * options["r"], **options)
+    if method.kind == "other":
+        config: peft.PeftConfig = getattr(peft, options.pop("config"))(**options)
+        return config
+    count = num_basis(model, targets, options.pop("fraction"))
+    return NolaConfig(
+        num_basis_a=count, num_basis_b=count, lora_alpha=2 * options["r"], seed=seed, **options
+    )
+
+
+def num_basis(model: nn.Module, targets: str, fraction: float) -> int:
+    """Return how many coefficients A and B each have where LoRA with r = 1 has rows and columns."""
+    sizes = [
+        m.in_features + m.out_features if isinstance(m, nn.Linear) else sum(m.weight.shape)
+        for name, m in model.named_modules()
+        if re.fullmatch(targets, name)
+    ]
+    return max(1, round(fraction * sum(sizes) / (2 * len(sizes))))
+
+
+def align_lora(model: nn.Module, batches: Sequence[Any]) -> None:
+    """Let LoRA's A begin with the right singular vectors of the first gradient, fair as it is."""
+    layers = [m for m in model.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
+    weights = [(layer, layer.out_features, layer.in_features) for layer in layers]
+    for layer, gradient in zip(layers, mean_gradients(model, weights, batches), strict=True):
+        a = layer.lora_A["default"].weight
+        vectors = torch.svd_lowrank(gradient, q=len(a) + 8, niter=8)[2][:, : len(a)]
+        with torch.no_grad():
+            a.copy_(vectors.T / 3**0.5)  # the norm of its rows stays

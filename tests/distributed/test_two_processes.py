@@ -75,6 +75,19 @@ def test_data_parallel(alone, tmp_path):
     check_training(run_two("data_parallel", tmp_path), alone)
 
 
+def test_an_aligned_start(tmp_path):
+    """What one process finds with the whole batch; the same to the bit in both."""
+    one, other = run_two("aligned_start", tmp_path)
+    model = get_peft_model(worker.make(), NolaConfig(**worker.CONFIG))
+    pairs = list(zip(*worker.data(), strict=True))
+    gains = nt.align_start(model, pairs, loss=worker.square, progress=False)
+    for name, values in worker.coefficients(model).items():
+        assert torch.equal(one["coefficients"][name], other["coefficients"][name])
+        torch.testing.assert_close(one["coefficients"][name], values, rtol=1e-3, atol=1e-5)
+    assert one["gains"] == pytest.approx(gains, rel=1e-3)
+    assert "is split over processes; call align_start before" in one["refused"]
+
+
 @pytest.mark.parametrize("mode", ["fully_sharded", "tensor_parallel"])
 def test_sharded_parameters(mode, alone, tmp_path):
     results = run_two(mode, tmp_path)

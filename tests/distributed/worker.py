@@ -31,7 +31,7 @@ from torch.distributed.tensor.placement_types import (
 
 import nola_edge.torch as nt
 from nola_edge import Adapter
-from nola_edge.errors import MismatchError
+from nola_edge.errors import ArgumentError, MismatchError
 from nola_edge.peft import NolaConfig
 from nola_edge.torch.sharding import computed_shard
 
@@ -111,6 +111,26 @@ def data_parallel(_: Path) -> dict[str, object]:
     model = nn.parallel.DistributedDataParallel(get_peft_model(make(), NolaConfig(**CONFIG)))
     losses = train(model, slice(4 * rank, 4 * rank + 4))
     return {"losses": mean(losses), "coefficients": coefficients(model)}
+
+
+def aligned_start(_: Path) -> dict[str, object]:
+    """DDP: each process gives a half of the examples, and a split layer is refused."""
+    rank = dist.get_rank()
+    model = nn.parallel.DistributedDataParallel(get_peft_model(make(), NolaConfig(**CONFIG)))
+    x, y = (values[:, 4 * rank : 4 * rank + 4] for values in data())
+    gains = nt.align_start(model, list(zip(x, y, strict=True)), loss=square, progress=False)
+    sharded = get_peft_model(make(), NolaConfig(**CONFIG))
+    fully_shard(sharded, mesh=init_device_mesh("cpu", (2,)))
+    try:
+        nt.align_start(sharded, list(zip(x, y, strict=True)), loss=square, progress=False)
+        refused = ""
+    except ArgumentError as error:
+        refused = str(error)
+    return {"gains": gains, "coefficients": coefficients(model), "refused": refused}
+
+
+def square(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return (model(batch[0]) - batch[1]).square().mean()
 
 
 def fully_sharded(_: Path) -> dict[str, object]:
@@ -273,6 +293,7 @@ MODES = {
     f.__name__: f
     for f in (
         data_parallel,
+        aligned_start,
         fully_sharded,
         tensor_parallel,
         other_layout,

@@ -271,6 +271,21 @@ class NolaLinearLayer(MergingLayer):
             if name in self.nola_alpha and self._uses_parameters(name)
         ]
 
+    def start_requests(self) -> list[Any]:
+        """Say whose start may be chosen; see ``align_start``."""
+        if self.disable_adapters or self.merged:
+            return []
+        return [
+            (
+                self.nola_factors[name],
+                self.nola_alpha[name],
+                self.nola_beta[name],
+                self.nola_configs[name],
+            )
+            for name in self.active_adapters
+            if name in self.nola_alpha and name not in self.nola_parts
+        ]
+
     def _uses_parameters(self, adapter: str) -> bool:
         """Tell whether the layer uses the parameters themselves, not what is made of them."""
         config = self.nola_configs[adapter]

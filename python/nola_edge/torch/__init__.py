@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nola_edge.extras import explained
 
 try:
+    from nola_edge.torch.aligned_start import align_start
     from nola_edge.torch.expand_together import expand_together
     from nola_edge.torch.factors import Factors, fresh_coefficients
     from nola_edge.torch.functional import expand, nola_delta, nola_linear, project
@@ -30,6 +31,7 @@ __all__ = [
     "AdapterSwitch",
     "Factors",
     "NolaLinear",
+    "align_start",
     "expand",
     "expand_together",
     "fake_quantize",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _MAX_SEED = (1 << 63) - 1
 
 #: Ways for alpha to start; see :func:`fresh_coefficients`.
-STARTS = ("unit", "unit-frozen", "random")
+STARTS = ("unit", "unit-frozen", "random", "aligned")
 
 
 def checked_seed(seed: int) -> int:
@@ -240,9 +240,10 @@ def fresh_coefficients(
         k and l.
     in_features : int
         Of the layer.
-    start : {"unit", "unit-frozen", "random"}
+    start : {"unit", "unit-frozen", "random", "aligned"}
         ``unit``: alpha = (sqrt(k / (3 in)), 0, ..., 0), so that A is one random matrix;
         ``unit-frozen``: the same, and the layer does not train the first coefficient.
+        ``aligned``: the same, until :func:`nola_edge.torch.align_start` has seen data.
         ``random``: every alpha_i normal with mean 0 and variance 1 / (3 in), from torch's global
         generator, as LoRA's own start is. All give A the variance of Kaiming-uniform(a = sqrt 5).
         beta is zero.
@@ -258,7 +259,7 @@ def fresh_coefficients(
         If `start` is not known.
     """
     beta = torch.zeros(num_basis_b)
-    if start in ("unit", "unit-frozen"):
+    if start in ("unit", "unit-frozen", "aligned"):
         # Element by element: valid on a meta device too, where numpy's memory is not.
         alpha = torch.zeros(num_basis_a)
         alpha[0] = float(unit_start(num_basis_a, in_features)[0])

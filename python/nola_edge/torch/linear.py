@@ -150,6 +150,10 @@ class NolaLinear(nn.Module):
             return []  # the forward pass makes its coefficients each time
         return [(self._cache, self.factors, self.alpha, self.beta)]
 
+    def start_requests(self) -> list[Any]:
+        """Return whose start :func:`align_start` may choose."""
+        return [] if self.merged else [(self.factors, self.alpha, self.beta, self)]
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer to x (..., in); the result is (..., out), of the base layer's dtype."""
         result: torch.Tensor = self.base_layer(x)
