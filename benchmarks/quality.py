@@ -5,18 +5,22 @@
     python benchmarks/quality.py report benchmarks/results/quality.jsonl --plot quality.png
 
 `tune` tries learning rates for each kind of method on the validation part, with a seed that `run`
-does not use; the examples' `RATES` hold what it chose. `tune` and `run` append one line for each
-run and pass over what is there, so they can be stopped and resumed, and started several times with
-other tasks.
+does not use; the examples' `RATES` hold what it chose. For the real model (`--task smollm2`) it
+tries them for every method, and `run --rates rates.jsonl` gives each its own best one. Both append
+one line for each run and pass over what is there, so they can be stopped and resumed, and started
+several times with other tasks, or shares of one.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,24 +43,35 @@ class Task:
     judge : str
         The measure that chooses learning rates.
     steps : int
-    variants : bool
-        Whether variants of NOLA run too.
-    full_rates : tuple of float
-        Learning rates that `tune` tries for full fine-tuning.
+    methods : tuple of str
+        The groups of methods that run.
+    rates : dict
+        Kind of method -> learning rates that `tune` tries.
     """
 
     measures: tuple[str, ...]
     judge: str
     steps: int
-    variants: bool
-    full_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    methods: tuple[str, ...]
+    rates: Mapping[str, tuple[float, ...]]
 
 
+#: Learning rates that `tune` tries for the adapters of the small tasks.
+ADAPTER_RATES = {"lora": (3e-3, 1e-2, 3e-2), "nola": (3e-3, 1e-2, 3e-2)}
+SMALL = {"full": (3e-4, 1e-3, 3e-3), **ADAPTER_RATES}
+REAL = {
+    "lora": (2.5e-3, 5e-3, 1e-2, 2e-2),
+    "nola": (2.5e-3, 5e-3, 1e-2, 2e-2),
+    "other": (5e-3, 1e-2, 2e-2, 4e-2),
+}
 TASKS = {
-    "decoder-llama": Task(("bleu", "loss"), "loss", 250, variants=True),
-    "decoder-gpt2": Task(("bleu", "loss"), "loss", 250, variants=False),
-    "encoder": Task(("accuracy",), "accuracy", 120, variants=False, full_rates=(3e-5, 1e-4, 3e-4)),
-    "vision": Task(("accuracy",), "accuracy", 200, variants=True),
+    "decoder-llama": Task(("bleu", "loss"), "loss", 250, ("MAIN", "VARIANTS"), SMALL),
+    "decoder-gpt2": Task(("bleu", "loss"), "loss", 250, ("MAIN",), SMALL),
+    "encoder": Task(
+        ("accuracy",), "accuracy", 120, ("MAIN",), {**SMALL, "full": (3e-5, 1e-4, 3e-4)}
+    ),
+    "vision": Task(("accuracy",), "accuracy", 200, ("MAIN", "VARIANTS"), SMALL),
+    "smollm2": Task(("loss", "bleu"), "loss", 100, ("REAL",), REAL),
 }
 #: Measure -> (factor for the table, decimals).
 SHOWN = {"bleu": (1, 1), "loss": (1, 3), "accuracy": (100, 1)}
@@ -71,8 +86,7 @@ PANELS = {
 }
 COLOURS = {"full": "#555555", "LoRA": "#d55e00", "NOLA": "#0072b2"}
 
-#: Learning rates that `tune` tries for the adapters.
-ADAPTER_RATES = (3e-3, 1e-2, 3e-2)
+#: What `tune` tries on the small tasks, for all of a kind; on the real model, every method.
 TUNED = ("full fine-tuning", "LoRA r = 1", "NOLA 1/4")
 TUNING_SEED = 100
 
@@ -86,7 +100,11 @@ def run_once(
     import methods
     import vision
 
-    method, steps = methods.METHODS[name], TASKS[task].steps
+    method, steps = methods.METHODS[name], options.pop("steps", TASKS[task].steps)
+    if task == "smollm2":
+        import smollm2
+
+        return smollm2.run(data, cache, method, seed, steps, **options)
     if task == "encoder":
         return encoder.run(data, method, seed, steps, **options)
     if task == "vision":
@@ -98,22 +116,32 @@ def run_once(
 def record_all(
     cases: list[dict[str, Any]], data: Path, cache: Path, out: Path, threads: int
 ) -> None:
-    """Run the cases that a file does not hold yet and append what they gave."""
+    """Run the cases that a file does not hold yet and append what they gave.
+
+    Each has a process of its own, whose peak memory is then that of the case.
+    """
+    spawned = multiprocessing.get_context("spawn")
+    for case in cases:
+        done = read(out) if out.exists() else []
+        if any(case.items() <= record.items() for record in done):
+            continue
+        with ProcessPoolExecutor(1, mp_context=spawned) as process:
+            record = process.submit(measured, case, data, cache, threads).result()
+        with out.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        click.echo(json.dumps(record))
+
+
+def measured(case: dict[str, Any], data: Path, cache: Path, threads: int) -> dict[str, Any]:
+    """Return a case with what it gave."""
     import torch
 
     if threads:
         torch.set_num_threads(threads)
-    done = read(out) if out.exists() else []
-    for case in cases:
-        if any(case.items() <= record.items() for record in done):
-            continue
-        begin = time.time()
-        options = {name: value for name, value in case.items() if name in ("rate", "part")}
-        result = run_once(case["task"], case["method"], case["seed"], data, cache, **options)
-        record = {**case, **result, "seconds": round(time.time() - begin, 1)}
-        with out.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        click.echo(json.dumps(record))
+    begin = time.time()
+    options = {name: value for name, value in case.items() if name in ("rate", "part", "steps")}
+    result = run_once(case["task"], case["method"], case["seed"], data, cache, **options)
+    return {**case, **result, "seconds": round(time.time() - begin, 1)}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -130,7 +158,17 @@ def common_options(command: Any) -> Any:
             click.option(
                 "--task", "tasks", multiple=True, type=click.Choice(list(TASKS)), help="Repeatable."
             ),
+            click.option(
+                "--method", "names", multiple=True, help="Repeatable.  [default: the task's]"
+            ),
+            click.option("--steps", type=int, help="Of training.  [default: the task's]"),
             click.option("--threads", default=0, help="Of torch.  [default: torch's]"),
+            click.option(
+                "--share",
+                default="1/1",
+                show_default=True,
+                help="1/2 and 2/2: two processes at once, which do one half of the runs each.",
+            ),
         ]
     ):
         command = option(command)
@@ -142,43 +180,68 @@ def main() -> None:
     """Compare methods of fine-tuning."""
 
 
+def shared(cases: list[dict[str, Any]], share: str, steps: int | None) -> list[dict[str, Any]]:
+    """Return one process's part of the cases, with their number of steps if it is another."""
+    number, count = map(int, share.split("/"))
+    return [case | ({"steps": steps} if steps else {}) for case in cases[number - 1 :: count]]
+
+
+def methods_of(task: str, names: tuple[str, ...]) -> list[Any]:
+    """Return the methods that run on a task, or those of them that are wanted."""
+    import methods
+
+    found = [method for group in TASKS[task].methods for method in getattr(methods, group)]
+    return [method for method in found if not names or method.name in names]
+
+
+def best_rates(records: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return (task, method) -> the run of `tune` that did best."""
+    best: dict[tuple[str, str], dict[str, Any]] = {}
+    for record in records:
+        key, judge = (record["task"], record["method"]), TASKS[record["task"]].judge
+        sign = 1 if judge == "loss" else -1
+        if key not in best or sign * record[judge] < sign * best[key][judge]:
+            best[key] = record
+    return best
+
+
 @main.command()
 @common_options
-def tune(data: Path, out: Path, cache: Path, tasks: tuple[str, ...], threads: int) -> None:
-    """Try learning rates on the validation part and print the best for each kind of method."""
+def tune(
+    data: Path, out: Path, cache: Path, tasks: tuple[str, ...], names: tuple[str, ...],
+    steps: int | None, threads: int, share: str,
+) -> None:  # fmt: skip
+    """Try learning rates on the validation part and print the best ones."""
     cases = [
-        {"task": t, "method": m, "seed": TUNING_SEED, "rate": rate, "part": "validation"}
+        {"task": t, "method": m.name, "seed": TUNING_SEED, "rate": rate, "part": "validation"}
         for t in tasks or TASKS
-        for m in TUNED
-        for rate in (TASKS[t].full_rates if m.startswith("full") else ADAPTER_RATES)
+        for m in methods_of(t, names or (() if t == "smollm2" else TUNED))
+        for rate in TASKS[t].rates[m.kind]
     ]
-    record_all(cases, data, cache, out, threads)
-    records = read(out)
-    for task in tasks or TASKS:
+    record_all(shared(cases, share, steps), data, cache, out, threads)
+    for (task, method), best in best_rates(read(out)).items():
         judge = TASKS[task].judge
-        sign = 1 if judge == "loss" else -1
-        for method in TUNED:
-            tried = [r for r in records if (r["task"], r["method"]) == (task, method)]
-            best = min(tried, key=lambda r: sign * r[judge])
-            click.echo(f"{task}: {method} at {best['rate']:g}, {judge} {best[judge]:.4f}")
+        click.echo(f"{task}: {method} at {best['rate']:g}, {judge} {best[judge]:.4f}")
 
 
 @main.command()
 @common_options
 @click.option("--seeds", default=3, show_default=True)
+@click.option("--rates", type=PATH, help="What `tune` wrote.  [default: the examples' rates]")
 def run(
-    data: Path, out: Path, cache: Path, tasks: tuple[str, ...], threads: int, seeds: int
-) -> None:
+    data: Path, out: Path, cache: Path, tasks: tuple[str, ...], names: tuple[str, ...],
+    steps: int | None, threads: int, share: str, seeds: int, rates: Path | None,
+) -> None:  # fmt: skip
     """Run every method on every task for every seed and measure on the test part."""
-    import methods
-
+    best = best_rates(read(rates)) if rates else {}
     cases = [
         {"task": task, "method": method.name, "seed": seed}
+        | ({"rate": best[task, method.name]["rate"]} if (task, method.name) in best else {})
         for seed in range(seeds)
         for task in tasks or TASKS
-        for method in [*methods.MAIN, *(methods.VARIANTS if TASKS[task].variants else [])]
+        for method in methods_of(task, names)
     ]
-    record_all(cases, data, cache, out, threads)
+    record_all(shared(cases, share, steps), data, cache, out, threads)
 
 
 @dataclass(frozen=True)
