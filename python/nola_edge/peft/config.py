@@ -80,7 +80,7 @@ class NolaConfig(PeftConfig):
         Weights are stored as (in, out). Detected automatically.
     init_weights : bool
         False: random coefficients, so that the fresh adapter is not the identity (for tests).
-    start : {"unit", "unit-frozen", "random"}
+    start : {"unit", "unit-frozen", "random", "aligned"}
         How alpha begins; see :func:`nola_edge.torch.fresh_coefficients`.
     coefficient_bits : {3, 4, 8}, optional
         Train with, and save, coefficients of this many bits.

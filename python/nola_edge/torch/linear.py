@@ -48,7 +48,7 @@ class NolaLinear(nn.Module):
     use_rslora : bool
     dropout : float
         On the adapter's input.
-    start : {"unit", "unit-frozen", "random"}
+    start : {"unit", "unit-frozen", "random", "aligned"}
         See :func:`nola_edge.torch.fresh_coefficients`.
     coefficient_bits : {3, 4, 8}, optional
         Train with coefficients rounded to this many bits.
