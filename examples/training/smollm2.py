@@ -55,7 +55,8 @@ def base_folder(cache: Path) -> Path:
         where = {"gguf_file": file.name}
         tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **where)
         read: Any = transformers.AutoModelForCausalLM.from_pretrained(file.parent, **where)
-        # Saving what was read as GGUF is refused: a model of the same configuration is saved.
+        # Saving or training what was read as GGUF is refused, though it is in float32 by now.
+        del read.config.quantization_config
         model = transformers.AutoModelForCausalLM.from_config(read.config, dtype=torch.float32)
         model.load_state_dict(read.state_dict())
         model.save_pretrained(folder)
