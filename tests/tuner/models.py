@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from peft import get_peft_model
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from nola_edge.files.checkpoint import Checkpoint
@@ -71,3 +73,21 @@ def same_tensors(model, path):
         got = values[name]
         got = got.view(torch.int16).numpy() if got.dtype == torch.bfloat16 else got.numpy()
         assert got.tobytes() == expected.tobytes(), name
+
+
+def quantised(bits):
+    """Return a model of one linear layer that bitsandbytes keeps in 4 or 8 bits."""
+    bnb = pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    source = nn.Linear(64, 64)
+    if bits == 4:
+        layer = bnb.nn.Linear4bit(64, 64, quant_type="nf4", compute_dtype=torch.float32)
+        layer.weight = bnb.nn.Params4bit(
+            source.weight.data.clone(), requires_grad=False, quant_type="nf4"
+        )
+    else:
+        layer = bnb.nn.Linear8bitLt(64, 64, has_fp16_weights=False)
+        layer.weight = bnb.nn.Int8Params(source.weight.data.clone(), requires_grad=False)
+    model = nn.Sequential()
+    model.add_module("lin", layer.to("cpu"))
+    return model

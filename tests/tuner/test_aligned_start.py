@@ -8,11 +8,10 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel, get_peft_model
-from torch import nn
 
 import nola_edge as ne
 from nola_edge.peft import AlignStart, NolaConfig, align_start
-from tests.tuner.models import IDS, SMALL, llama, logits, same_tensors, train
+from tests.tuner.models import IDS, SMALL, llama, logits, quantised, same_tensors, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 DATA = [{"input_ids": row, "labels": row} for row in torch.cat([IDS, IDS.flip(1), IDS % 7])]
@@ -73,19 +72,7 @@ def test_the_start_is_recorded_and_read_by_all(tmp_path):
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantised_base(bits):
-    bnb = pytest.importorskip("bitsandbytes")
-    torch.manual_seed(0)
-    source = nn.Linear(64, 64)
-    if bits == 4:
-        layer = bnb.nn.Linear4bit(64, 64, quant_type="nf4", compute_dtype=torch.float32)
-        layer.weight = bnb.nn.Params4bit(
-            source.weight.data.clone(), requires_grad=False, quant_type="nf4"
-        )
-    else:
-        layer = bnb.nn.Linear8bitLt(64, 64, has_fp16_weights=False)
-        layer.weight = bnb.nn.Int8Params(source.weight.data.clone(), requires_grad=False)
-    model = nn.Sequential()
-    model.add_module("lin", layer.to("cpu"))
+    model = quantised(bits)
     model = get_peft_model(model, NolaConfig(**SMALL, target_modules=["lin"]))
     batches = [torch.randn(5, 64, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
     gains = align_start(model, batches, loss=lambda m, x: m(x).square().sum(), progress=False)

@@ -10,12 +10,22 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel, get_peft_model
-from torch import nn
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 import nola_edge as ne
 from nola_edge.peft import NolaConfig, NolaLinearLayer
-from tests.tuner.models import IDS, SMALL, gpt2, llama, logits, same_tensors, stored, train, trained
+from tests.tuner.models import (
+    IDS,
+    SMALL,
+    gpt2,
+    llama,
+    logits,
+    quantised,
+    same_tensors,
+    stored,
+    train,
+    trained,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch, transformers, PEFT among themselves
 
@@ -234,19 +244,7 @@ def test_starts(start):
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_bitsandbytes_layers(bits):
-    bnb = pytest.importorskip("bitsandbytes")
-    torch.manual_seed(0)
-    source = nn.Linear(64, 64)
-    if bits == 4:
-        layer = bnb.nn.Linear4bit(64, 64, quant_type="nf4", compute_dtype=torch.float32)
-        layer.weight = bnb.nn.Params4bit(
-            source.weight.data.clone(), requires_grad=False, quant_type="nf4"
-        )
-    else:
-        layer = bnb.nn.Linear8bitLt(64, 64, has_fp16_weights=False)
-        layer.weight = bnb.nn.Int8Params(source.weight.data.clone(), requires_grad=False)
-    model = nn.Sequential()
-    model.add_module("lin", layer.to("cpu"))
+    model = quantised(bits)
     x = torch.randn(5, 64)
     plain = model(x).detach()
     adapted = get_peft_model(
