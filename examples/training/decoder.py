@@ -114,12 +114,12 @@ def pretrained(arch: str, data: Path, cache: Path, steps: int) -> nn.Module:
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, examples: list[dict[str, Any]]) -> float:
-    """Return the mean negative log-likelihood of a token of the sentences."""
+def mean_loss(model: nn.Module, examples: list[dict[str, Any]], size: int = 32) -> float:
+    """Return the mean negative log-likelihood of a token of the sentences, in nats."""
     model.eval()
     total, count = 0.0, 0
-    for start in range(0, len(examples), 32):
-        batch = collate(examples[start : start + 32])
+    for start in range(0, len(examples), size):
+        batch = collate(examples[start : start + size])
         tokens = int((batch["labels"][:, 1:] != IGNORED).sum())
         total += float(model(**batch).loss) * tokens
         count += tokens
@@ -144,8 +144,13 @@ def bleu(
         )
         for row in out[:, width:].tolist():
             said.append(tokenizer.decode(row[: [*row, 0].index(0)]).strip())
-    most = max(len(references) for _, references in wanted)
-    columns = [[r[i] if i < len(r) else None for _, r in wanted] for i in range(most)]
+    return corpus_bleu(said, [references for _, references in wanted])
+
+
+def corpus_bleu(said: list[str], references: list[list[str]]) -> float:
+    """Return BLEU of sentences, each against any number of references."""
+    most = max(map(len, references))
+    columns = [[r[i] if i < len(r) else None for r in references] for i in range(most)]
     return float(sacrebleu.corpus_bleu(said, columns).score)
 
 

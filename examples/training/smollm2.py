@@ -22,14 +22,11 @@ from typing import Any
 import click
 import e2e
 import methods
-import sacrebleu
 import torch
 import transformers
-from torch import nn
-from trainer import fit, pad
+from decoder import IGNORED, PATH, collate, corpus_bleu, mean_loss
+from trainer import fit
 
-PATH = click.Path(path_type=Path)
-IGNORED = -100
 TARGETS = r".*\.(q|k|v|o|gate|up|down)_proj"
 #: Learning rates of the kinds of method; see docs/training.md.
 RATES = {"lora": 1e-2, "nola": 5e-3, "other": 1e-2}
@@ -80,29 +77,6 @@ def as_prompt(meaning: str) -> str:
     return f"{meaning} =>"
 
 
-def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Pad examples on the right."""
-    lengths = torch.tensor([len(e["input_ids"]) for e in batch])
-    ids = pad([e["input_ids"] for e in batch], 0)
-    mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
-    labels = pad([e["labels"] for e in batch], IGNORED)
-    return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
-
-
-@torch.no_grad()
-def mean_loss(model: nn.Module, examples: list[dict[str, Any]]) -> float:
-    """Return the mean negative log-likelihood of a token of the sentences, in nats."""
-    model.eval()
-    total, count = 0.0, 0
-    ordered = sorted(examples, key=lambda example: len(example["input_ids"]))
-    for start in range(0, len(ordered), 16):
-        batch = collate(ordered[start : start + 16])
-        tokens = int((batch["labels"][:, 1:] != IGNORED).sum())
-        total += float(model(**batch).loss) * tokens
-        count += tokens
-    return total / count
-
-
 @torch.no_grad()
 def bleu(model: Any, tokenizer: Any, wanted: list[tuple[str, list[str]]], count: int) -> float:
     """Return corpus BLEU of greedy sentences for some meanings, against all their references."""
@@ -116,9 +90,7 @@ def bleu(model: Any, tokenizer: Any, wanted: list[tuple[str, list[str]]], count:
         out = model.generate(**inputs, max_new_tokens=60, do_sample=False)
         new = out[:, inputs["input_ids"].shape[1] :]
         said += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
-    most = max(len(references) for _, references in wanted)
-    columns = [[r[i] if i < len(r) else None for _, r in wanted] for i in range(most)]
-    return float(sacrebleu.corpus_bleu(said, columns).score)
+    return corpus_bleu(said, [references for _, references in wanted])
 
 
 def run(
@@ -165,9 +137,11 @@ def run(
     seconds = time.perf_counter() - begin
     if save is not None:
         adapted.save_pretrained(save)
+    held_out = pairs(tokenizer, data, part, 400 if part == "test" else 200)
+    held_out.sort(key=lambda example: len(example["input_ids"]))  # less padding
     measured = {
         "parameters": parameters,
-        "loss": mean_loss(adapted, pairs(tokenizer, data, part, 400 if part == "test" else 200)),
+        "loss": mean_loss(adapted, held_out, size=16),
         "seconds_a_step": round(seconds / steps, 3),
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }

@@ -22,7 +22,7 @@ class AlignStart(TrainerCallback):
     Parameters
     ----------
     num_batches : int
-        As many examples as `num_batches` times the batch of one process: a few dozen are enough.
+        Of each process, at most.
     **options
         See :func:`nola_edge.torch.align_start`.
     """
