@@ -183,6 +183,16 @@ def test_a_loop_of_ones_own(kind):
     assert layer.start == "aligned"
 
 
+def test_an_input_that_is_given_by_name():
+    layer = nt.NolaLinear(nn.Linear(12, 30), "m", r=4, num_basis_a=20, num_basis_b=18, seed=11)
+    batch = torch.randn(5, 12, generator=torch.Generator().manual_seed(1))
+    weight = [(layer, 30, 12)]
+    (named,) = mean_gradients(layer, weight, [batch], loss=lambda m, x: m(x=x).square().sum())
+    (placed,) = mean_gradients(layer, weight, [batch], loss=lambda m, x: m(x).square().sum())
+    assert torch.equal(named, placed)
+    assert named.abs().max() > 0
+
+
 def test_what_cannot_be_aligned():
     model = adapted(llama())
     state = {name: values.clone() for name, values in model.state_dict().items()}

@@ -128,12 +128,16 @@ def _tapped(layers: Sequence[Layer], sums: Sequence[torch.Tensor]) -> Iterator[N
     with ExitStack() as stack:
         for (module, _, _), total in zip(layers, sums, strict=True):
 
-            def tap(_: Any, inputs: Any, output: torch.Tensor, total: Any = total) -> Any:
+            def tap(
+                _: Any, inputs: Any, named: Any, output: torch.Tensor, total: Any = total
+            ) -> Any:
                 if not output.requires_grad:  # the first of two passes, with checkpointing
                     return output
-                return _Tap.apply(output, inputs[0].detach(), total)
+                x = next(iter((*inputs, *named.values())))
+                return _Tap.apply(output, x.detach(), total)
 
-            stack.callback(module.register_forward_hook(tap).remove)
+            hook = module.register_forward_hook(tap, with_kwargs=True)
+            stack.callback(hook.remove)
         yield
 
 
