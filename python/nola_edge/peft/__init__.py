@@ -10,12 +10,12 @@ otherwise PEFT does not know a method called NOLA (``KeyError: 'NOLA'``).
 from nola_edge.extras import explained
 
 try:
-    from nola_edge.peft.aligned_start import AlignStart
     from nola_edge.peft.config import NolaConfig
     from nola_edge.peft.layer import NolaLinearLayer
     from nola_edge.peft.model import NolaModel
     from nola_edge.peft.register import register
     from nola_edge.peft.stored import stored_tensors
+    from nola_edge.peft.trainer_callback import AlignStart
     from nola_edge.torch.aligned_start import align_start
 except ModuleNotFoundError as error:
     raise explained(error, "nola_edge.peft", "peft") from None
