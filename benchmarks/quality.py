@@ -61,7 +61,7 @@ ADAPTER_RATES = {"lora": (3e-3, 1e-2, 3e-2), "nola": (3e-3, 1e-2, 3e-2)}
 SMALL = {"full": (3e-4, 1e-3, 3e-3), **ADAPTER_RATES}
 REAL = {
     "lora": (2.5e-3, 5e-3, 1e-2, 2e-2),
-    "nola": (2.5e-3, 5e-3, 1e-2, 2e-2),
+    "nola": (1.25e-3, 2.5e-3, 5e-3, 1e-2),
     "other": (5e-3, 1e-2, 2e-2, 4e-2),
 }
 TASKS = {
@@ -207,16 +207,19 @@ def best_rates(records: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str,
 
 @main.command()
 @common_options
+@click.option(
+    "--rate", "rates", multiple=True, type=float, help="Repeatable.  [default: the task's]"
+)
 def tune(
     data: Path, out: Path, cache: Path, tasks: tuple[str, ...], names: tuple[str, ...],
-    steps: int | None, threads: int, share: str,
+    steps: int | None, threads: int, share: str, rates: tuple[float, ...],
 ) -> None:  # fmt: skip
     """Try learning rates on the validation part and print the best ones."""
     cases = [
         {"task": t, "method": m.name, "seed": TUNING_SEED, "rate": rate, "part": "validation"}
         for t in tasks or TASKS
         for m in methods_of(t, names or (() if t == "smollm2" else TUNED))
-        for rate in TASKS[t].rates[m.kind]
+        for rate in rates or TASKS[t].rates[m.kind]
     ]
     record_all(shared(cases, share, steps), data, cache, out, threads)
     for (task, method), best in best_rates(read(out)).items():

@@ -29,7 +29,7 @@ from trainer import fit
 
 TARGETS = r".*\.(q|k|v|o|gate|up|down)_proj"
 #: Learning rates of the kinds of method; see docs/training.md.
-RATES = {"lora": 1e-2, "nola": 5e-3, "other": 1e-2}
+RATES = {"lora": 1e-2, "nola": 2.5e-3, "other": 1e-2}
 BATCH = 4
 #: Tokens of the longest pair to learn from; three in five are as short.
 LONGEST = 64
