@@ -17,7 +17,6 @@ import json
 import multiprocessing
 import statistics
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -138,10 +137,9 @@ def measured(case: dict[str, Any], data: Path, cache: Path, threads: int) -> dic
 
     if threads:
         torch.set_num_threads(threads)
-    begin = time.time()
     options = {name: value for name, value in case.items() if name in ("rate", "part", "steps")}
     result = run_once(case["task"], case["method"], case["seed"], data, cache, **options)
-    return {**case, **result, "seconds": round(time.time() - begin, 1)}
+    return {**case, **result}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
