@@ -20,8 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 #: Few coefficients, so that the unit is not 1.
 FEW = {**SMALL, "num_basis_b": 4, "lora_alpha": 8, "target_modules": "all-linear"}
-#: Of the layers of `llama()`: sqrt of their mean number of outputs, 36.57, over l.
-UNIT = 3.0
+#: Of the layers of `llama()`: 2 sqrt(36.57 / 4), of their mean number of outputs.
+UNIT = 6.0
 
 
 def edited(folder: Path, **fields: object) -> Path:
@@ -55,7 +55,7 @@ def test_each_adapter_of_a_model_has_its_own_and_one_that_is_given_stays() -> No
     model.add_adapter("wide", NolaConfig(**FEW | {"target_modules": ["gate_proj"]}))
     model.add_adapter("given", NolaConfig(**FEW, beta_unit=0.5))
     units = {name: config.beta_unit for name, config in model.peft_config.items()}
-    assert units == {"default": UNIT, "wide": 3.5, "given": 0.5}
+    assert units == {"default": UNIT, "wide": 6.9, "given": 0.5}
     layer = model.get_submodule("base_model.model.model.layers.0.mlp.gate_proj")
     assert layer.nola_scaling == {name: 2 * unit for name, unit in units.items()}
 
@@ -82,7 +82,7 @@ def test_coefficients_in_another_unit_are_refused(tmp_path: Path) -> None:
     model = trained(llama(), **FEW)
     before = logits(model)
     model.save_pretrained(tmp_path / "a")
-    with pytest.raises(ValueError, match=r"already exists with `beta_unit` 3.0, but .* has 1.5"):
+    with pytest.raises(ValueError, match=r"already exists with `beta_unit` 6.0, but .* has 1.5"):
         model.load_adapter(edited(tmp_path / "a", beta_unit=1.5), "default")
     torch.testing.assert_close(logits(model), before, rtol=0, atol=0)
 
@@ -96,13 +96,13 @@ def test_impossible_units_are_refused(value: object) -> None:
 def test_a_layer_of_ones_own_takes_it_too(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(9, 40), torch.nn.Linear(40, 10))
     unit = unit_of_beta([40, 10], 4)
-    assert unit == 2.5
+    assert unit == 5.0
     for i in range(2):
         model[i] = NolaLinear(
             model[i], str(i), r=3, num_basis_a=5, num_basis_b=4, seed=1, beta_unit=unit
         )
         torch.nn.init.normal_(model[i].beta)
-    assert "scaling=3 / 3 * 2.5" in repr(model)
+    assert "scaling=3 / 3 * 5" in repr(model)
     to_adapter(model).save(tmp_path / "a")
     adapter = ne.Adapter.load(tmp_path / "a")
     assert adapter.scaling == model[0].scaling == unit
