@@ -120,6 +120,7 @@ def draw_real(rows: list[Row], path: Path) -> None:
             x = row.parameters if cost == "parameters" else row.values[cost][0]
             draw_real_row(axis, row, x)
         axis.set(xscale="log", xlabel=REAL_COSTS[cost])
+        axis.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         axis.margins(x=0.2, y=0.12)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
