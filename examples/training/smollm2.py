@@ -32,8 +32,6 @@ TARGETS = r".*\.(q|k|v|o|gate|up|down)_proj"
 #: Learning rates of the kinds of method; see docs/training.md.
 RATES = {"lora": 1e-2, "nola": 2.5e-3, "other": 1e-2}
 BATCH = 4
-#: Tokens of the longest pair to learn from; three in five are as short.
-LONGEST = 64
 #: Batches that an aligned start sees.
 ALIGNED_ON = 8
 
@@ -136,7 +134,7 @@ def run(
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     transformers.set_seed(seed)
-    examples = [e for e in pairs(tokenizer, data, "train") if len(e["input_ids"]) <= LONGEST]
+    examples = pairs(tokenizer, data, "train")
     chosen = random.Random(seed).sample(examples, ALIGNED_ON * BATCH)
     batches = [collate(chosen[i : i + BATCH]) for i in range(0, len(chosen), BATCH)]
     adapted, parameters = methods.apply(method, model, TARGETS, seed, batches=batches)
