@@ -141,8 +141,7 @@ def run(
     begin = time.process_time()  # the machine may be shared, or asleep
     fit(
         adapted, examples, collate, steps=steps, batch=BATCH,
-        learning_rate=rate or RATES[method.kind], seed=seed, by_length=True,
-        progress=progress,
+        learning_rate=rate or RATES[method.kind], seed=seed, progress=progress,
     )  # fmt: skip
     seconds = time.process_time() - begin
     if save is not None:

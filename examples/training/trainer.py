@@ -26,7 +26,6 @@ def fit(
     batch: int,
     learning_rate: float,
     seed: int,
-    by_length: bool = False,
     progress: bool = False,
 ) -> list[float]:
     """Train with AdamW, a warm-up of a tenth and a cosine.
@@ -39,8 +38,6 @@ def fit(
     collate : callable
         List of examples -> arguments of the model.
     steps, batch, learning_rate, seed
-    by_length : bool
-        Put examples of about one length in a batch, which leaves less to pad.
     progress : bool
         Show the Trainer's bar and log.
 
@@ -57,7 +54,6 @@ def fit(
             logging_steps=max(1, steps // 10), disable_tqdm=not progress, use_cpu=True,
             log_level="info" if progress else "error", remove_unused_columns=False,
             dataloader_pin_memory=False,
-            train_sampling_strategy="group_by_length" if by_length else "random",
         )  # fmt: skip
         trainer = transformers.Trainer(
             model=model, args=arguments, train_dataset=examples, data_collator=collate
