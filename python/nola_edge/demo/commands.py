@@ -14,20 +14,28 @@ from typing import Any
 #: What the JSON says, in this order; a room or a time that is not said is left out.
 Action = dict[str, "str | int"]
 
-#: Unit of a level -> devices that have it, and what they may be set to.
+#: Unit of a level -> devices that have one. So many that copying is learnt, and no list of them.
 _SEEN = {
     "percent": (
         "lamp", "lights", "radio", "speaker", "fan", "television", "ceiling light", "night light",
-        "shower", "blinds", "music", "projector",
+        "shower", "blinds", "music", "projector", "lantern", "hood", "doorbell", "printer",
+        "sprinkler", "shutters", "awning", "mirror", "disco ball", "vacuum cleaner", "piano",
+        "desk lamp", "pump", "siren", "candles", "screen", "tape deck", "microphone",
+        "fountain", "mixer", "ventilator", "loudspeakers", "reading light", "skylight",
     ),
     "degrees": (
         "heating", "heater", "oven", "fridge", "freezer", "boiler", "water tank", "thermostat",
-        "towel rail", "floor heating",
+        "towel rail", "floor heating", "kettle", "stove", "grill", "toaster", "iron", "dryer",
+        "hot plate", "ice machine", "incubator", "bathtub", "electric blanket", "pool",
+        "dishwasher", "bread maker", "furnace", "washing machine",
     ),
 }  # fmt: skip
 _SEEN_ROOMS = (
     "kitchen", "hall", "bedroom", "bathroom", "garage", "study", "attic", "living room", "office",
-    "dining room", "nursery", "garden", "guest room", "laundry", "pantry", "lounge",
+    "dining room", "nursery", "garden", "guest room", "laundry", "pantry", "lounge", "basement",
+    "corridor", "parlour", "shed", "studio", "gym", "lobby", "chapel", "bakery", "shop", "barn",
+    "music room", "playroom", "wardrobe", "kennel", "bar", "canteen", "classroom", "waiting room",
+    "theatre",
 )  # fmt: skip
 _HELD_OUT = {
     "percent": ("fairy lights", "jukebox", "chandelier", "humidifier", "alarm", "curtains"),
@@ -59,7 +67,7 @@ _PARTS = {
     "in the evening": range(18, 24),
 }  # fmt: skip
 #: Minute -> how it is said before the hour.
-_PAST = {0: "", 15: "quarter past ", 30: "half past "}
+_PAST = {0: "", 30: "half past "}
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,7 @@ def _command(
     template = rng.choice(_SWITCHING if switches else _LEVELLING)
     sentence = template.format(device=noun, room=room, set=action["set"], unit=unit)
     sentence = rng.choice(_OPENINGS) + sentence
-    if rng.random() < 0.75:
+    if rng.random() < 0.6:
         action["at"], time = _time(rng)
         sentence = f"{time}, {sentence}" if rng.random() < 0.3 else f"{sentence} {time}"
     return Command(sentence[0].upper() + sentence[1:] + ".", action)
