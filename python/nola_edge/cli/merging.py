@@ -30,7 +30,7 @@ def merge_into_one(
     """Merge into a checkpoint."""
     from nola_edge.merge.write import merge_checkpoint
 
-    with ui.ByteProgress(_nbytes(base), "merging", quiet) as progress:
+    with ui.Progress(_nbytes(base), "merging", quiet) as progress:
         report = merge_checkpoint(base, adapters, output, progress=progress, **options)
     if as_json:
         ui.print_json(as_found(report))
@@ -50,7 +50,7 @@ def merge_into_each(
     shard = options["shard"]
     share = Share.of(shard)
     count = len(share.take(adapters))
-    with ui.ByteProgress(_nbytes(base) * count, "merging", quiet) as progress:
+    with ui.Progress(_nbytes(base) * count, "merging", quiet) as progress:
         reports = merge_each(base, adapters, output, progress=progress, **options)
     seconds = time.perf_counter() - begin
     if as_json:
@@ -121,7 +121,7 @@ def merge_gguf_file(
     """Merge into a GGUF file."""
     from nola_edge.gguf import merge_gguf
 
-    with ui.ByteProgress(os.path.getsize(base), "merging", quiet) as progress:
+    with ui.Progress(os.path.getsize(base), "merging", quiet) as progress:
         report = merge_gguf(base, adapters, output, progress=progress, **options)
     if as_json:
         found = as_found(report)

@@ -78,15 +78,17 @@ def print_json(value: Any) -> None:
     click.echo(dumps(value, indent=2, default=str))
 
 
-class ByteProgress:
-    """A progress bar on stderr with bytes and rate; silent if stderr is not a terminal.
+class Progress:
+    """A progress bar on stderr with a rate; silent if stderr is not a terminal.
 
-    A context manager; the callable it gives may be called from any thread.
+    A context manager; the callable it gives is told what was done since the last call, and may be
+    called from any thread.
     """
 
-    def __init__(self, total: int, label: str, quiet: bool = False) -> None:
+    def __init__(self, total: int, label: str, quiet: bool = False, unit: str = "B") -> None:
         self._total = total
         self._label = label
+        self._unit = unit
         self._quiet = quiet or not sys.stderr.isatty()
         self._bar: Any = None
         self._lock = threading.Lock()
@@ -97,7 +99,7 @@ class ByteProgress:
         from tqdm import tqdm
 
         self._bar = tqdm(
-            total=self._total, desc=self._label, unit="B", unit_scale=True, leave=False
+            total=self._total, desc=self._label, unit=self._unit, unit_scale=True, leave=False
         )
         return self._advance
 

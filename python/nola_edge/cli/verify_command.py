@@ -243,7 +243,7 @@ def _verify_checkpoint(
         raise click.UsageError("MERGED is a GGUF file and BASE is not; give two of the same kind")
     with Checkpoint.open(merged) as checkpoint:
         nbytes = checkpoint.nbytes
-    with ui.ByteProgress(nbytes, "verifying", quiet) as progress:
+    with ui.Progress(nbytes, "verifying", quiet) as progress:
         return verify_checkpoint(
             merged, base, adapters, num_threads=threads, progress=progress, **options
         )
@@ -265,7 +265,7 @@ def _verify_gguf(
 
     if not is_gguf(merged):
         raise click.UsageError("BASE is a GGUF file and MERGED is not; give two of the same kind")
-    with ui.ByteProgress(os.path.getsize(merged), "verifying", quiet) as progress:
+    with ui.Progress(os.path.getsize(merged), "verifying", quiet) as progress:
         return verify_gguf(
             merged,
             base,

@@ -8,9 +8,7 @@ what the operating system reports.
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from nola_edge.demo.child import result_of
 from nola_edge.demo.memory import peak_bytes
+from nola_edge.demo.scratch import scratch_folder
 from nola_edge.demo.synthetic import DecoderShape, trained_adapter, write_checkpoint
-from nola_edge.errors import OutputError
 from nola_edge.files.strict_json import dumps
 
 if TYPE_CHECKING:
@@ -69,15 +67,7 @@ def compare(say: Callable[[str], None]) -> Comparison:
     OutputError
         If the temporary folder's disk has no room.
     """
-    with tempfile.TemporaryDirectory(prefix="nola-edge-demo-") as made:
-        folder = Path(made)
-        free = shutil.disk_usage(folder).free
-        if free < DISK_BYTES:
-            raise OutputError(
-                f"the demonstration needs {DISK_BYTES} bytes there, but the disk has only {free} "
-                "free; set TMPDIR to a folder on another disk",
-                file=folder.parent,
-            )
+    with scratch_folder(DISK_BYTES) as folder:
         return _compare_in(folder, say)
 
 
