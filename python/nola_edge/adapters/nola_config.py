@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nola_edge.adapters.quantize import BITS
 from nola_edge.adapters.tensor_parts import TensorPart, parse_parts, tensors_field
 from nola_edge.errors import AdapterError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PEFT_TYPE = "NOLA"
 NOLA_VERSION = 1
@@ -77,6 +80,8 @@ class AdapterConfig:
         Modules whose tensors are in the file whole.
     coefficient_bits : int or None
         3, 4 or 8: coefficients are stored quantised (:mod:`nola_edge.adapters.quantize`).
+    exact_first_alpha : bool
+        The first coefficient of A is not: it is stored exactly.
     basis_fingerprint, base_fingerprint, modules_fingerprint, shapes_fingerprint : str or None
         See :mod:`nola_edge.adapters.fingerprints`.
     tensors : dict
@@ -97,6 +102,7 @@ class AdapterConfig:
     bias: str = "none"
     modules_to_save: tuple[str, ...] = ()
     coefficient_bits: int | None = None
+    exact_first_alpha: bool = False
     basis_fingerprint: str | None = None
     base_fingerprint: str | None = None
     modules_fingerprint: str | None = None
@@ -144,6 +150,7 @@ class AdapterConfig:
             "fan_in_fan_out",
             "bias",
             "coefficient_bits",
+            "exact_first_alpha",
             *_FINGERPRINTS,
         ):
             if rest.get(name) is not None:
@@ -181,6 +188,8 @@ class AdapterConfig:
         for name in ("coefficient_bits", *_FINGERPRINTS):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
+        if self.exact_first_alpha:
+            data["exact_first_alpha"] = True
         data.update(tensors_field(self.tensors))
         return data
 
@@ -209,6 +218,14 @@ def _refuse_unknown(rest: dict[str, Any], file: object) -> None:
         )
 
 
+def _check_bits(config: AdapterConfig, refuse: Callable[[str, str], AdapterError]) -> None:
+    bits = config.coefficient_bits
+    if bits is not None and (type(bits) is not int or bits not in BITS):
+        raise refuse("coefficient_bits", f"one of {', '.join(map(str, BITS))}")
+    if config.exact_first_alpha and bits is None:
+        raise refuse("exact_first_alpha", "false without coefficient_bits")
+
+
 def _check(config: AdapterConfig, file: object) -> None:
     def refuse(name: str, requirement: str) -> AdapterError:
         value = getattr(config, name)
@@ -231,14 +248,12 @@ def _check(config: AdapterConfig, file: object) -> None:
         raise refuse("lora_alpha", "a positive number up to 1e30")
     if config.basis not in BASES:
         raise refuse("basis", f"one of {', '.join(BASES)}")
-    for name in ("use_rslora", "fan_in_fan_out"):
+    for name in ("use_rslora", "fan_in_fan_out", "exact_first_alpha"):
         if not isinstance(getattr(config, name), bool):
             raise refuse(name, "true or false")
     if config.bias not in ("none", "all", "nola_only"):
         raise refuse("bias", "none, all or nola_only")
-    bits = config.coefficient_bits
-    if bits is not None and (type(bits) is not int or bits not in BITS):
-        raise refuse("coefficient_bits", f"one of {', '.join(map(str, BITS))}")
+    _check_bits(config, refuse)
     for name in _FINGERPRINTS:
         value = getattr(config, name)
         if value is not None and not isinstance(value, str):

@@ -38,6 +38,7 @@ _CHECKED_WITH_OTHER_READERS = (
     "fan_in_fan_out",
     "bias",
     "coefficient_bits",
+    "exact_first_alpha",
     "tensors",
 )
 #: … on which the meaning of coefficients does not depend.
@@ -84,6 +85,8 @@ class NolaConfig(PeftConfig):
         How alpha begins; see :func:`nola_edge.torch.fresh_coefficients`.
     coefficient_bits : {3, 4, 8}, optional
         Train with, and save, coefficients of this many bits.
+    exact_first_alpha : bool, optional
+        … all but the first of every alpha, which stays exact. Default: with `coefficient_bits`.
     module_aliases : dict, optional
         New prefix -> the prefix that the streams were made with, for a model whose modules have
         since been renamed (``{"model.language_model.": "model."}``).
@@ -135,6 +138,9 @@ class NolaConfig(PeftConfig):
     coefficient_bits: int | None = field(
         default=None, metadata={"help": "Train with coefficients of 3, 4 or 8 bits."}
     )
+    exact_first_alpha: bool | None = field(
+        default=None, metadata={"help": "Not the first of alpha; as a rule with coefficient_bits."}
+    )
     module_aliases: dict[str, str] | None = field(
         default=None, metadata={"help": "New prefix -> prefix that the streams were made with."}
     )
@@ -156,6 +162,8 @@ class NolaConfig(PeftConfig):
         """Check every field; the fields that change weights as every other reader does."""
         super().__post_init__()
         self.peft_type = peft_type()
+        if self.exact_first_alpha is None:
+            self.exact_first_alpha = self.coefficient_bits is not None
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             if isinstance(value, list):
@@ -297,6 +305,8 @@ def _check_names(config_cls: type[NolaConfig]) -> None:
         # PEFT hands over all fields of a file, this one too; a script has no reason to.
         is_file = fields.get("peft_type") == PEFT_TYPE
         given = _known_fields(fields, known) if is_file else take_over(fields, known)
+        if is_file:  # which says nothing of what is off
+            given["exact_first_alpha"] = given.get("exact_first_alpha") or False
         generated(self, *args, **given)
 
     config_cls.__init__ = checked  # type: ignore[method-assign]
