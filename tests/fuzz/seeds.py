@@ -51,7 +51,16 @@ def words(reader: str) -> list[str]:
             "\\ud800",
             "1e400",
         ],
-        "packed": [*config, "about", "scales", "config", "modules", "coefficient_bits", "\\ud800"],
+        "packed": [
+            *config,
+            "about",
+            "scales",
+            "config",
+            "modules",
+            "coefficient_bits",
+            "exact_first_alpha",
+            "\\ud800",
+        ],
         "gguf": ["GGUF", "general.alignment", "general.architecture", "llama"],
         "configuration": [*config, *sorted(BOOKKEEPING), "nola_only", "1e400", "\\ud800", "NaN"],
     }[reader]
