@@ -103,7 +103,7 @@ def _packed() -> Iterator[bytes]:
             [b for _ in range(5) for b in [0] * (bits - 1) + [1]], bitorder="little"
         ).tobytes()
         assert len(zero) == size
-        yield PARTS.join([about, zero * 4, np.full(4, 0.5, "<f4").tobytes()])
+        yield PARTS.join([about, zero * 4, np.full(6, 0.5, "<f4").tobytes()])
     yield _packed_file(plain)
 
 
@@ -141,6 +141,7 @@ def _configurations() -> Iterator[bytes]:
     changes: list[dict[str, object]] = [
         {},
         {"use_rslora": True, "basis": "uniform", "seed": 2**63 - 1, "fan_in_fan_out": True},
+        {"coefficient_bits": 4, "exact_first_alpha": True, "lora_alpha": 0.1},
         {"coefficient_bits": 4, "lora_alpha": 0.1, "bias": "nola_only", "modules_to_save": ["é"]},
         {"unknown": None, "also": [], "r": 65536, "num_basis_a": 2**20},
         {name: {"x": [1, 2.5, None, True]} for name in sorted(BOOKKEEPING)},
