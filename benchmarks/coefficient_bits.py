@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nola_edge.adapters.quantize import rounded
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "training"))
 
 PATH = click.Path(path_type=Path)
@@ -52,8 +54,8 @@ def one_scale(values: Values, bits: int) -> tuple[Values, int]:
 
 
 def least_squares(values: Values, bits: int) -> tuple[Values, int]:
-    """The grid ends where squared errors are least."""
-    ends = abs(values).max(initial=0) * np.arange(20, 101) / 100
+    """The grid ends where squared errors are least, of eleven ends."""
+    ends = abs(values).max(initial=0) * np.arange(16, 5, -1) / 16
     tried = [on_grid(values, end, bits) for end in ends]
     return min(tried, key=lambda got: ((got - values) ** 2).sum()), size(values, bits)
 
@@ -108,12 +110,20 @@ def all_alike(way: Way, alpha: Values, beta: Values, bits: int) -> tuple[Values,
     return alpha, beta, a + b
 
 
+def ours(alpha: Values, beta: Values, bits: int) -> tuple[Values, Values, int]:
+    """First apart, least squares, as the package does it."""
+    a = rounded(alpha.astype(np.float32), bits, exact_first=True)
+    b = rounded(beta.astype(np.float32), bits)
+    nbytes = size(alpha, bits) + VALUE_BYTES + size(beta, bits)
+    return a.astype(np.float64), b.astype(np.float64), nbytes
+
+
 bind = functools.partial
 WAYS: dict[str, Callable[[Values, Values, int], tuple[Values, Values, int]]] = {
-    "one scale": bind(all_alike, one_scale),
+    "one scale: before": bind(all_alike, one_scale),
     "first of alpha apart": bind(first_apart, one_scale),
-    "first apart, clipped at a quantile": bind(first_apart, clipped),
-    "first apart, least squares": bind(first_apart, least_squares),
+    "first apart, least squares: ours": ours,
+    "first apart, cut off at a quantile": bind(first_apart, clipped),
     "first apart, normal code": bind(first_apart, normal_code),
     "first apart, a scale for 32": bind(first_apart, bind(in_groups, group=32)),
     "least squares": bind(all_alike, least_squares),
@@ -218,18 +228,19 @@ def table(records: list[dict[str, Any]]) -> str:
     """Return Markdown: a row for each way and number of bits, two columns for each adapter."""
     found = {(r["adapter"], r["way"], r["bits"]): r for r in records}
     adapters = list(dict.fromkeys(r["adapter"] for r in records))
-    titles = " | ".join(f"{name}: error of α, β | loss" for name in adapters)
-    lines = [f"| | bits | bytes | {titles} |", "|---|---|---|" + "---|---|" * len(adapters)]
+    titles = " | ".join(f"{name}: error of α, β | loss | divergence" for name in adapters)
+    lines = [f"| | bits | bytes | {titles} |", "|---|---|---|" + "---|---|---|" * len(adapters)]
     for way, bits in dict.fromkeys((r["way"], r["bits"]) for r in records):
         cells = [f"{next(r['bytes'] for r in records if r['way'] == way and r['bits'] == bits):,}"]
         for adapter in adapters:
             got = found.get((adapter, way, bits))
             if got is None:
-                cells += ["", ""]
+                cells += ["", "", ""]
                 continue
             change = got["loss"] - found[adapter, "unquantised", 32]["loss"]
             cells.append(f"{got['alpha']:.1%}, {got['beta']:.1%}")
             cells.append(f"{got['loss']:.4f}" if bits == 32 else f"{change:+.4f}")
+            cells.append(f"{got['divergence']:.4f}")
         lines.append(f"| {way} | {bits} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel, get_peft_model
 
 import nola_edge as ne
+from nola_edge.adapters.peft_folder import PREFIX
 from nola_edge.peft import NolaConfig
 from tests.conftest import snapshot
 from tests.tuner.models import SMALL, llama, logits, trained
@@ -61,8 +62,9 @@ def test_only_the_first_of_alpha_is_saved_as_trained(exact, tmp_path):
     saved = ne.Adapter.load(tmp_path / "adapter")
     assert saved.config.exact_first_alpha is exact
     for factor in ("alpha", "beta"):
+        live = {name: p.detach().numpy() for name, p in parameters(model, factor).items()}
+        live = np.stack([live[f"{PREFIX}{m}.nola_{factor}.default"] for m in saved.modules])
         held = np.stack([getattr(c, factor) for c in saved.modules.values()])
-        live = torch.stack(list(parameters(model, factor).values())).detach().numpy()
         assert np.array_equal(held[:, 0], live[:, 0]) is (exact and factor == "alpha")
         assert not np.array_equal(held[:, 1:], live[:, 1:])
     again = PeftModel.from_pretrained(llama(), tmp_path / "adapter")
