@@ -32,6 +32,7 @@ class TestNola(AdapterContract):
         "num_basis_b": [-1],
         "seed": [-1, "1"],
         "lora_alpha": [0, "8", True],
+        "beta_unit": [0, "2", True, 1e7],
         "basis": ["gauss"],
         "use_rslora": ["yes"],
         "bias": ["some"],
@@ -64,13 +65,15 @@ names = st.from_regex(r"[a-z]{1,5}(\.[a-z0-9_]{1,4}){0,3}", fullmatch=True)
     st.sampled_from(["rademacher", "uniform"]),
     st.booleans(),
     st.floats(1e-3, 1e6),
+    st.floats(1e-3, 1e3),
 )
 @settings(max_examples=15)  # the contract compares factors too
-def test_round_trip(tmp_path_factory, modules, r, k, num_beta, seed, basis, rslora, alpha):
+def test_round_trip(tmp_path_factory, modules, r, k, num_beta, seed, basis, rslora, alpha, unit):
     folder = tmp_path_factory.mktemp("a")
     adapter = Adapter.create(
         dict.fromkeys(modules, (7, 5)), r=r, num_basis_a=k, num_basis_b=num_beta, seed=seed,
         lora_alpha=alpha, basis=basis, use_rslora=rslora,
+        beta_unit=unit,
     )  # fmt: skip
     rng = np.random.default_rng(seed)
     adapter = adapter.replace(
@@ -79,7 +82,7 @@ def test_round_trip(tmp_path_factory, modules, r, k, num_beta, seed, basis, rslo
     adapter.save(folder / "x")
     loaded = Adapter.load(folder / "x")
     assert list(loaded.modules) == list(adapter.modules)
-    assert loaded.scaling == (alpha / r**0.5 if rslora else alpha / r)
+    assert loaded.scaling == (alpha / r**0.5 if rslora else alpha / r) * unit
     for m in modules:
         for name in ("alpha", "beta"):
             ours, theirs = getattr(adapter.modules[m], name), getattr(loaded.modules[m], name)

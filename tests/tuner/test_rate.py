@@ -44,7 +44,8 @@ def test_the_default_of_training_arguments(make):
     model = adapted()
     (message,) = steps(model, make(trained_numbers(model), 5e-5))
     assert message.startswith(f"{make.__name__}'s learning rate of 5e-05 hardly moves")
-    assert "`TrainingArguments(learning_rate=2e-03)`" in message
+    advised = 4e-3 / model.peft_config["default"].scaling
+    assert f"`TrainingArguments(learning_rate={advised:.0e})`" in message
     assert steps(model, make(trained_numbers(model), 5e-5)) == []
 
 

@@ -220,6 +220,7 @@ class Adapter(LowRankAdapter):
         lora_alpha: float,
         basis: str = "rademacher",
         use_rslora: bool = False,
+        beta_unit: float = 1.0,
         fan_in_fan_out: bool = False,
         base: str | Path | None = None,
     ) -> Adapter:
@@ -229,7 +230,7 @@ class Adapter(LowRankAdapter):
         ----------
         modules : mapping
             Module name -> (out_features, in_features).
-        r, num_basis_a, num_basis_b, seed, lora_alpha, basis, use_rslora, fan_in_fan_out
+        r, num_basis_a, num_basis_b, seed, lora_alpha, basis, use_rslora, beta_unit, fan_in_fan_out
             See :class:`AdapterConfig`.
         base : path or str, optional
             A checkpoint, or its Hub id, whose fingerprint is recorded.
@@ -251,6 +252,7 @@ class Adapter(LowRankAdapter):
             lora_alpha=lora_alpha,
             basis=basis,
             use_rslora=use_rslora,
+            beta_unit=beta_unit,
             fan_in_fan_out=fan_in_fan_out,
             modules_fingerprint=modules_fingerprint(modules),
             shapes_fingerprint=shapes_fingerprint(modules),

@@ -7,15 +7,13 @@ all is passed over only when its value means "off".
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nola_edge.adapters.quantize import BITS
 from nola_edge.adapters.tensor_parts import TensorPart, parse_parts, tensors_field
 from nola_edge.errors import AdapterError, printable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 PEFT_TYPE = "NOLA"
 NOLA_VERSION = 1
@@ -72,6 +70,8 @@ class AdapterConfig:
         ``"rademacher"`` or ``"uniform"``.
     use_rslora : bool
         Scaling by sqrt(r) instead of r.
+    beta_unit : float
+        What beta is counted in: a factor of the scaling. Positive and finite.
     fan_in_fan_out : bool
         Whether target weights are stored as (in, out), as GPT-2's Conv1D does.
     bias : str
@@ -98,6 +98,7 @@ class AdapterConfig:
     lora_alpha: float
     basis: str = "rademacher"
     use_rslora: bool = False
+    beta_unit: float = 1.0
     fan_in_fan_out: bool = False
     bias: str = "none"
     modules_to_save: tuple[str, ...] = ()
@@ -116,8 +117,11 @@ class AdapterConfig:
 
     @property
     def scaling(self) -> float:
-        """Return s = lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA, in double."""
-        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+        """Return s = lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA, times beta's unit.
+
+        In double, in this order.
+        """
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r) * self.beta_unit
 
     @staticmethod
     def from_json(data: dict[str, Any], *, file: object) -> AdapterConfig:
@@ -147,6 +151,7 @@ class AdapterConfig:
         for name in (
             "basis",
             "use_rslora",
+            "beta_unit",
             "fan_in_fan_out",
             "bias",
             "coefficient_bits",
@@ -185,6 +190,8 @@ class AdapterConfig:
             bias=self.bias,
             modules_to_save=list(self.modules_to_save) or None,
         )
+        if self.beta_unit != 1:
+            data["beta_unit"] = self.beta_unit
         for name in ("coefficient_bits", *_FINGERPRINTS):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
@@ -192,6 +199,51 @@ class AdapterConfig:
             data["exact_first_alpha"] = True
         data.update(tensors_field(self.tensors))
         return data
+
+
+_Rule = tuple[Callable[[Any], bool], str]
+
+
+def _integer(low: int, high: int) -> _Rule:
+    return lambda v: type(v) is int and low <= v <= high, f"an integer in {low}..{high}"
+
+
+def _positive(most: str) -> _Rule:
+    return (
+        lambda v: type(v) in (int, float) and 0 < v <= float(most),
+        f"a positive number up to {most}",
+    )
+
+
+def _one_of(*choices: object) -> _Rule:
+    text = ", ".join(str(choice) for choice in choices if choice is not None)
+    return lambda v: any(type(v) is type(c) and v == c for c in choices), f"one of {text}"
+
+
+#: Field -> whether a value is possible, and what it must be.
+_RULES: dict[str, _Rule] = {
+    "r": _integer(1, MAX_RANK),
+    "num_basis_a": _integer(1, MAX_NUM_BASIS),
+    "num_basis_b": _integer(1, MAX_NUM_BASIS),
+    "seed": _integer(0, MAX_SEED),
+    "lora_alpha": _positive("1e30"),
+    "beta_unit": _positive("1e6"),
+    "basis": _one_of(*BASES),
+    "use_rslora": (lambda v: isinstance(v, bool), "true or false"),
+    "fan_in_fan_out": (lambda v: isinstance(v, bool), "true or false"),
+    "exact_first_alpha": (lambda v: isinstance(v, bool), "true or false"),
+    "bias": _one_of("none", "all", "nola_only"),
+    "coefficient_bits": _one_of(None, *BITS),
+    **dict.fromkeys(_FINGERPRINTS, (lambda v: isinstance(v, str | None), "a string")),
+    "tensors": (
+        lambda v: all(isinstance(part, TensorPart) for part in v.values()),
+        "TensorPart by module",
+    ),
+    "modules_to_save": (
+        lambda v: isinstance(v, tuple) and all(isinstance(module, str) for module in v),
+        "a list of module names",
+    ),
+}
 
 
 def _expect(value: object, wanted: object, name: str, file: object) -> None:
@@ -218,49 +270,17 @@ def _refuse_unknown(rest: dict[str, Any], file: object) -> None:
         )
 
 
-def _check_bits(config: AdapterConfig, refuse: Callable[[str, str], AdapterError]) -> None:
-    bits = config.coefficient_bits
-    if bits is not None and (type(bits) is not int or bits not in BITS):
-        raise refuse("coefficient_bits", f"one of {', '.join(map(str, BITS))}")
-    if config.exact_first_alpha and bits is None:
-        raise refuse("exact_first_alpha", "false without coefficient_bits")
+def _refusal(config: AdapterConfig, name: str, requirement: str, file: object) -> AdapterError:
+    value = getattr(config, name)
+    return AdapterError(
+        f"is {printable(value)!r}, must be {requirement}", file=file, field=name, value=value
+    )
 
 
 def _check(config: AdapterConfig, file: object) -> None:
-    def refuse(name: str, requirement: str) -> AdapterError:
-        value = getattr(config, name)
-        return AdapterError(
-            f"is {printable(value)!r}, must be {requirement}", file=file, field=name, value=value
-        )
-
-    limits = {
-        "r": (1, MAX_RANK),
-        "num_basis_a": (1, MAX_NUM_BASIS),
-        "num_basis_b": (1, MAX_NUM_BASIS),
-        "seed": (0, MAX_SEED),
-    }
-    for name, (low, high) in limits.items():
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise refuse(name, f"an integer in {low}..{high}")
-    alpha = config.lora_alpha
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= 1e30:
-        raise refuse("lora_alpha", "a positive number up to 1e30")
-    if config.basis not in BASES:
-        raise refuse("basis", f"one of {', '.join(BASES)}")
-    for name in ("use_rslora", "fan_in_fan_out", "exact_first_alpha"):
-        if not isinstance(getattr(config, name), bool):
-            raise refuse(name, "true or false")
-    if config.bias not in ("none", "all", "nola_only"):
-        raise refuse("bias", "none, all or nola_only")
-    _check_bits(config, refuse)
-    for name in _FINGERPRINTS:
-        value = getattr(config, name)
-        if value is not None and not isinstance(value, str):
-            raise refuse(name, "a string")
-    if not all(isinstance(part, TensorPart) for part in config.tensors.values()):
-        raise refuse("tensors", "TensorPart by module")
-    saved = config.modules_to_save
-    if not (isinstance(saved, tuple) and all(isinstance(module, str) for module in saved)):
-        raise refuse("modules_to_save", "a list of module names")
+    for name, (is_possible, requirement) in _RULES.items():
+        if not is_possible(getattr(config, name)):
+            raise _refusal(config, name, requirement, file)
+    if config.exact_first_alpha and config.coefficient_bits is None:
+        raise _refusal(config, "exact_first_alpha", "false without coefficient_bits", file)
     _refuse_unknown({k: v for k, v in config.bookkeeping.items() if k not in BOOKKEEPING}, file)

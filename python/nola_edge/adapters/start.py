@@ -39,6 +39,31 @@ def unit_start(num_basis: int, in_features: int) -> NDArray[np.float32]:
     return alpha
 
 
+def unit_of_beta(out_features: Iterable[int], num_basis_b: int) -> float:
+    """Return the unit of beta in which the learning rates that suit LoRA suit beta too.
+
+    A step of Adam with rate eta moves each element of B by about eta, in LoRA as here. Here they
+    move in l directions only: to first order the loss then falls by eta sqrt(l) ||gradient||
+    instead of eta sqrt(r out) ||gradient||, while the step disturbs as much. The best rate lies
+    between that of LoRA and sqrt(r out / l) times it. Counting beta in units of 2 sqrt(out / l), or
+    1 if that is less, was measured to bring the two together (docs/training.md, *Learning rates*).
+
+    Parameters
+    ----------
+    out_features : iterable of int
+        Of each adapted layer; their mean counts.
+    num_basis_b : int
+        l.
+
+    Returns
+    -------
+    float
+        Two decimal digits of it; a rate is never known better.
+    """
+    sizes = list(out_features)
+    return max(1.0, float(f"{2 * math.sqrt(sum(sizes) / len(sizes) / num_basis_b):.1e}"))
+
+
 def target_names(modules: Iterable[str]) -> list[str]:
     """Return names that choose modules: their own, or their last parts, where they are many."""
     names = sorted(modules)

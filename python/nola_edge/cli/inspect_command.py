@@ -146,6 +146,7 @@ def _summary(adapter: Adapter, shapes: Shapes | None, checked: set[str]) -> dict
         },
         "coefficient_bits": config.coefficient_bits,
         "use_rslora": config.use_rslora,
+        "beta_unit": config.beta_unit,
         "fan_in_fan_out": config.fan_in_fan_out,
         "base_fingerprint": config.base_fingerprint,
         "config": config.to_json(),

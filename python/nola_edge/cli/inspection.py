@@ -151,7 +151,8 @@ def _contents(summary: dict[str, Any], levels: str) -> Iterator[Row]:
         + whole(f"seed {summary['seed']}"),
     )
     rule = "lora_alpha / sqrt(r)" if summary["use_rslora"] else "lora_alpha / r"
-    yield "scaling", f"{summary['scaling']:g} = {rule}"
+    unit = "" if summary["beta_unit"] == 1 else f" x beta_unit {summary['beta_unit']:g}"
+    yield "scaling", f"{summary['scaling']:g} = {rule}{unit}"
     if summary["fan_in_fan_out"]:
         yield "weights", "stored as (in, out): fan_in_fan_out"
     yield "coefficients", f"{summary['coefficients']:,} ({_stored_size(summary)})"

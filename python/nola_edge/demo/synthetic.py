@@ -91,7 +91,10 @@ def trained_adapter(
     base: Path | None = None,
     **options: Any,
 ) -> Adapter:
-    """Return an adapter whose coefficients are random, as after training."""
+    """Return an adapter whose coefficients are random, as after training.
+
+    `options` go to :meth:`Adapter.create`; the unit of beta is one as trained adapters have.
+    """
     fresh = Adapter.create(
         modules,
         r=r,
@@ -100,7 +103,7 @@ def trained_adapter(
         seed=seed,
         lora_alpha=2 * r,
         base=base,
-        **options,
+        **{"beta_unit": 1.5, **options},
     )
     rng = np.random.default_rng(seed)
 

@@ -217,9 +217,10 @@ def lora_config(adapter: Adapter) -> dict[str, Any]:
     """Return the ``adapter_config.json`` of an adapter's exact LoRA."""
     config = adapter.config
     kept = {name: config.bookkeeping[name] for name in _KEPT if name in config.bookkeeping}
+    is_quotient = not config.use_rslora and config.beta_unit == 1
     fields = lora_fields(
         r=config.r,
-        lora_alpha=(alpha_of(config.scaling, config.r) if config.use_rslora else config.lora_alpha),
+        lora_alpha=config.lora_alpha if is_quotient else alpha_of(config.scaling, config.r),
         target_modules=adapter.modules,
         fan_in_fan_out=config.fan_in_fan_out,
         bias="lora_only" if config.bias == "nola_only" else config.bias,

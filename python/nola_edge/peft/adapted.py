@@ -71,6 +71,17 @@ def check_injected(model: nn.Module, adapter_name: str, config: NolaConfig) -> N
     _check_fingerprints(config, stream_shapes(layers, adapter_name))
 
 
+def count_in_unit(model: nn.Module, adapter_name: str) -> None:
+    """Choose an adapter's unit of beta, if it has none, and scale its layers by it."""
+    layers = adapted_layers(model, adapter_name)
+    if not layers:
+        return
+    config = next(iter(layers.values())).nola_configs[adapter_name]
+    config.choose_unit(stream_shapes(layers, adapter_name))
+    for layer in layers.values():
+        layer.nola_scaling[adapter_name] = config.scaling
+
+
 def _check_fingerprints(config: NolaConfig, shapes: Mapping[str, tuple[int, int]]) -> None:
     found = modules_fingerprint(shapes)
     first = min(shapes)

@@ -16,6 +16,7 @@ from nola_edge.adapters.fingerprints import (
     shapes_fingerprint,
 )
 from nola_edge.adapters.nola_config import NOLA_VERSION, PEFT_TYPE, AdapterConfig
+from nola_edge.adapters.start import unit_of_beta
 from nola_edge.adapters.tensor_parts import TensorPart, tensors_field
 from nola_edge.errors import NolaEdgeError
 from nola_edge.files.strict_json import MAX_CONFIG_BYTES, dumps, encode
@@ -35,6 +36,7 @@ _CHECKED_WITH_OTHER_READERS = (
     "seed",
     "lora_alpha",
     "use_rslora",
+    "beta_unit",
     "fan_in_fan_out",
     "bias",
     "coefficient_bits",
@@ -50,8 +52,8 @@ class NolaConfig(PeftConfig):
     """Configuration of a NOLA adapter (ICLR 2024, arXiv 2310.02556).
 
     ``W' = W + s B A`` with A and B linear combinations of random matrices that the seed
-    regenerates; only the coefficients are trained and saved. They need a larger learning rate than
-    LoRA's matrices.
+    regenerates; only the coefficients are trained and saved. The learning rate that suits LoRA
+    with the same `r` and `lora_alpha` suits them.
 
     LoRA's spellings are accepted: ``lora_dropout``, ``init_lora_weights=True`` (or False) and
     ``bias="lora_only"`` set `nola_dropout`, `init_weights` and ``bias="nola_only"``, and are saved
@@ -68,8 +70,12 @@ class NolaConfig(PeftConfig):
     seed : int
         0 .. 2**63 - 1. Adapters with different seeds have unrelated bases.
     lora_alpha : float
-        s = lora_alpha / r, or lora_alpha / sqrt(r) with `use_rslora`.
+        s = lora_alpha / r, or lora_alpha / sqrt(r) with `use_rslora`, times `beta_unit`.
     use_rslora : bool
+    beta_unit : float, optional
+        What beta is counted in. Default: what lets beta take the learning rates of LoRA's
+        matrices, chosen when the adapter is put on a model (:func:`unit_of_beta`) and saved with
+        it; 1 in a file that does not say.
     nola_dropout : float
         On the adapter's input.
     target_modules, exclude_modules, modules_to_save, layers_to_transform, layers_pattern
@@ -111,6 +117,9 @@ class NolaConfig(PeftConfig):
     seed: int = field(default=0, metadata={"help": "Seed of the random matrices."})
     lora_alpha: float = field(default=16, metadata={"help": "s = lora_alpha / r."})
     use_rslora: bool = field(default=False, metadata={"help": "s = lora_alpha / sqrt(r)."})
+    beta_unit: float | None = field(
+        default=None, metadata={"help": "Of beta, times s; by default it suits LoRA's rates."}
+    )
     nola_dropout: float = field(default=0.0, metadata={"help": "Dropout of the adapter's input."})
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names, a regular expression, or 'all-linear'."}
@@ -205,7 +214,7 @@ class NolaConfig(PeftConfig):
 
     @property
     def scaling(self) -> float:
-        """Return s, in double."""
+        """Return s, in double; without a unit as long as none is chosen."""
         return self.adapter_config().scaling
 
     def check_same_basis(self, other: NolaConfig, adapter_name: str) -> None:
@@ -224,6 +233,12 @@ class NolaConfig(PeftConfig):
                     f"one to be loaded has {its!r}. Its coefficients would mean other matrices: "
                     "load it under another name, or call delete_adapter first."
                 )
+
+    def choose_unit(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+        """Count beta in what suits the modules, (out_features, in_features), unless it is given."""
+        if self.beta_unit is None:
+            sizes = [out_features for out_features, _ in shapes.values()]
+            self.beta_unit = unit_of_beta(sizes, self.num_basis_b)
 
     def stream_module(self, module: str) -> str:
         """Return the name that the streams of a module were made with."""
@@ -305,8 +320,6 @@ def _check_names(config_cls: type[NolaConfig]) -> None:
         # PEFT hands over all fields of a file, this one too; a script has no reason to.
         is_file = fields.get("peft_type") == PEFT_TYPE
         given = _known_fields(fields, known) if is_file else take_over(fields, known)
-        if is_file:  # which says nothing of what is off
-            given["exact_first_alpha"] = given.get("exact_first_alpha") or False
         generated(self, *args, **given)
 
     config_cls.__init__ = checked  # type: ignore[method-assign]
@@ -321,7 +334,11 @@ def _known_fields(fields: dict[str, Any], known: Collection[str]) -> dict[str, A
                 "understands, and it may change the weights. Upgrade nola-edge, or remove "
                 "the field if you know that it does not matter."
             )
-    return {name: value for name, value in fields.items() if name in known}
+    given = {name: value for name, value in fields.items() if name in known}
+    # A file from before there were units; in one that leaves the choice open it is null.
+    given.setdefault("beta_unit", 1.0)
+    given["exact_first_alpha"] = given.get("exact_first_alpha") or False
+    return given
 
 
 _check_names(NolaConfig)

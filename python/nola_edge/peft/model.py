@@ -18,7 +18,13 @@ from torch import nn
 
 from nola_edge.adapters.nola_files import ALPHA, BETA, SCALE
 from nola_edge.adapters.peft_folder import PREFIX
-from nola_edge.peft.adapted import adapted_layers, check_injected, stream_shapes, take_out
+from nola_edge.peft.adapted import (
+    adapted_layers,
+    check_injected,
+    count_in_unit,
+    stream_shapes,
+    take_out,
+)
 from nola_edge.peft.base import loaded_from, warn_of_other_base
 from nola_edge.peft.bypassed import refuse_fused, warn_of_attention, warn_of_bypassed
 from nola_edge.peft.combined import (
@@ -106,6 +112,7 @@ class NolaModel(BaseTuner):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             self._forget_wrappers(model, self.peft_config[adapter_name])
             check_injected(model, adapter_name, cast(NolaConfig, self.peft_config[adapter_name]))
+            count_in_unit(model, adapter_name)
         except Exception:
             take_out(model, adapter_name)
             for parameter, is_trained in trained:

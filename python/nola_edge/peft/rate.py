@@ -19,9 +19,10 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-#: Below this Adam is far behind LoRA in the steps that people train for (docs/training.md).
-SMALLEST_RATE = 5e-4
-ADVISED_RATE = 2e-3
+#: Rate times scaling: below this Adam is far behind LoRA in the steps that people train for
+#: (docs/training.md).
+_SMALLEST_STEP = 1e-3
+_ADVISED_STEP = 4e-3
 
 _waiting: WeakSet[Any] = WeakSet()  # layers whose optimiser has not been seen
 _seen: WeakSet[Optimizer] = WeakSet()
@@ -47,20 +48,24 @@ def _register() -> None:
 def _look(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
     if torch.compiler.is_compiling() or not _waiting:
         return
-    rate = None
+    steps: tuple[float, float] | None = None
     with contextlib.suppress(Exception):  # an optimiser may be anything, and has to go on
-        rate = _largest_rate(optimizer)
-    if rate is not None and rate < SMALLEST_RATE:
+        steps = _largest_rate(optimizer)
+    if steps is not None and steps[0] * steps[1] < _SMALLEST_STEP:
+        rate, advised = steps[0], _ADVISED_STEP / steps[1]
         warnings.warn(
             f"{type(optimizer).__name__}'s learning rate of {rate:.2g} hardly moves NOLA's "
-            "coefficients, which want a larger one than LoRA's matrices: set it to about "
-            f"{ADVISED_RATE:.0e} (`TrainingArguments(learning_rate={ADVISED_RATE:.0e})`).",
+            f"coefficients: set it to about {advised:.0e} "
+            f"(`TrainingArguments(learning_rate={advised:.0e})`).",
             stacklevel=2,
         )
 
 
-def _largest_rate(optimizer: Optimizer) -> float | None:
-    """Return the rate, without warm-up, that an Adam has for layers that wait; they do no more."""
+def _largest_rate(optimizer: Optimizer) -> tuple[float, float] | None:
+    """Return the rate, without warm-up, that an Adam has for layers that wait, and their scaling.
+
+    They wait no more.
+    """
     if optimizer in _seen:
         return None
     _seen.add(optimizer)
@@ -73,7 +78,8 @@ def _largest_rate(optimizer: Optimizer) -> float | None:
     wanted = set().union(*map(_coefficients, found))
     pairs = zip(_full_rates(optimizer), groups, strict=True)
     rates = [rate for rate, group in pairs if not wanted.isdisjoint(group)]
-    return max((rate for rate in rates if rate is not None), default=None)
+    scaling = max(s for layer in found for s in layer.nola_scaling.values())
+    return max(((rate, scaling) for rate in rates if rate is not None), default=None)
 
 
 def _coefficients(layer: Any) -> set[int]:

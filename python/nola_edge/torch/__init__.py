@@ -9,6 +9,7 @@ processes; ``merge.py`` merges into tensors, :mod:`nola_edge.models` into models
 
 from typing import TYPE_CHECKING, Any
 
+from nola_edge.adapters.start import unit_of_beta
 from nola_edge.extras import explained
 
 try:
@@ -44,6 +45,7 @@ __all__ = [
     "nola_linear",
     "project",
     "to_adapter",
+    "unit_of_beta",
 ]
 
 #: Names of what is built upon this package, and is found here too.

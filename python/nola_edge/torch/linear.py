@@ -43,9 +43,13 @@ class NolaLinear(nn.Module):
     seed : int
         0 .. 2**63 - 1.
     lora_alpha : float, optional
-        s = lora_alpha / r, or lora_alpha / sqrt(r) with `use_rslora`. Default: r, so that s = 1.
+        s = lora_alpha / r, or lora_alpha / sqrt(r) with `use_rslora`, times `beta_unit`.
+        Default: r, so that s = `beta_unit`.
     basis : {"rademacher", "uniform"}
     use_rslora : bool
+    beta_unit : float
+        What beta is counted in; :func:`nola_edge.torch.unit_of_beta` gives the one that lets it
+        take LoRA's learning rates. The same for all layers of an adapter.
     dropout : float
         On the adapter's input.
     start : {"unit", "unit-frozen", "random", "aligned"}
@@ -78,6 +82,7 @@ class NolaLinear(nn.Module):
         lora_alpha: float | None = None,
         basis: Basis = "rademacher",
         use_rslora: bool = False,
+        beta_unit: float = 1.0,
         dropout: float = 0.0,
         start: str = "unit",
         coefficient_bits: int | None = None,
@@ -98,6 +103,7 @@ class NolaLinear(nn.Module):
             lora_alpha=float(r if lora_alpha is None else lora_alpha),
             basis=basis,
             use_rslora=use_rslora,
+            beta_unit=beta_unit,
             fan_in_fan_out=self.transposed,
             coefficient_bits=coefficient_bits,
             exact_first_alpha=coefficient_bits is not None,
@@ -202,6 +208,8 @@ class NolaLinear(nn.Module):
         """Describe the adapter."""
         c = self.config
         scaling = f"{c.lora_alpha:g} / " + (f"sqrt({c.r})" if c.use_rslora else f"{c.r}")
+        if c.beta_unit != 1:
+            scaling += f" * {c.beta_unit:g}"
         text = (
             f"module={self.module!r}, r={c.r}, num_basis_a={c.num_basis_a}, "
             f"num_basis_b={c.num_basis_b}, basis={c.basis}, seed={c.seed}, scaling={scaling}"
