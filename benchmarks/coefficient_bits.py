@@ -8,7 +8,8 @@ Adapters of SmolLM2 are rounded after training, in every way and number of bits,
 pairs of the validation part: the loss, and the Kullback-Leibler divergence of what the adapter says
 from what it said before, for a token of the sentences. Rounding may lower the loss of an adapter
 that has learned too much by heart; only the divergence tells how much it has changed. Every run
-appends a line, and passes over what is there.
+appends a line, and passes over what is there. Without `--data`, the errors of the coefficients
+themselves are printed, which takes seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nola_edge.adapters.quantize import rounded
+from nola_edge import Adapter
+from nola_edge.adapters.quantize import SIXTEENTHS, rounded
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "training"))
 
@@ -34,6 +36,9 @@ Values = NDArray[np.float64]
 #: Coefficients and bits -> what they become, and bytes.
 Way = Callable[[Values, int], tuple[Values, int]]
 
+#: Where the grid may end, as parts of the largest magnitude; and more of them.
+ENDS = [end / 16 for end in SIXTEENTHS]
+FINE_ENDS = [end / 100 for end in range(100, 19, -1)]
 SCALE_BYTES, INDEX_BYTES, VALUE_BYTES = 4, 2, 4
 
 
@@ -53,10 +58,9 @@ def one_scale(values: Values, bits: int) -> tuple[Values, int]:
     return on_grid(values, abs(values).max(initial=0), bits), size(values, bits)
 
 
-def least_squares(values: Values, bits: int) -> tuple[Values, int]:
-    """The grid ends where squared errors are least, of eleven ends."""
-    ends = abs(values).max(initial=0) * np.arange(16, 5, -1) / 16
-    tried = [on_grid(values, end, bits) for end in ends]
+def least_squares(values: Values, bits: int, ends: Sequence[float] = ENDS) -> tuple[Values, int]:
+    """The grid ends where squared errors are least, of several parts of the largest magnitude."""
+    tried = [on_grid(values, end * abs(values).max(initial=0), bits) for end in ends]
     return min(tried, key=lambda got: ((got - values) ** 2).sum()), size(values, bits)
 
 
@@ -123,6 +127,7 @@ WAYS: dict[str, Callable[[Values, Values, int], tuple[Values, Values, int]]] = {
     "one scale: before": bind(all_alike, one_scale),
     "first of alpha apart": bind(first_apart, one_scale),
     "first apart, least squares: ours": ours,
+    "first apart, least squares of 81 ends": bind(first_apart, bind(least_squares, ends=FINE_ENDS)),
     "first apart, cut off at a quantile": bind(first_apart, clipped),
     "first apart, normal code": bind(first_apart, normal_code),
     "first apart, a scale for 32": bind(first_apart, bind(in_groups, group=32)),
@@ -214,6 +219,20 @@ def unquantised(alpha: Values, beta: Values, bits: int) -> tuple[Values, Values,
     return alpha, beta, (len(alpha) + len(beta)) * bits // 8
 
 
+def print_errors(adapter: Path, bits: tuple[int, ...]) -> None:
+    """Print bytes and errors of every way, with no model."""
+    modules = Adapter.load(adapter).modules.values()
+    before = [(c.alpha.astype(np.float64), c.beta.astype(np.float64)) for c in modules]
+    for number in bits:
+        for name, way in WAYS.items():
+            after = [way(*pair, number) for pair in before]
+            errors = [relative_error([p[i] for p in before], [a[i] for a in after]) for i in (0, 1)]
+            click.echo(
+                f"{adapter.name}, {number} bits, {sum(a[2] for a in after):,} bytes, "
+                f"alpha {errors[0]:.1%}, beta {errors[1]:.1%}: {name}"
+            )
+
+
 def record(case: dict[str, Any], judge: Callable[[], Judge], way: Any, out: Path) -> None:
     done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     if any(case.items() <= found.items() for found in done):
@@ -246,7 +265,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 @click.command()
-@click.option("--data", type=PATH, help="Folder of the E2E files.")
+@click.option("--data", type=PATH, help="Folder of the E2E files.  [default: no model]")
 @click.option("--cache", default="smollm2-cache", type=PATH, show_default=True)
 @click.option("--adapter", "adapters", type=PATH, multiple=True, help="Repeatable.")
 @click.option("--bits", multiple=True, type=int, default=(4, 3), show_default=True)
@@ -262,6 +281,9 @@ def main(
         click.echo(table([json.loads(line) for line in results.read_text().splitlines()]))
         return
     for adapter in adapters:
+        if data is None:
+            print_errors(adapter, bits)
+            continue
         judge = functools.cache(functools.partial(Judge, data, cache, adapter))
         case = {"adapter": adapter.name, "way": "unquantised", "bits": 32}
         record(case, judge, unquantised, out)
