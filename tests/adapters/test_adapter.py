@@ -38,6 +38,7 @@ class TestNola(AdapterContract):
         "bias": ["some"],
         "modules_to_save": ["head", [1]],
         "coefficient_bits": [5],
+        "exact_first_alpha": [1, "yes", True],  # without coefficient_bits
     }
 
     def files(self, shapes, seed=0):

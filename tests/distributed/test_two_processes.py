@@ -114,8 +114,12 @@ def test_sharded_coefficients_are_saved_whole(tmp_path):
     for module, saved in first.modules.items():
         for other in others:
             assert np.array_equal(saved.beta, other.modules[module].beta)
-        live = results[0]["coefficients"][f"base_model.model.{module}.nola_beta.default"]
-        assert np.array_equal(saved.beta, rounded(live.numpy(), 4))
+        alpha, beta = (
+            results[0]["coefficients"][f"base_model.model.{module}.nola_{factor}.default"].numpy()
+            for factor in ("alpha", "beta")
+        )
+        assert np.array_equal(saved.alpha, rounded(alpha, 4, exact_first=True))
+        assert np.array_equal(saved.beta, rounded(beta, 4))
 
 
 def test_shards_merge_to_the_bits_of_the_whole(tmp_path):

@@ -51,7 +51,16 @@ def words(reader: str) -> list[str]:
             "\\ud800",
             "1e400",
         ],
-        "packed": [*config, "about", "scales", "config", "modules", "coefficient_bits", "\\ud800"],
+        "packed": [
+            *config,
+            "about",
+            "scales",
+            "config",
+            "modules",
+            "coefficient_bits",
+            "exact_first_alpha",
+            "\\ud800",
+        ],
         "gguf": ["GGUF", "general.alignment", "general.architecture", "llama"],
         "configuration": [*config, *sorted(BOOKKEEPING), "nola_only", "1e400", "\\ud800", "NaN"],
     }[reader]
@@ -94,7 +103,7 @@ def _packed() -> Iterator[bytes]:
             [b for _ in range(5) for b in [0] * (bits - 1) + [1]], bitorder="little"
         ).tobytes()
         assert len(zero) == size
-        yield PARTS.join([about, zero * 4, np.full(4, 0.5, "<f4").tobytes()])
+        yield PARTS.join([about, zero * 4, np.full(6, 0.5, "<f4").tobytes()])
     yield _packed_file(plain)
 
 
@@ -132,6 +141,7 @@ def _configurations() -> Iterator[bytes]:
     changes: list[dict[str, object]] = [
         {},
         {"use_rslora": True, "basis": "uniform", "seed": 2**63 - 1, "fan_in_fan_out": True},
+        {"coefficient_bits": 4, "exact_first_alpha": True, "lora_alpha": 0.1},
         {"coefficient_bits": 4, "lora_alpha": 0.1, "bias": "nola_only", "modules_to_save": ["é"]},
         {"unknown": None, "also": [], "r": 65536, "num_basis_a": 2**20},
         {name: {"x": [1, 2.5, None, True]} for name in sorted(BOOKKEEPING)},

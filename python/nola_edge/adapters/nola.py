@@ -432,6 +432,8 @@ class Adapter(LowRankAdapter):
     def quantize(self, bits: int) -> Adapter:
         """Return the adapter with coefficients rounded to few bits, to be stored that way.
 
+        The first of every alpha stays exact.
+
         Parameters
         ----------
         bits : {3, 4, 8}
@@ -441,9 +443,11 @@ class Adapter(LowRankAdapter):
         ArgumentError
             If `bits` is not supported.
         """
-        config = dataclasses.replace(self.config, coefficient_bits=check_bits(bits))
+        config = dataclasses.replace(
+            self.config, coefficient_bits=check_bits(bits), exact_first_alpha=True
+        )
         modules = {
-            name: Coefficients(rounded(c.alpha, bits), rounded(c.beta, bits))
+            name: Coefficients(rounded(c.alpha, bits, exact_first=True), rounded(c.beta, bits))
             for name, c in self.modules.items()
         }
         return Adapter(config, modules, self.whole_tensors, path=self.path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nola_edge.adapters.fingerprints import basis_fingerprint, modules_fingerprint
-from nola_edge.adapters.quantize import rounded
+from nola_edge.adapters.quantize import fits
 from nola_edge.errors import AdapterError, NotFiniteError, printable
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def check_contents(
     for module, coefficients in modules.items():
         if not module or not module.isprintable():
             raise AdapterError("is not a module name", file=path, field=module)
+        bits = config.coefficient_bits
         counts = (("alpha", config.num_basis_a), ("beta", config.num_basis_b))
         for name, count in counts:
             values = getattr(coefficients, name)
@@ -46,8 +47,8 @@ def check_contents(
                 raise NotFiniteError(
                     f"{name} holds an infinite or NaN coefficient", file=path, field=module
                 )
-            bits = config.coefficient_bits
-            if bits is not None and not np.array_equal(rounded(values, bits), values):
+            exact_first = config.exact_first_alpha and name == "alpha"
+            if bits is not None and not fits(values, bits, exact_first=exact_first):
                 raise AdapterError(
                     f"{name} holds coefficients that do not fit in {bits} bits; quantize the "
                     "adapter",

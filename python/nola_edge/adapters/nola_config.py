@@ -80,6 +80,8 @@ class AdapterConfig:
         Modules whose tensors are in the file whole.
     coefficient_bits : int or None
         3, 4 or 8: coefficients are stored quantised (:mod:`nola_edge.adapters.quantize`).
+    exact_first_alpha : bool
+        The first coefficient of A is not: it is stored exactly.
     basis_fingerprint, base_fingerprint, modules_fingerprint, shapes_fingerprint : str or None
         See :mod:`nola_edge.adapters.fingerprints`.
     tensors : dict
@@ -101,6 +103,7 @@ class AdapterConfig:
     bias: str = "none"
     modules_to_save: tuple[str, ...] = ()
     coefficient_bits: int | None = None
+    exact_first_alpha: bool = False
     basis_fingerprint: str | None = None
     base_fingerprint: str | None = None
     modules_fingerprint: str | None = None
@@ -152,6 +155,7 @@ class AdapterConfig:
             "fan_in_fan_out",
             "bias",
             "coefficient_bits",
+            "exact_first_alpha",
             *_FINGERPRINTS,
         ):
             if rest.get(name) is not None:
@@ -191,6 +195,8 @@ class AdapterConfig:
         for name in ("coefficient_bits", *_FINGERPRINTS):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
+        if self.exact_first_alpha:
+            data["exact_first_alpha"] = True
         data.update(tensors_field(self.tensors))
         return data
 
@@ -225,6 +231,7 @@ _RULES: dict[str, _Rule] = {
     "basis": _one_of(*BASES),
     "use_rslora": (lambda v: isinstance(v, bool), "true or false"),
     "fan_in_fan_out": (lambda v: isinstance(v, bool), "true or false"),
+    "exact_first_alpha": (lambda v: isinstance(v, bool), "true or false"),
     "bias": _one_of("none", "all", "nola_only"),
     "coefficient_bits": _one_of(None, *BITS),
     **dict.fromkeys(_FINGERPRINTS, (lambda v: isinstance(v, str | None), "a string")),
@@ -263,14 +270,17 @@ def _refuse_unknown(rest: dict[str, Any], file: object) -> None:
         )
 
 
+def _refusal(config: AdapterConfig, name: str, requirement: str, file: object) -> AdapterError:
+    value = getattr(config, name)
+    return AdapterError(
+        f"is {printable(value)!r}, must be {requirement}", file=file, field=name, value=value
+    )
+
+
 def _check(config: AdapterConfig, file: object) -> None:
     for name, (is_possible, requirement) in _RULES.items():
-        value = getattr(config, name)
-        if not is_possible(value):
-            raise AdapterError(
-                f"is {printable(value)!r}, must be {requirement}",
-                file=file,
-                field=name,
-                value=value,
-            )
+        if not is_possible(getattr(config, name)):
+            raise _refusal(config, name, requirement, file)
+    if config.exact_first_alpha and config.coefficient_bits is None:
+        raise _refusal(config, "exact_first_alpha", "false without coefficient_bits", file)
     _refuse_unknown({k: v for k, v in config.bookkeeping.items() if k not in BOOKKEEPING}, file)

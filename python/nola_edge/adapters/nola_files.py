@@ -17,7 +17,7 @@ from nola_edge.adapters.peft_folder import (
     open_weights,
     prefixed_names,
 )
-from nola_edge.adapters.quantize import Quantized, check_scale, dequantize, packed_size, quantize
+from nola_edge.adapters.quantize import Quantized, dequantize, packed_size, quantize, scale_size
 from nola_edge.adapters.whole_tensors import FROZEN_WEIGHT, load_whole, local_name, stored_name
 from nola_edge.dtypes import MERGEABLE, SAVE_AS_MERGEABLE
 from nola_edge.errors import AdapterError, NotFiniteError
@@ -158,7 +158,8 @@ def _load_coefficients(
     file: SafetensorsFile, name: str, count: int, config: AdapterConfig
 ) -> NDArray[np.float32]:
     if config.coefficient_bits is not None:
-        return _load_quantized(file, name, count, config.coefficient_bits)
+        exact_first = config.exact_first_alpha and name.endswith(ALPHA)
+        return _load_quantized(file, name, count, config.coefficient_bits, exact_first)
     info = file.tensors[name]
     where: dict[str, Any] = {"file": file.path, "field": name}
     if info.dtype not in MERGEABLE:
@@ -179,7 +180,9 @@ def _load_coefficients(
     return values
 
 
-def _load_quantized(file: SafetensorsFile, name: str, count: int, bits: int) -> NDArray[np.float32]:
+def _load_quantized(
+    file: SafetensorsFile, name: str, count: int, bits: int, exact_first: bool
+) -> NDArray[np.float32]:
     """Read packed coefficients and their scale."""
     info = file.tensors[name]
     where: dict[str, Any] = {"file": file.path, "field": name}
@@ -190,20 +193,21 @@ def _load_quantized(file: SafetensorsFile, name: str, count: int, bits: int) -> 
             f"U8 [{size}]",
             **where,
         )
-    scale_info = file.tensors.get(name + SCALE)
-    if scale_info is None or scale_info.dtype != "F32" or scale_info.shape != (1,):
-        raise AdapterError("must be F32 [1]", file=file.path, field=name + SCALE)
-    scale = file.read(name + SCALE)[0]
+    scale_info, wanted = file.tensors.get(name + SCALE), scale_size(exact_first)
+    if scale_info is None or scale_info.dtype != "F32" or scale_info.shape != (wanted,):
+        raise AdapterError(f"must be F32 [{wanted}]", file=file.path, field=name + SCALE)
     try:
-        return dequantize(Quantized(file.read(name), check_scale(scale)), count, bits)
+        return dequantize(Quantized(file.read(name), file.read(name + SCALE)), count, bits)
     except ValueError as error:
         raise AdapterError(str(error), **where) from None
 
 
-def quantized_tensors(name: str, values: NDArray[np.float32], bits: int) -> dict[str, NDArray[Any]]:
+def quantized_tensors(
+    name: str, values: NDArray[np.float32], bits: int, exact_first: bool
+) -> dict[str, NDArray[Any]]:
     """Return the two tensors that hold the coefficients of one factor in few bits."""
-    quantized = quantize(values, bits)
-    return {name: quantized.packed, name + SCALE: np.array([quantized.scale], np.float32)}
+    quantized = quantize(values, bits, exact_first=exact_first)
+    return {name: quantized.packed, name + SCALE: quantized.scale}
 
 
 def named_tensors(
@@ -217,7 +221,8 @@ def named_tensors(
             if config.coefficient_bits is None:
                 named[name] = values
             else:
-                named.update(quantized_tensors(name, values, config.coefficient_bits))
+                exact_first = config.exact_first_alpha and suffix == ALPHA
+                named.update(quantized_tensors(name, values, config.coefficient_bits, exact_first))
     for name, tensor in whole.items():
         named[PREFIX + stored_name(name, modules)] = tensor
     return named

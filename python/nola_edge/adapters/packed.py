@@ -17,7 +17,7 @@ import numpy as np
 from nola_edge.adapters.nola_config import AdapterConfig
 from nola_edge.adapters.nola_files import Coefficients
 from nola_edge.adapters.peft_folder import check_readable, write_tensors
-from nola_edge.adapters.quantize import Quantized, check_scale, dequantize, packed_size, quantize
+from nola_edge.adapters.quantize import Quantized, dequantize, packed_size, quantize, scale_size
 from nola_edge.adapters.whole_tensors import load_whole
 from nola_edge.errors import AdapterError, FormatError, OutputError, printable
 from nola_edge.files.json_cursor import Cursor
@@ -27,7 +27,7 @@ from nola_edge.files.strict_json import MAX_CONFIG_BYTES, dumps, encode
 from nola_edge.files.torch_file import begins_as_torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -71,12 +71,15 @@ def write_packed(
         )
     factors = [values for c in modules.values() for values in (c.alpha, c.beta)]
     tensors: dict[str, NDArray[Any] | Tensor] = {}
-    bits = config.coefficient_bits
+    bits, exact = config.coefficient_bits, (config.exact_first_alpha, False) * len(modules)
     if bits is None:
         tensors[_COEFFICIENTS] = np.concatenate(factors)
     else:
-        quantized = [quantize(values, bits) for values in factors]
-        tensors[_SCALES] = np.array([q.scale for q in quantized], np.float32)
+        quantized = [
+            quantize(values, bits, exact_first=first)
+            for values, first in zip(factors, exact, strict=True)
+        ]
+        tensors[_SCALES] = np.concatenate([q.scale for q in quantized])
         tensors[_COEFFICIENTS] = np.concatenate([q.packed for q in quantized])
     tensors[_ABOUT] = np.frombuffer(zlib.compress(text, 9), np.uint8)
     for name, values in whole.items():
@@ -201,29 +204,29 @@ def _coefficients(
     counts = (config.num_basis_a, config.num_basis_b)
     bits = config.coefficient_bits
     if bits is None:
-        per_module = sum(counts)
-        flat = _tensor(file, _COEFFICIENTS, "F32", len(names) * per_module)
-        rows = flat.reshape(len(names), per_module)
-        return {
-            name: Coefficients(row[: counts[0]], row[counts[0] :])
-            for name, row in zip(names, rows, strict=True)
-        }
+        alphas, betas = _parts(file, _COEFFICIENTS, "F32", len(names), counts)
+        return {n: Coefficients(a, b) for n, a, b in zip(names, alphas, betas, strict=True)}
     sizes = [packed_size(count, bits) for count in counts]
-    scales = _tensor(file, _SCALES, "F32", 2 * len(names))
-    flat = _tensor(file, _COEFFICIENTS, "U8", len(names) * sum(sizes))
-    rows = flat.reshape(len(names), sum(sizes))
+    packed = _parts(file, _COEFFICIENTS, "U8", len(names), sizes)
+    scales = _parts(file, _SCALES, "F32", len(names), [scale_size(config.exact_first_alpha), 1])
     modules: dict[str, Coefficients] = {}
     for i, name in enumerate(names):
-        parts = (rows[i, : sizes[0]], rows[i, sizes[0] :])
         try:
             alpha, beta = (
-                dequantize(Quantized(part, check_scale(scale)), count, bits)
-                for part, scale, count in zip(parts, scales[2 * i : 2 * i + 2], counts, strict=True)
+                dequantize(Quantized(packed[f][i], scales[f][i]), counts[f], bits) for f in (0, 1)
             )
         except ValueError as error:
             raise AdapterError(str(error), file=file.path, field=name) from None
         modules[name] = Coefficients(alpha, beta)
     return modules
+
+
+def _parts(
+    file: SafetensorsFile, name: str, dtype: str, modules: int, sizes: Sequence[int]
+) -> list[NDArray[Any]]:
+    """Return what a tensor holds for alpha and for beta, each (modules, size)."""
+    flat = _tensor(file, name, dtype, modules * sum(sizes))
+    return np.split(flat.reshape(modules, sum(sizes)), sizes[:1], axis=1)
 
 
 def _tensor(file: SafetensorsFile, name: str, dtype: str, count: int) -> NDArray[Any]:

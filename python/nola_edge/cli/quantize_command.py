@@ -29,7 +29,7 @@ _PACKED = ".nola"
     type=click.Choice(["3", "4", "8"]),
     default="8",
     show_default=True,
-    help="Bits per coefficient; each module's A and B have one fp32 scale each.",
+    help="Bits per coefficient; the first of each module's A stays exact.",
 )
 @click.option(
     "-o",

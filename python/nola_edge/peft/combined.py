@@ -103,6 +103,7 @@ def combined_config(
         r=sum(configs[name].r for name in adapters),
         inference_mode=True,
         coefficient_bits=None,
+        exact_first_alpha=False,
         base_fingerprint=None,
         modules_fingerprint=None,
         shapes_fingerprint=None,

@@ -40,6 +40,7 @@ _CHECKED_WITH_OTHER_READERS = (
     "fan_in_fan_out",
     "bias",
     "coefficient_bits",
+    "exact_first_alpha",
     "tensors",
 )
 #: … on which the meaning of coefficients does not depend.
@@ -90,6 +91,8 @@ class NolaConfig(PeftConfig):
         How alpha begins; see :func:`nola_edge.torch.fresh_coefficients`.
     coefficient_bits : {3, 4, 8}, optional
         Train with, and save, coefficients of this many bits.
+    exact_first_alpha : bool, optional
+        … all but the first of every alpha, which stays exact. Default: with `coefficient_bits`.
     module_aliases : dict, optional
         New prefix -> the prefix that the streams were made with, for a model whose modules have
         since been renamed (``{"model.language_model.": "model."}``).
@@ -144,6 +147,9 @@ class NolaConfig(PeftConfig):
     coefficient_bits: int | None = field(
         default=None, metadata={"help": "Train with coefficients of 3, 4 or 8 bits."}
     )
+    exact_first_alpha: bool | None = field(
+        default=None, metadata={"help": "Not the first of alpha; as a rule with coefficient_bits."}
+    )
     module_aliases: dict[str, str] | None = field(
         default=None, metadata={"help": "New prefix -> prefix that the streams were made with."}
     )
@@ -165,6 +171,8 @@ class NolaConfig(PeftConfig):
         """Check every field; the fields that change weights as every other reader does."""
         super().__post_init__()
         self.peft_type = peft_type()
+        if self.exact_first_alpha is None:
+            self.exact_first_alpha = self.coefficient_bits is not None
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             if isinstance(value, list):
@@ -326,8 +334,11 @@ def _known_fields(fields: dict[str, Any], known: Collection[str]) -> dict[str, A
                 "understands, and it may change the weights. Upgrade nola-edge, or remove "
                 "the field if you know that it does not matter."
             )
+    given = {name: value for name, value in fields.items() if name in known}
     # A file from before there were units; in one that leaves the choice open it is null.
-    return {"beta_unit": 1.0, **{name: fields[name] for name in fields if name in known}}
+    given.setdefault("beta_unit", 1.0)
+    given["exact_first_alpha"] = given.get("exact_first_alpha") or False
+    return given
 
 
 _check_names(NolaConfig)

@@ -179,8 +179,8 @@ class NolaLinearLayer(MergingLayer):
         config = self.nola_configs[adapter]
         alpha = trained_alpha(self.nola_alpha[adapter], config.start)
         beta = self.nola_beta[adapter]
-        bits = config.coefficient_bits
-        return fake_quantize(alpha, bits), fake_quantize(beta, bits)
+        bits, exact_first = config.coefficient_bits, bool(config.exact_first_alpha)
+        return fake_quantize(alpha, bits, exact_first=exact_first), fake_quantize(beta, bits)
 
     def is_offloaded(self, adapter: str) -> bool:
         """Tell whether the base's weight or an adapter's coefficients are not in memory."""

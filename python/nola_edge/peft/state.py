@@ -12,7 +12,7 @@ import torch
 
 from nola_edge.adapters.nola_files import ALPHA, BETA, SCALE, quantized_tensors
 from nola_edge.adapters.peft_folder import PREFIX
-from nola_edge.adapters.quantize import Quantized, check_scale, dequantize, packed_size
+from nola_edge.adapters.quantize import Quantized, dequantize, packed_size, scale_size
 from nola_edge.peft.config import NolaConfig, replace_prefix
 from nola_edge.torch.sharding import whole_tensor
 
@@ -77,7 +77,8 @@ def to_stored(tensors: _Tensors, config: NolaConfig, adapter_name: str) -> _Tens
             stored[target] = values
             continue
         numbers = whole_tensor(values).float().cpu().numpy()
-        packed = quantized_tensors(target, numbers, bits)
+        exact_first = bool(config.exact_first_alpha) and name.endswith(f"{ALPHA}.{adapter_name}")
+        packed = quantized_tensors(target, numbers, bits, exact_first)
         stored.update({part: torch.from_numpy(array) for part, array in packed.items()})
     return stored
 
@@ -108,8 +109,14 @@ def from_stored(tensors: _Tensors, config: NolaConfig) -> _Tensors:
             )
         if name + SCALE not in tensors:
             raise ValueError(f"`{name}` is quantised and has no scale in the file.")
-        scale = tensors[name + SCALE].cpu().numpy().reshape(-1)[0]
-        packed = Quantized(values.cpu().numpy(), check_scale(scale))
+        scale = tensors[name + SCALE].cpu().numpy().reshape(-1)
+        if len(scale) != scale_size(bool(config.exact_first_alpha) and suffix == ALPHA):
+            raise ValueError(
+                f"`{name}` is quantised otherwise than the adapter here, whose `exact_first_alpha` "
+                f"is {config.exact_first_alpha}: load it with its own configuration, under another "
+                "adapter name."
+            )
+        packed = Quantized(values.cpu().numpy(), scale)
         loaded[target] = torch.from_numpy(dequantize(packed, counts[suffix], bits))
     return loaded
 

@@ -55,7 +55,7 @@ class NolaLinear(nn.Module):
     start : {"unit", "unit-frozen", "random", "aligned"}
         See :func:`nola_edge.torch.fresh_coefficients`.
     coefficient_bits : {3, 4, 8}, optional
-        Train with coefficients rounded to this many bits.
+        Train with coefficients rounded to this many bits, all but the first of alpha.
 
     Attributes
     ----------
@@ -106,6 +106,7 @@ class NolaLinear(nn.Module):
             beta_unit=beta_unit,
             fan_in_fan_out=self.transposed,
             coefficient_bits=coefficient_bits,
+            exact_first_alpha=coefficient_bits is not None,
         )
         self.base_layer = base_layer.requires_grad_(False)
         weight: torch.Tensor = base_layer.weight  # type: ignore[assignment]
@@ -144,9 +145,9 @@ class NolaLinear(nn.Module):
 
     def coefficients(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return alpha and beta as the forward pass uses them, rounded if they are quantised."""
-        bits = self.config.coefficient_bits
+        bits, exact_first = self.config.coefficient_bits, self.config.exact_first_alpha
         alpha = trained_alpha(self.alpha, self.start)
-        return fake_quantize(alpha, bits), fake_quantize(self.beta, bits)
+        return fake_quantize(alpha, bits, exact_first=exact_first), fake_quantize(self.beta, bits)
 
     def factor_requests(self) -> list[Any]:
         """Return which factors the next forward pass needs; see :func:`expand_together`."""
