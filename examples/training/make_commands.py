@@ -59,7 +59,7 @@ def train(folder: Path, steps: int) -> Any:
     align_start(model, [collate(first[i : i + BATCH]) for i in range(0, len(first), BATCH)])
     fit(
         model, rest, collate, steps=steps, batch=BATCH, learning_rate=RATE, seed=SEED,
-        by_length=True, progress=True,
+        progress=True,
     )  # fmt: skip
     return model
 
