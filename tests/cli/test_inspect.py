@@ -49,7 +49,7 @@ def test_what_it_says(named):
         "  layers.*.q  2 x (24 x 40)",
         "  layers.0.v  1 x (40 x 24)",
         "factors       rank 4, 10 + 10 coefficients each, rademacher basis, seed 11",
-        "scaling       2 = lora_alpha / r",
+        "scaling       2 = lora_alpha / r x beta_unit 2",
         "coefficients  60 (240 B as F32)",
     ]
     assert re.fullmatch(

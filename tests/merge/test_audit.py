@@ -371,7 +371,7 @@ def test_adapters_say_what_a_mistake_in_their_scaling_makes(tmp_path, use_rslora
         assert stored.mistaken_scaling(module) == pytest.approx(other(rank))
     trained = trained_adapter(SHAPES, r=R, num_basis=12, seed=1, use_rslora=use_rslora)
     assert trained.mistaken_scaling("l.0.q") == pytest.approx(
-        other(R) * trained.config.lora_alpha / 8
+        other(R) * trained.config.lora_alpha * trained.config.beta_unit / 8
     )
 
 

@@ -101,9 +101,9 @@ def trained_adapter(
         num_basis_a=num_basis,
         num_basis_b=num_basis,
         seed=seed,
-        lora_alpha=2 * r,
+        lora_alpha=r,
         base=base,
-        **{"beta_unit": 1.5, **options},
+        **{"beta_unit": 2.0, **options},
     )
     rng = np.random.default_rng(seed)
 
