@@ -26,7 +26,7 @@ from nola_edge.demo.real import ADAPTER
 from nola_edge.peft import NolaConfig, align_start
 
 COEFFICIENTS = 64
-RATE = 5e-3
+RATE = 1.25e-3
 BATCH = 2
 ALIGNED_ON = 8
 SEED = 1

@@ -48,12 +48,16 @@ def test_a_command_says_what_its_json_means(seed, held_out):
 
 
 def test_nothing_that_it_is_judged_by_was_trained_on():
-    trained = "\n".join(command.sentence for command in commands(5000, 1))
+    def places(of):
+        return {(c.action["device"], c.action.get("room")) for c in of}
+
     judged = real.held_out_commands()
     assert len({command.sentence for command in judged}) >= 20
-    for command in judged:
-        assert str(command.action["device"]) not in trained
-        assert str(command.action.get("room", "nowhere")) not in trained
+    trained = places(commands(5000, 1))
+    assert not places(judged) & trained
+    # Each device and each room was heard, but not together.
+    assert {device for device, _ in places(judged)} <= {device for device, _ in trained}
+    assert {room for _, room in places(judged)} <= {room for _, room in trained}
 
 
 @pytest.mark.parametrize(
@@ -137,7 +141,6 @@ def test_the_base_is_not_right_not_even_with_examples(told):
 
 
 @pytest.mark.real
-@pytest.mark.xfail(reason="the shipped adapter was trained on too few names and for too few steps")
 def test_the_adapter_is_right(told):
     found, _ = told
     assert found["right"]["after"] >= 0.9 * len(found["answers"])

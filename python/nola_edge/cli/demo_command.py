@@ -61,8 +61,8 @@ def command(real: bool, ask: str | None, keep: str | None, as_json: bool, quiet:
     seconds and about 700 MB in the temporary folder, which are freed at the end.
 
     With --real, the model is one that people use, and an adapter of 30 kB teaches it to turn a
-    command to a house into JSON that a program can obey. Prompts name devices and rooms that were
-    not seen in training. It takes a minute, and 150 MB in the temporary folder.
+    command to a house into JSON that a program can obey. Prompts name devices in rooms where no
+    command had them in training. It takes a minute, and 150 MB in the temporary folder.
     """
     if ask is not None and not real:
         raise click.UsageError("--ask is for the real model; add --real")

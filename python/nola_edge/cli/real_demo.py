@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 KEPT_FILES = ("merged.gguf", "commands.nola")
 _SHOWN = 3
 _WHEN = ("before", "shown", "after")
-_ASK = "Dim the lights in the igloo to 30 percent at nine in the evening."
+_ASK = "Set the radiator in the library to 21 degrees at seven in the morning."
 
 
 def run_real(
@@ -157,8 +157,8 @@ def _right_text(right: dict[str, int], count: int, seconds: float) -> str:
         "with the adapter merged": right["after"],
     }
     lines = [
-        f"\nexactly the JSON that is meant, in {count} prompts with devices and rooms that were "
-        "not\nseen in training:"
+        f"\nexactly the JSON that is meant, in {count} prompts about devices in rooms where no "
+        "command\nhad them in training:"
     ]
     lines += [f"  {what:36} {number:>3}" for what, number in rows.items()]
     return "\n".join([*lines, f"asked in {seconds:.0f} s"])

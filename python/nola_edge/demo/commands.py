@@ -1,11 +1,12 @@
 """Commands to a house, as English and as JSON: what the demonstration's real model learns to read.
 
-A small grammar says each command in many ways. The devices and rooms of the prompts that it is
-judged by occur in nothing that trains.
+A small grammar says each command in many ways. The prompts that the model is judged by are about
+devices in rooms where no command that trains has them.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from dataclasses import dataclass
@@ -14,34 +15,23 @@ from typing import Any
 #: What the JSON says, in this order; a room or a time that is not said is left out.
 Action = dict[str, "str | int"]
 
-#: Unit of a level -> devices that have one. So many that copying is learnt, and no list of them.
-_SEEN = {
+#: Unit of a level -> devices that have one.
+_DEVICES = {
     "percent": (
-        "lamp", "lights", "radio", "speaker", "fan", "television", "ceiling light", "night light",
-        "shower", "blinds", "music", "projector", "lantern", "hood", "doorbell", "printer",
-        "sprinkler", "shutters", "awning", "mirror", "disco ball", "vacuum cleaner", "piano",
-        "desk lamp", "pump", "siren", "candles", "screen", "tape deck", "microphone",
-        "fountain", "mixer", "ventilator", "loudspeakers", "reading light", "skylight",
+        "lamp", "lights", "radio", "speaker", "fan", "television", "blinds", "music", "projector",
+        "shutters", "curtains", "humidifier",
     ),
     "degrees": (
-        "heating", "heater", "oven", "fridge", "freezer", "boiler", "water tank", "thermostat",
-        "towel rail", "floor heating", "kettle", "stove", "grill", "toaster", "iron", "dryer",
-        "hot plate", "ice machine", "incubator", "bathtub", "electric blanket", "pool",
-        "dishwasher", "bread maker", "furnace", "washing machine",
+        "heating", "oven", "fridge", "freezer", "boiler", "water tank", "towel rail",
+        "floor heating", "kettle", "air conditioner", "radiator", "dishwasher",
     ),
 }  # fmt: skip
-_SEEN_ROOMS = (
+_ROOMS = (
     "kitchen", "hall", "bedroom", "bathroom", "garage", "study", "attic", "living room", "office",
-    "dining room", "nursery", "garden", "guest room", "laundry", "pantry", "lounge", "basement",
-    "corridor", "parlour", "shed", "studio", "gym", "lobby", "chapel", "bakery", "shop", "barn",
-    "music room", "playroom", "wardrobe", "kennel", "bar", "canteen", "classroom", "waiting room",
-    "theatre",
+    "dining room", "nursery", "garden", "guest room", "library", "cellar", "workshop",
 )  # fmt: skip
-_HELD_OUT = {
-    "percent": ("fairy lights", "jukebox", "chandelier", "humidifier", "alarm", "curtains"),
-    "degrees": ("radiator", "air conditioner", "kiln", "fireplace", "wine cooler"),
-}
-_HELD_OUT_ROOMS = ("greenhouse", "library", "cellar", "workshop", "stable", "conservatory")
+#: One pair of a device and a room in so many is kept from training.
+_HELD_OUT = 6
 _LEVELS = {"percent": tuple(range(5, 100, 5)), "degrees": tuple(range(4, 31))}
 
 _SWITCHING = (
@@ -91,11 +81,20 @@ def commands(count: int, seed: int, *, held_out: bool = False) -> list[Command]:
     count : int
     seed : int
     held_out : bool
-        With devices and rooms of which nothing that trains speaks.
+        About devices in rooms where no command that trains has them.
     """
     rng = random.Random(seed)
-    devices, rooms = (_HELD_OUT, _HELD_OUT_ROOMS) if held_out else (_SEEN, _SEEN_ROOMS)
-    return [_command(rng, devices, rooms) for _ in range(count)]
+    wanted = (c for c in iter(lambda: _command(rng), None) if _is_held_out(c.action) == held_out)
+    return list(itertools.islice(wanted, count))
+
+
+def _is_held_out(action: Action) -> bool:
+    """Tell whether an action is about a device in a room where nothing that trains has it."""
+    if "room" not in action:
+        return False
+    names = [name for group in _DEVICES.values() for name in group]
+    pair = names.index(str(action["device"])) + _ROOMS.index(str(action["room"]))
+    return pair % _HELD_OUT == 0
 
 
 def is_right(action: Action, answer: str) -> bool:
@@ -107,15 +106,13 @@ def is_right(action: Action, answer: str) -> bool:
     return bool(said == action)
 
 
-def _command(
-    rng: random.Random, devices: dict[str, tuple[str, ...]], rooms: tuple[str, ...]
-) -> Command:
-    unit = rng.choice(list(devices))
-    action: Action = {"device": rng.choice(devices[unit])}
+def _command(rng: random.Random) -> Command:
+    unit = rng.choice(list(_DEVICES))
+    action: Action = {"device": rng.choice(_DEVICES[unit])}
     room = ""
     noun = str(action["device"])
     if rng.random() < 0.8:
-        action["room"] = rng.choice(rooms)
+        action["room"] = rng.choice(_ROOMS)
         room = f" in the {action['room']}"
         if rng.random() < 0.4:
             room, noun = "", f"{action['room']} {noun}"
