@@ -26,7 +26,9 @@ from nola_edge.demo.real import ADAPTER
 from nola_edge.peft import NolaConfig, align_start
 
 COEFFICIENTS = 64
-RATE = 1.25e-3
+#: With beta in ones, so that alpha takes a larger rate than LoRA's A would: 20 commands of 20 are
+#: right, and 19 with the default unit at 1.25e-3.
+RATE, UNIT = 5e-3, 1.0
 BATCH = 2
 ALIGNED_ON = 8
 SEED = 1
@@ -51,6 +53,7 @@ def train(folder: Path, steps: int) -> Any:
     base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     config = NolaConfig(
         r=16, num_basis_a=COEFFICIENTS, num_basis_b=COEFFICIENTS, lora_alpha=32, seed=SEED,
+        beta_unit=UNIT,
         coefficient_bits=8, target_modules=TARGETS, task_type="CAUSAL_LM",
     )  # fmt: skip
     model = get_peft_model(base, config)
