@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -17,6 +18,7 @@
 #include "nola/merge.h"
 #include "nola/philox.h"
 #include "nola/project.h"
+#include "nola/quantize.h"
 
 namespace py = pybind11;
 
@@ -232,6 +234,68 @@ bool merge(const py::array& weight, const py::array& out, py::array lora_b, py::
     return finite;
 }
 
+nola::BlockType block_type_from_name(std::string_view name) {
+    constexpr std::string_view kNames[] = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"};
+    for (std::size_t type = 0; type < std::size(kNames); ++type) {
+        if (name == kNames[type]) {
+            return static_cast<nola::BlockType>(type);
+        }
+    }
+    throw std::invalid_argument("kind: '" + std::string(name) +
+                                "' is not known; use Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0");
+}
+
+// Refuses rows that are not whole blocks of so many items, and returns how many blocks a row has.
+std::size_t blocks_of_row(const py::array& rows, const char* name, std::size_t items) {
+    if (rows.ndim() != 2) {
+        throw std::invalid_argument(std::string(name) + ": must have 2 dimensions, got " +
+                                    describe(rows));
+    }
+    if (extent(rows, 1) % items != 0) {
+        throw std::invalid_argument(std::string(name) + ": must have rows of whole blocks of " +
+                                    std::to_string(items) + ", got " + describe(rows));
+    }
+    return extent(rows, 1) / items;
+}
+
+const std::uint8_t* byte_data(const py::array& array, const char* name) {
+    if (!array.dtype().is(py::dtype::of<std::uint8_t>())) {
+        throw ArgumentTypeError(std::string(name) + ": must be uint8, got " + describe(array));
+    }
+    if (!is_contiguous(array)) {
+        throw std::invalid_argument(std::string(name) + ": must be C-contiguous; pass a copy");
+    }
+    return static_cast<const std::uint8_t*>(array.data());
+}
+
+py::array_t<float> dequantize(std::string_view kind, const py::array& rows, int num_threads) {
+    const nola::BlockType type = block_type_from_name(kind);
+    const std::uint8_t* data = byte_data(rows, "rows");
+    const std::size_t blocks = blocks_of_row(rows, "rows", nola::block_bytes(type));
+    py::array_t<float> out({extent(rows, 0), blocks * nola::kBlockElements});
+    float* result = out.mutable_data();
+    const std::size_t count = extent(rows, 0) * blocks;
+    {
+        const py::gil_scoped_release release;
+        nola::dequantize(type, data, count, result, num_threads);
+    }
+    return out;
+}
+
+py::array_t<std::uint8_t> quantize(std::string_view kind, py::array values, int num_threads) {
+    const nola::BlockType type = block_type_from_name(kind);
+    const float* data = float_data(values, "values", 2);
+    const std::size_t blocks = blocks_of_row(values, "values", nola::kBlockElements);
+    py::array_t<std::uint8_t> out({extent(values, 0), blocks * nola::block_bytes(type)});
+    std::uint8_t* result = out.mutable_data();
+    const std::size_t count = extent(values, 0) * blocks;
+    {
+        const py::gil_scoped_release release;
+        nola::quantize(type, data, count, result, num_threads);
+    }
+    return out;
+}
+
 std::uint64_t stream_id(std::string_view module, std::string_view factor) {
     if (factor != "A" && factor != "B") {
         throw std::invalid_argument("factor: '" + std::string(factor) + "' is neither 'A' nor 'B'");
@@ -273,6 +337,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.def("project", &project, py::arg("matrix"), py::arg("grad"), py::arg("num_threads"));
     m.def("merge", &merge, py::arg("weight"), py::arg("out"), py::arg("lora_b"), py::arg("lora_a"),
           py::arg("scaling"), py::arg("num_threads"));
+    m.def("dequantize", &dequantize, py::arg("kind"), py::arg("rows"), py::arg("num_threads"));
+    m.def("quantize", &quantize, py::arg("kind"), py::arg("values"), py::arg("num_threads"));
     m.def(
         "in_specified_environment",
         [](const py::function& work) {
