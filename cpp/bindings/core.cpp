@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <tuple>
+#include <utility>
 
 #include "arguments.h"
 #include "fp_environment.h"
@@ -47,7 +49,7 @@ py::array aligned(const py::array& array) {
 
 // A float32, C-contiguous array of `ndim` dimensions; it is replaced by a copy if not aligned.
 const float* float_data(py::array& array, const char* name, py::ssize_t ndim) {
-    if (!array.dtype().is(py::dtype::of<float>())) {
+    if (!array.dtype().equal(py::dtype::of<float>())) {
         throw ArgumentTypeError(std::string(name) + ": must be float32, got " + describe(array));
     }
     if (array.ndim() != ndim) {
@@ -259,7 +261,7 @@ std::size_t blocks_of_row(const py::array& rows, const char* name, std::size_t i
 }
 
 const std::uint8_t* byte_data(const py::array& array, const char* name) {
-    if (!array.dtype().is(py::dtype::of<std::uint8_t>())) {
+    if (!array.dtype().equal(py::dtype::of<std::uint8_t>())) {
         throw ArgumentTypeError(std::string(name) + ": must be uint8, got " + describe(array));
     }
     if (!is_contiguous(array)) {
@@ -294,6 +296,21 @@ py::array_t<std::uint8_t> quantize(std::string_view kind, py::array values, int 
         nola::quantize(type, data, count, result, num_threads);
     }
     return out;
+}
+
+std::tuple<double, double, double> change_sums(py::array base, py::array wanted, py::array got) {
+    const float* values[] = {float_data(base, "base", 2), float_data(wanted, "wanted", 2),
+                             float_data(got, "got", 2)};
+    for (const auto& [array, name] : {std::pair(&wanted, "wanted"), {&got, "got"}}) {
+        if (extent(*array, 0) != extent(base, 0) || extent(*array, 1) != extent(base, 1)) {
+            throw std::invalid_argument(std::string(name) + ": must be " + describe(base) +
+                                        " like base, got " + describe(*array));
+        }
+    }
+    const auto count = static_cast<std::size_t>(base.size());
+    const py::gil_scoped_release release;
+    const nola::ChangeSums sums = nola::change_sums(values[0], values[1], values[2], count);
+    return {sums.wanted, sums.common, sums.got};
 }
 
 std::uint64_t stream_id(std::string_view module, std::string_view factor) {
@@ -339,6 +356,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
           py::arg("scaling"), py::arg("num_threads"));
     m.def("dequantize", &dequantize, py::arg("kind"), py::arg("rows"), py::arg("num_threads"));
     m.def("quantize", &quantize, py::arg("kind"), py::arg("values"), py::arg("num_threads"));
+    m.def("change_sums", &change_sums, py::arg("base"), py::arg("wanted"), py::arg("got"));
     m.def(
         "in_specified_environment",
         [](const py::function& work) {

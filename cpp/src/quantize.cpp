@@ -56,4 +56,15 @@ void quantize(BlockType type, const float* values, std::size_t count, void* bloc
     });
 }
 
+ChangeSums change_sums(const float* base, const float* wanted, const float* got,
+                       std::size_t count) {
+    check_aligned("base", base, alignof(float));
+    check_aligned("wanted", wanted, alignof(float));
+    check_aligned("got", got, alignof(float));
+    const FpEnvironment environment;
+    double sums[3];
+    active_kernels().change_sums(base, wanted, got, count, sums);
+    return {sums[0], sums[1], sums[2]};
+}
+
 }  // namespace nola

@@ -451,6 +451,24 @@ def quantized(
     return _core.quantize(text("kind", kind), values, _threads(num_threads))
 
 
+def change_sums(
+    base: NDArray[np.float32], wanted: NDArray[np.float32], got: NDArray[np.float32]
+) -> tuple[float, float, float]:
+    """Return ‖wanted - base‖², ⟨got - base, wanted - base⟩ and ‖got - base‖², in double.
+
+    Parameters
+    ----------
+    base, wanted, got : (n, m) float32, C-contiguous
+
+    Raises
+    ------
+    ArgumentError
+        If an argument does not fit; the message names it.
+    """
+    _check_arrays(base=base, wanted=wanted, got=got)
+    return _core.change_sums(base, wanted, got)
+
+
 def in_specified_environment(work: Callable[[], _T]) -> _T:
     """Call a function in the floating-point environment that the specification assumes.
 

@@ -1,6 +1,7 @@
 """Quantised rows have the reference's bytes and values, on every instruction set."""
 
 import importlib.util
+import pickle
 
 import numpy as np
 import pytest
@@ -159,3 +160,43 @@ def test_unaligned_values_are_copied():
     assert not memory.flags.aligned
     expected = reference.quantize("Q5_1", memory.copy())
     assert ops.quantized(memory, "Q5_1").tobytes() == expected.tobytes()
+
+
+@given(st.integers(0, 6), st.integers(0, 70), st.integers(-30, 18), st.integers(0, 2**32))
+def test_sums_of_changes(rows, cols, exponent, entropy):
+    """In double, in one order: lanes of sixteen elements, then these."""
+    rng = np.random.default_rng(entropy)
+    shape = rows, cols
+    base, wanted, got = ((rng.standard_normal(shape) * 10.0**exponent).astype(F) for _ in range(3))
+    change, made = (
+        np.pad((values.astype(float) - base).ravel(), (0, -base.size % 16))
+        for values in (wanted, got)
+    )
+    expected = []
+    for one, other in ((change, change), (made, change), (made, made)):
+        lanes = np.zeros(16)
+        for products in (one * other).reshape(-1, 16):
+            lanes += products
+        total = 0.0
+        for lane in lanes:
+            total += lane
+        expected.append(total)
+    for isa in ISAS:
+        _core.force_isa(isa)
+        assert list(ops.change_sums(base, wanted, got)) == expected, isa
+
+
+def test_sums_of_changes_tell_what_is_not_finite(isa):
+    base, wanted, got = (np.ones((3, 40), F) for _ in range(3))
+    for value in (np.inf, -np.inf, np.nan):
+        got[1, 7] = value
+        assert not np.isfinite(ops.change_sums(base, wanted, got)[2])
+    with pytest.raises(ArgumentError, match="got: must be float32"):
+        ops.change_sums(base, wanted, np.ones((3, 41), F))
+
+
+def test_arrays_whose_dtype_is_another_object_are_taken(isa):
+    """As that of an array is which was pickled."""
+    values = pickle.loads(pickle.dumps(np.ones((2, 32), F), protocol=5))
+    expected = reference.quantize("Q8_0", values)
+    assert ops.quantized(values, "Q8_0").tobytes() == expected.tobytes()

@@ -34,4 +34,14 @@ void dequantize(BlockType type, const void* blocks, std::size_t count, float* va
 void quantize(BlockType type, const float* values, std::size_t count, void* blocks,
               int num_threads = 0);
 
+// What rounding has made of a change: sums over the elements of (wanted - base)^2, of
+// (got - base) (wanted - base), and of (got - base)^2. Each difference is taken in double, and the
+// sums are in an order that depends on `count` alone.
+struct ChangeSums {
+    double wanted = 0.0;
+    double common = 0.0;
+    double got = 0.0;
+};
+ChangeSums change_sums(const float* base, const float* wanted, const float* got, std::size_t count);
+
 }  // namespace nola

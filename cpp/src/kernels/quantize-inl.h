@@ -239,3 +239,59 @@ void quantize(const float* values, std::size_t count, std::uint8_t* blocks) {
         quantize_block<Block>(values + i * kBlock, blocks + i * Block::kBytes);
     }
 }
+
+// As many sums side by side as the widest set has lanes, so that every set adds alike.
+inline constexpr std::size_t kSums = 16;
+typedef float Singles __attribute__((vector_size(2 * kLanes)));
+typedef double Doubles __attribute__((vector_size(4 * kLanes)));
+inline constexpr std::size_t kSumVectors = 2 * kSums / kLanes;
+
+struct PartialSums {
+    Doubles wanted[kSumVectors];
+    Doubles common[kSumVectors];
+    Doubles got[kSumVectors];
+};
+
+NOLA_INLINE Doubles widened(const float* values) {
+    return __builtin_convertvector(load_as<Singles>(values), Doubles);
+}
+
+NOLA_INLINE void add_changes(PartialSums& sums, const float* base, const float* wanted,
+                             const float* got) {
+#pragma GCC unroll 16
+    for (std::size_t v = 0; v < kSumVectors; ++v) {
+        const std::size_t first = v * (kLanes / 2);
+        const Doubles before = widened(base + first);
+        const Doubles wish = widened(wanted + first) - before;
+        const Doubles change = widened(got + first) - before;
+        sums.wanted[v] += wish * wish;
+        sums.common[v] += change * wish;
+        sums.got[v] += change * change;
+    }
+}
+
+NOLA_INLINE double total(const Doubles (&sums)[kSumVectors]) {
+    double lanes[kSums];
+    __builtin_memcpy(lanes, sums, sizeof lanes);
+    double all = 0.0;
+    for (const double lane : lanes) {
+        all += lane;
+    }
+    return all;
+}
+
+void change_sums(const float* base, const float* wanted, const float* got, std::size_t count,
+                 double (&sums)[3]) {
+    PartialSums partial{};
+    for (; count >= kSums; count -= kSums, base += kSums, wanted += kSums, got += kSums) {
+        add_changes(partial, base, wanted, got);
+    }
+    float rest[3][kSums] = {};
+    __builtin_memcpy(rest[0], base, count * sizeof(float));
+    __builtin_memcpy(rest[1], wanted, count * sizeof(float));
+    __builtin_memcpy(rest[2], got, count * sizeof(float));
+    add_changes(partial, rest[0], rest[1], rest[2]);
+    sums[0] = total(partial.wanted);
+    sums[1] = total(partial.common);
+    sums[2] = total(partial.got);
+}

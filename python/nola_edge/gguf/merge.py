@@ -16,7 +16,7 @@ from nola_edge.files.obstacles import other_tensors
 from nola_edge.gguf.layout import Layout
 from nola_edge.gguf.plan import GgufPlan, plan_gguf
 from nola_edge.gguf.requantize import Requantized
-from nola_edge.gguf.survival import Survival
+from nola_edge.gguf.survival import Survival, added_up
 from nola_edge.merge.plan import load_adapters
 from nola_edge.threads import check_threads
 from nola_edge.workers import Buffers, Workers
@@ -42,8 +42,10 @@ class GgufReport:
     nbytes : int
         Bytes of the file.
     seconds : float
+    types : tuple of str
+        Of merged tensors.
     survival : dict
-        Tensor name -> :class:`Survival` of its delta, for tensors written as a quantised type.
+        Tensor name -> :class:`Survival` of its change, for tensors written as a quantised type.
     """
 
     output: Path
@@ -51,12 +53,13 @@ class GgufReport:
     merged: int
     nbytes: int
     seconds: float
+    types: tuple[str, ...] = ()
     survival: dict[str, Survival] = field(default_factory=dict, repr=False)
 
     @property
     def overall(self) -> Survival:
         """Return the survival of all deltas together."""
-        return sum(self.survival.values(), Survival())
+        return added_up(self.survival.values())
 
 
 def merge_gguf(
@@ -72,8 +75,8 @@ def merge_gguf(
     """Merge adapters into a GGUF file and write the result.
 
     Tensors of type F32, F16 and BF16 are merged as in a checkpoint, with one rounding. Q8_0, Q4_0,
-    Q4_1, Q5_0 and Q5_1 are dequantised, merged in fp32 and quantised again by the reference code of
-    the ``gguf`` package; the report says how much of the delta survives. Everything else is copied.
+    Q4_1, Q5_0 and Q5_1 are dequantised, merged in fp32 and quantised again; the report says how
+    much of the change survives. Everything else is copied.
 
     Parameters
     ----------
@@ -128,6 +131,7 @@ def merge_gguf(
             merged=len(plan.merges),
             nbytes=layout.size,
             seconds=time.perf_counter() - begin,
+            types=tuple(sorted({merge.kind for merge in plan.merges.values()})),
             survival=survival,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from nola_edge.errors import NotFiniteError
 from nola_edge.files.gguf import tensor_bytes
 from nola_edge.files.gguf_types import FLOAT_TYPES
 from nola_edge.gguf.quantization import numbers_of
-from nola_edge.gguf.survival import Survival
+from nola_edge.gguf.survival import Survival, added_up
 from nola_edge.merge.blocks import apply_update, read_runs, runs_of
 from nola_edge.merge.merged import Merged
 from nola_edge.merge.result import Piece
@@ -56,7 +57,7 @@ class Requantized(Merged):
     @property
     def survival(self) -> Survival:
         """Return what is left of all that was made, added up in the order of rows, then columns."""
-        return sum((self.survived[at] for at in sorted(self.survived)), Survival())
+        return added_up(self.survived[at] for at in sorted(self.survived))
 
     @property
     def window_bytes(self) -> int:
@@ -120,11 +121,11 @@ class Requantized(Merged):
             raise self._refusal(window) from None
         rows = self.encode(wanted, base, stored)
         got = self.numbers.decode(rows)
-        if not np.isfinite(got).all():
+        survival = Survival.of(base, wanted, got)
+        if not math.isfinite(survival.got):
             raise self._refusal(window)
         if self.kind not in FLOAT_TYPES:
-            at = window.rows[0], window.cols[0]
-            self.survived[at] = Survival.of(base, wanted, got)
+            self.survived[window.rows[0], window.cols[0]] = survival
         return rows
 
     def _refusal(self, window: Window) -> NotFiniteError:
