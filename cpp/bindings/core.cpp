@@ -298,15 +298,36 @@ py::array_t<std::uint8_t> quantize(std::string_view kind, py::array values, int 
     return out;
 }
 
+// Refuses a matrix that has not the shape of `base`.
+void check_like_base(const py::array& array, const char* name, const py::array& base) {
+    if (extent(array, 0) != extent(base, 0) || extent(array, 1) != extent(base, 1)) {
+        throw std::invalid_argument(std::string(name) + ": must be " + describe(base) +
+                                    " like base, got " + describe(array));
+    }
+}
+
+py::array_t<std::uint8_t> quantize_amplified(std::string_view kind, py::array base,
+                                             py::array wanted, int num_threads) {
+    const nola::BlockType type = block_type_from_name(kind);
+    const float* before = float_data(base, "base", 2);
+    const float* after = float_data(wanted, "wanted", 2);
+    check_like_base(wanted, "wanted", base);
+    const std::size_t blocks = blocks_of_row(base, "base", nola::kBlockElements);
+    py::array_t<std::uint8_t> out({extent(base, 0), blocks * nola::block_bytes(type)});
+    std::uint8_t* result = out.mutable_data();
+    const std::size_t count = extent(base, 0) * blocks;
+    {
+        const py::gil_scoped_release release;
+        nola::quantize_amplified(type, before, after, count, result, num_threads);
+    }
+    return out;
+}
+
 std::tuple<double, double, double> change_sums(py::array base, py::array wanted, py::array got) {
     const float* values[] = {float_data(base, "base", 2), float_data(wanted, "wanted", 2),
                              float_data(got, "got", 2)};
-    for (const auto& [array, name] : {std::pair(&wanted, "wanted"), {&got, "got"}}) {
-        if (extent(*array, 0) != extent(base, 0) || extent(*array, 1) != extent(base, 1)) {
-            throw std::invalid_argument(std::string(name) + ": must be " + describe(base) +
-                                        " like base, got " + describe(*array));
-        }
-    }
+    check_like_base(wanted, "wanted", base);
+    check_like_base(got, "got", base);
     const auto count = static_cast<std::size_t>(base.size());
     const py::gil_scoped_release release;
     const nola::ChangeSums sums = nola::change_sums(values[0], values[1], values[2], count);
@@ -356,6 +377,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
           py::arg("scaling"), py::arg("num_threads"));
     m.def("dequantize", &dequantize, py::arg("kind"), py::arg("rows"), py::arg("num_threads"));
     m.def("quantize", &quantize, py::arg("kind"), py::arg("values"), py::arg("num_threads"));
+    m.def("quantize_amplified", &quantize_amplified, py::arg("kind"), py::arg("base"),
+          py::arg("wanted"), py::arg("num_threads"));
     m.def("change_sums", &change_sums, py::arg("base"), py::arg("wanted"), py::arg("got"));
     m.def(
         "in_specified_environment",

@@ -56,6 +56,18 @@ void quantize(BlockType type, const float* values, std::size_t count, void* bloc
     });
 }
 
+void quantize_amplified(BlockType type, const float* base, const float* wanted, std::size_t count,
+                        void* blocks, int num_threads) {
+    check_places(blocks, wanted, count);
+    check_places(blocks, base, count);
+    const auto kernel = active_kernels().quantize_amplified[static_cast<std::size_t>(type)];
+    auto* bytes = static_cast<std::uint8_t*>(blocks);
+    for_pieces(count, num_threads, [&](std::size_t first, std::size_t number) {
+        kernel(base + first * kBlockElements, wanted + first * kBlockElements, number,
+               bytes + first * block_bytes(type));
+    });
+}
+
 ChangeSums change_sums(const float* base, const float* wanted, const float* got,
                        std::size_t count) {
     check_aligned("base", base, alignof(float));

@@ -108,6 +108,53 @@ TEST_CASE("quantize: what is not finite comes back as NaN, in its block alone") 
     });
 }
 
+TEST_CASE("quantize_amplified: a change too small for a step is kept, the same on every ISA") {
+    for (const BlockType type : kTypes) {
+        const auto base =
+            dequantized(type, quantized(type, nola::test::random_floats(500 * kBlockElements, 3)));
+        const float step = type == BlockType::kQ8_0 ? 0.003F : 0.03F;
+        auto wanted = nola::test::random_floats(base.size(), 4, step);
+        for (std::size_t i = 0; i < base.size(); ++i) {
+            wanted[i] += base[i];
+        }
+        std::vector<std::uint8_t> expected;
+        nola::test::for_each_isa([&] {
+            for (const int threads : {1, 3}) {
+                std::vector<std::uint8_t> blocks(500 * nola::block_bytes(type));
+                nola::quantize_amplified(type, base.data(), wanted.data(), 500, blocks.data(),
+                                         threads);
+                expected = expected.empty() ? blocks : expected;
+                CHECK(blocks == expected);
+                const auto got = dequantized(type, blocks);
+                const auto sums =
+                    nola::change_sums(base.data(), wanted.data(), got.data(), base.size());
+                CHECK(std::fabs(sums.common / sums.wanted - 1.0) < 0.1);
+            }
+        });
+        const auto nearest = dequantized(type, quantized(type, wanted));
+        const auto sums =
+            nola::change_sums(base.data(), wanted.data(), nearest.data(), base.size());
+        CHECK(sums.common < 0.9 * sums.wanted);
+    }
+}
+
+TEST_CASE("change_sums: of a change and what is there of it") {
+    nola::test::for_each_isa([] {
+        const std::vector<float> base(37, 1.0F);
+        std::vector<float> wanted = base;
+        std::vector<float> got = base;
+        wanted[36] = 3.0F;
+        wanted[0] = 2.0F;
+        got[0] = 1.5F;
+        got[20] = 5.0F;
+        const auto sums = nola::change_sums(base.data(), wanted.data(), got.data(), 37);
+        CHECK(sums.wanted == 5.0);
+        CHECK(sums.common == 0.5);
+        CHECK(sums.got == 16.25);
+        CHECK(nola::change_sums(nullptr, nullptr, nullptr, 0).wanted == 0.0);
+    });
+}
+
 TEST_CASE("quantize: pointers that cannot be right are refused") {
     float values[kBlockElements + 1] = {};
     std::uint8_t block[34] = {};

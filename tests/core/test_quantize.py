@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nola_edge import _core, ops
@@ -16,6 +16,7 @@ from tests.reference import quantization as reference
 F = np.float32
 KINDS = list(reference.BITS)
 BLOCK = reference.BLOCK
+ONES = np.ones((2, BLOCK), F)
 
 
 def alike(array, other):
@@ -142,6 +143,9 @@ def test_the_reference_gives_the_bytes_of_the_gguf_package(kind, exponent, entro
         (lambda: ops.quantized(np.ones((2, 33), F), "Q8_0"), "values: must have rows of whole"),
         (lambda: ops.quantized(np.ones((64, 2), F).T, "Q8_0"), "values: must be C-contiguous"),
         (lambda: ops.quantized([[1.0] * 32], "Q8_0"), "values: must be a numpy array"),
+        (lambda: ops.quantized_amplified(ONES, ONES, "F32"), "kind: 'F32' is not known"),
+        (lambda: ops.quantized_amplified(ONES, ONES[:1], "Q8_0"), "wanted: must be float32"),
+        (lambda: ops.quantized_amplified(ONES[:, :30], ONES, "Q8_0"), "base: must be C-cont"),
         (lambda: ops.dequantized(np.ones((2, 34), F), "Q8_0"), "rows: must be uint8"),
         (lambda: ops.dequantized(np.ones((2, 35), np.uint8), "Q8_0"), "rows: must have rows of"),
         (lambda: ops.dequantized(np.ones(34, np.uint8), "Q8_0"), "rows: must have 2 dimensions"),
@@ -162,25 +166,57 @@ def test_unaligned_values_are_copied():
     assert ops.quantized(memory, "Q5_1").tobytes() == expected.tobytes()
 
 
+@given(
+    st.sampled_from(KINDS), st.integers(1, 4), st.integers(1, 3), st.floats(-8, 1), exponents,
+    st.integers(0, 2**32), st.sampled_from([1, 3]),
+)  # fmt: skip
+def test_amplified_changes(kind, rows, blocks, size, exponent, entropy, threads):
+    """Of bases on the grid and off it, by changes from too small ones to very large ones."""
+    rng = np.random.default_rng(entropy)
+    shape = rows, blocks * BLOCK
+    base = (rng.standard_normal(shape) * 10.0**exponent).astype(F)
+    if entropy % 2:
+        base = reference.dequantize(kind, reference.quantize(kind, base))
+    change = rng.standard_normal(shape) * 10.0 ** (exponent + size)
+    with np.errstate(over="ignore"):
+        wanted = (base + change * (rng.random(shape) < 0.8)).astype(F)
+    assume(np.isfinite(base).all() and np.isfinite(wanted).all())
+    expected = reference.quantize_amplified(kind, base, wanted)
+    for isa in ISAS:
+        _core.force_isa(isa)
+        rows = ops.quantized_amplified(base, wanted, kind, num_threads=threads)
+        assert rows.tobytes() == expected.tobytes(), (kind, isa)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [0.05, 0.1])
+def test_an_amplified_change_is_there(kind, size, isa):
+    """Where to the nearest codes most of it is lost; the cost is noise."""
+    rng = np.random.default_rng(1)
+    base = ops.dequantized(ops.quantized(rng.standard_normal((64, 256), F), kind), kind)
+    step = 2.0 * np.abs(base).max() / (1 << reference.BITS[kind])
+    wanted = base + F(size * step) * rng.standard_normal(base.shape, F)
+    parts = {}
+    for rows in (ops.quantized(wanted, kind), ops.quantized_amplified(base, wanted, kind)):
+        change, common, _ = ops.change_sums(base, wanted, ops.dequantized(rows, kind))
+        parts[len(parts)] = common / change
+    assert parts[0] < 0.8
+    assert parts[1] == pytest.approx(1, abs=0.1)
+
+
+def test_what_changes_nothing_is_quantised_as_ever(isa):
+    values = np.random.default_rng(1).standard_normal((3, 64), F)
+    for kind in KINDS:
+        rows = ops.quantized_amplified(values, values, kind)
+        assert rows.tobytes() == ops.quantized(values, kind).tobytes()
+
+
 @given(st.integers(0, 6), st.integers(0, 70), st.integers(-30, 18), st.integers(0, 2**32))
 def test_sums_of_changes(rows, cols, exponent, entropy):
-    """In double, in one order: lanes of sixteen elements, then these."""
     rng = np.random.default_rng(entropy)
     shape = rows, cols
     base, wanted, got = ((rng.standard_normal(shape) * 10.0**exponent).astype(F) for _ in range(3))
-    change, made = (
-        np.pad((values.astype(float) - base).ravel(), (0, -base.size % 16))
-        for values in (wanted, got)
-    )
-    expected = []
-    for one, other in ((change, change), (made, change), (made, made)):
-        lanes = np.zeros(16)
-        for products in (one * other).reshape(-1, 16):
-            lanes += products
-        total = 0.0
-        for lane in lanes:
-            total += lane
-        expected.append(total)
+    expected = reference.change_sums(base, wanted, got)
     for isa in ISAS:
         _core.force_isa(isa)
         assert list(ops.change_sums(base, wanted, got)) == expected, isa

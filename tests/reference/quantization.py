@@ -92,3 +92,49 @@ def grid(kind, blocks):
         return ((greatest + F(0)) - (least + F(0))) / F((1 << BITS[kind]) - 1), least
     scale = np.abs(largest) / F(127) if kind == "Q8_0" else largest / F(-middle(kind))
     return scale, np.zeros_like(scale)
+
+
+#: By which a change is amplified.
+FACTORS = [F(quarters / 4 * 2**power) for power in range(5) for quarters in (4, 5, 6, 7)]
+
+
+def quantize_amplified(kind, base, wanted):
+    blocks = [
+        amplified_block(kind, *(values[None] for values in pair))
+        for pair in zip(base.reshape(-1, BLOCK), wanted.reshape(-1, BLOCK), strict=True)
+    ]
+    return np.array(blocks, np.uint8).reshape(len(base), -1)
+
+
+def amplified_block(kind, base, wanted):
+    """Return the block whose change along the wanted one has a length nearest to that one's."""
+    change = change_sums(base, wanted, wanted)[0]
+    nearest, best = None, None
+    with np.errstate(all="ignore"):
+        for factor in FACTORS:
+            values = wanted if factor == 1 else base + factor * (wanted - base)
+            block = quantize(kind, values)
+            there = change_sums(base, wanted, dequantize(kind, block))[1]
+            if nearest is None or abs(change - there) < nearest:
+                nearest, best = abs(change - there), block
+            if there >= change:
+                break
+    return best
+
+
+def change_sums(base, wanted, got):
+    """Return three sums in double, of lanes of sixteen elements, then of these."""
+    change, made = (
+        np.pad((values.astype(float) - base).ravel(), (0, -base.size % 16))
+        for values in (wanted, got)
+    )
+    sums = []
+    for one, other in ((change, change), (made, change), (made, made)):
+        lanes = np.zeros(16)
+        for products in (one * other).reshape(-1, 16):
+            lanes += products
+        total = 0.0
+        for lane in lanes:
+            total += lane
+        sums.append(total)
+    return sums

@@ -34,6 +34,14 @@ void dequantize(BlockType type, const void* blocks, std::size_t count, float* va
 void quantize(BlockType type, const float* values, std::size_t count, void* blocks,
               int num_threads = 0);
 
+// Quantises `wanted` so that its change from `base` is kept, which mostly is less than half a step:
+// in each block the change is amplified by the factors 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, ... 28,
+// in fp32, until <got - base, change> >= |change|^2 for what quantize gives (see change_sums).
+// The block is that of the factor whose product came nearest; the smallest of several. Blocks that
+// do not change are those of quantize. Otherwise as quantize; `base` and `wanted` may be one.
+void quantize_amplified(BlockType type, const float* base, const float* wanted, std::size_t count,
+                        void* blocks, int num_threads = 0);
+
 // What rounding has made of a change: sums over the elements of (wanted - base)^2, of
 // (got - base) (wanted - base), and of (got - base)^2. Each difference is taken in double, and the
 // sums are in an order that depends on `count` alone.

@@ -44,6 +44,8 @@ const KernelSet kKernels = {
     kPanel, kTileRows, kPairedBFloat16 ? 2 * kLanes : 0,
     {dequantize<Q4_0>, dequantize<Q4_1>, dequantize<Q5_0>, dequantize<Q5_1>, dequantize<Q8_0>},
     {quantize<Q4_0>, quantize<Q4_1>, quantize<Q5_0>, quantize<Q5_1>, quantize<Q8_0>},
+    {quantize_amplified<Q4_0>, quantize_amplified<Q4_1>, quantize_amplified<Q5_0>,
+     quantize_amplified<Q5_1>, quantize_amplified<Q8_0>},
     change_sums,
 };
 // clang-format on

@@ -86,6 +86,8 @@ struct KernelSet {
     // By type. values: count * 32 floats; blocks: count of them.
     void (*dequantize[kBlockTypes])(const std::uint8_t* blocks, std::size_t count, float* values);
     void (*quantize[kBlockTypes])(const float* values, std::size_t count, std::uint8_t* blocks);
+    void (*quantize_amplified[kBlockTypes])(const float* base, const float* wanted,
+                                            std::size_t count, std::uint8_t* blocks);
     // Of (wanted - base)^2, (got - base) (wanted - base) and (got - base)^2, in double: of elements
     // a multiple of 16 apart, then of these sums in order.
     void (*change_sums)(const float* base, const float* wanted, const float* got, std::size_t count,

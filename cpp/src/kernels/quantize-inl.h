@@ -286,12 +286,63 @@ void change_sums(const float* base, const float* wanted, const float* got, std::
     for (; count >= kSums; count -= kSums, base += kSums, wanted += kSums, got += kSums) {
         add_changes(partial, base, wanted, got);
     }
-    float rest[3][kSums] = {};
-    __builtin_memcpy(rest[0], base, count * sizeof(float));
-    __builtin_memcpy(rest[1], wanted, count * sizeof(float));
-    __builtin_memcpy(rest[2], got, count * sizeof(float));
-    add_changes(partial, rest[0], rest[1], rest[2]);
+    if (count != 0) {
+        float rest[3][kSums] = {};
+        __builtin_memcpy(rest[0], base, count * sizeof(float));
+        __builtin_memcpy(rest[1], wanted, count * sizeof(float));
+        __builtin_memcpy(rest[2], got, count * sizeof(float));
+        add_changes(partial, rest[0], rest[1], rest[2]);
+    }
     sums[0] = total(partial.wanted);
     sums[1] = total(partial.common);
     sums[2] = total(partial.got);
+}
+
+NOLA_INLINE void amplify(const float* base, const float* wanted, float factor, float* values) {
+#pragma GCC unroll 16
+    for (std::size_t v = 0; v < kBlockVectors; ++v) {
+        const auto before = load_as<Floats>(base + v * kLanes);
+        const Floats change = load_as<Floats>(wanted + v * kLanes) - before;
+        store_as(values + v * kLanes, before + factor * change);
+    }
+}
+
+// 1, 1.25, 1.5, 1.75, 2, 2.5, ...: four to each power of two.
+NOLA_INLINE float amplification(unsigned step) {
+    return static_cast<float>((4U + step % 4U) << (step / 4U)) * 0.25F;
+}
+inline constexpr unsigned kAmplifications = 20;
+
+template <class Block>
+NOLA_INLINE void quantize_amplified_block(const float* base, const float* wanted,
+                                          std::uint8_t* block) {
+    double nearest = 0.0;
+    for (unsigned step = 0; step < kAmplifications; ++step) {
+        float values[kBlock];
+        float got[kBlock];
+        std::uint8_t tried[Block::kBytes];
+        amplify(base, wanted, amplification(step), values);
+        quantize_block<Block>(step == 0 ? wanted : values, tried);
+        dequantize_block<Block>(tried, got);
+        double sums[3];
+        change_sums(base, wanted, got, kBlock, sums);
+        const double lacking = sums[0] - sums[1];
+        const double distance = lacking < 0.0 ? -lacking : lacking;
+        if (step == 0 || distance < nearest) {
+            nearest = distance;
+            __builtin_memcpy(block, tried, Block::kBytes);
+        }
+        if (lacking <= 0.0) {
+            return;
+        }
+    }
+}
+
+template <class Block>
+void quantize_amplified(const float* base, const float* wanted, std::size_t count,
+                        std::uint8_t* blocks) {
+    for (std::size_t i = 0; i < count; ++i) {
+        quantize_amplified_block<Block>(base + i * kBlock, wanted + i * kBlock,
+                                        blocks + i * Block::kBytes);
+    }
 }

@@ -176,8 +176,12 @@ def _warn_of_loss(report: GgufReport) -> None:
 
 def _advice(report: GgufReport) -> str:
     """Say what keeps more than what was done."""
+    from nola_edge.gguf.quantization import NEAREST
+
     finer = "f16" if "Q8_0" in report.types else "q8_0 or f16"
-    return (
-        f"To keep more, give merged tensors a finer type (--outtype {finer}), or load the adapter "
-        "beside the base (nola-edge export gguf-lora)"
-    )
+    ways = [
+        *["round with --rounding amplified"] * (report.rounding == NEAREST),
+        f"give merged tensors a finer type (--outtype {finer})",
+        "load the adapter beside the base (nola-edge export gguf-lora)",
+    ]
+    return f"To keep more, {', '.join(ways[:-1])}, or {ways[-1]}"

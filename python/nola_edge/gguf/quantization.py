@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 #: Types that a merged tensor can be written as.
 WRITABLE_TYPES = (*FLOAT_TYPES, *REQUANTIZED_TYPES)
+#: Each value to the nearest code of its block, as llama.cpp's own quantiser does.
+NEAREST = "nearest"
+#: With each block's change amplified until as much of it is there as should be.
+AMPLIFIED = "amplified"
+#: Ways to round to a quantised type.
+ROUNDINGS = (NEAREST, AMPLIFIED)
 #: The smallest float16 above 0: a block of zeros has no scale.
 _SMALLEST_SCALE = np.float32(2.0**-24)
 

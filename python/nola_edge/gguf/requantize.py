@@ -13,7 +13,7 @@ from nola_edge import ops
 from nola_edge.errors import NotFiniteError
 from nola_edge.files.gguf import tensor_bytes
 from nola_edge.files.gguf_types import FLOAT_TYPES
-from nola_edge.gguf.quantization import numbers_of
+from nola_edge.gguf.quantization import AMPLIFIED, NEAREST, numbers_of
 from nola_edge.gguf.survival import Survival, added_up
 from nola_edge.merge.blocks import apply_update, read_runs, runs_of
 from nola_edge.merge.merged import Merged
@@ -41,12 +41,15 @@ class Requantized(Merged):
     ----------
     kind : str
         The type that is written.
+    rounding : str
+        Of :data:`ROUNDINGS`; how a quantised type is.
     survived : dict
         First row and column of each piece that was made -> :class:`Survival` of its delta; empty
         where `kind` is a float type.
     """
 
     kind: str = "F32"
+    rounding: str = NEAREST
     survived: dict[tuple[int, int], Survival] = field(default_factory=dict)
 
     @property
@@ -82,13 +85,18 @@ class Requantized(Merged):
         Rows that no adapter changes keep theirs, whoever quantised them.
         """
         if self.kind != self.info.dtype:
-            return self.numbers.encode(values)
+            return self._rounded(values, base)
         same = (values == base).all(axis=1)
         if same.all():
             return stored
-        rows = self.numbers.encode(values)
+        rows = self._rounded(values, base)
         rows[same] = stored[same]
         return rows
+
+    def _rounded(self, values: NDArray[np.float32], base: NDArray[np.float32]) -> NDArray[np.uint8]:
+        if self.rounding == AMPLIFIED and self.kind not in FLOAT_TYPES:
+            return ops.quantized_amplified(base, values, self.kind, num_threads=1)
+        return self.numbers.encode(values)
 
     def piece(self, update: LowRank, window: Window) -> Piece:
         """Return the piece that is a window of the columns of an update."""
