@@ -5,9 +5,12 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <tuple>
+#include <utility>
 
 #include "arguments.h"
 #include "fp_environment.h"
@@ -17,6 +20,7 @@
 #include "nola/merge.h"
 #include "nola/philox.h"
 #include "nola/project.h"
+#include "nola/quantize.h"
 
 namespace py = pybind11;
 
@@ -45,7 +49,7 @@ py::array aligned(const py::array& array) {
 
 // A float32, C-contiguous array of `ndim` dimensions; it is replaced by a copy if not aligned.
 const float* float_data(py::array& array, const char* name, py::ssize_t ndim) {
-    if (!array.dtype().is(py::dtype::of<float>())) {
+    if (!array.dtype().equal(py::dtype::of<float>())) {
         throw ArgumentTypeError(std::string(name) + ": must be float32, got " + describe(array));
     }
     if (array.ndim() != ndim) {
@@ -232,6 +236,104 @@ bool merge(const py::array& weight, const py::array& out, py::array lora_b, py::
     return finite;
 }
 
+nola::BlockType block_type_from_name(std::string_view name) {
+    constexpr std::string_view kNames[] = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"};
+    for (std::size_t type = 0; type < std::size(kNames); ++type) {
+        if (name == kNames[type]) {
+            return static_cast<nola::BlockType>(type);
+        }
+    }
+    throw std::invalid_argument("kind: '" + std::string(name) +
+                                "' is not known; use Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0");
+}
+
+// Refuses rows that are not whole blocks of so many items, and returns how many blocks a row has.
+std::size_t blocks_of_row(const py::array& rows, const char* name, std::size_t items) {
+    if (rows.ndim() != 2) {
+        throw std::invalid_argument(std::string(name) + ": must have 2 dimensions, got " +
+                                    describe(rows));
+    }
+    if (extent(rows, 1) % items != 0) {
+        throw std::invalid_argument(std::string(name) + ": must have rows of whole blocks of " +
+                                    std::to_string(items) + ", got " + describe(rows));
+    }
+    return extent(rows, 1) / items;
+}
+
+const std::uint8_t* byte_data(const py::array& array, const char* name) {
+    if (!array.dtype().equal(py::dtype::of<std::uint8_t>())) {
+        throw ArgumentTypeError(std::string(name) + ": must be uint8, got " + describe(array));
+    }
+    if (!is_contiguous(array)) {
+        throw std::invalid_argument(std::string(name) + ": must be C-contiguous; pass a copy");
+    }
+    return static_cast<const std::uint8_t*>(array.data());
+}
+
+py::array_t<float> dequantize(std::string_view kind, const py::array& rows, int num_threads) {
+    const nola::BlockType type = block_type_from_name(kind);
+    const std::uint8_t* data = byte_data(rows, "rows");
+    const std::size_t blocks = blocks_of_row(rows, "rows", nola::block_bytes(type));
+    py::array_t<float> out({extent(rows, 0), blocks * nola::kBlockElements});
+    float* result = out.mutable_data();
+    const std::size_t count = extent(rows, 0) * blocks;
+    {
+        const py::gil_scoped_release release;
+        nola::dequantize(type, data, count, result, num_threads);
+    }
+    return out;
+}
+
+py::array_t<std::uint8_t> quantize(std::string_view kind, py::array values, int num_threads) {
+    const nola::BlockType type = block_type_from_name(kind);
+    const float* data = float_data(values, "values", 2);
+    const std::size_t blocks = blocks_of_row(values, "values", nola::kBlockElements);
+    py::array_t<std::uint8_t> out({extent(values, 0), blocks * nola::block_bytes(type)});
+    std::uint8_t* result = out.mutable_data();
+    const std::size_t count = extent(values, 0) * blocks;
+    {
+        const py::gil_scoped_release release;
+        nola::quantize(type, data, count, result, num_threads);
+    }
+    return out;
+}
+
+// Refuses a matrix that has not the shape of `base`.
+void check_like_base(const py::array& array, const char* name, const py::array& base) {
+    if (extent(array, 0) != extent(base, 0) || extent(array, 1) != extent(base, 1)) {
+        throw std::invalid_argument(std::string(name) + ": must be " + describe(base) +
+                                    " like base, got " + describe(array));
+    }
+}
+
+py::array_t<std::uint8_t> quantize_amplified(std::string_view kind, py::array base,
+                                             py::array wanted, int num_threads) {
+    const nola::BlockType type = block_type_from_name(kind);
+    const float* before = float_data(base, "base", 2);
+    const float* after = float_data(wanted, "wanted", 2);
+    check_like_base(wanted, "wanted", base);
+    const std::size_t blocks = blocks_of_row(base, "base", nola::kBlockElements);
+    py::array_t<std::uint8_t> out({extent(base, 0), blocks * nola::block_bytes(type)});
+    std::uint8_t* result = out.mutable_data();
+    const std::size_t count = extent(base, 0) * blocks;
+    {
+        const py::gil_scoped_release release;
+        nola::quantize_amplified(type, before, after, count, result, num_threads);
+    }
+    return out;
+}
+
+std::tuple<double, double, double> change_sums(py::array base, py::array wanted, py::array got) {
+    const float* values[] = {float_data(base, "base", 2), float_data(wanted, "wanted", 2),
+                             float_data(got, "got", 2)};
+    check_like_base(wanted, "wanted", base);
+    check_like_base(got, "got", base);
+    const auto count = static_cast<std::size_t>(base.size());
+    const py::gil_scoped_release release;
+    const nola::ChangeSums sums = nola::change_sums(values[0], values[1], values[2], count);
+    return {sums.wanted, sums.common, sums.got};
+}
+
 std::uint64_t stream_id(std::string_view module, std::string_view factor) {
     if (factor != "A" && factor != "B") {
         throw std::invalid_argument("factor: '" + std::string(factor) + "' is neither 'A' nor 'B'");
@@ -273,6 +375,11 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.def("project", &project, py::arg("matrix"), py::arg("grad"), py::arg("num_threads"));
     m.def("merge", &merge, py::arg("weight"), py::arg("out"), py::arg("lora_b"), py::arg("lora_a"),
           py::arg("scaling"), py::arg("num_threads"));
+    m.def("dequantize", &dequantize, py::arg("kind"), py::arg("rows"), py::arg("num_threads"));
+    m.def("quantize", &quantize, py::arg("kind"), py::arg("values"), py::arg("num_threads"));
+    m.def("quantize_amplified", &quantize_amplified, py::arg("kind"), py::arg("base"),
+          py::arg("wanted"), py::arg("num_threads"));
+    m.def("change_sums", &change_sums, py::arg("base"), py::arg("wanted"), py::arg("got"));
     m.def(
         "in_specified_environment",
         [](const py::function& work) {

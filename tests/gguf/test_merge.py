@@ -154,7 +154,7 @@ def test_quantised_tensors_are_what_the_reference_quantiser_gives(kind, isa, tmp
     arrays, adapter = arrays_of(kind), adapter_of()
     base = write_any(tmp_path / "base.gguf", arrays)
     report = merge_gguf(base, adapter, tmp_path / "out.gguf")
-    error = delta = 0.0
+    sums = np.zeros(3)
     code = gguf.GGMLQuantizationType[kind]
     for module in MODULES:
         name = stored_name(module)
@@ -164,11 +164,15 @@ def test_quantised_tensors_are_what_the_reference_quantiser_gives(kind, isa, tmp
         assert found_kind == kind
         requantized = gguf.quants.dequantize(gguf.quants.quantize(merged, code), code)
         assert np.array_equal(found, requantized)
-        e = np.sum((found.astype(float) - merged) ** 2)
-        d = np.sum((merged.astype(float) - before) ** 2)
-        assert report.survival[name].share == pytest.approx(1 - np.sqrt(e / d))
-        error, delta = error + e, delta + d
-    assert report.overall.share == pytest.approx(1 - np.sqrt(error / delta))
+        change, got = (values.astype(float) - before for values in (merged, found))
+        here = np.array([np.sum(change**2), np.sum(got * change), np.sum(got**2)])
+        assert report.survival[name] == pytest.approx(here)
+        part = here[1] / here[0]
+        assert report.survival[name].part == pytest.approx(part)
+        noise = np.linalg.norm(got - part * change) / np.linalg.norm(change)
+        assert report.survival[name].noise == pytest.approx(noise)
+        sums += here
+    assert report.overall == pytest.approx(sums)
 
 
 def write_any(path, arrays):
@@ -192,14 +196,15 @@ def write_any(path, arrays):
 
 
 def test_coarser_types_keep_less_of_the_delta(tmp_path):
-    """A small delta drowns in four bits and lives in eight; and is whole in float types."""
-    shares = {}
+    """A small change drowns in four bits and lives in eight."""
+    small = adapter_of()
+    small = small.replace({m: (c.alpha, c.beta / 4) for m, c in small.modules.items()})
+    survival = {}
     for kind in ("Q8_0", "Q5_0", "Q4_0"):
         base = write_any(tmp_path / f"{kind}.gguf", arrays_of(kind))
-        report = merge_gguf(base, adapter_of(), tmp_path / f"{kind}-out.gguf")
-        shares[kind] = report.overall.share
-    assert shares["Q8_0"] > shares["Q5_0"] > shares["Q4_0"]
-    assert shares["Q8_0"] < 1
+        survival[kind] = merge_gguf(base, small, tmp_path / f"{kind}-out.gguf").overall
+    assert survival["Q8_0"].part > survival["Q5_0"].part > survival["Q4_0"].part >= 0
+    assert 0 < survival["Q8_0"].noise < survival["Q5_0"].noise
 
 
 @pytest.mark.parametrize("outtype", ["F32", "F16", "BF16", "Q8_0"])
@@ -381,8 +386,8 @@ def test_rows_that_nothing_changes_keep_their_bytes(kind, tmp_path):
     fresh = fresh.replace({m: (c.alpha, c.beta * 0) for m, c in fresh.modules.items()})
     report = merge_gguf(base, fresh, tmp_path / "out.gguf")
     assert (tmp_path / "out.gguf").read_bytes() == base.read_bytes()
-    assert report.overall.share is None
-    assert all(kept.share is None for kept in report.survival.values())
+    assert report.overall.part is report.overall.noise is None
+    assert all(kept.part is None for kept in report.survival.values())
     assert verify_gguf(tmp_path / "out.gguf", base, fresh)
 
 

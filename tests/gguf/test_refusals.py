@@ -19,7 +19,7 @@ from nola_edge.errors import (
 from nola_edge.gguf import merge_gguf
 from tests.conftest import snapshot
 from tests.gguf.encode import STRING, UINT32, llama_pairs, pair
-from tests.gguf.test_merge import BLOCK, F, adapter_of, arrays_of, stored_name, write, write_any
+from tests.gguf.test_merge import BLOCK, F, adapter_of, arrays_of, stored_name, write
 
 
 def refused(tmp_path, message, error=MismatchError, adapter=None, base=None, **options):
@@ -109,14 +109,21 @@ def test_rows_that_are_no_whole_blocks_of_the_new_type_are_refused(tmp_path):
     refused(tmp_path, "not whole blocks of Q8_0", adapter=adapter, base=base, outtype="Q8_0")
 
 
-def test_without_the_gguf_package_quantised_tensors_are_refused(tmp_path, monkeypatch):
+def k_quants(path):
+    """Write a base with a tensor of a type that is only read, and make an adapter for it."""
+    module = BLOCK.format(0) + "mlp.down_proj"
+    base = write(path, {stored_name(module): ("Q4_K", (8, 256), bytes(8 * 144))})
+    return base, trained_adapter({module: (8, 256)}, r=4, num_basis=20, seed=5)
+
+
+def test_without_the_gguf_package_other_quantised_tensors_are_refused(tmp_path, monkeypatch):
     import sys
 
-    arrays = {**arrays_of(), "blk.0.attn_v.weight": ("Q8_0", (32, 64), bytes(32 * 68))}
-    base = write(tmp_path / "base.gguf", arrays)
+    base, adapter = k_quants(tmp_path / "base.gguf")
     monkeypatch.setitem(sys.modules, "gguf", None)
-    refused(tmp_path, "pip install gguf", ArgumentError, base=base)
-    merge_gguf(write(tmp_path / "plain.gguf", arrays_of()), adapter_of(), tmp_path / "o.gguf")
+    refused(tmp_path, "pip install gguf", ArgumentError, adapter, base, outtype="F16")
+    arrays = {**arrays_of(), "blk.0.attn_v.weight": ("Q8_0", (32, 64), bytes(32 * 68))}
+    merge_gguf(write(tmp_path / "plain.gguf", arrays), adapter_of(), tmp_path / "o.gguf")
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path):
@@ -178,9 +185,10 @@ def test_empty_matrices_are_refused(tmp_path):
 
 def test_a_type_that_an_older_gguf_package_lacks(tmp_path, monkeypatch):
     gguf = pytest.importorskip("gguf")
-    base = write_any(tmp_path / "base.gguf", arrays_of("Q8_0"))
+    base, adapter = k_quants(tmp_path / "base.gguf")
     monkeypatch.setattr(gguf, "GGMLQuantizationType", {})
-    refused(tmp_path, "installed gguf package cannot read", MismatchError, base=base)
+    message = "installed gguf package cannot read"
+    refused(tmp_path, message, MismatchError, adapter, base, outtype="F16")
 
 
 def test_trained_biases_that_were_lost(tmp_path):

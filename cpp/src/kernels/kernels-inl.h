@@ -30,6 +30,7 @@ struct BFloat16 {
 #include "kernels/expand-inl.h"
 #include "kernels/project-inl.h"
 #include "kernels/merge-inl.h"
+#include "kernels/quantize-inl.h"
 // clang-format on
 
 }  // namespace
@@ -41,6 +42,11 @@ const KernelSet kKernels = {
     project_rademacher, project_uniform,
     merge_f32, merge_f16, merge_bf16,
     kPanel, kTileRows, kPairedBFloat16 ? 2 * kLanes : 0,
+    {dequantize<Q4_0>, dequantize<Q4_1>, dequantize<Q5_0>, dequantize<Q5_1>, dequantize<Q8_0>},
+    {quantize<Q4_0>, quantize<Q4_1>, quantize<Q5_0>, quantize<Q5_1>, quantize<Q8_0>},
+    {quantize_amplified<Q4_0>, quantize_amplified<Q4_1>, quantize_amplified<Q5_0>,
+     quantize_amplified<Q5_1>, quantize_amplified<Q8_0>},
+    change_sums,
 };
 // clang-format on
 

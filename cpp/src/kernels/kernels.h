@@ -16,6 +16,9 @@ inline constexpr std::size_t kStripeWords = 4;   // words of a block, one per 16
 
 inline constexpr std::size_t kLine = 64;  // bytes of the cache that belong together
 
+inline constexpr std::size_t kBlock = 32;      // elements of a block of ggml's quantised types
+inline constexpr std::size_t kBlockTypes = 5;  // Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
+
 inline constexpr std::size_t kRademacherPerDraw = 32;  // bases in one word
 inline constexpr std::size_t kUniformPerDraw = 2;
 inline constexpr std::size_t kSignGroup = 4;   // bases summed by one table look-up
@@ -79,6 +82,16 @@ struct KernelSet {
     // If not 0, merge_bf16 wants each run of so many columns packed as its even columns, then its
     // odd ones.
     std::size_t bf16_pair;
+
+    // By type. values: count * 32 floats; blocks: count of them.
+    void (*dequantize[kBlockTypes])(const std::uint8_t* blocks, std::size_t count, float* values);
+    void (*quantize[kBlockTypes])(const float* values, std::size_t count, std::uint8_t* blocks);
+    void (*quantize_amplified[kBlockTypes])(const float* base, const float* wanted,
+                                            std::size_t count, std::uint8_t* blocks);
+    // Of (wanted - base)^2, (got - base) (wanted - base) and (got - base)^2, in double: of elements
+    // a multiple of 16 apart, then of these sums in order.
+    void (*change_sums)(const float* base, const float* wanted, const float* got, std::size_t count,
+                        double (&sums)[3]);
 };
 
 }  // namespace nola::kernels

@@ -22,7 +22,7 @@ from nola_edge.cli.inputs import (
 from nola_edge.cli.output_names import check_file_name, check_folder_name
 from nola_edge.cli.path_types import PATH
 from nola_edge.cli.summary import summary_options
-from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
+from nola_edge.cli.types import GGUF_TYPES, check_type_fits, rounding_option, type_option
 from nola_edge.errors import OutputError
 
 
@@ -56,6 +56,11 @@ from nola_edge.errors import OutputError
     "Their headers are compared with what would be written, not their contents: see verify.",
 )
 @type_option(GGUF_TYPES, help="Type of merged tensors in a GGUF file.  [default: as in BASE]")
+@rounding_option(
+    help="How quantised tensors of a GGUF file are written: to the nearest codes, which gives the "
+    "bytes of llama.cpp's quantiser, or with each block's change amplified until as much of it is "
+    "there as should be.  [default: nearest]"
+)
 @ui.force_option
 @public_options
 @moe_layout_option
@@ -72,6 +77,7 @@ def command(
     shard: str | None,
     skip_existing: bool,
     dtype: str | None,
+    rounding: str | None,
     force: bool,
     drawn_on: str | None,
     lora_alpha: float | None,
@@ -99,13 +105,14 @@ def command(
     BASE has OLD. The longest NEW is tried first.
 
     In a GGUF file, quantised tensors are dequantised, merged and quantised again, and the summary
-    says how much of the adapter survives; --outtype gives merged tensors another type.
+    says how much of the adapter's change survives. --rounding amplified keeps more where changes
+    are small; --outtype gives merged tensors another type.
     """
     from nola_edge.files.signature import is_gguf
 
     gguf = is_gguf(base)
     _check_each(each, shard, skip_existing, gguf)
-    check_type_fits(dtype, gguf)
+    check_type_fits(dtype, rounding, gguf)
     _check_output_name(base, output, gguf, each)
     # Before a download of the base.
     given = local_adapters(
@@ -122,6 +129,7 @@ def command(
             as_json,
             quiet,
             outtype=dtype,
+            rounding=rounding or "nearest",
             force=force,
             num_threads=threads,
         )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from nola_edge.cli.inputs import Given
     from nola_edge.gguf.merge import GgufReport
+    from nola_edge.gguf.survival import Survival
     from nola_edge.merge.write import MergeReport
 
 
@@ -125,8 +126,8 @@ def merge_gguf_file(
         report = merge_gguf(base, adapters, output, progress=progress, **options)
     if as_json:
         found = as_found(report)
-        found["survival"] = {name: kept.share for name, kept in report.survival.items()}
-        found["survival_overall"] = report.overall.share
+        found["survival"] = {name: _as_found(kept) for name, kept in report.survival.items()}
+        found["survival_overall"] = _as_found(report.overall)
         ui.print_json({**found, **GGUF_FOUND})
     elif not quiet:
         say(
@@ -139,19 +140,24 @@ def merge_gguf_file(
     _warn_of_loss(report)
 
 
+def _as_found(survival: Survival) -> dict[str, float | None]:
+    return {"part": survival.part, "noise": survival.noise}
+
+
 def _print_survival(report: GgufReport) -> None:
-    shares = sorted(
-        (kept.share, name) for name, kept in report.survival.items() if kept.share is not None
-    )
-    overall = report.overall.share
-    if overall is None:
+    overall = report.overall
+    if overall.part is None:
         say("  the adapter changes nothing, so quantisation cannot lose anything")
         return
-    worst = ", ".join(f"{printable(name)} {share:.0%}" for share, name in shares[:_WORST])
-    alike = len({f"{share:.0%}" for share, _ in shares}) == 1
+    parts = sorted(
+        (kept.part, name) for name, kept in report.survival.items() if kept.part is not None
+    )
+    least = ", ".join(f"{printable(name)} {part:.0%}" for part, name in parts[:_WORST])
+    alike = len({f"{part:.0%}" for part, _ in parts}) == 1
     say(
-        f"  {overall:.0%} of the adapter survives quantisation in {len(shares)} tensors"
-        + ("" if alike else f"; least in {worst}")
+        f"  {overall.part:.0%} of the adapter's change survives quantisation in {len(parts)} "
+        f"tensors, beside noise of {overall.noise:.2f} times its size"
+        + ("" if alike else f"; least in {least}")
     )
 
 
@@ -159,12 +165,23 @@ def _warn_of_loss(report: GgufReport) -> None:
     """Warn on stderr, however little is said on stdout."""
     from nola_edge.gguf.survival import LITTLE
 
-    shares = [kept.share for kept in report.survival.values() if kept.share is not None]
-    little = sum(share < LITTLE for share in shares)
-    if little:
+    part = report.overall.part
+    if part is not None and part < LITTLE:
         say(
-            f"warning: quantisation loses more than half of the adapter in {little} of "
-            f"{len(shares)} tensors. Load the adapter beside the base instead (nola-edge export "
-            "gguf-lora), or give merged tensors a finer type: --outtype q8_0 or f16",
+            f"warning: only {part:.0%} of the adapter's change survives quantisation. "
+            f"{_advice(report)}",
             err=True,
         )
+
+
+def _advice(report: GgufReport) -> str:
+    """Say what keeps more than what was done."""
+    from nola_edge.gguf.quantization import NEAREST
+
+    finer = "f16" if "Q8_0" in report.types else "q8_0 or f16"
+    ways = [
+        *["round with --rounding amplified"] * (report.rounding == NEAREST),
+        f"give merged tensors a finer type (--outtype {finer})",
+        "load the adapter beside the base (nola-edge export gguf-lora)",
+    ]
+    return f"To keep more, {', '.join(ways[:-1])}, or {ways[-1]}"

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 
 
+#: Ways to round to a quantised type of GGUF.
+ROUNDINGS = ("nearest", "amplified")
+
+
 class TypeChoice(click.Choice):  # type: ignore[type-arg]  # no generic class before click 8.2
     """One of some types; gives the name that files have for it, in capitals."""
 
@@ -35,8 +39,14 @@ def type_option(names: Sequence[str], **settings: Any) -> Callable[[Any], Any]:
     return click.option("--dtype", "--outtype", "dtype", type=TypeChoice(names), **settings)
 
 
-def check_type_fits(dtype: str | None, gguf: bool) -> None:
-    """Refuse a type where there is no choice.
+def rounding_option(**settings: Any) -> Callable[[Any], Any]:
+    """Return the option ``--rounding``."""
+    choice = click.Choice(ROUNDINGS, case_sensitive=False)
+    return click.option("--rounding", type=choice, **settings)
+
+
+def check_type_fits(dtype: str | None, rounding: str | None, gguf: bool) -> None:
+    """Refuse a type or a rounding where there is no choice.
 
     Raises
     ------
@@ -45,4 +55,8 @@ def check_type_fits(dtype: str | None, gguf: bool) -> None:
     if dtype is not None and not gguf:
         raise click.UsageError(
             "--dtype (--outtype) is for GGUF files; a checkpoint keeps its dtypes"
+        )
+    if rounding is not None and not gguf:
+        raise click.UsageError(
+            "--rounding is for GGUF files; a checkpoint's weights are rounded to the nearest number"
         )

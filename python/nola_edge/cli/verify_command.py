@@ -25,7 +25,7 @@ from nola_edge.cli.inputs import (
 from nola_edge.cli.layout import say
 from nola_edge.cli.path_types import PATH
 from nola_edge.cli.summary import as_found, show, summary_options
-from nola_edge.cli.types import GGUF_TYPES, check_type_fits, type_option
+from nola_edge.cli.types import GGUF_TYPES, check_type_fits, rounding_option, type_option
 from nola_edge.errors import NolaEdgeError, printable
 
 if TYPE_CHECKING:
@@ -79,6 +79,9 @@ if TYPE_CHECKING:
     "counts]",
 )
 @type_option(GGUF_TYPES, help="Type of merged tensors in a GGUF file.  [default: as in MERGED]")
+@rounding_option(
+    help="How quantised tensors of a GGUF file must be written.  [default: as in MERGED]"
+)
 @public_options
 @moe_layout_option
 @revision_option
@@ -95,6 +98,7 @@ def command(
     each: bool,
     ulps: int | None,
     dtype: str | None,
+    rounding: str | None,
     drawn_on: str | None,
     lora_alpha: float | None,
     moe_layout: str | None,
@@ -143,14 +147,16 @@ def command(
     )
     base = local_base(base, revision)
     gguf = is_gguf(base)
-    check_type_fits(dtype, gguf)
+    check_type_fits(dtype, rounding, gguf)
     if gguf:
         refuse_to_check_gguf()
         refuse_to_rename_gguf(rename)
     outputs = _outputs(merged, base, given) if each else {merged: given}
     renames = Renames(rename)
     verify: Callable[..., VerifyReport] = (
-        partial(_verify_gguf, dtype=dtype) if gguf else partial(_verify_checkpoint, rename=renames)
+        partial(_verify_gguf, dtype=dtype, rounding=rounding)
+        if gguf
+        else partial(_verify_checkpoint, rename=renames)
     )
     found, lines, accepted = [], [], []
     unread: dict[str, Exception] = {}
@@ -256,6 +262,7 @@ def _verify_gguf(
     quiet: bool,
     *,
     dtype: str | None,
+    rounding: str | None,
     threads: int | None,
     tensors_only: bool,
     check_base: bool,
@@ -271,6 +278,7 @@ def _verify_gguf(
             base,
             adapters,
             outtype=dtype,
+            rounding=rounding,
             num_threads=threads,
             tensors_only=tensors_only,
             progress=progress,

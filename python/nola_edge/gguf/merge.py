@@ -15,8 +15,9 @@ from nola_edge.files.gguf import GgufFile, gguf_model_obstacle
 from nola_edge.files.obstacles import other_tensors
 from nola_edge.gguf.layout import Layout
 from nola_edge.gguf.plan import GgufPlan, plan_gguf
+from nola_edge.gguf.quantization import NEAREST
 from nola_edge.gguf.requantize import Requantized
-from nola_edge.gguf.survival import Survival
+from nola_edge.gguf.survival import Survival, added_up
 from nola_edge.merge.plan import load_adapters
 from nola_edge.threads import check_threads
 from nola_edge.workers import Buffers, Workers
@@ -42,8 +43,12 @@ class GgufReport:
     nbytes : int
         Bytes of the file.
     seconds : float
+    types : tuple of str
+        Of merged tensors.
+    rounding : str
+        How quantised ones were written.
     survival : dict
-        Tensor name -> :class:`Survival` of its delta, for tensors written as a quantised type.
+        Tensor name -> :class:`Survival` of its change, for tensors written as a quantised type.
     """
 
     output: Path
@@ -51,12 +56,14 @@ class GgufReport:
     merged: int
     nbytes: int
     seconds: float
+    types: tuple[str, ...] = ()
+    rounding: str = NEAREST
     survival: dict[str, Survival] = field(default_factory=dict, repr=False)
 
     @property
     def overall(self) -> Survival:
         """Return the survival of all deltas together."""
-        return sum(self.survival.values(), Survival())
+        return added_up(self.survival.values())
 
 
 def merge_gguf(
@@ -65,6 +72,7 @@ def merge_gguf(
     output: str | Path,
     *,
     outtype: str | None = None,
+    rounding: str = NEAREST,
     force: bool = False,
     num_threads: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -72,8 +80,8 @@ def merge_gguf(
     """Merge adapters into a GGUF file and write the result.
 
     Tensors of type F32, F16 and BF16 are merged as in a checkpoint, with one rounding. Q8_0, Q4_0,
-    Q4_1, Q5_0 and Q5_1 are dequantised, merged in fp32 and quantised again by the reference code of
-    the ``gguf`` package; the report says how much of the delta survives. Everything else is copied.
+    Q4_1, Q5_0 and Q5_1 are dequantised, merged in fp32 and quantised again; the report says how
+    much of the change survives. Everything else is copied.
 
     Parameters
     ----------
@@ -86,6 +94,10 @@ def merge_gguf(
         Must not exist, unless `force`; must not lie inside an input.
     outtype : str, optional
         Type of merged tensors, such as ``"Q8_0"`` or ``"float16"``; default: the base's own.
+    rounding : {"nearest", "amplified"}
+        How quantised types are written: as llama.cpp's own quantiser does, or with the change of
+        each block amplified until as much of it is there as should be
+        (:func:`nola_edge.ops.quantized_amplified`).
     force : bool
         Replace an existing output.
     num_threads : int, optional
@@ -108,7 +120,7 @@ def merge_gguf(
     begin = time.perf_counter()
     adapters = load_adapters(adapter)
     with GgufFile.open(base) as file:
-        plan = plan_gguf(file, adapters, outtype=outtype)
+        plan = plan_gguf(file, adapters, outtype=outtype, rounding=rounding)
         layout = Layout(file, {name: merge.kind for name, merge in plan.merges.items()})
         inputs = [file.path, *(Path(a.path) for a, _ in adapters if a.path is not None)]
         with AtomicOutput(
@@ -128,6 +140,8 @@ def merge_gguf(
             merged=len(plan.merges),
             nbytes=layout.size,
             seconds=time.perf_counter() - begin,
+            types=tuple(sorted({merge.kind for merge in plan.merges.values()})),
+            rounding=rounding,
             survival=survival,
         )
 

@@ -13,10 +13,10 @@ from nola_edge.adapters.belongs import (
     location,
 )
 from nola_edge.adapters.tensor_parts import TensorPart
-from nola_edge.errors import AdapterError, MismatchError, printable
+from nola_edge.errors import AdapterError, ArgumentError, MismatchError, printable
 from nola_edge.files.gguf_types import FLOAT_TYPES, TENSOR_TYPES
 from nola_edge.gguf.model import model_of_gguf
-from nola_edge.gguf.quantization import WRITABLE_TYPES, check_codecs
+from nola_edge.gguf.quantization import NEAREST, ROUNDINGS, WRITABLE_TYPES, check_codecs
 from nola_edge.gguf.requantize import Requantized
 from nola_edge.merge.dora import check_alone
 from nola_edge.merge.low_rank import Term
@@ -62,11 +62,14 @@ class GgufPlan:
         With the weight of each.
     merges : dict
         Tensor name -> :class:`TensorMerge`.
+    rounding : str
+        Of :data:`ROUNDINGS`; how quantised types are written.
     """
 
     base: GgufFile
     adapters: tuple[tuple[LowRankAdapter, float], ...]
     merges: dict[str, TensorMerge] = field(default_factory=dict)
+    rounding: str = NEAREST
 
     @property
     def names(self) -> list[str]:
@@ -91,7 +94,7 @@ class GgufPlan:
             return Stored(self.base, info)
         if merge.kind == info.dtype and merge.kind in FLOAT_TYPES:
             return Merged(self.base, info, merge.terms)
-        return Requantized(self.base, info, merge.terms, merge.kind)
+        return Requantized(self.base, info, merge.terms, merge.kind, self.rounding)
 
 
 def plan_gguf(
@@ -99,6 +102,7 @@ def plan_gguf(
     adapters: tuple[tuple[LowRankAdapter, float], ...],
     *,
     outtype: str | None = None,
+    rounding: str = NEAREST,
 ) -> GgufPlan:
     """Check every adapter against a GGUF file and say what is merged into which tensor.
 
@@ -108,6 +112,8 @@ def plan_gguf(
     adapters : tuple of (LowRankAdapter, float)
     outtype : str, optional
         Type of merged tensors; default: the base's own.
+    rounding : str
+        Of :data:`ROUNDINGS`.
 
     Raises
     ------
@@ -117,12 +123,14 @@ def plan_gguf(
     AdapterError
         If an adapter brings whole tensors.
     ArgumentError
-        If `outtype` cannot be written, or the ``gguf`` package is needed but missing.
+        If `outtype` cannot be written, `rounding` is not known or nothing is quantised by it, or
+        the ``gguf`` package is needed but missing.
     """
     if outtype is not None:
         outtype = check_type(outtype, WRITABLE_TYPES, "outtype")
+    check_rounding(rounding)
     model = model_of_gguf(base)
-    plan = GgufPlan(base, adapters)
+    plan = GgufPlan(base, adapters, rounding=rounding)
     for adapter, weight in adapters:
         check_no_whole_tensors(adapter)
         check_no_stacks(adapter, "merge it into the checkpoint, and convert that")
@@ -135,7 +143,28 @@ def plan_gguf(
         check_alone(merge.terms, name)
     kinds = {base.tensors[name].dtype: name for name in plan.merges}
     check_codecs({**kinds, **{merge.kind: name for name, merge in plan.merges.items()}}, base.path)
+    if rounding != NEAREST and all(m.kind in FLOAT_TYPES for m in plan.merges.values()):
+        raise ArgumentError(
+            f"is {rounding!r}, but no merged tensor is quantised, and floats have one rounding; leave "
+            "it out",
+            file=base.path,
+            field="rounding",
+        )
     return plan
+
+
+def check_rounding(rounding: object) -> None:
+    """Refuse what is no rounding.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    if rounding not in ROUNDINGS:
+        raise ArgumentError(
+            f"is {printable(repr(rounding))}, must be one of {', '.join(ROUNDINGS)}",
+            field="rounding",
+        )
 
 
 def check_no_whole_tensors(adapter: LowRankAdapter) -> None:

@@ -1,7 +1,7 @@
 """The numbers of ggml's types.
 
-Quantised types go through the reference code of the ``gguf`` package, which gives the bytes that
-ggml's own gives.
+Types that are written are the core's, with the bytes that ggml's reference code gives. Others are
+only read, by the ``gguf`` package.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nola_edge import ops
 from nola_edge.errors import ArgumentError, MismatchError
 from nola_edge.files.gguf_types import FLOAT_TYPES, REQUANTIZED_TYPES, TENSOR_TYPES
 from nola_edge.merge.numbers import FloatNumbers
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 
 #: Types that a merged tensor can be written as.
 WRITABLE_TYPES = (*FLOAT_TYPES, *REQUANTIZED_TYPES)
+#: Each value to the nearest code of its block, as llama.cpp's own quantiser does.
+NEAREST = "nearest"
+#: With each block's change amplified until as much of it is there as should be.
+AMPLIFIED = "amplified"
+#: Ways to round to a quantised type.
+ROUNDINGS = (NEAREST, AMPLIFIED)
 #: The smallest float16 above 0: a block of zeros has no scale.
 _SMALLEST_SCALE = np.float32(2.0**-24)
 
@@ -45,7 +52,7 @@ def check_codecs(kinds: Mapping[str, str], file: Path) -> None:
         If it cannot read a type.
     """
     for kind, tensor in kinds.items():
-        if kind in FLOAT_TYPES:
+        if kind in WRITABLE_TYPES:
             continue
         quants = _quants(kind)
         try:
@@ -61,12 +68,12 @@ def check_codecs(kinds: Mapping[str, str], file: Path) -> None:
 
 
 class QuantizedNumbers:
-    """The numbers of a quantised type, by the reference code.
+    """The numbers of a quantised type that can be written.
 
     Attributes
     ----------
     kind : str
-        A type of ggml; of :data:`REQUANTIZED_TYPES` for all but :meth:`decode`.
+        Of :data:`REQUANTIZED_TYPES`.
     """
 
     unit = "step"
@@ -76,20 +83,16 @@ class QuantizedNumbers:
 
     def decode(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the values of rows; see :meth:`Numbers.decode`."""
-        with np.errstate(invalid="ignore", over="ignore"):  # callers check what is finite
-            values = _quants(self.kind).dequantize(rows, _code(self.kind))
-        return np.array(values, dtype=np.float32, order="C")
+        return ops.dequantized(rows, self.kind, num_threads=1)
 
     def encode(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Return rows of the nearest numbers; see :meth:`Numbers.encode`."""
-        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            rows: NDArray[np.uint8] = _quants(self.kind).quantize(values, _code(self.kind))
-        return rows
+        return ops.quantized(values, self.kind, num_threads=1)
 
     def spacing(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the scale of each element's block; see :meth:`Numbers.spacing`."""
         kind = TENSOR_TYPES[self.kind]
-        # The types that are written begin each block with its scale.
+        # Each block begins with its scale.
         blocks = rows.reshape(len(rows), -1, kind.nbytes)
         scales = np.abs(np.ascontiguousarray(blocks[:, :, :2]).view(np.float16)[:, :, 0])
         scales[~np.isfinite(scales)] = 0
@@ -97,9 +100,27 @@ class QuantizedNumbers:
         return np.repeat(steps, kind.block, axis=1)
 
 
+class ReadNumbers(QuantizedNumbers):
+    """The numbers of a quantised type that is only read.
+
+    Attributes
+    ----------
+    kind : str
+        Any other.
+    """
+
+    def decode(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the values of rows; see :meth:`Numbers.decode`."""
+        with np.errstate(invalid="ignore", over="ignore"):  # callers check what is finite
+            values = _quants(self.kind).dequantize(rows, _code(self.kind))
+        return np.array(values, dtype=np.float32, order="C")
+
+
 def numbers_of(kind: str) -> Numbers:
     """Return the numbers of one of ggml's types."""
-    return FloatNumbers(kind) if kind in FLOAT_TYPES else QuantizedNumbers(kind)
+    if kind in FLOAT_TYPES:
+        return FloatNumbers(kind)
+    return QuantizedNumbers(kind) if kind in REQUANTIZED_TYPES else ReadNumbers(kind)
 
 
 def _quants(kind: str) -> Any:
@@ -107,7 +128,7 @@ def _quants(kind: str) -> Any:
         from gguf import quants
     except ImportError:
         raise ArgumentError(
-            "merging into quantised tensors needs the gguf package: pip install gguf",
+            f"reading {kind} needs the gguf package: pip install gguf",
             field=kind,
         ) from None
     return quants

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,8 +13,8 @@ from nola_edge import ops
 from nola_edge.errors import NotFiniteError
 from nola_edge.files.gguf import tensor_bytes
 from nola_edge.files.gguf_types import FLOAT_TYPES
-from nola_edge.gguf.quantization import numbers_of
-from nola_edge.gguf.survival import Survival
+from nola_edge.gguf.quantization import AMPLIFIED, NEAREST, numbers_of
+from nola_edge.gguf.survival import Survival, added_up
 from nola_edge.merge.blocks import apply_update, read_runs, runs_of
 from nola_edge.merge.merged import Merged
 from nola_edge.merge.result import Piece
@@ -40,12 +41,15 @@ class Requantized(Merged):
     ----------
     kind : str
         The type that is written.
+    rounding : str
+        Of :data:`ROUNDINGS`; how a quantised type is.
     survived : dict
         First row and column of each piece that was made -> :class:`Survival` of its delta; empty
         where `kind` is a float type.
     """
 
     kind: str = "F32"
+    rounding: str = NEAREST
     survived: dict[tuple[int, int], Survival] = field(default_factory=dict)
 
     @property
@@ -56,7 +60,7 @@ class Requantized(Merged):
     @property
     def survival(self) -> Survival:
         """Return what is left of all that was made, added up in the order of rows, then columns."""
-        return sum((self.survived[at] for at in sorted(self.survived)), Survival())
+        return added_up(self.survived[at] for at in sorted(self.survived))
 
     @property
     def window_bytes(self) -> int:
@@ -81,13 +85,18 @@ class Requantized(Merged):
         Rows that no adapter changes keep theirs, whoever quantised them.
         """
         if self.kind != self.info.dtype:
-            return self.numbers.encode(values)
+            return self._rounded(values, base)
         same = (values == base).all(axis=1)
         if same.all():
             return stored
-        rows = self.numbers.encode(values)
+        rows = self._rounded(values, base)
         rows[same] = stored[same]
         return rows
+
+    def _rounded(self, values: NDArray[np.float32], base: NDArray[np.float32]) -> NDArray[np.uint8]:
+        if self.rounding == AMPLIFIED and self.kind not in FLOAT_TYPES:
+            return ops.quantized_amplified(base, values, self.kind, num_threads=1)
+        return self.numbers.encode(values)
 
     def piece(self, update: LowRank, window: Window) -> Piece:
         """Return the piece that is a window of the columns of an update."""
@@ -120,11 +129,11 @@ class Requantized(Merged):
             raise self._refusal(window) from None
         rows = self.encode(wanted, base, stored)
         got = self.numbers.decode(rows)
-        if not np.isfinite(got).all():
+        survival = Survival.of(base, wanted, got)
+        if not math.isfinite(survival.got):
             raise self._refusal(window)
         if self.kind not in FLOAT_TYPES:
-            at = window.rows[0], window.cols[0]
-            self.survived[at] = Survival.of(base, wanted, got)
+            self.survived[window.rows[0], window.cols[0]] = survival
         return rows
 
     def _refusal(self, window: Window) -> NotFiniteError:

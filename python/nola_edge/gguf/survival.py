@@ -1,56 +1,65 @@
-"""How much of an adapter's change survives when a tensor is quantised again."""
+"""What is left of an adapter's change when a tensor is quantised again, and what is added to it."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
+from nola_edge import ops
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy as np
     from numpy.typing import NDArray
 
-#: Below this the merge loses more of the adapter than it keeps.
-LITTLE = 0.5
+#: Below this part of the change a merge is warned of.
+LITTLE = 0.9
 
 
-@dataclass(frozen=True)
-class Survival:
-    """Sums of squares from which the share that survives follows; they can be added up.
+class Survival(NamedTuple):
+    """Sums from which part and noise follow; see :func:`added_up`.
 
     Attributes
     ----------
-    error : float
-        ‖requantised - wanted‖².
-    delta : float
-        ‖wanted - base‖².
+    wanted : float
+        ‖wanted - base‖², where wanted is the base with the change, before it is rounded.
+    common : float
+        ⟨got - base, wanted - base⟩, where got is the result.
+    got : float
+        ‖got - base‖².
     """
 
-    error: float = 0.0
-    delta: float = 0.0
+    wanted: float = 0.0
+    common: float = 0.0
+    got: float = 0.0
 
     @classmethod
     def of(
-        cls, before: NDArray[np.float32], wanted: NDArray[np.float32], got: NDArray[np.float32]
+        cls, base: NDArray[np.float32], wanted: NDArray[np.float32], got: NDArray[np.float32]
     ) -> Survival:
-        """Compare a block as it was, as it should be, and as it is now."""
-        return cls(_squares(got, wanted), _squares(wanted, before))
+        """Compare values as they were, as they should be, and as they are now."""
+        return cls(*ops.change_sums(base, wanted, got))
 
     @property
-    def share(self) -> float | None:
-        """Return 1 - ‖requantised - wanted‖ / ‖delta‖: 1 is all of it, 0 or less nothing.
+    def part(self) -> float | None:
+        """Return the part of the change that is there: 1 is all of it, 0 none.
 
-        None if there is no delta.
+        That is its projection, ⟨got - base, wanted - base⟩ / ‖wanted - base‖². None if there is no
+        change.
         """
-        if self.delta == 0:
-            return None
-        return 1 - math.sqrt(self.error / self.delta)
+        return self.common / self.wanted if self.wanted else None
 
-    def __add__(self, other: Survival) -> Survival:
-        return Survival(self.error + other.error, self.delta + other.delta)
+    @property
+    def noise(self) -> float | None:
+        """Return the size of what else is there, relative to the change.
+
+        ‖got - base - part · (wanted - base)‖ / ‖wanted - base‖. None if there is no change.
+        """
+        part = self.part
+        return None if part is None else math.sqrt(max(0.0, self.got / self.wanted - part * part))
 
 
-def _squares(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    difference = one.astype(np.float64) - other
-    return float(np.sum(difference * difference))
+def added_up(survivals: Iterable[Survival]) -> Survival:
+    """Return the sums of several pieces or tensors, added in their order."""
+    return Survival(*map(sum, zip(Survival(), *survivals, strict=True)))

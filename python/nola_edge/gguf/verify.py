@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nola_edge import arguments
-from nola_edge.errors import printable
+from nola_edge.errors import NotFiniteError, printable
 from nola_edge.files.gguf import GgufFile
+from nola_edge.files.gguf_types import FLOAT_TYPES
 from nola_edge.gguf.layout import Layout
 from nola_edge.gguf.model import model_of_gguf
 from nola_edge.gguf.plan import GgufPlan, matched_tensors, plan_gguf
-from nola_edge.gguf.quantization import WRITABLE_TYPES
+from nola_edge.gguf.quantization import NEAREST, ROUNDINGS, WRITABLE_TYPES
 from nola_edge.merge.audit.compare import compare
 from nola_edge.merge.audit.compare_files import first_difference
 from nola_edge.merge.audit.diagnosis import audit
 from nola_edge.merge.audit.report import FileDifference, VerifyReport
+from nola_edge.merge.blocks import read_runs
 from nola_edge.merge.plan import load_adapters
 from nola_edge.threads import check_threads
 
@@ -27,6 +32,8 @@ if TYPE_CHECKING:
     Adapters = tuple[tuple[LowRankAdapter, float], ...]
 
 _LISTED = 4
+#: Tensors whose first window shows how all were quantised.
+_SAMPLES = 4
 
 
 def verify_gguf(
@@ -35,6 +42,7 @@ def verify_gguf(
     adapter: Any,
     *,
     outtype: str | None = None,
+    rounding: str | None = None,
     num_threads: int | None = None,
     tensors_only: bool = False,
     progress: Callable[[int], None] | None = None,
@@ -51,6 +59,8 @@ def verify_gguf(
     adapter : as for :func:`~nola_edge.gguf.merge_gguf`
     outtype : str, optional
         Type that merged tensors must have; default: the type that they have.
+    rounding : str, optional
+        How quantised ones must be written; default: the way that more of their bytes agree with.
     num_threads : int, optional
     tensors_only : bool
         Compare only names, types, shapes and bytes of tensors.
@@ -72,7 +82,9 @@ def verify_gguf(
     adapters = load_adapters(adapter)
     with GgufFile.open(base) as file, GgufFile.open(merged) as candidate:
         kind = _outtype(file, candidate, adapters) if outtype is None else outtype
-        plan = plan_gguf(file, adapters, outtype=kind)
+        plan = plan_gguf(file, adapters, outtype=kind, rounding=rounding or NEAREST)
+        if rounding is None:
+            plan = replace(plan, rounding=_rounding(plan, candidate))
         tensors = {name: (candidate, info) for name, info in candidate.tensors.items()}
         advance = progress or (lambda _: None)
         report = compare(plan, tensors, num_threads, advance)
@@ -103,6 +115,36 @@ def _outtype(base: GgufFile, candidate: GgufFile, adapters: Adapters) -> str | N
     if not changed and before - set(WRITABLE_TYPES):
         return "F16"  # as good as any other: they have the base's type, and no merge leaves that
     return changed.pop() if changed and before != after else None
+
+
+def _rounding(plan: GgufPlan, candidate: GgufFile) -> str:
+    """Return how merged tensors seem to have been quantised, by samples of some of them."""
+    quantized = [
+        name
+        for name, merge in plan.merges.items()
+        if merge.kind not in FLOAT_TYPES
+        and name in candidate.tensors
+        and candidate.tensors[name].dtype == merge.kind
+        and candidate.tensors[name].shape == plan.base.tensors[name].shape
+    ]
+    samples = quantized[:: -(-len(quantized) // _SAMPLES) or 1]
+    agreed = {
+        rounding: sum(_agree(replace(plan, rounding=rounding), candidate, n) for n in samples)
+        for rounding in ROUNDINGS
+    }
+    return max(ROUNDINGS, key=agreed.__getitem__)  # the first of several
+
+
+def _agree(plan: GgufPlan, candidate: GgufFile, name: str) -> int:
+    """Return how many bytes of the first window of a merged tensor are as planned."""
+    piece = next(plan.result(name).pieces(1))
+    have = memoryview(bytearray(piece.runs.nbytes))
+    read_runs(candidate, candidate.tensors[name], piece.runs, have)
+    try:
+        want = piece.make(memoryview(bytearray(piece.nbytes)))
+    except NotFiniteError:
+        return 0
+    return int(np.equal(np.frombuffer(have, np.uint8), np.frombuffer(want, np.uint8)).sum())
 
 
 def _rest(plan: GgufPlan, candidate: GgufFile) -> Iterator[tuple[str, str]]:

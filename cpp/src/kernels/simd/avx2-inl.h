@@ -118,6 +118,14 @@ NOLA_INLINE F32 load_as_f32(const float* p) {
 NOLA_INLINE F32 load_as_f32(const Half* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
+NOLA_INLINE float from_half(Half half) {
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half.bits)));
+}
+NOLA_INLINE Half to_half(float value) {
+    const __m128i half =
+        _mm_cvtps_ph(_mm_set_ss(value), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return {static_cast<std::uint16_t>(_mm_cvtsi128_si32(half))};
+}
 NOLA_INLINE void store_rounded(float* p, F32 v) {
     store(p, v);
 }

@@ -114,6 +114,12 @@ NOLA_INLINE F32 load_as_f32(const BFloat16* p) {
     return vreinterpretq_f32_u32(
         vshll_n_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p)), 16));
 }
+NOLA_INLINE float from_half(Half half) {
+    return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(half.bits))), 0);
+}
+NOLA_INLINE Half to_half(float value) {
+    return {vget_lane_u16(vreinterpret_u16_f16(vcvt_f16_f32(vdupq_n_f32(value))), 0)};
+}
 NOLA_INLINE void store_rounded(float* p, F32 v) {
     store(p, v);
 }

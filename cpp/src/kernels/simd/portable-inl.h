@@ -180,6 +180,15 @@ NOLA_INLINE void store_rounded(Half* p, F32 v) {
     half = magnitude > 0x7F800000U ? U32{} + 0x7E00U : half;
     store_u16(&p->bits, half | sign);
 }
+NOLA_INLINE float from_half(Half half) {
+    const Half halves[kLanes] = {half};
+    return load_as_f32(halves)[0];
+}
+NOLA_INLINE Half to_half(float value) {
+    Half halves[kLanes];
+    store_rounded(halves, broadcast(value));
+    return halves[0];
+}
 
 // No type is merged by pairs of vectors here; see avx512-inl.h.
 inline constexpr bool kPairedBFloat16 = false;
