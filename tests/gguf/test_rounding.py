@@ -39,7 +39,8 @@ def test_the_bytes_of_the_reference(kind, outtype, isa, tmp_path):
     """Where the type stays, and where it changes; rows are interleaved in one tensor."""
     adapter = small_adapter()
     keys = [module for module in MODULES if "layers.0" in module and "k_proj" in module]
-    adapter = adapter.replace({module: adapter.modules[module] for module in keys})
+    held = adapter.modules
+    adapter = adapter.replace({m: (held[m].alpha, held[m].beta) for m in keys})
     base = write(tmp_path / "base.gguf", arrays_of(kind))
     out = tmp_path / "out.gguf"
     report = merge_gguf(base, adapter, out, rounding="amplified", outtype=outtype)

@@ -145,8 +145,8 @@ def plan_gguf(
     check_codecs({**kinds, **{merge.kind: name for name, merge in plan.merges.items()}}, base.path)
     if rounding != NEAREST and all(m.kind in FLOAT_TYPES for m in plan.merges.values()):
         raise ArgumentError(
-            f"is {rounding!r}, but no merged tensor is quantised, and floats have one rounding; leave "
-            "it out",
+            f"is {rounding!r}, but no merged tensor is quantised, and floats have one rounding: "
+            "leave it out",
             file=base.path,
             field="rounding",
         )

@@ -82,7 +82,9 @@ def verify_gguf(
     adapters = load_adapters(adapter)
     with GgufFile.open(base) as file, GgufFile.open(merged) as candidate:
         kind = _outtype(file, candidate, adapters) if outtype is None else outtype
-        plan = plan_gguf(file, adapters, outtype=kind, rounding=rounding or NEAREST)
+        plan = plan_gguf(
+            file, adapters, outtype=kind, rounding=NEAREST if rounding is None else rounding
+        )
         if rounding is None:
             plan = replace(plan, rounding=_rounding(plan, candidate))
         tensors = {name: (candidate, info) for name, info in candidate.tensors.items()}

@@ -1,0 +1,176 @@
+"""What a real model keeps of an adapter that is merged into its few bits, by how it is rounded.
+
+    python examples/training/smollm2.py --data E2E --method "NOLA 1/4" --cache CACHE --save ADAPTER
+    OMP_NUM_THREADS=1 python benchmarks/rounding.py --data E2E --cache CACHE --adapter ADAPTER
+
+SmolLM2-135M-Instruct in Q4_1, on pairs that the adapter was not trained on, beside the unquantised
+merge: the base's values plus the change, in float32. Loss and divergence are nats for a token.
+Stochastic rounding to the base's own grid is the peer.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+
+sys.path.append(str(Path(__file__).parents[1] / "examples" / "training"))
+import smollm2
+from decoder import IGNORED, collate
+
+from nola_edge.files.gguf import GgufFile
+from nola_edge.gguf import merge_gguf
+from nola_edge.gguf.quantization import ROUNDINGS, numbers_of
+
+Floats = NDArray[np.float32]
+PATH = click.Path(path_type=Path)
+#: Hugging Face's names of a layer's matrices, and their heads where rows are interleaved.
+MATRICES = {
+    "attn_q": ("self_attn.q_proj", 9),
+    "attn_k": ("self_attn.k_proj", 3),
+    "attn_v": ("self_attn.v_proj", None),
+    "attn_output": ("self_attn.o_proj", None),
+    "ffn_gate": ("mlp.gate_proj", None),
+    "ffn_up": ("mlp.up_proj", None),
+    "ffn_down": ("mlp.down_proj", None),
+}
+BATCH = 8
+
+
+def matrices(path: Path) -> dict[str, Floats]:
+    """Return the values of the matrices of all layers."""
+    found = {}
+    with GgufFile.open(path) as file:
+        for name, info in file.tensors.items():
+            if len(info.shape) == 2 and name.startswith("blk."):
+                data = np.empty((info.shape[0], info.nbytes // info.shape[0]), np.uint8)
+                file.read_into(data.reshape(-1).data, info.start)
+                found[name] = numbers_of(info.dtype).decode(data)
+    return found
+
+
+def stochastic(base: Path, values: dict[str, Floats]) -> Iterator[tuple[str, Floats]]:
+    """Round values up or down to the Q4_1 grid of their base, by how near each code is."""
+    rng = np.random.default_rng(0)
+    with GgufFile.open(base) as file:
+        for name, wanted in values.items():
+            info = file.tensors[name]
+            data = np.empty((wanted.size // 32, 20), np.uint8)
+            file.read_into(data.reshape(-1).data, info.start)
+            scale, minimum = data[:, :4].copy().view(np.float16).astype(np.float32).T[:, :, None]
+            places = (wanted.reshape(-1, 32) - minimum) / np.where(scale == 0, 1, scale)
+            codes = np.floor(places + rng.random(places.shape, np.float32)).clip(0, 15)
+            yield name, (scale * codes + minimum).reshape(wanted.shape)
+
+
+class Judge:
+    """The model, on held-out pairs."""
+
+    def __init__(self, data: Path, cache: Path, pairs: int) -> None:
+        folder = smollm2.base_folder(cache)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.model.eval()
+        examples = smollm2.pairs(tokenizer, data, "validation", pairs)
+        examples.sort(key=lambda example: len(example["input_ids"]))
+        self.batches = [collate(examples[i : i + BATCH]) for i in range(0, pairs, BATCH)]
+        self.wanted: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def put(self, values: dict[str, Floats]) -> None:
+        parameters = dict(self.model.named_parameters())
+        for name, matrix in values.items():
+            _, layer, kind, _ = name.split(".")
+            module, heads = MATRICES[kind]
+            if heads is not None:
+                halves = matrix.reshape(heads, len(matrix) // heads // 2, 2, -1)
+                matrix = halves.swapaxes(1, 2).reshape(matrix.shape)
+            place = parameters[f"model.layers.{layer}.{module}.weight"]
+            place.copy_(torch.from_numpy(np.ascontiguousarray(matrix)))
+
+    @torch.no_grad()
+    def measure(self) -> tuple[float, float]:
+        """Return loss, and divergence from the first model that was measured."""
+        loss, divergence, tokens, is_first = 0.0, 0.0, 0, not self.wanted
+        for number, batch in enumerate(self.batches):
+            labels = batch["labels"][:, 1:]
+            chosen = labels != IGNORED
+            inputs: dict[str, Any] = {k: v for k, v in batch.items() if k != "labels"}
+            hidden = self.model.model(**inputs).last_hidden_state[:, :-1]
+            said = torch.log_softmax(self.model.lm_head(hidden[chosen]), -1)
+            if is_first:
+                self.wanted.append(said)
+            loss -= said.gather(1, labels[chosen][:, None]).sum().item()
+            wanted = self.wanted[number]
+            divergence += (wanted.exp() * (wanted - said)).sum().item()
+            tokens += len(said)
+        return loss / tokens, divergence / tokens
+
+
+@click.command()
+@click.option("--data", required=True, type=PATH, help="Folder of the E2E files.")
+@click.option("--cache", required=True, type=PATH)
+@click.option("--adapter", required=True, type=PATH)
+@click.option("--weight", "weights", multiple=True, default=(1.0, 0.5), show_default=True)
+@click.option("--pairs", default=16, show_default=True)
+def main(data: Path, cache: Path, adapter: Path, weights: tuple[float, ...], pairs: int) -> None:
+    """Print a table for each weight of the adapter."""
+    base = smollm2.gguf_file()
+    before = matrices(base)
+    for weight in weights:
+        judge = Judge(data, cache, pairs)
+        with tempfile.TemporaryDirectory() as name:
+            merged = Path(name, "merged.gguf")
+
+            def merge(force: bool = True, **options: str) -> dict[str, Floats]:
+                merge_gguf(base, [(str(adapter), weight)], merged, force=force, **options)
+                return matrices(merged)
+
+            wanted = merge(outtype="F32")
+            ways: dict[str, Callable[[], dict[str, Floats]]] = {
+                "unquantised": lambda: wanted,
+                "base alone": lambda: before,
+                "Q8_0": lambda: merge(outtype="Q8_0"),
+                **{f"Q4_1, {r}": lambda r=r: merge(rounding=r) for r in ROUNDINGS},
+                "Q4_1, stochastic": lambda: dict(stochastic(base, wanted)),
+            }
+            click.echo(f"\nweight {weight:g}, {pairs} pairs")
+            click.echo("| | part | noise | loss | of the improvement | divergence |")
+            for way, make in ways.items():
+                values = make()
+                judge.put(values)
+                loss, divergence = judge.measure()
+                if way == "unquantised":
+                    best = loss
+                elif way == "base alone":
+                    worst = loss
+                kept = (worst - loss) / (worst - best) if way not in list(ways)[:1] else 1.0
+                part, noise = survival(before, wanted, values)
+                click.echo(
+                    f"| {way} | {part:.2f} | {noise:.2f} | {loss:.4f} | {kept:.1%} | "
+                    f"{divergence:.4f} |"
+                )
+
+
+def survival(
+    before: dict[str, Floats], wanted: dict[str, Floats], got: dict[str, Floats]
+) -> tuple[float, float]:
+    """Return the part of the change that is there, and the noise beside it."""
+    from nola_edge.gguf.survival import Survival, added_up
+
+    sums = added_up(Survival.of(before[name], wanted[name], got[name]) for name in wanted)
+    assert sums.part is not None
+    assert sums.noise is not None
+    return sums.part, sums.noise
+
+
+if __name__ == "__main__":
+    main()
