@@ -10,9 +10,11 @@ Stochastic rounding to the base's own grid is the peer.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +92,12 @@ class Judge:
         for name, matrix in values.items():
             _, layer, kind, _ = name.split(".")
             module, heads = MATRICES[kind]
+            rows = matrix
             if heads is not None:
                 halves = matrix.reshape(heads, len(matrix) // heads // 2, 2, -1)
-                matrix = halves.swapaxes(1, 2).reshape(matrix.shape)
+                rows = halves.swapaxes(1, 2).reshape(matrix.shape)
             place = parameters[f"model.layers.{layer}.{module}.weight"]
-            place.copy_(torch.from_numpy(np.ascontiguousarray(matrix)))
+            place.copy_(torch.from_numpy(np.ascontiguousarray(rows)))
 
     @torch.no_grad()
     def measure(self) -> tuple[float, float]:
@@ -115,6 +118,33 @@ class Judge:
         return loss / tokens, divergence / tokens
 
 
+@dataclass(frozen=True)
+class Merge:
+    """A merge of an adapter, at a weight, into a place."""
+
+    base: Path
+    adapter: Path
+    weight: float
+    place: Path
+
+    def __call__(self, **options: str) -> dict[str, Floats]:
+        """Merge in a way and return the matrices that it gives."""
+        given = [(str(self.adapter), self.weight)]
+        merge_gguf(self.base, given, self.place, force=True, **options)
+        return matrices(self.place)
+
+
+def ways(merge: Merge) -> Iterator[tuple[str, dict[str, Floats]]]:
+    """Yield each way with its matrices: first what is wanted, then the base."""
+    wanted = merge(outtype="F32")
+    yield "unquantised", wanted
+    yield "base alone", matrices(merge.base)
+    yield "Q8_0", merge(outtype="Q8_0")
+    for rounding in ROUNDINGS:
+        yield f"Q4_1, {rounding}", merge(rounding=rounding)
+    yield "Q4_1, stochastic", dict(stochastic(merge.base, wanted))
+
+
 @click.command()
 @click.option("--data", required=True, type=PATH, help="Folder of the E2E files.")
 @click.option("--cache", required=True, type=PATH)
@@ -124,40 +154,31 @@ class Judge:
 def main(data: Path, cache: Path, adapter: Path, weights: tuple[float, ...], pairs: int) -> None:
     """Print a table for each weight of the adapter."""
     base = smollm2.gguf_file()
-    before = matrices(base)
     for weight in weights:
-        judge = Judge(data, cache, pairs)
+        click.echo(f"\nweight {weight:g}, {pairs} pairs")
+        click.echo("| | part | noise | loss | of the improvement | divergence |")
         with tempfile.TemporaryDirectory() as name:
-            merged = Path(name, "merged.gguf")
+            merge = Merge(base, adapter, weight, Path(name, "merged.gguf"))
+            table(Judge(data, cache, pairs), merge)
 
-            def merge(force: bool = True, **options: str) -> dict[str, Floats]:
-                merge_gguf(base, [(str(adapter), weight)], merged, force=force, **options)
-                return matrices(merged)
 
-            wanted = merge(outtype="F32")
-            ways: dict[str, Callable[[], dict[str, Floats]]] = {
-                "unquantised": lambda: wanted,
-                "base alone": lambda: before,
-                "Q8_0": lambda: merge(outtype="Q8_0"),
-                **{f"Q4_1, {r}": lambda r=r: merge(rounding=r) for r in ROUNDINGS},
-                "Q4_1, stochastic": lambda: dict(stochastic(base, wanted)),
-            }
-            click.echo(f"\nweight {weight:g}, {pairs} pairs")
-            click.echo("| | part | noise | loss | of the improvement | divergence |")
-            for way, make in ways.items():
-                values = make()
-                judge.put(values)
-                loss, divergence = judge.measure()
-                if way == "unquantised":
-                    best = loss
-                elif way == "base alone":
-                    worst = loss
-                kept = (worst - loss) / (worst - best) if way not in list(ways)[:1] else 1.0
-                part, noise = survival(before, wanted, values)
-                click.echo(
-                    f"| {way} | {part:.2f} | {noise:.2f} | {loss:.4f} | {kept:.1%} | "
-                    f"{divergence:.4f} |"
-                )
+def table(judge: Judge, merge: Merge) -> None:
+    """Print a line for each way."""
+    before = matrices(merge.base)
+    made = ways(merge)
+    first, wanted = next(made)
+    judge.put(wanted)
+    best, _ = judge.measure()
+    judge.put(before)
+    worst, _ = judge.measure()
+    for way, values in itertools.chain([(first, wanted)], made):
+        judge.put(values)
+        loss, divergence = judge.measure()
+        part, noise = survival(before, wanted, values)
+        kept = (worst - loss) / (worst - best)
+        click.echo(
+            f"| {way} | {part:.2f} | {noise:.2f} | {loss:.4f} | {kept:.1%} | {divergence:.4f} |"
+        )
 
 
 def survival(
