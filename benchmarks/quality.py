@@ -61,7 +61,7 @@ ADAPTER_RATES = {"lora": (3e-3, 1e-2, 3e-2), "nola": (3e-3, 1e-2, 3e-2)}
 SMALL = {"full": (3e-4, 1e-3, 3e-3), **ADAPTER_RATES}
 REAL = {
     "lora": (2.5e-3, 5e-3, 1e-2, 2e-2),
-    "nola": (1.25e-3, 2.5e-3, 5e-3, 1e-2),
+    "nola": (6.25e-4, 1.25e-3, 2.5e-3, 5e-3),
     "other": (5e-3, 1e-2, 2e-2, 4e-2),
 }
 TASKS = {

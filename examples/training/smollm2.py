@@ -30,7 +30,7 @@ from trainer import fit
 
 TARGETS = r".*\.(q|k|v|o|gate|up|down)_proj"
 #: Learning rates of the kinds of method; see docs/training.md.
-RATES = {"lora": 1e-2, "nola": 2.5e-3, "other": 1e-2}
+RATES = {"lora": 1e-2, "nola": 1.25e-3, "other": 1e-2}
 BATCH = 4
 #: Batches that an aligned start sees.
 ALIGNED_ON = 8
