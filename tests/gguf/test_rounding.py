@@ -104,7 +104,7 @@ def test_verify_of_files_without_the_merged_tensors(tmp_path):
         del arrays[name]
     found = verify_gguf(write(tmp_path / "out.gguf", arrays), base, small_adapter()).differences
     assert {d.tensor: d.problem for d in found} == {
-        names[0]: "dtype",
+        names[0]: "shape",
         **dict.fromkeys(names[1:], "missing"),
     }
 
@@ -113,7 +113,7 @@ def test_a_dropped_adapter_is_still_called_that(tmp_path):
     base = write(tmp_path / "base.gguf", arrays_of("Q4_1"))
     for rounding in (None, *ROUNDINGS):
         report = verify_gguf(base, base, adapter_of(), rounding=rounding)
-        assert {d.fault for d in report.differences} == {"adapter dropped"}
+        assert {d.fault for d in report.differences} == {"dropped"}
 
 
 @pytest.mark.parametrize("rounding", ["stochastic", "", None, 3, "Nearest\n"])
@@ -148,7 +148,7 @@ def test_the_command_line(tmp_path, tiny):
     done = call("merge", base, adapter, "-o", out)
     assert "To keep more, round with --rounding amplified, give merged" in done.stderr
     done = call("merge", base, adapter, "-o", out, "--force", "--rounding", "amplified", "--json")
-    assert done.stderr == ""
+    assert "--rounding" not in done.stderr  # no advice to use what is used
     assert json.loads(done.stdout)["rounding"] == "amplified"
     assert call("verify", out, base, adapter).returncode == 0
     assert call("verify", out, base, adapter, "--rounding", "amplified").returncode == 0
