@@ -60,7 +60,7 @@ def command(real: bool, ask: str | None, keep: str | None, as_json: bool, quiet:
     with the package. Then a merge of larger weights is measured. They are generated; it takes a few
     seconds and about 700 MB in the temporary folder, which are freed at the end.
 
-    With --real, the model is one that people use, and an adapter of 30 kB teaches it to turn a
+    With --real, the model is one that people use, and an adapter of 31 kB teaches it to turn a
     command to a house into JSON that a program can obey. Prompts name devices in rooms where no
     command had them in training. It takes a minute, and 150 MB in the temporary folder.
     """
