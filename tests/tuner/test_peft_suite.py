@@ -115,7 +115,8 @@ def use_models(module: types.ModuleType, models: str, kind: Any, task: str | Non
     ]
 
 
-SMALL_BASIS = {"num_basis_a": 12, "num_basis_b": 9, "r": 3}
+#: Beta in ones: the rates there are for SGD, whose steps grow with the square of a unit.
+SMALL_BASIS = {"num_basis_a": 12, "num_basis_b": 9, "r": 3, "beta_unit": 1.0}
 
 custom = load("test_custom_models")
 custom.TEST_CASES[:] = [
