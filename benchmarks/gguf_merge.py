@@ -24,7 +24,7 @@ import numpy as np
 from measure.timing import Figure, alternate
 from nola_edge import build_info, ops
 from nola_edge.demo.synthetic import llama_7b, trained_adapter
-from nola_edge.gguf import merge_gguf
+from nola_edge.gguf import blocks, merge_gguf
 
 HEADS = 32
 SHAPE = llama_7b(layers=2)
@@ -93,7 +93,7 @@ def write_quantised(path: Path, kind: str) -> None:
     writer.add_head_count(HEADS)
     values = (np.random.default_rng(0).standard_normal((4096, 4096)) * 0.02).astype(np.float32)
     for name, (_, shape) in QUANTISED.items():
-        rows = ops.quantized(np.resize(values, shape), kind)
+        rows = blocks.quantized(np.resize(values, shape), kind)
         writer.add_tensor(name, rows, raw_dtype=gguf.GGMLQuantizationType[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

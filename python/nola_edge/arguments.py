@@ -84,3 +84,19 @@ def text(name: str, value: Any) -> str:
             f"{printable(value)} cannot be written in UTF-8", field=name, value=value
         ) from None
     return value
+
+
+def check_arrays(**arrays: Any) -> None:
+    """Refuse arguments that are not numpy arrays; the error names the first."""
+    import numpy as np  # here: a command that only prints its help does without
+
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise ArgumentTypeError(
+                f"must be a numpy array, got {type(array).__name__}", field=name
+            )
+
+
+def threads_or_default(num_threads: int | None) -> int:
+    """Return how many threads the core is asked for; 0 is OpenMP's own number."""
+    return 0 if num_threads is None else integer("num_threads", num_threads, 1, 1 << 16)

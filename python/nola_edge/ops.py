@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from nola_edge import _core
-from nola_edge.arguments import integer, number, pair, text, wrong_type
+from nola_edge.arguments import (
+    check_arrays,
+    integer,
+    number,
+    pair,
+    text,
+    threads_or_default,
+    wrong_type,
+)
 from nola_edge.errors import ArgumentError, ArgumentTypeError, NotFiniteError
 from nola_edge.pacing import paced
 
@@ -88,10 +96,6 @@ def _as_float32(values: Any, name: str) -> NDArray[np.float32]:
     return array if array.flags.aligned else array.copy()
 
 
-def _threads(num_threads: int | None) -> int:
-    return 0 if num_threads is None else integer("num_threads", num_threads, 1, 1 << 16)
-
-
 def expand(
     coefficients: NDArray[Any] | Sequence[float],
     *,
@@ -141,7 +145,7 @@ def expand(
         raise ArgumentError("is empty", field="coefficients")
     source = _source(basis, seed, stream, values.size, shape)
     rows, cols = _window(shape, rows, cols)
-    threads = _threads(num_threads)
+    threads = threads_or_default(num_threads)
     inside = rows[0] <= rows[1] <= shape[0] and cols[0] <= cols[1] <= shape[1]
     work = (rows[1] - rows[0]) * (cols[1] - cols[0]) * values.size
     if not inside or work <= _AT_ONCE:
@@ -232,7 +236,7 @@ def project(
     shape = pair("shape", shape)
     source = _source(basis, seed, stream, integer("num_basis", num_basis, 1, 1 << 32), shape)
     matrix = (*source, *_window(shape, rows, cols))
-    return _core.project(matrix, values, _threads(num_threads))
+    return _core.project(matrix, values, threads_or_default(num_threads))
 
 
 def merge_(
@@ -309,7 +313,7 @@ def merged(
         then holds it.
     """
     if out is None:
-        _check_arrays(weight=weight)
+        check_arrays(weight=weight)
         out = np.empty(weight.shape, weight.dtype)
     _merge(weight, out, lora_b, lora_a, scaling, num_threads)
     return out
@@ -323,22 +327,14 @@ def _merge(
     scaling: float,
     num_threads: int | None,
 ) -> None:
-    _check_arrays(weight=weight, out=out, lora_b=lora_b, lora_a=lora_a)
+    check_arrays(weight=weight, out=out, lora_b=lora_b, lora_a=lora_a)
     scaling = number("scaling", scaling)
-    if _merge_rows(weight, out, lora_b, lora_a, scaling, _threads(num_threads)):
+    if _merge_rows(weight, out, lora_b, lora_a, scaling, threads_or_default(num_threads)):
         return
     for name, value in (("lora_b", lora_b), ("lora_a", lora_a), ("scaling", scaling)):
         if not np.isfinite(value).all():
             raise NotFiniteError("is infinite or NaN; the weight was not changed", field=name)
     raise NotFiniteError("a merged weight is infinite or NaN", field="weight")
-
-
-def _check_arrays(**arrays: Any) -> None:
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):
-            raise ArgumentTypeError(
-                f"must be a numpy array, got {type(array).__name__}", field=name
-            )
 
 
 def _merge_rows(
@@ -396,112 +392,6 @@ def scaled(values: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
     result = np.array(values, dtype=np.float32, order="C")
     _core.scale_at(result.ctypes.data, result.size, factor)
     return result
-
-
-def dequantized(
-    rows: NDArray[np.uint8], kind: str, *, num_threads: int | None = None
-) -> NDArray[np.float32]:
-    """Return the values of rows of one of ggml's quantised types.
-
-    Parameters
-    ----------
-    rows : (n, bytes of a row) uint8, C-contiguous
-        Whole blocks.
-    kind : {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"}
-    num_threads : int, optional
-        Default: OpenMP's. At most four for each processor are used.
-
-    Returns
-    -------
-    (n, elements of a row) float32
-
-    Raises
-    ------
-    ArgumentError
-        If an argument does not fit; the message names it.
-    """
-    _check_arrays(rows=rows)
-    return _core.dequantize(text("kind", kind), rows, _threads(num_threads))
-
-
-def quantized(
-    values: NDArray[np.float32], kind: str, *, num_threads: int | None = None
-) -> NDArray[np.uint8]:
-    """Return values as rows of one of ggml's quantised types: its reference quantiser's bytes.
-
-    Parameters
-    ----------
-    values : (n, elements of a row) float32, C-contiguous
-        Rows of whole blocks of 32 elements. A block with an infinite value or a NaN is read back
-        as NaN, one with values too large for its type as infinite or NaN.
-    kind : {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"}
-    num_threads : int, optional
-        Default: OpenMP's. At most four for each processor are used.
-
-    Returns
-    -------
-    (n, bytes of a row) uint8
-
-    Raises
-    ------
-    ArgumentError
-        If an argument does not fit; the message names it.
-    """
-    _check_arrays(values=values)
-    return _core.quantize(text("kind", kind), values, _threads(num_threads))
-
-
-def quantized_amplified(
-    base: NDArray[np.float32],
-    wanted: NDArray[np.float32],
-    kind: str,
-    *,
-    num_threads: int | None = None,
-) -> NDArray[np.uint8]:
-    """Return values as rows of one of ggml's quantised types so that their change is kept.
-
-    Most of a small change is less than half a step, and lost by :func:`quantized`. So the change of
-    each block is amplified by 1, 1.25, 1.5, 1.75, 2, 2.5, … 28, until as much of it is there as
-    should be: ``<got - base, change> >= |change|**2``. The factor that comes nearest is taken, the
-    smallest of several.
-
-    Parameters
-    ----------
-    base, wanted : (n, elements of a row) float32, C-contiguous
-        Values before and after the change, in rows of whole blocks of 32 elements.
-    kind : {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"}
-    num_threads : int, optional
-        Default: OpenMP's. At most four for each processor are used.
-
-    Returns
-    -------
-    (n, bytes of a row) uint8
-
-    Raises
-    ------
-    ArgumentError
-        If an argument does not fit; the message names it.
-    """
-    _check_arrays(base=base, wanted=wanted)
-    return _core.quantize_amplified(text("kind", kind), base, wanted, _threads(num_threads))
-
-
-def change_sums(
-    base: NDArray[np.float32], wanted: NDArray[np.float32], got: NDArray[np.float32]
-) -> tuple[float, float, float]:
-    """Return ‖wanted - base‖², ⟨got - base, wanted - base⟩ and ‖got - base‖², in double.
-
-    Parameters
-    ----------
-    base, wanted, got : (n, m) float32, C-contiguous
-
-    Raises
-    ------
-    ArgumentError
-        If an argument does not fit; the message names it.
-    """
-    _check_arrays(base=base, wanted=wanted, got=got)
-    return _core.change_sums(base, wanted, got)
 
 
 def in_specified_environment(work: Callable[[], _T]) -> _T:

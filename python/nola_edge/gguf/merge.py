@@ -97,7 +97,7 @@ def merge_gguf(
     rounding : {"nearest", "amplified"}
         How quantised types are written: as llama.cpp's own quantiser does, or with the change of
         each block amplified until as much of it is there as should be
-        (:func:`nola_edge.ops.quantized_amplified`).
+        (:func:`nola_edge.gguf.blocks.quantized_amplified`).
     force : bool
         Replace an existing output.
     num_threads : int, optional

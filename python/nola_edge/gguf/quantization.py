@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_edge import ops
 from nola_edge.errors import ArgumentError, MismatchError
 from nola_edge.files.gguf_types import FLOAT_TYPES, REQUANTIZED_TYPES, TENSOR_TYPES
+from nola_edge.gguf import blocks
 from nola_edge.merge.numbers import FloatNumbers
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nola_edge.merge.numbers import Numbers
+    from nola_edge.gguf import blocks
+from nola_edge.merge.numbers import Numbers
 
 #: Types that a merged tensor can be written as.
 WRITABLE_TYPES = (*FLOAT_TYPES, *REQUANTIZED_TYPES)
@@ -83,18 +84,18 @@ class QuantizedNumbers:
 
     def decode(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the values of rows; see :meth:`Numbers.decode`."""
-        return ops.dequantized(rows, self.kind, num_threads=1)
+        return blocks.dequantized(rows, self.kind, num_threads=1)
 
     def encode(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Return rows of the nearest numbers; see :meth:`Numbers.encode`."""
-        return ops.quantized(values, self.kind, num_threads=1)
+        return blocks.quantized(values, self.kind, num_threads=1)
 
     def spacing(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the scale of each element's block; see :meth:`Numbers.spacing`."""
         kind = TENSOR_TYPES[self.kind]
         # Each block begins with its scale.
-        blocks = rows.reshape(len(rows), -1, kind.nbytes)
-        scales = np.abs(np.ascontiguousarray(blocks[:, :, :2]).view(np.float16)[:, :, 0])
+        stored = rows.reshape(len(rows), -1, kind.nbytes)
+        scales = np.abs(np.ascontiguousarray(stored[:, :, :2]).view(np.float16)[:, :, 0])
         scales[~np.isfinite(scales)] = 0
         steps = np.maximum(scales.astype(np.float32), _SMALLEST_SCALE)
         return np.repeat(steps, kind.block, axis=1)

@@ -13,6 +13,7 @@ from nola_edge import ops
 from nola_edge.errors import NotFiniteError
 from nola_edge.files.gguf import tensor_bytes
 from nola_edge.files.gguf_types import FLOAT_TYPES
+from nola_edge.gguf import blocks
 from nola_edge.gguf.quantization import AMPLIFIED, NEAREST, numbers_of
 from nola_edge.gguf.survival import Survival, added_up
 from nola_edge.merge.blocks import apply_update, read_runs, runs_of
@@ -95,7 +96,7 @@ class Requantized(Merged):
 
     def _rounded(self, values: NDArray[np.float32], base: NDArray[np.float32]) -> NDArray[np.uint8]:
         if self.rounding == AMPLIFIED and self.kind not in FLOAT_TYPES:
-            return ops.quantized_amplified(base, values, self.kind, num_threads=1)
+            return blocks.quantized_amplified(base, values, self.kind, num_threads=1)
         return self.numbers.encode(values)
 
     def piece(self, update: LowRank, window: Window) -> Piece:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from nola_edge import ops
+from nola_edge.gguf import blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,7 +39,7 @@ class Survival(NamedTuple):
         cls, base: NDArray[np.float32], wanted: NDArray[np.float32], got: NDArray[np.float32]
     ) -> Survival:
         """Compare values as they were, as they should be, and as they are now."""
-        return cls(*ops.change_sums(base, wanted, got))
+        return cls(*blocks.change_sums(base, wanted, got))
 
     @property
     def part(self) -> float | None:

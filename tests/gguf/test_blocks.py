@@ -8,8 +8,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from nola_edge import _core, ops
+from nola_edge import _core
 from nola_edge.errors import ArgumentError
+from nola_edge.gguf import blocks
 from tests.conftest import ISAS
 from tests.reference import quantization as reference
 
@@ -32,7 +33,7 @@ def check(kind, values, threads=1):
     expected = reference.quantize(kind, values)
     for isa in ISAS:
         _core.force_isa(isa)
-        rows = ops.quantized(values, kind, num_threads=threads)
+        rows = blocks.quantized(values, kind, num_threads=threads)
         assert rows.tobytes() == expected.tobytes(), (kind, isa)
         check_values(kind, rows, threads)
 
@@ -41,7 +42,7 @@ def check_values(kind, rows, threads=1):
     expected = reference.dequantize(kind, rows)
     for isa in ISAS:
         _core.force_isa(isa)
-        assert alike(ops.dequantized(rows, kind, num_threads=threads), expected), (kind, isa)
+        assert alike(blocks.dequantized(rows, kind, num_threads=threads), expected), (kind, isa)
 
 
 #: From where the reciprocal of a scale is infinite to where fp16 overflows.
@@ -52,9 +53,9 @@ exponents = st.integers(-44, 37)
     st.sampled_from(KINDS), st.integers(0, 5), st.integers(1, 4), exponents,
     st.integers(0, 2**32), st.sampled_from([1, 2, 7]),
 )  # fmt: skip
-def test_random_rows(kind, rows, blocks, exponent, entropy, threads):
+def test_random_rows(kind, rows, count, exponent, entropy, threads):
     rng = np.random.default_rng(entropy)
-    values = rng.standard_normal((rows, blocks * BLOCK)) * 10.0**exponent
+    values = rng.standard_normal((rows, count * BLOCK)) * 10.0**exponent
     check(kind, values.astype(F), threads)
 
 
@@ -93,7 +94,7 @@ def test_every_scale(kind, isa):
     rows = np.zeros((1 << 16, reference.block_bytes(kind)), np.uint8)
     rows[:, :2] = np.arange(1 << 16, dtype="<u2").reshape(-1, 1).view(np.uint8)
     rows[:, 4:] = 0x5A
-    assert alike(ops.dequantized(rows, kind), reference.dequantize(kind, rows))
+    assert alike(blocks.dequantized(rows, kind), reference.dequantize(kind, rows))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,7 +102,7 @@ def test_every_scale(kind, isa):
 def test_what_is_not_finite_is_read_back_as_nan(kind, value, isa):
     values = np.ones((3, 3 * BLOCK), F)
     values[1, 50] = value
-    got = ops.dequantized(ops.quantized(values, kind), kind)
+    got = blocks.dequantized(blocks.quantized(values, kind), kind)
     assert np.isnan(got[1, BLOCK : 2 * BLOCK]).all()
     got[1, BLOCK : 2 * BLOCK] = 1
     assert got == pytest.approx(1, rel=1e-2)
@@ -113,9 +114,9 @@ def test_the_largest_values(kind, isa):
     values = np.linspace(-1, 1, 6 * BLOCK, dtype=F).reshape(2, -1)
     for factor in (1e9, 3.4e38):
         large = values * F(factor)
-        got = ops.quantized(large, kind)
+        got = blocks.quantized(large, kind)
         assert got.tobytes() == reference.quantize(kind, large).tobytes()
-        assert not np.isfinite(ops.dequantized(got, kind)).all(axis=1).any()
+        assert not np.isfinite(blocks.dequantized(got, kind)).all(axis=1).any()
 
 
 @given(st.sampled_from(KINDS), exponents, st.integers(0, 2**32))
@@ -137,20 +138,23 @@ def test_the_reference_gives_the_bytes_of_the_gguf_package(kind, exponent, entro
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ops.quantized(np.ones((2, 32), F), "Q4_K"), "kind: 'Q4_K' is not known"),
-        (lambda: ops.quantized(np.ones((2, 32)), "Q8_0"), "values: must be float32"),
-        (lambda: ops.quantized(np.ones(32, F), "Q8_0"), r"values: must have 2 dimension"),
-        (lambda: ops.quantized(np.ones((2, 33), F), "Q8_0"), "values: must have rows of whole"),
-        (lambda: ops.quantized(np.ones((64, 2), F).T, "Q8_0"), "values: must be C-contiguous"),
-        (lambda: ops.quantized([[1.0] * 32], "Q8_0"), "values: must be a numpy array"),
-        (lambda: ops.quantized_amplified(ONES, ONES, "F32"), "kind: 'F32' is not known"),
-        (lambda: ops.quantized_amplified(ONES, ONES[:1], "Q8_0"), "wanted: must be float32"),
-        (lambda: ops.quantized_amplified(ONES[:, :30], ONES, "Q8_0"), "base: must be C-cont"),
-        (lambda: ops.dequantized(np.ones((2, 34), F), "Q8_0"), "rows: must be uint8"),
-        (lambda: ops.dequantized(np.ones((2, 35), np.uint8), "Q8_0"), "rows: must have rows of"),
-        (lambda: ops.dequantized(np.ones(34, np.uint8), "Q8_0"), "rows: must have 2 dimensions"),
-        (lambda: ops.dequantized(np.ones((34, 2), np.uint8).T, "Q8_0"), "rows: must be C-cont"),
-        (lambda: ops.dequantized(np.ones((2, 34), np.uint8), None), "kind: None is not a string"),
+        (lambda: blocks.quantized(np.ones((2, 32), F), "Q4_K"), "kind: 'Q4_K' is not known"),
+        (lambda: blocks.quantized(np.ones((2, 32)), "Q8_0"), "values: must be float32"),
+        (lambda: blocks.quantized(np.ones(32, F), "Q8_0"), r"values: must have 2 dimension"),
+        (lambda: blocks.quantized(np.ones((2, 33), F), "Q8_0"), "values: must have rows of whole"),
+        (lambda: blocks.quantized(np.ones((64, 2), F).T, "Q8_0"), "values: must be C-contiguous"),
+        (lambda: blocks.quantized([[1.0] * 32], "Q8_0"), "values: must be a numpy array"),
+        (lambda: blocks.quantized_amplified(ONES, ONES, "F32"), "kind: 'F32' is not known"),
+        (lambda: blocks.quantized_amplified(ONES, ONES[:1], "Q8_0"), "wanted: must be float32"),
+        (lambda: blocks.quantized_amplified(ONES[:, :30], ONES, "Q8_0"), "base: must be C-cont"),
+        (lambda: blocks.dequantized(np.ones((2, 34), F), "Q8_0"), "rows: must be uint8"),
+        (lambda: blocks.dequantized(np.ones((2, 35), np.uint8), "Q8_0"), "rows: must have rows of"),
+        (lambda: blocks.dequantized(np.ones(34, np.uint8), "Q8_0"), "rows: must have 2 dimensions"),
+        (lambda: blocks.dequantized(np.ones((34, 2), np.uint8).T, "Q8_0"), "rows: must be C-cont"),
+        (
+            lambda: blocks.dequantized(np.ones((2, 34), np.uint8), None),
+            "kind: None is not a string",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):
@@ -163,17 +167,17 @@ def test_unaligned_values_are_copied():
     memory[...] = np.arange(64).reshape(2, 32)
     assert not memory.flags.aligned
     expected = reference.quantize("Q5_1", memory.copy())
-    assert ops.quantized(memory, "Q5_1").tobytes() == expected.tobytes()
+    assert blocks.quantized(memory, "Q5_1").tobytes() == expected.tobytes()
 
 
 @given(
     st.sampled_from(KINDS), st.integers(1, 4), st.integers(1, 3), st.floats(-8, 1), exponents,
     st.integers(0, 2**32), st.sampled_from([1, 3]),
 )  # fmt: skip
-def test_amplified_changes(kind, rows, blocks, size, exponent, entropy, threads):
+def test_amplified_changes(kind, rows, count, size, exponent, entropy, threads):
     """Of bases on the grid and off it, by changes from too small ones to very large ones."""
     rng = np.random.default_rng(entropy)
-    shape = rows, blocks * BLOCK
+    shape = rows, count * BLOCK
     base = (rng.standard_normal(shape) * 10.0**exponent).astype(F)
     if entropy % 2:
         base = reference.dequantize(kind, reference.quantize(kind, base))
@@ -184,7 +188,7 @@ def test_amplified_changes(kind, rows, blocks, size, exponent, entropy, threads)
     expected = reference.quantize_amplified(kind, base, wanted)
     for isa in ISAS:
         _core.force_isa(isa)
-        rows = ops.quantized_amplified(base, wanted, kind, num_threads=threads)
+        rows = blocks.quantized_amplified(base, wanted, kind, num_threads=threads)
         assert rows.tobytes() == expected.tobytes(), (kind, isa)
 
 
@@ -193,12 +197,12 @@ def test_amplified_changes(kind, rows, blocks, size, exponent, entropy, threads)
 def test_an_amplified_change_is_there(kind, size, isa):
     """Where to the nearest codes most of it is lost; the cost is noise."""
     rng = np.random.default_rng(1)
-    base = ops.dequantized(ops.quantized(rng.standard_normal((64, 256), F), kind), kind)
+    base = blocks.dequantized(blocks.quantized(rng.standard_normal((64, 256), F), kind), kind)
     step = 2.0 * np.abs(base).max() / (1 << reference.BITS[kind])
     wanted = base + F(size * step) * rng.standard_normal(base.shape, F)
     parts = {}
-    for rows in (ops.quantized(wanted, kind), ops.quantized_amplified(base, wanted, kind)):
-        change, common, _ = ops.change_sums(base, wanted, ops.dequantized(rows, kind))
+    for rows in (blocks.quantized(wanted, kind), blocks.quantized_amplified(base, wanted, kind)):
+        change, common, _ = blocks.change_sums(base, wanted, blocks.dequantized(rows, kind))
         parts[len(parts)] = common / change
     assert parts[0] < 0.8
     assert parts[1] == pytest.approx(1, abs=0.1)
@@ -207,8 +211,8 @@ def test_an_amplified_change_is_there(kind, size, isa):
 def test_what_changes_nothing_is_quantised_as_ever(isa):
     values = np.random.default_rng(1).standard_normal((3, 64), F)
     for kind in KINDS:
-        rows = ops.quantized_amplified(values, values, kind)
-        assert rows.tobytes() == ops.quantized(values, kind).tobytes()
+        rows = blocks.quantized_amplified(values, values, kind)
+        assert rows.tobytes() == blocks.quantized(values, kind).tobytes()
 
 
 @given(st.integers(0, 6), st.integers(0, 70), st.integers(-30, 18), st.integers(0, 2**32))
@@ -219,20 +223,20 @@ def test_sums_of_changes(rows, cols, exponent, entropy):
     expected = reference.change_sums(base, wanted, got)
     for isa in ISAS:
         _core.force_isa(isa)
-        assert list(ops.change_sums(base, wanted, got)) == expected, isa
+        assert list(blocks.change_sums(base, wanted, got)) == expected, isa
 
 
 def test_sums_of_changes_tell_what_is_not_finite(isa):
     base, wanted, got = (np.ones((3, 40), F) for _ in range(3))
     for value in (np.inf, -np.inf, np.nan):
         got[1, 7] = value
-        assert not np.isfinite(ops.change_sums(base, wanted, got)[2])
+        assert not np.isfinite(blocks.change_sums(base, wanted, got)[2])
     with pytest.raises(ArgumentError, match="got: must be float32"):
-        ops.change_sums(base, wanted, np.ones((3, 41), F))
+        blocks.change_sums(base, wanted, np.ones((3, 41), F))
 
 
 def test_arrays_whose_dtype_is_another_object_are_taken(isa):
     """As that of an array is which was pickled."""
     values = pickle.loads(pickle.dumps(np.ones((2, 32), F), protocol=5))
     expected = reference.quantize("Q8_0", values)
-    assert ops.quantized(values, "Q8_0").tobytes() == expected.tobytes()
+    assert blocks.quantized(values, "Q8_0").tobytes() == expected.tobytes()
