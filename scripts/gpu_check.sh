@@ -50,8 +50,8 @@ architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -
 
 say "build for this GPU"
 "$python" -m pip install -q --no-index --no-deps --no-build-isolation --upgrade \
-    --target "$build/site" -C build-dir="$build/wheel" -C cmake.define.NOLA_CUDA=ON \
-    -C cmake.define.NOLA_CUDA_ARCHITECTURES="$architecture" .
+    --target "$build/site" --config-settings=build-dir="$build/wheel" --config-settings=cmake.define.NOLA_CUDA=ON \
+    --config-settings=cmake.define.NOLA_CUDA_ARCHITECTURES="$architecture" .
 export PYTHONPATH="$build/site:$(pwd)${PYTHONPATH:+:$PYTHONPATH}"
 "$python" -m nola_edge info
 "$python" -c "

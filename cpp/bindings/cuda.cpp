@@ -60,7 +60,7 @@ void check(cudaError_t error, const char* what, int device) {
     if (error == cudaErrorInsufficientDriver) {
         text += "; built with " NOLA_CUDA_COMPILER
                 ": install again with the nvcc of a CUDA that the driver knows, or with "
-                "-C cmake.define.NOLA_CUDA=OFF";
+                "--config-settings=cmake.define.NOLA_CUDA=OFF";
     }
     throw std::runtime_error(text);
 }
