@@ -152,46 +152,19 @@ class Judge:
 
     def __init__(self, data: Path, cache: Path, adapter: Path) -> None:
         import peft
-        import smollm2
-        import transformers
-        from decoder import collate
 
-        folder = smollm2.base_folder(cache)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        model = peft.PeftModel.from_pretrained(model, adapter)
+        from measure.real_model import HeldOut, real_model
+
+        base, tokenizer = real_model(cache)
+        model = peft.PeftModel.from_pretrained(base, adapter)
         self.layers = [m for m in model.modules() if hasattr(m, "nola_alpha")]
         self.before = [tuple(self._values(layer)) for layer in self.layers]
-        pairs = smollm2.pairs(tokenizer, data, "validation", 200)
-        pairs.sort(key=lambda pair: len(pair["input_ids"]))  # less padding
-        self.batches = [collate(pairs[i : i + 16]) for i in range(0, len(pairs), 16)]
-        self.model = model.get_base_model().eval()
-        self.said: list[torch.Tensor] = list(self._log_probabilities())
+        self.held_out = HeldOut(model.get_base_model().eval(), tokenizer, data, 200, batch=16)
+        self.held_out.loss_and_divergence()  # what the others are compared with
 
     def _values(self, layer: Any) -> Iterator[Values]:
         for held in (layer.nola_alpha, layer.nola_beta):
             yield held["default"].detach().double().numpy()
-
-    @torch.no_grad()
-    def _log_probabilities(self) -> Iterator[torch.Tensor]:
-        """Yield those of every batch, (tokens of its sentences, vocabulary)."""
-        for batch in self.batches:
-            inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-            hidden = self.model.model(**inputs).last_hidden_state[:, :-1]
-            wanted = batch["labels"][:, 1:] >= 0
-            yield self.model.lm_head(hidden[wanted]).log_softmax(-1)
-
-    def _loss_and_divergence(self) -> tuple[float, float]:
-        loss, divergence, count = 0.0, 0.0, 0
-        for batch, before, now in zip(
-            self.batches, self.said, self._log_probabilities(), strict=True
-        ):
-            labels = batch["labels"][:, 1:]
-            right = labels[labels >= 0]
-            loss -= float(now.gather(1, right[:, None]).sum())
-            divergence += float((before.exp() * (before - now)).sum())
-            count += len(right)
-        return loss / count, divergence / count
 
     def measure(self, way: Any, bits: int) -> dict[str, float]:
         """Return bytes, errors, loss and divergence of a way."""
@@ -205,7 +178,7 @@ class Judge:
             for i in (0, 1)
         ]
         nbytes = sum(count for *_, count in after)
-        loss, divergence = self._loss_and_divergence()
+        loss, divergence = self.held_out.loss_and_divergence()
         return {
             "bytes": nbytes,
             "alpha": errors[0],

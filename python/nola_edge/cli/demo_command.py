@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nola_edge.demo.sizes import Size
     from nola_edge.files.atomic import AtomicOutput
 
-_KEPT_BYTES = 200_000_000  # more than the files take
+_KEPT_BYTES = 20_000_000  # more than the small model's files take
 _SHOWN = 3
 _NEXT = (
     "nola-edge merge base read -o merged",
@@ -67,7 +67,7 @@ def command(real: bool, ask: str | None, keep: str | None, as_json: bool, quiet:
     if ask is not None and not real:
         raise click.UsageError("--ask is for the real model; add --real")
     say = say_nothing if as_json or quiet else click.echo
-    with _kept_folder(keep) as output:
+    with _kept_folder(keep, real) as output:
         if real:
             found = run_real(output, ask, say, quiet or as_json)
             after = real_next_steps(keep, found["model"])
@@ -79,8 +79,9 @@ def command(real: bool, ask: str | None, keep: str | None, as_json: bool, quiet:
     say(after)
 
 
-def _kept_folder(keep: str | None) -> AbstractContextManager[AtomicOutput | None]:
+def _kept_folder(keep: str | None, real: bool) -> AbstractContextManager[AtomicOutput | None]:
     """Return the output that stays, if one is wanted."""
+    from nola_edge.demo.real import MERGED_BYTES
     from nola_edge.files.atomic import AtomicOutput
 
     if keep is None:
@@ -89,7 +90,7 @@ def _kept_folder(keep: str | None) -> AbstractContextManager[AtomicOutput | None
     return AtomicOutput(
         keep,
         directory=True,
-        expected_bytes=_KEPT_BYTES,
+        expected_bytes=_KEPT_BYTES + real * MERGED_BYTES,
         if_exists="choose another name, or remove it",
     )
 

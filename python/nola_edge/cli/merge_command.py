@@ -22,7 +22,7 @@ from nola_edge.cli.inputs import (
 from nola_edge.cli.output_names import check_file_name, check_folder_name
 from nola_edge.cli.path_types import PATH
 from nola_edge.cli.summary import summary_options
-from nola_edge.cli.types import GGUF_TYPES, check_type_fits, rounding_option, type_option
+from nola_edge.cli.types import GGUF_TYPES, check_gguf_options, rounding_option, type_option
 from nola_edge.errors import OutputError
 
 
@@ -112,7 +112,7 @@ def command(
 
     gguf = is_gguf(base)
     _check_each(each, shard, skip_existing, gguf)
-    check_type_fits(dtype, rounding, gguf)
+    check_gguf_options(dtype, rounding, gguf)
     _check_output_name(base, output, gguf, each)
     # Before a download of the base.
     given = local_adapters(

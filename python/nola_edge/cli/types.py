@@ -45,7 +45,7 @@ def rounding_option(**settings: Any) -> Callable[[Any], Any]:
     return click.option("--rounding", type=choice, **settings)
 
 
-def check_type_fits(dtype: str | None, rounding: str | None, gguf: bool) -> None:
+def check_gguf_options(dtype: str | None, rounding: str | None, gguf: bool) -> None:
     """Refuse a type or a rounding where there is no choice.
 
     Raises

@@ -25,7 +25,7 @@ from nola_edge.cli.inputs import (
 from nola_edge.cli.layout import say
 from nola_edge.cli.path_types import PATH
 from nola_edge.cli.summary import as_found, show, summary_options
-from nola_edge.cli.types import GGUF_TYPES, check_type_fits, rounding_option, type_option
+from nola_edge.cli.types import GGUF_TYPES, check_gguf_options, rounding_option, type_option
 from nola_edge.errors import NolaEdgeError, printable
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def command(
     )
     base = local_base(base, revision)
     gguf = is_gguf(base)
-    check_type_fits(dtype, rounding, gguf)
+    check_gguf_options(dtype, rounding, gguf)
     if gguf:
         refuse_to_check_gguf()
         refuse_to_rename_gguf(rename)

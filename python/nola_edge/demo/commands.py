@@ -6,7 +6,6 @@ devices in rooms where no command that trains has them.
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 from dataclasses import dataclass
@@ -84,8 +83,12 @@ def commands(count: int, seed: int, *, held_out: bool = False) -> list[Command]:
         About devices in rooms where no command that trains has them.
     """
     rng = random.Random(seed)
-    wanted = (c for c in iter(lambda: _command(rng), None) if _is_held_out(c.action) == held_out)
-    return list(itertools.islice(wanted, count))
+    found: list[Command] = []
+    while len(found) < count:
+        command = _command(rng)
+        if _is_held_out(command.action) == held_out:
+            found.append(command)
+    return found
 
 
 def _is_held_out(action: Action) -> bool:

@@ -71,12 +71,11 @@ def check_injected(model: nn.Module, adapter_name: str, config: NolaConfig) -> N
     _check_fingerprints(config, stream_shapes(layers, adapter_name))
 
 
-def count_in_unit(model: nn.Module, adapter_name: str) -> None:
+def count_in_unit(model: nn.Module, adapter_name: str, config: NolaConfig) -> None:
     """Choose an adapter's unit of beta, if it has none, and scale its layers by it."""
     layers = adapted_layers(model, adapter_name)
     if not layers:
         return
-    config = next(iter(layers.values())).nola_configs[adapter_name]
     config.choose_unit(stream_shapes(layers, adapter_name))
     for layer in layers.values():
         layer.nola_scaling[adapter_name] = config.scaling

@@ -107,12 +107,13 @@ class NolaModel(BaseTuner):
         """
         self._plain_name = PlainNames(model)
         trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        targets = cast(NolaConfig, self.peft_config[adapter_name]).target_modules
+        config = cast(NolaConfig, self.peft_config[adapter_name])
+        targets = config.target_modules  # as they were given; PEFT puts names in their place
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-            self._forget_wrappers(model, self.peft_config[adapter_name])
-            check_injected(model, adapter_name, cast(NolaConfig, self.peft_config[adapter_name]))
-            count_in_unit(model, adapter_name)
+            self._forget_wrappers(model, config)
+            check_injected(model, adapter_name, config)
+            count_in_unit(model, adapter_name, config)
         except Exception:
             take_out(model, adapter_name)
             for parameter, is_trained in trained:

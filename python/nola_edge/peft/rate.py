@@ -48,11 +48,14 @@ def _register() -> None:
 def _look(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
     if torch.compiler.is_compiling() or not _waiting:
         return
-    steps: tuple[float, float] | None = None
+    found: tuple[float, float] | None = None
     with contextlib.suppress(Exception):  # an optimiser may be anything, and has to go on
-        steps = _largest_rate(optimizer)
-    if steps is not None and steps[0] * steps[1] < _SMALLEST_STEP:
-        rate, advised = steps[0], _ADVISED_STEP / steps[1]
+        found = _rate_and_scaling(optimizer)
+    if found is None:
+        return
+    rate, scaling = found
+    if rate * scaling < _SMALLEST_STEP:
+        advised = _ADVISED_STEP / scaling
         warnings.warn(
             f"{type(optimizer).__name__}'s learning rate of {rate:.2g} hardly moves NOLA's "
             f"coefficients: set it to about {advised:.0e} "
@@ -61,10 +64,10 @@ def _look(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         )
 
 
-def _largest_rate(optimizer: Optimizer) -> tuple[float, float] | None:
-    """Return the rate, without warm-up, that an Adam has for layers that wait, and their scaling.
+def _rate_and_scaling(optimizer: Optimizer) -> tuple[float, float] | None:
+    """Return the largest rate, without warm-up, of layers that wait, and their largest scaling.
 
-    They wait no more.
+    They wait no more. None: this is not an Adam that trains one of them at a rate of its own.
     """
     if optimizer in _seen:
         return None
@@ -74,6 +77,8 @@ def _largest_rate(optimizer: Optimizer) -> tuple[float, float] | None:
     groups = [{id(values) for values in group["params"]} for group in optimizer.param_groups]
     held = set().union(*groups)
     found = [layer for layer in _waiting if not held.isdisjoint(_coefficients(layer))]
+    if not found:
+        return None
     _waiting.difference_update(found)
     wanted = set().union(*map(_coefficients, found))
     pairs = zip(_full_rates(optimizer), groups, strict=True)

@@ -24,7 +24,8 @@ def _warn_of_cuda() -> None:
     warnings.warn(
         "nola-edge was installed without its CUDA kernels: the factors of layers on the GPU are "
         "expanded on the CPU, with the same bits and slower. Install it again where nvcc is, in a "
-        "checkout: pip install --force-reinstall --no-deps --config-settings=cmake.define.NOLA_CUDA=ON .",
+        "checkout: pip install --force-reinstall --no-deps "
+        "--config-settings=cmake.define.NOLA_CUDA=ON .",
         stacklevel=2,
     )
 
