@@ -2,15 +2,15 @@
 // reference code in their order, each rounded.
 // Included by kernels-inl.h inside the namespace of the kernel set.
 //
-// In plain GNU vector arithmetic, of as many lanes as the set has: compilers find the instructions.
+// Arithmetic is that of GNU vectors, of as many lanes as the set has. What compilers make of bytes
+// and of single lanes takes ten times the instructions, so these steps are the set's own.
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef std::int32_t Ints __attribute__((vector_size(4 * kLanes)));
-typedef std::uint8_t Bytes __attribute__((vector_size(kLanes)));
 
 inline constexpr std::size_t kBlockVectors = kBlock / kLanes;
 inline constexpr std::int32_t kMagnitude = 0x7FFFFFFF;
-inline constexpr std::int32_t kInfinity = 0x7F800000;
+inline constexpr std::uint32_t kInfinity = 0x7F800000;
 
 // Where the parts of a block lie, and which codes it has.
 template <int kBitsOfCode, bool kIsAffine>
@@ -54,11 +54,10 @@ NOLA_INLINE Ints read_codes(const std::uint8_t* block, std::size_t vector) {
     const std::size_t first = vector * kLanes;
     const std::uint8_t* codes = block + Block::kCodes;
     if constexpr (Block::kBits == 8) {
-        const Ints code = __builtin_convertvector(load_as<Bytes>(codes + first), Ints);
+        const Ints code = (Ints)load_bytes(codes + first);
         return (code ^ 128) - 128;  // its sign
     } else {
-        const Ints pair =
-            __builtin_convertvector(load_as<Bytes>(codes + first % (kBlock / 2)), Ints);
+        const Ints pair = (Ints)load_bytes(codes + first % (kBlock / 2));
         Ints code = first < kBlock / 2 ? pair & 15 : pair >> 4;
         if constexpr (Block::kBits == 5) {
             const auto bits = load_as<std::uint32_t>(block + Block::kHighBits) >> first;
@@ -74,27 +73,23 @@ NOLA_INLINE void write_codes(const Ints (&codes)[kBlockVectors], std::uint8_t* b
     if constexpr (Block::kBits == 8) {
 #pragma GCC unroll 16
         for (std::size_t v = 0; v < kBlockVectors; ++v) {
-            store_as(out + v * kLanes, __builtin_convertvector(codes[v], Bytes));
+            store_bytes(out + v * kLanes, (U32)codes[v]);
         }
     } else {
         constexpr std::size_t kHalf = kBlockVectors / 2;
 #pragma GCC unroll 16
         for (std::size_t v = 0; v < kHalf; ++v) {
             const Ints pair = (codes[v] & 15) | ((codes[v + kHalf] & 15) << 4);
-            store_as(out + v * kLanes, __builtin_convertvector(pair, Bytes));
+            store_bytes(out + v * kLanes, (U32)pair);
         }
     }
     if constexpr (Block::kBits == 5) {
-        Ints bits{};
+        std::uint32_t bits = 0;
 #pragma GCC unroll 16
         for (std::size_t v = 0; v < kBlockVectors; ++v) {
-            bits |= (codes[v] >> 4) << (iota() + static_cast<std::int32_t>(v * kLanes));
+            bits |= sign_bits((U32)(codes[v] << 27)) << (v * kLanes);
         }
-        std::int32_t all = 0;
-        for (std::size_t lane = 0; lane < kLanes; ++lane) {
-            all |= bits[lane];
-        }
-        store_as(block + Block::kHighBits, all);
+        store_as(block + Block::kHighBits, bits);
     }
 }
 
@@ -121,7 +116,7 @@ NOLA_INLINE void dequantize_block(const std::uint8_t* block, float* values) {
 struct Extremes {
     float least;
     float greatest;
-    std::int32_t magnitude;  // bits of the largest, above those of infinity for a NaN
+    std::uint32_t magnitude;  // bits of the largest, above those of infinity for a NaN
 };
 
 NOLA_INLINE Extremes extremes_of(const float* values) {
@@ -136,13 +131,7 @@ NOLA_INLINE Extremes extremes_of(const float* values) {
         greatest = value > greatest ? value : greatest;
         magnitude = bits > magnitude ? bits : magnitude;
     }
-    Extremes all{least[0], greatest[0], magnitude[0]};
-    for (std::size_t lane = 1; lane < kLanes; ++lane) {
-        all.least = least[lane] < all.least ? least[lane] : all.least;
-        all.greatest = greatest[lane] > all.greatest ? greatest[lane] : all.greatest;
-        all.magnitude = magnitude[lane] > all.magnitude ? magnitude[lane] : all.magnitude;
-    }
-    return all;
+    return {least_lane((F32)least), greatest_lane((F32)greatest), greatest_lane((U32)magnitude)};
 }
 
 // The first of the values that has a magnitude: zeros have signs, and opposites are equally large.
@@ -179,7 +168,7 @@ NOLA_INLINE float scale_for(const float* values, const Extremes& extremes) {
 
 // 0 for what is infinite or NaN, as a product with an infinite reciprocal is.
 NOLA_INLINE Floats finite_or_zero(Floats value) {
-    const Ints finite = ((Ints)value & kMagnitude) < kInfinity;
+    const Ints finite = ((Ints)value & kMagnitude) < static_cast<std::int32_t>(kInfinity);
     return (Floats)((Ints)value & finite);
 }
 
@@ -242,35 +231,29 @@ void quantize(const float* values, std::size_t count, std::uint8_t* blocks) {
 
 // As many sums side by side as the widest set has lanes, so that every set adds alike.
 inline constexpr std::size_t kSums = 16;
-typedef float Singles __attribute__((vector_size(2 * kLanes)));
-typedef double Doubles __attribute__((vector_size(4 * kLanes)));
 inline constexpr std::size_t kSumVectors = 2 * kSums / kLanes;
 
 struct PartialSums {
-    Doubles wanted[kSumVectors];
-    Doubles common[kSumVectors];
-    Doubles got[kSumVectors];
+    F64 wanted[kSumVectors];
+    F64 common[kSumVectors];
+    F64 got[kSumVectors];
 };
-
-NOLA_INLINE Doubles widened(const float* values) {
-    return __builtin_convertvector(load_as<Singles>(values), Doubles);
-}
 
 NOLA_INLINE void add_changes(PartialSums& sums, const float* base, const float* wanted,
                              const float* got) {
 #pragma GCC unroll 16
     for (std::size_t v = 0; v < kSumVectors; ++v) {
         const std::size_t first = v * (kLanes / 2);
-        const Doubles before = widened(base + first);
-        const Doubles wish = widened(wanted + first) - before;
-        const Doubles change = widened(got + first) - before;
+        const F64 before = load_as_f64(base + first);
+        const F64 wish = load_as_f64(wanted + first) - before;
+        const F64 change = load_as_f64(got + first) - before;
         sums.wanted[v] += wish * wish;
         sums.common[v] += change * wish;
         sums.got[v] += change * change;
     }
 }
 
-NOLA_INLINE double total(const Doubles (&sums)[kSumVectors]) {
+NOLA_INLINE double total(const F64 (&sums)[kSumVectors]) {
     double lanes[kSums];
     __builtin_memcpy(lanes, sums, sizeof lanes);
     double all = 0.0;
@@ -313,9 +296,23 @@ NOLA_INLINE float amplification(unsigned step) {
 }
 inline constexpr unsigned kAmplifications = 20;
 
+// The second sum of change_sums for one block, which is the first where `got` is what is wanted.
+NOLA_INLINE double sum_in_common(const float* base, const float* wanted, const float* got) {
+    F64 sums[kSumVectors]{};
+#pragma GCC unroll 16
+    for (std::size_t v = 0; v < kBlock / (kLanes / 2); ++v) {
+        const std::size_t first = v * (kLanes / 2);
+        const F64 before = load_as_f64(base + first);
+        sums[v % kSumVectors] +=
+            (load_as_f64(got + first) - before) * (load_as_f64(wanted + first) - before);
+    }
+    return total(sums);
+}
+
 template <class Block>
 NOLA_INLINE void quantize_amplified_block(const float* base, const float* wanted,
                                           std::uint8_t* block) {
+    const double change = sum_in_common(base, wanted, wanted);
     double nearest = 0.0;
     for (unsigned step = 0; step < kAmplifications; ++step) {
         float values[kBlock];
@@ -324,9 +321,7 @@ NOLA_INLINE void quantize_amplified_block(const float* base, const float* wanted
         amplify(base, wanted, amplification(step), values);
         quantize_block<Block>(step == 0 ? wanted : values, tried);
         dequantize_block<Block>(tried, got);
-        double sums[3];
-        change_sums(base, wanted, got, kBlock, sums);
-        const double lacking = sums[0] - sums[1];
+        const double lacking = change - sum_in_common(base, wanted, got);
         const double distance = lacking < 0.0 ? -lacking : lacking;
         if (step == 0 || distance < nearest) {
             nearest = distance;

@@ -1,12 +1,15 @@
 // The vector operations of the kernels on AVX2 with FMA and F16C: 8 lanes.
 // Included by kernels-inl.h inside the namespace of the kernel set.
 
+#include "kernels/simd/f16c-inl.h"
+
 inline constexpr std::size_t kLanes = 8;
 inline constexpr std::size_t kTileRows = 6;  // 6 x 2 accumulators + 2 of A + 1 of B: 15 of 16
 inline constexpr std::size_t kTileVectors = 2;
 inline constexpr std::size_t kProjectDraws = 2;  // 8 accumulators hide the latency of the add
 
 using F32 = __m256;
+using F64 = __m256d;
 using U32 = __m256i;
 
 NOLA_INLINE F32 load(const float* p) {
@@ -118,20 +121,48 @@ NOLA_INLINE F32 load_as_f32(const float* p) {
 NOLA_INLINE F32 load_as_f32(const Half* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-NOLA_INLINE float from_half(Half half) {
-    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half.bits)));
-}
-NOLA_INLINE Half to_half(float value) {
-    const __m128i half =
-        _mm_cvtps_ph(_mm_set_ss(value), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    return {static_cast<std::uint16_t>(_mm_cvtsi128_si32(half))};
-}
 NOLA_INLINE void store_rounded(float* p, F32 v) {
     store(p, v);
 }
 NOLA_INLINE void store_rounded(Half* p, F32 v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+// Bytes as lanes, and the low bytes of lanes.
+NOLA_INLINE U32 load_bytes(const std::uint8_t* p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+NOLA_INLINE void store_bytes(std::uint8_t* p, U32 v) {
+    const __m256i low = _mm256_set1_epi32(0x0C080400);
+    const __m256i bytes = _mm256_shuffle_epi8(v, low);  // in the first lane of each half
+    const __m128i all =
+        _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), all);
+}
+NOLA_INLINE std::uint32_t sign_bits(U32 v) {
+    return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(v)));
+}
+
+NOLA_INLINE F64 load_as_f64(const float* p) {
+    return _mm256_cvtps_pd(_mm_loadu_ps(p));
+}
+
+NOLA_INLINE float least_lane(F32 v) {
+    __m128 least = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    least = _mm_min_ps(least, _mm_movehl_ps(least, least));
+    return _mm_cvtss_f32(_mm_min_ss(least, _mm_movehdup_ps(least)));
+}
+NOLA_INLINE float greatest_lane(F32 v) {
+    __m128 greatest = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    greatest = _mm_max_ps(greatest, _mm_movehl_ps(greatest, greatest));
+    return _mm_cvtss_f32(_mm_max_ss(greatest, _mm_movehdup_ps(greatest)));
+}
+NOLA_INLINE std::uint32_t greatest_lane(U32 v) {
+    __m128i most = _mm_max_epu32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    most = _mm_max_epu32(most, _mm_shuffle_epi32(most, 0x4E));
+    most = _mm_max_epu32(most, _mm_shuffle_epi32(most, 0xB1));
+    return static_cast<std::uint32_t>(_mm_cvtsi128_si32(most));
 }
 
 // Bfloat16 goes by pairs of vectors, even and odd columns apart: unpacking and packing are then a

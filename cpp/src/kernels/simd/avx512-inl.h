@@ -1,12 +1,15 @@
 // The vector operations of the kernels on AVX-512 (F, BW, DQ, VL): 16 lanes.
 // Included by kernels-inl.h inside the namespace of the kernel set.
 
+#include "kernels/simd/f16c-inl.h"
+
 inline constexpr std::size_t kLanes = 16;
 inline constexpr std::size_t kTileRows = 6;  // 6 x 4 accumulators + 4 of A + 1 of B: 29 of 32
 inline constexpr std::size_t kTileVectors = 4;
 inline constexpr std::size_t kProjectDraws = 4;  // 8 accumulators hide the latency of the add
 
 using F32 = __m512;
+using F64 = __m512d;
 using U32 = __m512i;
 
 NOLA_INLINE F32 load(const float* p) {
@@ -108,20 +111,37 @@ NOLA_INLINE F32 load_as_f32(const float* p) {
 NOLA_INLINE F32 load_as_f32(const Half* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
-NOLA_INLINE float from_half(Half half) {
-    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half.bits)));
-}
-NOLA_INLINE Half to_half(float value) {
-    const __m128i half =
-        _mm_cvtps_ph(_mm_set_ss(value), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    return {static_cast<std::uint16_t>(_mm_cvtsi128_si32(half))};
-}
 NOLA_INLINE void store_rounded(float* p, F32 v) {
     store(p, v);
 }
 NOLA_INLINE void store_rounded(Half* p, F32 v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+// Bytes as lanes, and the low bytes of lanes.
+NOLA_INLINE U32 load_bytes(const std::uint8_t* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+NOLA_INLINE void store_bytes(std::uint8_t* p, U32 v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
+}
+NOLA_INLINE std::uint32_t sign_bits(U32 v) {
+    return _mm512_movepi32_mask(v);
+}
+
+NOLA_INLINE F64 load_as_f64(const float* p) {
+    return _mm512_cvtps_pd(_mm256_loadu_ps(p));
+}
+
+NOLA_INLINE float least_lane(F32 v) {
+    return _mm512_reduce_min_ps(v);
+}
+NOLA_INLINE float greatest_lane(F32 v) {
+    return _mm512_reduce_max_ps(v);
+}
+NOLA_INLINE std::uint32_t greatest_lane(U32 v) {
+    return _mm512_reduce_max_epu32(v);
 }
 
 // Bfloat16 goes by pairs of vectors, even and odd columns apart: unpacking and packing are then a

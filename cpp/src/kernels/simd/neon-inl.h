@@ -7,6 +7,7 @@ inline constexpr std::size_t kTileVectors = 4;
 inline constexpr std::size_t kProjectDraws = 2;  // 16 accumulators
 
 using F32 = float32x4_t;
+using F64 = float64x2_t;
 using U32 = uint32x4_t;
 
 NOLA_INLINE F32 load(const float* p) {
@@ -131,6 +132,37 @@ NOLA_INLINE void store_rounded(BFloat16* p, F32 v) {
     const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
     const uint32x4_t rounded = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7FFF)), odd);
     vst1_u16(reinterpret_cast<std::uint16_t*>(p), vshrn_n_u32(rounded, 16));
+}
+
+// Bytes as lanes, and the low bytes of lanes.
+NOLA_INLINE U32 load_bytes(const std::uint8_t* p) {
+    std::uint32_t bytes;
+    __builtin_memcpy(&bytes, p, sizeof bytes);
+    return vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(bytes))));
+}
+NOLA_INLINE void store_bytes(std::uint8_t* p, U32 v) {
+    const uint16x4_t words = vmovn_u32(v);
+    const uint8x8_t bytes = vmovn_u16(vcombine_u16(words, words));
+    const std::uint32_t all = vget_lane_u32(vreinterpret_u32_u8(bytes), 0);
+    __builtin_memcpy(p, &all, sizeof all);
+}
+NOLA_INLINE std::uint32_t sign_bits(U32 v) {
+    const int32x4_t places = {0, 1, 2, 3};
+    return vaddvq_u32(vshlq_u32(vshrq_n_u32(v, 31), places));
+}
+
+NOLA_INLINE F64 load_as_f64(const float* p) {
+    return vcvt_f64_f32(vld1_f32(p));
+}
+
+NOLA_INLINE float least_lane(F32 v) {
+    return vminvq_f32(v);
+}
+NOLA_INLINE float greatest_lane(F32 v) {
+    return vmaxvq_f32(v);
+}
+NOLA_INLINE std::uint32_t greatest_lane(U32 v) {
+    return vmaxvq_u32(v);
 }
 
 // No type is merged by pairs of vectors here; see avx512-inl.h.

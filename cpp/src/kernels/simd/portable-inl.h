@@ -13,6 +13,7 @@ inline constexpr std::size_t kTileVectors = 2;
 inline constexpr std::size_t kProjectDraws = 1;
 
 typedef float F32 __attribute__((vector_size(16)));
+typedef double F64 __attribute__((vector_size(16)));
 typedef std::uint32_t U32 __attribute__((vector_size(16)));
 
 NOLA_INLINE F32 load(const float* p) {
@@ -188,6 +189,42 @@ NOLA_INLINE Half to_half(float value) {
     Half halves[kLanes];
     store_rounded(halves, broadcast(value));
     return halves[0];
+}
+
+// Bytes as lanes, and the low bytes of lanes.
+NOLA_INLINE U32 load_bytes(const std::uint8_t* p) {
+    return U32{p[0], p[1], p[2], p[3]};
+}
+NOLA_INLINE void store_bytes(std::uint8_t* p, U32 v) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) {
+        p[lane] = static_cast<std::uint8_t>(v[lane]);
+    }
+}
+NOLA_INLINE std::uint32_t sign_bits(U32 v) {
+    const U32 bits = v >> 31;
+    return bits[0] | (bits[1] << 1) | (bits[2] << 2) | (bits[3] << 3);
+}
+
+NOLA_INLINE F64 load_as_f64(const float* p) {
+    return F64{p[0], p[1]};
+}
+
+template <class T, class Vector>
+NOLA_INLINE T greatest_of_lanes(Vector v) {
+    T greatest = v[0];
+    for (std::size_t lane = 1; lane < kLanes; ++lane) {
+        greatest = v[lane] > greatest ? v[lane] : greatest;
+    }
+    return greatest;
+}
+NOLA_INLINE float greatest_lane(F32 v) {
+    return greatest_of_lanes<float>(v);
+}
+NOLA_INLINE std::uint32_t greatest_lane(U32 v) {
+    return greatest_of_lanes<std::uint32_t>(v);
+}
+NOLA_INLINE float least_lane(F32 v) {
+    return -greatest_lane(-v);
 }
 
 // No type is merged by pairs of vectors here; see avx512-inl.h.
