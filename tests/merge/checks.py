@@ -16,6 +16,10 @@ from tests.reference import merge as reference
 F = np.float32
 
 
+def bits(arrays):
+    return {name: array.tobytes() for name, array in arrays.items()}
+
+
 def merged(base, adapters, tmp_path, **options):
     ne.merge_checkpoint(base, adapters, tmp_path / "out", **options)
     assert ne.verify_checkpoint(tmp_path / "out", base, adapters).identical
