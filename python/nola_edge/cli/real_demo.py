@@ -90,8 +90,8 @@ def _merge(base: Path, merged: Path, say: Callable[[str], None], quiet: bool) ->
     with ui.Progress(base.stat().st_size, "merging", quiet) as progress:
         report = merge_gguf(base, ADAPTER, merged, outtype=MERGED_TYPE, progress=progress)
     say(
-        f"    {report.merged} tensors in {report.seconds:.1f} s; as {MERGED_TYPE}, because the "
-        "base's own 4 bits\n    would round much of the adapter away"
+        f"    {report.merged} tensors in {report.seconds:.1f} s; as {MERGED_TYPE}: in the base's "
+        "own 4 bits\n    it gives a few more wrong answers"
     )
     return {
         "adapter_bytes": ADAPTER.stat().st_size,
