@@ -46,7 +46,8 @@ def unit_of_beta(out_features: Iterable[int], num_basis_b: int) -> float:
     move in l directions only: to first order the loss then falls by eta sqrt(l) ||gradient||
     instead of eta sqrt(r out) ||gradient||, while the step disturbs as much. The best rate lies
     between that of LoRA and sqrt(r out / l) times it. Counting beta in units of 2 sqrt(out / l), or
-    1 if that is less, was measured to bring the two together (docs/training.md, *Learning rates*).
+    1 if that is less, brings the two within a factor of two where it was measured
+    (docs/training.md, *Learning rates*).
 
     Parameters
     ----------
