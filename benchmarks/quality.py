@@ -175,11 +175,15 @@ def shared(cases: list[dict[str, Any]], share: str, steps: int | None) -> list[d
 
 
 def methods_of(task: str, names: tuple[str, ...]) -> list[Any]:
-    """Return the methods that run on a task, or those of them that are wanted."""
+    """Return the methods that run on a task, or those that are wanted."""
     import methods
 
-    found = [method for group in TASKS[task].methods for method in getattr(methods, group)]
-    return [method for method in found if not names or method.name in names]
+    unknown = set(names) - set(methods.METHODS)
+    if unknown:
+        raise click.ClickException(f"no method is called {', '.join(map(repr, sorted(unknown)))}")
+    if names:
+        return [methods.METHODS[name] for name in names]
+    return [method for group in TASKS[task].methods for method in getattr(methods, group)]
 
 
 def best_rates(records: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:

@@ -85,7 +85,29 @@ REAL = [
     other("Uni-LoRA 1/4", "UniLoraConfig", r=4, theta_d_length=76_440),
     other("VB-LoRA", "VBLoRAConfig", vector_length=64, save_only_topk_weights=True),
 ]
-METHODS = {method.name: method for method in [*MAIN, *VARIANTS, *REAL]}
+#: Tried on the real model with as many parameters as NOLA 1/4, and with as few for LoRA.
+VALUES, VALUES_OUT = r".*\.v_proj", r".*\.(v|o)_proj"
+VALUES_OUT_DOWN = r".*\.(v|o|down)_proj"
+TRIED = [
+    nola("NOLA 1/4, r = 4, aligned", is_aligned=True, r=4),
+    nola("NOLA 1/4, r = 1, aligned", is_aligned=True, r=1),
+    nola("NOLA 1/4, r = 64, aligned", is_aligned=True, r=64),
+    nola("NOLA 1/4, all in B", num_basis_a=1, num_basis_b=363),
+    nola(
+        "NOLA 1/4 on v, aligned", is_aligned=True, num_basis_a=1274, num_basis_b=1274,
+        target_modules=VALUES,
+    ),
+    nola(
+        "NOLA 1/4 on v o, aligned", is_aligned=True, num_basis_a=637, num_basis_b=637,
+        target_modules=VALUES_OUT,
+    ),
+    nola(
+        "NOLA 1/4 on v o down, aligned", is_aligned=True, num_basis_a=425, num_basis_b=424,
+        target_modules=VALUES_OUT_DOWN,
+    ),
+    Method("LoRA r = 1 on v o", "lora", {"r": 1, "target_modules": VALUES_OUT}),
+]  # fmt: skip
+METHODS = {method.name: method for method in [*MAIN, *VARIANTS, *REAL, *TRIED]}
 
 
 def apply(
@@ -137,16 +159,15 @@ def apply(
 
 def configuration(method: Method, model: nn.Module, targets: str, seed: int) -> peft.PeftConfig:
     """Return the PEFT configuration of a method for a model."""
-    options = {**method.options, "target_modules": targets}
+    options = {"target_modules": targets, **method.options}
     if method.kind == "lora":
         return peft.LoraConfig(lora_alpha=2 * options["r"], **options)
     if method.kind == "other":
         config: peft.PeftConfig = getattr(peft, options.pop("config"))(**options)
         return config
     count = num_basis(model, targets, options.pop("fraction"))
-    return NolaConfig(
-        num_basis_a=count, num_basis_b=count, lora_alpha=2 * options["r"], seed=seed, **options
-    )
+    counts = {"num_basis_a": count, "num_basis_b": count}
+    return NolaConfig(**{**counts, "lora_alpha": 2 * options["r"], "seed": seed, **options})
 
 
 def num_basis(model: nn.Module, targets: str, fraction: float) -> int:
