@@ -6,6 +6,21 @@ install(
   DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
   PATTERN cuda EXCLUDE)
 install(TARGETS nola_edge EXPORT nola_edge_targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(FILES cpp/include/nola.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(TARGETS nola_c nola_c_static EXPORT nola_edge_c_targets
+        LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
+        ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(
+  EXPORT nola_edge_c_targets
+  NAMESPACE nola_edge::
+  DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/nola_edge)
+string(REPLACE ";" " " NOLA_C_PRIVATE_LIBS "${NOLA_C_STATIC_LIBS}")
+# From where the file lies, so that an installation may be moved.
+file(RELATIVE_PATH NOLA_PREFIX_FROM_PKGCONFIG
+     ${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
+configure_file(cmake/nola.pc.in nola.pc @ONLY)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/nola.pc
+        DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 install(
   EXPORT nola_edge_targets
   NAMESPACE nola_edge::
