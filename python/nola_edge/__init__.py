@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nola_edge.adapters import Adapter, load_adapter
     from nola_edge.errors import NolaEdgeError
     from nola_edge.export.lora import export_lora
+    from nola_edge.files.content_hash import content_hash
     from nola_edge.merge.many.each import merge_each
     from nola_edge.merge.open import open_merged
     from nola_edge.merge.switch import ArraySwitch
@@ -27,6 +28,7 @@ __all__ = [
     "NolaEdgeError",
     "__version__",
     "build_info",
+    "content_hash",
     "expand",
     "export_lora",
     "load_adapter",
@@ -46,6 +48,7 @@ _LAZY = {
     "ArraySwitch": "nola_edge.merge.switch",
     "NolaEdgeError": "nola_edge.errors",
     "__version__": "nola_edge._core",
+    "content_hash": "nola_edge.files.content_hash",
     "export_lora": "nola_edge.export.lora",
     "load_adapter": "nola_edge.adapters",
     "merge_checkpoint": "nola_edge.merge.write",

@@ -32,6 +32,7 @@ def run(*arguments, **environment):
         ["merge"],
         ["inspect"],
         ["verify"],
+        ["hash"],
         ["export", "lora"],
         ["export", "gguf-lora"],
         ["convert"],

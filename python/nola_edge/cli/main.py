@@ -30,6 +30,7 @@ _COMMANDS = {
     "merge": "Merge adapters into a checkpoint and write the result.",
     "inspect": "Show what an adapter holds.",
     "verify": "Check a merged checkpoint bit for bit.",
+    "hash": "Print the SHA-256 of a result.",
     "quantize": "Store an adapter's coefficients in fewer bits.",
     "pack": "Write an adapter as one small file.",
     "unpack": "Turn a packed adapter into a folder.",

@@ -61,6 +61,12 @@ from nola_edge.errors import OutputError
     "bytes of llama.cpp's quantiser, or with each block's change amplified until as much of it is "
     "there as should be.  [default: nearest]"
 )
+@click.option(
+    "--expect",
+    metavar="HASH",
+    help="Refuse a result with another SHA-256 than this one (see nola-edge hash), before it is in "
+    "place.",
+)
 @ui.force_option
 @public_options
 @moe_layout_option
@@ -78,6 +84,7 @@ def command(
     skip_existing: bool,
     dtype: str | None,
     rounding: str | None,
+    expect: str | None,
     force: bool,
     drawn_on: str | None,
     lora_alpha: float | None,
@@ -112,6 +119,7 @@ def command(
 
     gguf = is_gguf(base)
     _check_each(each, shard, skip_existing, gguf)
+    _check_expected(expect, each)
     check_gguf_options(dtype, rounding, gguf)
     _check_output_name(base, output, gguf, each)
     # Before a download of the base.
@@ -132,6 +140,7 @@ def command(
             rounding=rounding or "nearest",
             force=force,
             num_threads=threads,
+            expect=expect,
         )
         return
     options: dict[str, Any] = {
@@ -144,7 +153,16 @@ def command(
         options.update(shard=shard, skip_existing=skip_existing)
         merging.merge_into_each(base, given, output, as_json, quiet, **options)
     else:
-        merging.merge_into_one(base, given, output, as_json, quiet, **options)
+        merging.merge_into_one(base, given, output, as_json, quiet, expect=expect, **options)
+
+
+def _check_expected(expect: str | None, each: bool) -> None:
+    """Refuse a hash for several outputs, or one that is none, before anything is downloaded."""
+    from nola_edge.files.content_hash import expected_hash
+
+    if each and expect is not None:
+        raise click.UsageError("--expect is for one output; merge the adapters one at a time")
+    expected_hash(expect)
 
 
 def _check_each(each: bool, shard: str | None, skip_existing: bool, gguf: bool) -> None:

@@ -42,7 +42,7 @@ def as_found(report: Any) -> dict[str, Any]:
 
 
 def bytes_at(path: str | Path) -> int:
-    """Return the size of a file, or of all files of a folder."""
+    """Return the size of a file, or of all files below a folder."""
     place = Path(path)
-    files = place.iterdir() if place.is_dir() else [place]
-    return sum(file.stat().st_size for file in files)
+    files = place.rglob("*") if place.is_dir() else [place]
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nola_edge import arguments
 from nola_edge.files.atomic import AtomicOutput
+from nola_edge.files.content_hash import check_hash, expected_hash
 from nola_edge.files.copying import pwrite_all, start_writeback
 from nola_edge.files.gguf import GgufFile, gguf_model_obstacle
 from nola_edge.files.obstacles import other_tensors
@@ -75,6 +76,7 @@ def merge_gguf(
     rounding: str = NEAREST,
     force: bool = False,
     num_threads: int | None = None,
+    expect: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> GgufReport:
     """Merge adapters into a GGUF file and write the result.
@@ -102,6 +104,8 @@ def merge_gguf(
         Replace an existing output.
     num_threads : int, optional
         Default: the processors this process may use. The bytes do not depend on it.
+    expect : str, optional
+        SHA-256 of the result; any other is refused.
     progress : callable, optional
         Called, from any thread, with the number of bytes written since the last call.
 
@@ -113,9 +117,11 @@ def merge_gguf(
     ------
     NolaEdgeError
         If an input is not what it claims, adapter and base do not fit, a type cannot be written, a
-        merged weight is not finite, or the output cannot be written; nothing is left.
+        merged weight is not finite, or the output cannot be written or is not the expected one;
+        nothing is left.
     """
     check_threads(num_threads)
+    expected = expected_hash(expect)
     base, output = arguments.path("base", base), arguments.path("output", output)
     begin = time.perf_counter()
     adapters = load_adapters(adapter)
@@ -134,6 +140,7 @@ def merge_gguf(
             with out.file() as path:
                 survival = _write(plan, layout, path, num_threads, progress or (lambda _: None))
             file.check_unchanged()
+            check_hash(out.path, expected, out.target, num_threads)
         return GgufReport(
             output=output,
             tensors=len(file.tensors),

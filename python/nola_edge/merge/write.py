@@ -12,6 +12,7 @@ from nola_edge import arguments
 from nola_edge.adapters.renames import Renames
 from nola_edge.files.atomic import AtomicOutput
 from nola_edge.files.checkpoint import Checkpoint
+from nola_edge.files.content_hash import check_hash, expected_hash
 from nola_edge.files.hub import base_path
 from nola_edge.merge.earlier_output import EarlierOutput
 from nola_edge.merge.heads import label_notes
@@ -71,6 +72,7 @@ def merge_checkpoint(
     num_threads: int | None = None,
     check_base: bool = True,
     rename: Mapping[str, str] | Iterable[str] | None = None,
+    expect: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> MergeReport:
     """Merge adapters into a checkpoint and write the result.
@@ -100,6 +102,8 @@ def merge_checkpoint(
         For a base that uses other names: where the name of an adapter's module contains NEW, as
         whole parts between dots, the base has OLD. The longest NEW is tried first, before the names
         that an adapter records itself. ``OLD[0:64]``: only these outputs of OLD.
+    expect : str, optional
+        SHA-256 of the result, as :func:`nola_edge.content_hash` gives it; any other is refused.
     progress : callable, optional
         Called, from any thread, with the number of bytes written since the last call.
 
@@ -111,9 +115,11 @@ def merge_checkpoint(
     ------
     NolaEdgeError
         If an input is not what it claims, adapter and base do not fit, a merged weight is not
-        finite, an input changes meanwhile, or the output cannot be written; nothing is left.
+        finite, an input changes meanwhile, or the output cannot be written or is not the expected
+        one; nothing is left.
     """
     check_threads(num_threads)
+    expected = expected_hash(expect)
     output = arguments.path("output", output)
     arguments.path("base", base)
     begin = time.perf_counter()
@@ -125,7 +131,13 @@ def merge_checkpoint(
         merge = CheckpointMerge.of(plan, output)
         inputs = [checkpoint.path, *merge.adapter_paths]
         write_merges(
-            checkpoint, [merge], inputs, force=force, num_threads=num_threads, progress=progress
+            checkpoint,
+            [merge],
+            inputs,
+            force=force,
+            num_threads=num_threads,
+            expected=expected,
+            progress=progress,
         )
         return merge.report(time.perf_counter() - begin, check_base)
 
@@ -194,6 +206,7 @@ def write_merges(
     *,
     force: bool,
     num_threads: int | None,
+    expected: str | None = None,
     progress: Callable[[int], None] | None,
 ) -> None:
     """Write merges of one base, which is read once, then put them in place one after the other.
@@ -208,6 +221,8 @@ def write_merges(
         What no output may touch.
     force, num_threads, progress
         As for :func:`merge_checkpoint`.
+    expected : str, optional
+        SHA-256 of each output.
 
     Raises
     ------
@@ -242,3 +257,5 @@ def write_merges(
             for merge, output in zip(merges, outputs, strict=True):
                 write_companions(merge.plan, companions, merge.files, output)
         base.check_unchanged()
+        for output in outputs:
+            check_hash(output.path, expected, output.target, num_threads)
