@@ -261,11 +261,13 @@ def test_broken_packed_files(change, tmp_path):
 
 
 def rewrite(path, tensors):
-    from nola_edge.adapters.packed import FORMAT
+    from nola_edge.adapters.packed import FORMAT, contents_hash
     from nola_edge.adapters.peft_folder import write_tensors
+    from nola_edge.files.tensors import ArrayTensor
 
     path.unlink()
-    write_tensors(path, tensors, {"format": FORMAT})
+    sha256 = contents_hash({name: ArrayTensor(values) for name, values in tensors.items()})
+    write_tensors(path, tensors, {"format": FORMAT, "sha256": sha256})
 
 
 def test_a_packed_bomb_is_refused_without_memory(tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 
 from nola_edge.adapters.nola_config import AdapterConfig
 from nola_edge.adapters.nola_files import load_config
-from nola_edge.adapters.packed import FORMAT, load_packed, write_packed
+from nola_edge.adapters.packed import FORMAT_1, load_packed, write_packed
 from nola_edge.adapters.peft_folder import CONFIG_NAME, write_config, write_tensors
 from nola_edge.errors import NolaEdgeError
 from nola_edge.files.copying import pwrite_all
@@ -105,7 +105,7 @@ def _packed_from_parts(data: bytes, path: Path) -> None:
     tensors["about"] = np.frombuffer(zlib.compress(about, 1), np.uint8)
     for number, part in enumerate(whole[:-2]):
         tensors[f"whole.head.{number}"] = np.frombuffer(part[: len(part) // 2 * 2], "<f2")
-    write_tensors(path, tensors, {"format": FORMAT})
+    write_tensors(path, tensors, {"format": FORMAT_1})
 
 
 def _read_packed(path: Path) -> Content:

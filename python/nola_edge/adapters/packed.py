@@ -9,6 +9,7 @@ compressed JSON. The container is still safetensors, read by the same strict rea
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,15 @@ from nola_edge.adapters.nola_files import Coefficients
 from nola_edge.adapters.peft_folder import check_readable, write_tensors
 from nola_edge.adapters.quantize import Quantized, dequantize, packed_size, quantize, scale_size
 from nola_edge.adapters.whole_tensors import load_whole
+from nola_edge.dtypes import safetensors_dtype
 from nola_edge.errors import AdapterError, FormatError, OutputError, printable
 from nola_edge.files.json_cursor import Cursor
 from nola_edge.files.safetensors import SafetensorsFile, stated_format
 from nola_edge.files.signature import BEGIN, refuse_lfs_pointer
 from nola_edge.files.strict_json import MAX_CONFIG_BYTES, dumps, encode
+from nola_edge.files.tensors import ArrayTensor, StoredTensor
 from nola_edge.files.torch_file import begins_as_torch
+from nola_edge.pacing import check_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -34,8 +38,11 @@ if TYPE_CHECKING:
 
     from nola_edge.files.tensors import Tensor
 
-FORMAT = "nola-packed-1"
+#: The format that is written. The first, without a hash of the contents, is read too.
+FORMAT = "nola-packed-2"
+FORMAT_1 = "nola-packed-1"
 
+_HASH = "sha256"
 _ABOUT = "about"
 _COEFFICIENTS = "coefficients"
 _SCALES = "scales"
@@ -70,21 +77,33 @@ def write_packed(
             file=path.name,
         )
     factors = [values for c in modules.values() for values in (c.alpha, c.beta)]
-    tensors: dict[str, NDArray[Any] | Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     bits, exact = config.coefficient_bits, (config.exact_first_alpha, False) * len(modules)
     if bits is None:
-        tensors[_COEFFICIENTS] = np.concatenate(factors)
+        tensors[_COEFFICIENTS] = ArrayTensor(np.concatenate(factors))
     else:
         quantized = [
             quantize(values, bits, exact_first=first)
             for values, first in zip(factors, exact, strict=True)
         ]
-        tensors[_SCALES] = np.concatenate([q.scale for q in quantized])
-        tensors[_COEFFICIENTS] = np.concatenate([q.packed for q in quantized])
-    tensors[_ABOUT] = np.frombuffer(zlib.compress(text, 9), np.uint8)
+        tensors[_SCALES] = ArrayTensor(np.concatenate([q.scale for q in quantized]))
+        tensors[_COEFFICIENTS] = ArrayTensor(np.concatenate([q.packed for q in quantized]))
+    tensors[_ABOUT] = ArrayTensor(np.frombuffer(zlib.compress(text, 9), np.uint8))
     for name, values in whole.items():
         tensors[_WHOLE + name] = values
-    write_tensors(path, tensors, {"format": FORMAT})
+    write_tensors(path, tensors, {"format": FORMAT, _HASH: contents_hash(tensors)})
+
+
+def contents_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of what a packed adapter holds (docs/adapter-format.md, *Packed*)."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        shape = "x".join(map(str, tensor.shape))
+        digest.update(f"{name} {safetensors_dtype(tensor.dtype)} {shape}\n".encode())
+        for block in tensor.blocks():
+            check_stopped()
+            digest.update(block.view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def load_packed(
@@ -99,17 +118,21 @@ def load_packed(
     """
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(_opened(path))
-        if (file.metadata or {}).get("format") != FORMAT or _ABOUT not in file.tensors:
+        metadata = file.metadata or {}
+        if metadata.get("format") not in (FORMAT, FORMAT_1) or _ABOUT not in file.tensors:
             raise AdapterError(
                 "is not a packed adapter; give one that nola-edge pack made, or the folder that "
                 "holds adapter_config.json",
                 file=path,
             )
+        whole_names = list(_whole_names(file))
+        if metadata["format"] == FORMAT:
+            _check_contents(file, metadata.get(_HASH))
         config, names = _parse_about(_inflate(file), path)
         modules = _coefficients(file, config, names)
         whole = {
             name.removeprefix(_WHOLE): load_whole(file, name, name.removeprefix(_WHOLE), config)
-            for name in _whole_names(file)
+            for name in whole_names
         }
         file.check_unchanged()
         if whole:
@@ -135,6 +158,18 @@ def _refuse_no_adapter(path: Path) -> None:
         raise FormatError("is a GGUF file, not an adapter", file=path)
     if begin[8:9] != b"{" and not begins_as_torch(begin[:9]):
         raise FormatError("is not an adapter: give its folder or a packed .nola file", file=path)
+
+
+def _check_contents(file: SafetensorsFile, stated: str | None) -> None:
+    """Refuse an adapter with a bit that is not as it was packed."""
+    found = contents_hash({name: StoredTensor(file, name) for name in file.tensors})
+    if stated != found:
+        raise AdapterError(
+            f"is {printable(str(stated), 80)}, but the contents have {found}: the file was damaged "
+            "or edited; get it again",
+            file=file.path,
+            field=_HASH,
+        )
 
 
 def _whole_names(file: SafetensorsFile) -> Iterator[str]:
