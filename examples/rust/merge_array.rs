@@ -3,7 +3,8 @@
 //!
 //!     rustc -O merge_array.rs -L LIBDIR -l nola && LD_LIBRARY_PATH=LIBDIR ./merge_array
 
-use std::ffi::{c_char, c_void, CStr, CString};
+use std::ffi::{c_void, CStr, CString};
+use std::os::raw::c_char;
 
 /// nola.h's `nola_matrix`.
 #[repr(C)]
