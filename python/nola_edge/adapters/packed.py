@@ -9,7 +9,6 @@ compressed JSON. The container is still safetensors, read by the same strict rea
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +95,8 @@ def write_packed(
 
 def contents_hash(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of what a packed adapter holds (docs/adapter-format.md, *Packed*)."""
+    import hashlib  # here: it takes longer to import than a folder's adapter to load
+
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         shape = "x".join(map(str, tensor.shape))
