@@ -95,7 +95,7 @@ def write_packed(
 
 def contents_hash(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of what a packed adapter holds (docs/adapter-format.md, *Packed*)."""
-    import hashlib  # here: it takes longer to import than a folder's adapter to load
+    import hashlib  # here: folders are read without it
 
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
