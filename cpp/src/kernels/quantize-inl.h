@@ -3,7 +3,7 @@
 // Included by kernels-inl.h inside the namespace of the kernel set.
 //
 // Arithmetic is that of GNU vectors, of as many lanes as the set has. What compilers make of bytes
-// and of single lanes takes ten times the instructions, so these steps are the set's own.
+// and of single lanes takes several times the instructions, so these steps are the set's own.
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef std::int32_t Ints __attribute__((vector_size(4 * kLanes)));
