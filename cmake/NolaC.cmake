@@ -2,9 +2,10 @@
 file(STRINGS cpp/include/nola.h NOLA_ABI_LINE REGEX "define NOLA_ABI_VERSION")
 string(REGEX MATCH "[0-9]+" NOLA_ABI_VERSION "${NOLA_ABI_LINE}")
 
-add_library(nola_c SHARED cpp/src/c/nola.cpp)
+set(NOLA_C_SOURCES cpp/src/c/adapter.cpp cpp/src/c/arguments.cpp cpp/src/c/nola.cpp)
+add_library(nola_c SHARED ${NOLA_C_SOURCES})
 # All in one: a C program has one library to link.
-add_library(nola_c_static STATIC cpp/src/c/nola.cpp $<TARGET_OBJECTS:nola_edge>)
+add_library(nola_c_static STATIC ${NOLA_C_SOURCES} $<TARGET_OBJECTS:nola_edge>)
 foreach(isa IN LISTS NOLA_ISAS)
   target_sources(nola_c_static PRIVATE $<TARGET_OBJECTS:nola_kernels_${isa}>)
 endforeach()
@@ -15,9 +16,11 @@ foreach(target nola_c nola_c_static)
   target_compile_features(${target} PRIVATE cxx_std_17)
   target_include_directories(
     ${target} PUBLIC $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/cpp/include>
-                     $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
-  target_link_libraries(${target} PRIVATE $<BUILD_INTERFACE:nola_floating_point>
-                                          $<BUILD_INTERFACE:nola_warnings>)
+                     $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>
+    PRIVATE cpp)
+  target_link_libraries(
+    ${target} PRIVATE $<BUILD_INTERFACE:nola_adapters> $<BUILD_INTERFACE:nola_third_party>
+                      $<BUILD_INTERFACE:nola_floating_point> $<BUILD_INTERFACE:nola_warnings>)
 endforeach()
 
 set_target_properties(

@@ -1,5 +1,6 @@
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR i686)
+set(CMAKE_C_COMPILER i686-linux-gnu-gcc)
 set(CMAKE_CXX_COMPILER i686-linux-gnu-g++)
 # As cpp/src/fp_environment.h asks for.
 set(CMAKE_CXX_FLAGS_INIT "-msse2 -mfpmath=sse")

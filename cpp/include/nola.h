@@ -1,10 +1,12 @@
-/* nola-edge for C, and for every language that calls C: expand, project, merge and quantise, with
- * the same bits on every machine. What the random matrices are is written in docs/basis-v1.md.
+/* nola-edge for C, and for every language that calls C: packed adapters; expand, project, merge
+ * and quantise, with the same bits on every machine. What the random matrices are is written in
+ * docs/basis-v1.md.
  *
  * Every function that can fail returns NOLA_OK or what went wrong, and writes nothing if an
- * argument is refused; nola_last_error() then says in one line which argument it was. No exception
- * leaves, no state is global but the instruction set, and every function may be called from several
- * threads at once, as long as they do not write to the same memory.
+ * argument is refused; nola_last_error() then says in one line which argument it was, or what is
+ * wrong with a file. No exception leaves, no state is global but the instruction set, and every
+ * function may be called from several threads at once, as long as they do not write to the same
+ * memory.
  *
  * Sizes are counts of elements unless they say bytes. A count of threads of 0, or below, takes as
  * many as OpenMP would: the processors, or OMP_NUM_THREADS; the result does not depend on it.
@@ -34,7 +36,9 @@ enum {
     NOLA_INVALID_ARGUMENT = 1, /* refused before anything was written */
     NOLA_NOT_FINITE = 2,       /* an infinite or NaN value; see the function */
     NOLA_OUT_OF_MEMORY = 3,
-    NOLA_INTERNAL_ERROR = 4 /* a bug: please report it with nola_last_error() */
+    NOLA_INTERNAL_ERROR = 4, /* a bug: please report it with nola_last_error() */
+    NOLA_INVALID_FILE = 5,   /* it cannot be read, or is not what it claims */
+    NOLA_MISMATCH = 6        /* adapter and base do not fit together */
 };
 
 typedef int32_t nola_basis;
@@ -65,7 +69,8 @@ uint32_t nola_abi_version(void);
 const char* nola_version(void);
 
 /* What the last function that failed on this thread has to say: one line in UTF-8, which begins
- * with the argument's name. Empty if none has failed. Valid until the next one fails. */
+ * with the name of the argument or the file. Empty if none has failed. Valid until the next one
+ * fails. */
 const char* nola_last_error(void);
 
 /* The instruction set in use: "portable", "neon", "avx2" or "avx512". The best that the processor
@@ -150,6 +155,67 @@ nola_status nola_quantize(nola_block_type type, const float* values, uint64_t co
  * step: it is amplified in each block until as much of it is there as should be. */
 nola_status nola_quantize_amplified(nola_block_type type, const float* base, const float* wanted,
                                     uint64_t count, void* blocks, int32_t num_threads);
+
+/* A packed adapter, as nola-edge pack writes it, in memory: what a box merges into the weights that
+ * it already has. Never changed once it is open, so that any number of threads may use it. */
+typedef struct nola_adapter nola_adapter;
+
+/* Opens a file, checks all of it, and reads its coefficients; nothing stays open. On failure
+ * *adapter is null: NOLA_INVALID_FILE says what is wrong with the file. */
+nola_status nola_adapter_open(const char* path, nola_adapter** adapter);
+/* The same of `size` bytes, which may be gone afterwards. */
+nola_status nola_adapter_open_memory(const void* bytes, uint64_t size, nola_adapter** adapter);
+/* Frees an adapter and all names that it gave; null is left alone. */
+void nola_adapter_close(nola_adapter* adapter);
+
+typedef struct nola_adapter_info {
+    uint64_t num_modules;
+    uint64_t rank;
+    uint64_t num_basis_a;
+    uint64_t num_basis_b;
+    uint64_t seed;
+    double scaling; /* of B A; nola_adapter_merge applies it */
+    /* Tensors that were trained as a whole and replace those of the base: nola_adapter_merge does
+     * not, so without them the model is not the one that was trained. */
+    uint64_t num_whole_tensors;
+    nola_basis basis;
+    int32_t coefficient_bits; /* 3, 4 or 8; 0 if they are floats */
+    int32_t fan_in_fan_out;   /* 1: weights are stored as inputs x outputs, as in GPT-2 */
+} nola_adapter_info;
+nola_status nola_adapter_get_info(const nola_adapter* adapter, nola_adapter_info* info);
+
+/* A module, with names that are valid until the adapter is closed. */
+typedef struct nola_module {
+    const char* name;   /* that it had in training */
+    const char* tensor; /* of the base's tensor that is its weight: NAME.weight unless recorded;
+                           null if it is in several, or has its outputs in another order */
+    uint64_t begin;     /* the first output in that tensor, and the one after the last; */
+    uint64_t end;       /* 0 and 0: all of it */
+} nola_module;
+/* index: 0 to num_modules - 1, in the order of the file. */
+nola_status nola_adapter_get_module(const nola_adapter* adapter, uint64_t index,
+                                    nola_module* module);
+
+/* NOLA_MISMATCH unless the modules have the shapes that they had in training, if the adapter
+ * records them. Coefficients would fit any shape and mean nothing: call it once before merging.
+ *
+ * out_features, in_features: num_modules each, in the modules' order. */
+nola_status nola_adapter_check_shapes(const nola_adapter* adapter, const uint64_t* out_features,
+                                      const uint64_t* in_features);
+
+/* A part of a module's factor, by rows: of A, which is rank x features (inputs), the columns
+ * [begin, end); of B, features (outputs) x rank, the rows. */
+nola_status nola_adapter_factor(const nola_adapter* adapter, uint64_t module, nola_factor factor,
+                                uint64_t features, uint64_t begin, uint64_t end, float* out,
+                                int32_t num_threads);
+
+/* nola_merge of a module's update into its weight, which is outputs x inputs, or inputs x outputs
+ * with fan_in_fan_out.
+ *
+ * head_rows: 0, or the outputs of each attention head where its rotated pairs are side by side, as
+ * llama.cpp stores the query and key weights of LLaMA; even, and a divisor of the outputs. */
+nola_status nola_adapter_merge(const nola_adapter* adapter, uint64_t module,
+                               const nola_weight* weight, uint64_t head_rows, int32_t num_threads);
 
 #ifdef __cplusplus
 }

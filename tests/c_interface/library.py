@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-OK, INVALID_ARGUMENT, NOT_FINITE = 0, 1, 2
+OK, INVALID_ARGUMENT, NOT_FINITE, INVALID_FILE, MISMATCH = 0, 1, 2, 5, 6
 BASES = {"rademacher": 0, "uniform": 1}
 TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 BLOCKS = {"Q4_0": 0, "Q4_1": 1, "Q5_0": 2, "Q5_1": 3, "Q8_0": 4}
@@ -36,6 +36,19 @@ class Update(ctypes.Structure):
     _fields_ = [("b", c_void_p), ("a", c_void_p), ("rank", c_uint64), ("scaling", c_double)]
 
 
+class AdapterInfo(ctypes.Structure):
+    _fields_ = [
+        ("num_modules", c_uint64), ("rank", c_uint64), ("num_basis_a", c_uint64),
+        ("num_basis_b", c_uint64), ("seed", c_uint64), ("scaling", c_double),
+        ("num_whole_tensors", c_uint64), ("basis", c_int32), ("coefficient_bits", c_int32),
+        ("fan_in_fan_out", c_int32),
+    ]  # fmt: skip
+
+
+class Module(ctypes.Structure):
+    _fields_ = [("name", c_char_p), ("tensor", c_char_p), ("begin", c_uint64), ("end", c_uint64)]
+
+
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "nola_abi_version": (c_uint32, []),
     "nola_version": (c_char_p, []),
@@ -51,6 +64,18 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "nola_quantize": (c_int32, [c_int32, c_void_p, c_uint64, c_void_p, c_int32]),
     "nola_quantize_amplified": (
         c_int32, [c_int32, c_void_p, c_void_p, c_uint64, c_void_p, c_int32],
+    ),
+    "nola_adapter_open": (c_int32, [c_char_p, POINTER(c_void_p)]),
+    "nola_adapter_open_memory": (c_int32, [c_void_p, c_uint64, POINTER(c_void_p)]),
+    "nola_adapter_close": (None, [c_void_p]),
+    "nola_adapter_get_info": (c_int32, [c_void_p, POINTER(AdapterInfo)]),
+    "nola_adapter_get_module": (c_int32, [c_void_p, c_uint64, POINTER(Module)]),
+    "nola_adapter_check_shapes": (c_int32, [c_void_p, c_void_p, c_void_p]),
+    "nola_adapter_factor": (
+        c_int32, [c_void_p, c_uint64, c_int32, c_uint64, c_uint64, c_uint64, c_void_p, c_int32],
+    ),
+    "nola_adapter_merge": (
+        c_int32, [c_void_p, c_uint64, POINTER(Weight), c_uint64, c_int32],
     ),
 }  # fmt: skip
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import nola_edge as ne
 from tests.c_interface.conftest import ROOT, run
 from tests.c_interface.library import INVALID_ARGUMENT, SIGNATURES
+from tests.conftest import MODULES, tiny_adapter
 
 HEADER = (ROOT / "cpp" / "include" / "nola.h").read_text()
 EXAMPLE = ROOT / "examples" / "c" / "merge_array.c"
@@ -21,7 +24,9 @@ C99 = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror")
 
 def declared() -> set[str]:
     """Return the functions of the header."""
-    return set(re.findall(r"^(?:nola_status|uint32_t|const char\*) (nola_\w+)\(", HEADER, re.M))
+    return set(
+        re.findall(r"^(?:nola_status|uint32_t|const char\*|void) (nola_\w+)\(", HEADER, re.M)
+    )
 
 
 def test_nothing_else_is_exported(prefix):
@@ -87,6 +92,25 @@ def test_a_c_program_with_pkg_config(compiler, prefix, tmp_path, wanted):
     archive = prefix / "lib" / "libnola.a"
     run(compiler, *C99, EXAMPLE, *flags(prefix, "--cflags"), archive, *libraries, "-o", program)
     assert output_of(program, tmp_path) == wanted
+
+
+@pytest.mark.skipif(shutil.which("pkg-config") is None, reason="needs pkg-config")
+def test_the_example_with_a_packed_adapter(prefix, tmp_path):
+    program, source = tmp_path / "program", EXAMPLE.with_name("merge_packed.c")
+    run("gcc", *C99, source, *flags(prefix, "--cflags", "--libs"), "-o", program)
+    adapter = tiny_adapter().quantize(4)
+    adapter.pack(tmp_path / "a.nola")
+    environment = os.environ | {"LD_LIBRARY_PATH": str(prefix / "lib")}
+    name, shape = next(iter(MODULES.items()))
+    text = run(program, tmp_path / "a.nola", "0", *map(str, shape), env=environment)
+    a, b = adapter.factors(name, *shape)
+    merged = ne.ops.merged(np.ones(shape, np.float32), b, a, adapter.scaling)
+    first, second, last = (f"{value:.9g}" for value in merged.flat[[0, 1, -1]])
+    about = f"rank 4, scaling {adapter.scaling:g}, {len(MODULES)} modules"
+    assert text.splitlines() == [about, f"{name}: {first} {second} ... {last}"]
+    done = subprocess.run([program, "none", "0", "1", "1"], env=environment, capture_output=True)
+    assert done.returncode == 1
+    assert done.stderr == b"merge_packed: none: cannot be opened: No such file or directory\n"
 
 
 @pytest.mark.parametrize("target", ["c", "c_static"])

@@ -5,14 +5,9 @@
 #pragma GCC visibility pop
 
 #include <algorithm>
-#include <cstring>
-#include <exception>
-#include <limits>
-#include <new>
-#include <stdexcept>
 #include <string>
-#include <string_view>
 
+#include "arguments.h"
 #include "nola/basis.h"
 #include "nola/expand.h"
 #include "nola/isa.h"
@@ -22,75 +17,7 @@
 
 namespace {
 
-// Of a fixed size: to note that there is no memory takes none.
-thread_local char last_error[512] = "";
-
-nola_status failed(nola_status status, std::string_view message) noexcept {
-    const std::size_t length = std::min(message.size(), sizeof last_error - 1);
-    std::memcpy(last_error, message.data(), length);
-    last_error[length] = '\0';
-    return status;
-}
-
-// Does the work of a function; what it throws becomes its status.
-template <class Work>
-nola_status guarded(const Work& work) noexcept {
-    try {
-        return work();
-    } catch (const std::invalid_argument& error) {
-        return failed(NOLA_INVALID_ARGUMENT, error.what());
-    } catch (const std::bad_alloc&) {
-        return failed(NOLA_OUT_OF_MEMORY, "there is too little memory");
-    } catch (const std::exception& error) {
-        return failed(NOLA_INTERNAL_ERROR, error.what());
-    } catch (...) {
-        return failed(NOLA_INTERNAL_ERROR, "an unknown exception");
-    }
-}
-
-[[noreturn]] void refuse(std::string_view name, std::string_view reason) {
-    throw std::invalid_argument(std::string(name) + ": " + std::string(reason));
-}
-
-template <class T>
-T& given(const char* name, T* pointer) {
-    if (pointer == nullptr) {
-        refuse(name, "null");
-    }
-    return *pointer;
-}
-
-// An array, which may be null if it is empty.
-template <class T>
-T* array(const char* name, T* pointer, std::size_t count) {
-    return count == 0 ? pointer : &given(name, pointer);
-}
-
-// Enumerators are numbers here: any may come from outside.
-template <class T>
-T chosen(const char* name, std::int32_t value, std::int32_t last) {
-    if (value < 0 || value > last) {
-        refuse(name, std::to_string(value) + " is not in 0.." + std::to_string(last));
-    }
-    return static_cast<T>(value);
-}
-
-std::size_t size_of(const char* name, std::uint64_t value) {
-    if (value > std::numeric_limits<std::size_t>::max()) {
-        refuse(name, std::to_string(value) + " is more than can be in memory");
-    }
-    return static_cast<std::size_t>(value);
-}
-
-// No array can have more bytes than the difference of two pointers can say, so that no address
-// computed from a size that passes here wraps around.
-void check_extent(const char* name, std::uint64_t rows, std::uint64_t cols, std::size_t bytes) {
-    constexpr auto kMost = static_cast<std::uint64_t>(std::numeric_limits<std::ptrdiff_t>::max());
-    if (cols != 0 && rows > kMost / bytes / cols) {
-        refuse(name, std::to_string(rows) + " x " + std::to_string(cols) + " elements of " +
-                         std::to_string(bytes) + " bytes are more than can be in memory");
-    }
-}
+using namespace nola::c;
 
 nola::Matrix matrix_of(const nola_matrix* given_matrix) {
     const nola_matrix& matrix = given("matrix", given_matrix);
@@ -110,21 +37,6 @@ nola::Matrix matrix_of(const nola_matrix* given_matrix) {
 
 std::size_t elements_of(const nola::Window& window) {
     return window.rows() * window.cols();
-}
-
-nola::Weight weight_of(const nola_weight* given_weight) {
-    const nola_weight& weight = given("weight", given_weight);
-    nola::Weight made;
-    made.base = weight.base;
-    made.out = weight.out;
-    made.type = chosen<nola::ElementType>("type", weight.type, NOLA_BFLOAT16);
-    made.shape = {size_of("rows", weight.rows), size_of("cols", weight.cols)};
-    made.base_stride = size_of("base_stride", weight.base_stride);
-    made.out_stride = size_of("out_stride", weight.out_stride);
-    const std::size_t bytes = nola::element_size(made.type);
-    check_extent("weight", made.shape.rows, std::max(made.base_stride, made.shape.cols), bytes);
-    check_extent("weight", made.shape.rows, std::max(made.out_stride, made.shape.cols), bytes);
-    return made;
 }
 
 nola::LowRank update_of(const nola_update* given_update, const nola::Shape& shape) {
@@ -157,7 +69,7 @@ const char* nola_version(void) {
 }
 
 const char* nola_last_error(void) {
-    return last_error;
+    return last_error();
 }
 
 nola_status nola_isa(const char** name) {
@@ -177,11 +89,8 @@ nola_status nola_force_isa(const char* name) {
 
 nola_status nola_stream_id(const char* module, nola_factor factor, uint64_t* stream) {
     return guarded([&] {
-        if (factor != NOLA_FACTOR_A && factor != NOLA_FACTOR_B) {
-            refuse("factor", std::to_string(factor) + " is neither 'A' nor 'B'");
-        }
-        given("stream", stream) =
-            nola::stream_id(&given("module", module), static_cast<nola::Factor>(factor));
+        const nola::Factor which = factor_of(factor);
+        given("stream", stream) = nola::stream_id(&given("module", module), which);
         return NOLA_OK;
     });
 }

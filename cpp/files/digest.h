@@ -1,0 +1,26 @@
+// SHA-256 over what is added piece by piece.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+
+#include "sha256.h"
+
+namespace nola::files {
+
+class Sha256 {
+public:
+    Sha256() { rhash_sha256_init(&state_); }
+
+    void add(const void* bytes, std::size_t count);
+    void add(std::string_view text) { add(text.data(), text.size()); }
+
+    // 64 hexadecimal digits; nothing may be added afterwards.
+    std::string hex();
+
+private:
+    sha256_ctx state_{};
+};
+
+}  // namespace nola::files
