@@ -12,3 +12,5 @@ target_compile_features(nola_adapters PUBLIC cxx_std_17)
 target_include_directories(nola_adapters PUBLIC cpp cpp/include)
 target_link_libraries(nola_adapters PUBLIC nola_third_party
                                     PRIVATE nola_floating_point nola_warnings)
+# Files of more than 2 GB, where a long has 32 bits.
+target_compile_definitions(nola_adapters PUBLIC _FILE_OFFSET_BITS=64)
