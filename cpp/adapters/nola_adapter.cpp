@@ -124,6 +124,7 @@ std::string basis_fingerprint(std::uint64_t seed) {
 
 std::string modules_fingerprint(const std::vector<Module>& modules) {
     std::vector<std::string> names;
+    names.reserve(modules.size());
     for (const Module& module : modules) {
         names.push_back(module.name);
     }
@@ -134,6 +135,7 @@ std::string shapes_fingerprint(const std::vector<Module>& modules,
                                const std::uint64_t* out_features,
                                const std::uint64_t* in_features) {
     std::vector<std::string> lines;
+    lines.reserve(modules.size());
     for (std::size_t i = 0; i < modules.size(); ++i) {
         lines.push_back(modules[i].name + " " + std::to_string(out_features[i]) + "x" +
                         std::to_string(in_features[i]));

@@ -195,7 +195,7 @@ public:
         : input_(file.input()), at_(tensor.start) {}
 
     std::string bytes(std::size_t count) {
-        const std::string text = input_.read_text(at_, count);
+        std::string text = input_.read_text(at_, count);
         at_ += count;
         return text;
     }
