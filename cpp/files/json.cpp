@@ -112,7 +112,7 @@ std::string shown(yyjson_val* value) {
         return "'" + printable(text_of(value)) + "'";
     }
     char* text = yyjson_val_write(value, YYJSON_WRITE_NOFLAG, nullptr);
-    const std::string result = text == nullptr ? "too much" : printable(text);
+    std::string result = text == nullptr ? "too much" : printable(text);
     std::free(text);
     return result;
 }
