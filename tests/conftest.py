@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -158,6 +159,13 @@ def tiny(tmp_path) -> tuple[Path, Path]:
 
 def tiny_adapter(**options) -> Adapter:
     return trained_adapter(MODULES, **{"r": 4, "num_basis": 10, "seed": 11, **options})
+
+
+def with_whole(adapter: Adapter, **tensors: np.ndarray) -> Adapter:
+    """Return an adapter that also has tensors as a whole."""
+    saved = tuple(name.rpartition(".")[0] for name in tensors)
+    config = dataclasses.replace(adapter.config, modules_to_save=saved)
+    return Adapter(config, adapter.modules, tensors)
 
 
 def default_signals() -> None:

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 import nola_edge as ne
 from nola_edge.demo.scoring import DATA
 from nola_edge.errors import AdapterError, NolaEdgeError
-from tests.conftest import snapshot, tiny_adapter
-from tests.merge.test_each import with_whole
+from tests.conftest import snapshot, tiny_adapter, with_whole
 
 
 @pytest.fixture(scope="module")

@@ -33,11 +33,10 @@ from tests.c_interface.library import (
     place,
     weight_of,
 )
-from tests.conftest import MODULES, snapshot, tiny_adapter
+from tests.conftest import MODULES, snapshot, tiny_adapter, with_whole
 from tests.fuzz.mutate import mutate
 from tests.fuzz.readers import READERS
 from tests.fuzz.seeds import seeds
-from tests.merge.test_each import with_whole
 
 #: Each way in which coefficients are stored, and what they are multiplied by.
 KINDS = {

@@ -9,8 +9,7 @@ import nola_edge as ne
 from nola_edge.dtypes import numpy_dtype
 from nola_edge.errors import OutputError
 from tests.conftest import load_all as load
-from tests.conftest import snapshot, tiny_adapter, write_safetensors, write_sharded
-from tests.merge.test_each import with_whole
+from tests.conftest import snapshot, tiny_adapter, with_whole, write_safetensors, write_sharded
 
 F = np.float32
 

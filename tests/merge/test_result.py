@@ -24,11 +24,10 @@ from nola_edge.merge.merged import Merged, pieces_of_all
 from nola_edge.merge.plan import load_adapters, plan_merge
 from nola_edge.merge.result import Stored, Whole, fill
 from nola_edge.workers import Workers
-from tests.conftest import load_all, write_safetensors, write_sharded
+from tests.conftest import load_all, with_whole, write_safetensors, write_sharded
 from tests.gguf.encode import encode, llama_pairs
 from tests.gguf.test_merge import HEADS, KEY_HEADS, adapter_of, arrays_of
 from tests.lora_folders import factors, with_magnitudes, write_lora
-from tests.merge.test_each import with_whole
 
 F = np.float32
 KINDS = {"stored": Stored, "whole": Whole, "nola": Merged, "lora": Merged, "dora": Merged}
