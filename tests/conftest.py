@@ -43,6 +43,16 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.relative_to(here).parts[0] in TORCH_FOLDERS:
             item.add_marker(pytest.mark.torch)
+        item.add_marker(pytest.mark.xdist_group(process_of(item)))
+
+
+def process_of(item: pytest.Item) -> str:
+    """Return what several processes divide tests by: whole files, for what their tests share.
+
+    And all that need the C++ library, so that it is built once.
+    """
+    needs_library = "library_build" in getattr(item, "fixturenames", ())
+    return "library" if needs_library else str(item.path)
 
 
 @pytest.fixture(params=ISAS)
