@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "config.h"
+#include "expected.h"
 
 namespace nola::adapters {
 
@@ -22,6 +23,8 @@ struct NolaAdapter {
     std::vector<Module> modules;
     // Tensors that the adapter has whole, by their names in the file that holds them.
     std::vector<std::string> whole_tensors;
+    // What its publisher says that merging it gives.
+    std::vector<ExpectedResult> expected;
 
     // The matrix that a factor of a module is, of rank x features (A) or features x rank (B), as a
     // whole.

@@ -154,7 +154,7 @@ NolaAdapter parse_about(std::string_view text, std::string_view file) {
     }
     yyjson_val* config = yyjson_obj_get(json.root(), "config");
     files::for_each_member(json.root(), [&](std::string_view key, yyjson_val*) {
-        if (key != "config" && key != "modules") {
+        if (key != "config" && key != "modules" && key != "expected") {
             throw Failure(file, key, "is not understood");
         }
     });
@@ -164,6 +164,7 @@ NolaAdapter parse_about(std::string_view text, std::string_view file) {
     NolaAdapter adapter;
     adapter.modules = parse_modules(yyjson_obj_get(json.root(), "modules"), file);
     adapter.config = parse_config(config, file);
+    adapter.expected = parse_expected(yyjson_obj_get(json.root(), "expected"), file);
     return adapter;
 }
 

@@ -101,7 +101,7 @@ std::string_view text_of(yyjson_val* value) {
     return {yyjson_get_str(value), yyjson_get_len(value)};
 }
 
-std::string shown(yyjson_val* value) {
+std::string shown(yyjson_val* value, std::size_t limit) {
     if (yyjson_is_null(value)) {
         return "None";
     }
@@ -109,10 +109,10 @@ std::string shown(yyjson_val* value) {
         return yyjson_get_bool(value) ? "True" : "False";
     }
     if (yyjson_is_str(value)) {
-        return "'" + printable(text_of(value)) + "'";
+        return "'" + printable(text_of(value), limit) + "'";
     }
     char* text = yyjson_val_write(value, YYJSON_WRITE_NOFLAG, nullptr);
-    std::string result = text == nullptr ? "too much" : printable(text);
+    std::string result = text == nullptr ? "too much" : printable(text, limit);
     std::free(text);
     return result;
 }

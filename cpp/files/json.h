@@ -48,7 +48,7 @@ void for_each_item(yyjson_val* list, const Each& each) {
     }
 }
 
-// A value as Python would show it, for errors.
-std::string shown(yyjson_val* value);
+// A value as Python would show it, in at most so many characters, for errors.
+std::string shown(yyjson_val* value, std::size_t limit = 120);
 
 }  // namespace nola::files

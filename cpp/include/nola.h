@@ -178,6 +178,7 @@ typedef struct nola_adapter_info {
     /* Tensors that were trained as a whole and replace those of the base: nola_adapter_merge does
      * not, so without them the model is not the one that was trained. */
     uint64_t num_whole_tensors;
+    uint64_t num_expected; /* see nola_adapter_get_expected */
     nola_basis basis;
     int32_t coefficient_bits; /* 3, 4 or 8; 0 if they are floats */
     int32_t fan_in_fan_out;   /* 1: weights are stored as inputs x outputs, as in GPT-2 */
@@ -195,6 +196,18 @@ typedef struct nola_module {
 /* index: 0 to num_modules - 1, in the order of the file. */
 nola_status nola_adapter_get_module(const nola_adapter* adapter, uint64_t index,
                                     nola_module* module);
+
+/* What its publisher says that merging the adapter into a base gives, alone and as it is
+ * (docs/adapter-format.md, "Expected results"); texts are valid until the adapter is closed. */
+typedef struct nola_expected {
+    const char* name;             /* what the publisher calls the base */
+    const char* kind;             /* "folder", "safetensors" or "gguf": the base and the result */
+    const char* base_fingerprint; /* 32 hexadecimal digits */
+    const char* sha256;           /* 64: of a file; of a folder, of the list of its files' */
+} nola_expected;
+/* index: 0 to num_expected - 1. */
+nola_status nola_adapter_get_expected(const nola_adapter* adapter, uint64_t index,
+                                      nola_expected* expected);
 
 /* NOLA_MISMATCH unless the modules have the shapes that they had in training, if the adapter
  * records them. Coefficients would fit any shape and mean nothing: call it once before merging.

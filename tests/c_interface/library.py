@@ -40,13 +40,17 @@ class AdapterInfo(ctypes.Structure):
     _fields_ = [
         ("num_modules", c_uint64), ("rank", c_uint64), ("num_basis_a", c_uint64),
         ("num_basis_b", c_uint64), ("seed", c_uint64), ("scaling", c_double),
-        ("num_whole_tensors", c_uint64), ("basis", c_int32), ("coefficient_bits", c_int32),
+        ("num_whole_tensors", c_uint64), ("num_expected", c_uint64), ("basis", c_int32), ("coefficient_bits", c_int32),
         ("fan_in_fan_out", c_int32),
     ]  # fmt: skip
 
 
 class Module(ctypes.Structure):
     _fields_ = [("name", c_char_p), ("tensor", c_char_p), ("begin", c_uint64), ("end", c_uint64)]
+
+
+class Expected(ctypes.Structure):
+    _fields_ = [(name, c_char_p) for name in ("name", "kind", "base_fingerprint", "sha256")]
 
 
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
@@ -70,6 +74,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "nola_adapter_close": (None, [c_void_p]),
     "nola_adapter_get_info": (c_int32, [c_void_p, POINTER(AdapterInfo)]),
     "nola_adapter_get_module": (c_int32, [c_void_p, c_uint64, POINTER(Module)]),
+    "nola_adapter_get_expected": (c_int32, [c_void_p, c_uint64, POINTER(Expected)]),
     "nola_adapter_check_shapes": (c_int32, [c_void_p, c_void_p, c_void_p]),
     "nola_adapter_factor": (
         c_int32, [c_void_p, c_uint64, c_int32, c_uint64, c_uint64, c_uint64, c_void_p, c_int32],

@@ -146,6 +146,7 @@ nola_status nola_adapter_get_info(const nola_adapter* adapter, nola_adapter_info
         filled.seed = found.config.seed;
         filled.scaling = found.config.scaling();
         filled.num_whole_tensors = found.whole_tensors.size();
+        filled.num_expected = found.expected.size();
         filled.basis = static_cast<nola_basis>(found.config.basis);
         filled.coefficient_bits = found.config.coefficient_bits;
         filled.fan_in_fan_out = found.config.fan_in_fan_out ? 1 : 0;
@@ -162,6 +163,21 @@ nola_status nola_adapter_get_module(const nola_adapter* adapter, uint64_t index,
         const bool has_lines = part != nullptr;
         given("module", module) = {found.name.c_str(), tensor.empty() ? nullptr : tensor.c_str(),
                                    has_lines ? part->begin : 0, has_lines ? part->end : 0};
+        return NOLA_OK;
+    });
+}
+
+nola_status nola_adapter_get_expected(const nola_adapter* adapter, uint64_t index,
+                                      nola_expected* expected) {
+    return guarded([&] {
+        const auto& all = adapter_of(adapter).expected;
+        if (index >= all.size()) {
+            refuse("index", std::to_string(index) + " is not below num_expected, " +
+                                std::to_string(all.size()));
+        }
+        const auto& found = all[static_cast<std::size_t>(index)];
+        given("expected", expected) = {found.name.c_str(), found.kind.c_str(),
+                                       found.base_fingerprint.c_str(), found.sha256.c_str()};
         return NOLA_OK;
     });
 }
