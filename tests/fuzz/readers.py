@@ -109,11 +109,12 @@ def _packed_from_parts(data: bytes, path: Path) -> None:
 
 
 def _read_packed(path: Path) -> Content:
-    config, modules, whole = load_packed(path)
+    config, modules, whole, expected = load_packed(path)
     return (
         config,
         {name: (c.alpha.tobytes(), c.beta.tobytes()) for name, c in modules.items()},
         {name: (v.dtype, v.shape, v.array().tobytes()) for name, v in whole.items()},
+        expected,
     )
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from nola_edge import Adapter
+from nola_edge.adapters import ExpectedResult
 from nola_edge.adapters.nola_config import BOOKKEEPING
 from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.dtypes import BITS
+from nola_edge.files.content_hash import hash_of_list
 from nola_edge.files.gguf_types import TENSOR_TYPES
 from nola_edge.files.safetensors import encode_header
 from tests.fuzz.readers import PARTS
@@ -57,6 +59,8 @@ def words(reader: str) -> list[str]:
             "scales",
             "config",
             "modules",
+            "expected",
+            *ExpectedResult._fields,
             "coefficient_bits",
             "exact_first_alpha",
             "\\ud800",
@@ -93,6 +97,9 @@ def _packed() -> Iterator[bytes]:
     about = json.dumps({"config": config, "modules": names}).encode()
     yield PARTS.join([about, np.concatenate(factors).tobytes()])
     yield PARTS.join([about, np.concatenate(factors).tobytes(), b"", _HALVES.tobytes()])
+    plain_config, entries = plain.config.to_json(), [result.to_json() for result in _expected()]
+    about = json.dumps({"config": plain_config, "modules": names, "expected": entries}).encode()
+    yield PARTS.join([about, np.concatenate(factors).tobytes()])
     for bits in (3, 4, 8):
         tensors = _adapter(basis="uniform").quantize(bits)
         yield _packed_file(tensors)
@@ -105,12 +112,22 @@ def _packed() -> Iterator[bytes]:
         assert len(zero) == size
         yield PARTS.join([about, zero * 4, np.full(6, 0.5, "<f4").tobytes()])
     yield _packed_file(plain)
+    yield _packed_file(plain, _expected())
 
 
-def _packed_file(adapter: Adapter) -> bytes:
+def _expected() -> list[ExpectedResult]:
+    files = {"config.json": "0" * 64, "sub/é.txt": "f" * 64}
+    return [
+        ExpectedResult("base", "folder", "1" * 32, hash_of_list(files), files),
+        ExpectedResult("base.gguf", "gguf", "2" * 32, "a" * 64),
+        ExpectedResult("é", "safetensors", "3" * 32, "b" * 64),
+    ]
+
+
+def _packed_file(adapter: Adapter, expect: Iterable[ExpectedResult] = ()) -> bytes:
     with TemporaryDirectory() as folder:
         path = Path(folder, "packed.nola")
-        adapter.pack(path)
+        adapter.pack(path, expect=expect)
         return path.read_bytes()
 
 

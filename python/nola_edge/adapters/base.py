@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from nola_edge.adapters.expected import ExpectedResult
     from nola_edge.adapters.tensor_parts import TensorPart
     from nola_edge.files.tensors import Tensor, TensorMapping
     from nola_edge.ops import Range
@@ -45,9 +46,12 @@ class LowRankAdapter(ABC):
         Keyed by the adapter's own names of its modules, at least one.
     whole_tensors : TensorMapping
         Tensor name -> array that takes a tensor's place: ``modules_to_save`` and biases.
+    expected : tuple of ExpectedResult
+        What merging it must give, where its publisher recorded that.
     """
 
     path: Path | None
+    expected: tuple[ExpectedResult, ...] = ()
     modules: Mapping[str, Any]
     whole_tensors: TensorMapping
 

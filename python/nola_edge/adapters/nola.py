@@ -10,6 +10,7 @@ import numpy as np
 
 from nola_edge import arguments, ops
 from nola_edge.adapters.base import LowRankAdapter, with_rslora_mistaken
+from nola_edge.adapters.expected import together
 from nola_edge.adapters.fingerprints import (
     basis_fingerprint,
     modules_fingerprint,
@@ -19,7 +20,7 @@ from nola_edge.adapters.hub import adapter_path
 from nola_edge.adapters.nola_checks import check_contents, check_fingerprints, still_true
 from nola_edge.adapters.nola_config import PEFT_TYPE, AdapterConfig
 from nola_edge.adapters.nola_files import Coefficients, load_folder, named_tensors
-from nola_edge.adapters.packed import load_packed, packed_obstacle, write_packed
+from nola_edge.adapters.packed import Packed, load_packed, packed_obstacle, write_packed
 from nola_edge.adapters.peft_folder import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -38,11 +39,12 @@ from nola_edge.files.strict_json import MAX_CONFIG_BYTES
 from nola_edge.files.tensors import TensorMapping
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Hashable, Iterable, Mapping
 
     from numpy.typing import NDArray
 
     from nola_edge.adapters.base import Factor
+    from nola_edge.adapters.expected import ExpectedResult
     from nola_edge.adapters.tensor_parts import TensorPart
     from nola_edge.files.tensors import Tensor
 
@@ -60,6 +62,9 @@ class Adapter(LowRankAdapter):
         they are accessed.
     path : Path or None
         Where it was loaded from.
+    expected : tuple of ExpectedResult
+        What merging it must give, for each base that its publisher named; a packed file alone has
+        them. They are of this adapter: what :meth:`replace` and :meth:`quantize` return has none.
     """
 
     modules: dict[str, Coefficients]
@@ -71,11 +76,13 @@ class Adapter(LowRankAdapter):
         whole_tensors: Mapping[str, NDArray[Any] | Tensor] | None = None,
         *,
         path: Path | None = None,
+        expected: Iterable[ExpectedResult] = (),
     ) -> None:
         self.config = still_true(config, modules)
         self.modules = dict(modules)
         self.whole_tensors = TensorMapping(whole_tensors or {})
         self.path = path
+        self.expected = tuple(expected)
         check_contents(self.config, self.modules, path)
         check_owners(self.config.tensors, self.modules, self.whole_tensors, path)
 
@@ -198,12 +205,13 @@ class Adapter(LowRankAdapter):
         folder = adapter_path(path, revision)
         packed = folder.is_file()
         with opening(folder):
-            config, modules, whole = load_packed(folder) if packed else load_folder(folder)
+            found = load_packed(folder) if packed else Packed(*load_folder(folder))
+        config, modules, whole, expected = found
         check_saved_modules(whole, config, folder if packed else folder / CONFIG_NAME)
         if modules:
             check_fingerprints(config, modules, folder if packed else folder / CONFIG_NAME)
         try:
-            return cls(config, modules, whole, path=folder)
+            return cls(config, modules, whole, path=folder, expected=expected)
         except AdapterError as error:
             error.file = folder if packed else folder / WEIGHTS_NAME
             raise
@@ -366,6 +374,8 @@ class Adapter(LowRankAdapter):
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the adapter as a PEFT folder, with fingerprints of its basis and modules.
 
+        Results that it expects are left out: a folder has no place for them.
+
         Parameters
         ----------
         path : path
@@ -400,7 +410,9 @@ class Adapter(LowRankAdapter):
             return []
         return [self.path]
 
-    def pack(self, path: str | Path, *, force: bool = False) -> None:
+    def pack(
+        self, path: str | Path, *, force: bool = False, expect: Iterable[ExpectedResult] = ()
+    ) -> None:
         """Write the adapter as one file, for shipping (docs/adapter-format.md, *Packed*).
 
         Parameters
@@ -409,25 +421,33 @@ class Adapter(LowRankAdapter):
             Absent or complete at every instant.
         force : bool
             Replace an existing file.
+        expect : iterable of ExpectedResult
+            What merging it must give: :func:`nola_edge.expect_checkpoint` and
+            :func:`nola_edge.gguf.expect_gguf` find that. Gone through once it is known that the
+            file can be written. The adapter's own `expected` are kept, but for those of the same
+            names.
 
         Raises
         ------
         OutputError
+            If the file cannot be written.
+        AdapterError
+            If a result has no name of its own, or is no such result.
         """
         from nola_edge.files.atomic import AtomicOutput
 
         path = arguments.path("path", path)
-        with (
-            AtomicOutput(
-                path,
-                inputs=self._inputs(path, force),
-                force=force,
-                directory=False,
-                replaces=packed_obstacle,
-            ) as out,
-            out.file() as file,
-        ):
-            write_packed(file, self._fingerprinted(), self.modules, self.whole_tensors.tensors)
+        with AtomicOutput(
+            path,
+            inputs=self._inputs(path, force),
+            force=force,
+            directory=False,
+            replaces=packed_obstacle,
+        ) as out:
+            config, whole = self._fingerprinted(), self.whole_tensors.tensors
+            expected = together(self.expected, expect)
+            with out.file() as file:
+                write_packed(file, config, self.modules, whole, expected)
 
     def quantize(self, bits: int) -> Adapter:
         """Return the adapter with coefficients rounded to few bits, to be stored that way.

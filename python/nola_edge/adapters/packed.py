@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from nola_edge.adapters.expected import FIELD, read_expected, to_json
 from nola_edge.adapters.nola_config import AdapterConfig
 from nola_edge.adapters.nola_files import Coefficients
 from nola_edge.adapters.peft_folder import check_readable, write_tensors
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from nola_edge.adapters.expected import ExpectedResult
     from nola_edge.files.tensors import Tensor
 
 #: The format that is written. The first, without a hash of the contents, is read too.
@@ -52,13 +54,34 @@ _MAX_MODULES = 100_000
 _MAX_NAME = 8192
 
 
+class Packed(NamedTuple):
+    """What a packed adapter holds.
+
+    Attributes
+    ----------
+    config : AdapterConfig
+    modules : dict
+        Module name -> coefficients.
+    whole : dict
+        Tensor name -> whole tensor.
+    expected : tuple of ExpectedResult
+        What merging it must give, for each base that its publisher named.
+    """
+
+    config: AdapterConfig
+    modules: dict[str, Coefficients]
+    whole: dict[str, Tensor]
+    expected: tuple[ExpectedResult, ...] = ()
+
+
 def write_packed(
     path: Path,
     config: AdapterConfig,
     modules: Mapping[str, Coefficients],
     whole: Mapping[str, Tensor],
+    expected: Sequence[ExpectedResult] = (),
 ) -> None:
-    """Write a packed adapter to a new file.
+    """Write a packed adapter to a new file; the arguments are those of :class:`Packed`.
 
     Raises
     ------
@@ -66,7 +89,9 @@ def write_packed(
         If the configuration cannot be written so that every reader understands it, or there are
         more modules, or a larger configuration, than are read again.
     """
-    about = {"config": config.to_json(), "modules": list(modules)}
+    about: dict[str, Any] = {"config": config.to_json(), "modules": list(modules)}
+    if expected:
+        about[FIELD] = to_json(expected, path.name)
     text = encode(about, separators=(",", ":"), sort_keys=True)
     check_readable(len(dumps(about["config"])), MAX_CONFIG_BYTES, "config")
     check_readable(len(text), _MAX_ABOUT_BYTES, _ABOUT)
@@ -107,9 +132,7 @@ def contents_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_packed(
-    path: Path,
-) -> tuple[AdapterConfig, dict[str, Coefficients], dict[str, Tensor]]:
+def load_packed(path: Path) -> Packed:
     """Read a packed adapter.
 
     Raises
@@ -129,7 +152,7 @@ def load_packed(
         whole_names = list(_whole_names(file))
         if metadata["format"] == FORMAT:
             _check_contents(file, metadata.get(_HASH))
-        config, names = _parse_about(_inflate(file), path)
+        config, names, expected = _parse_about(_inflate(file), path)
         modules = _coefficients(file, config, names)
         whole = {
             name.removeprefix(_WHOLE): load_whole(file, name, name.removeprefix(_WHOLE), config)
@@ -138,7 +161,7 @@ def load_packed(
         file.check_unchanged()
         if whole:
             stack.pop_all()  # they stay in the file
-    return config, modules, whole
+    return Packed(config, modules, whole, expected)
 
 
 def _opened(path: Path) -> SafetensorsFile:
@@ -194,16 +217,21 @@ def _inflate(file: SafetensorsFile) -> bytes:
     return text
 
 
-def _parse_about(data: bytes, path: Path) -> tuple[AdapterConfig, list[str]]:
-    """Return the configuration and the modules' names."""
+def _parse_about(
+    data: bytes, path: Path
+) -> tuple[AdapterConfig, list[str], tuple[ExpectedResult, ...]]:
+    """Return the configuration, the modules' names and the results that are expected."""
     cursor = Cursor(data, file=path)
     config: Any = None
     names: list[str] = []
-    for key in cursor.keys(2):
+    expected: tuple[ExpectedResult, ...] = ()
+    for key in cursor.keys(3):
         if key == "config":
             config = cursor.value(MAX_CONFIG_BYTES)
         elif key == "modules":
             names = _module_names(cursor, path)
+        elif key == FIELD:
+            expected = read_expected(cursor, path)
         else:
             raise AdapterError("is not understood", file=path, field=key)
     cursor.end()
@@ -211,7 +239,7 @@ def _parse_about(data: bytes, path: Path) -> tuple[AdapterConfig, list[str]]:
         raise AdapterError("is missing", file=path, field="config")
     if not names:
         raise AdapterError("is missing", file=path, field="modules")
-    return AdapterConfig.from_json(config, file=path), names
+    return AdapterConfig.from_json(config, file=path), names, expected
 
 
 def _module_names(cursor: Cursor, path: Path) -> list[str]:

@@ -15,7 +15,7 @@ from nola_edge.pacing import check_stopped
 from nola_edge.workers import Buffers, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 _AT_ONCE = 4 << 20
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -88,9 +88,13 @@ def content_hash(
         for name in names:
             workers.submit(hash_one, name, nbytes=_AT_ONCE)
     files = {name: found[name][0] for name in names}
-    lines = "".join(f"{sha256}  ./{name}\n" for name, sha256 in files.items())
-    whole = hashlib.sha256(lines.encode()).hexdigest()
-    return ContentHash(whole, files, sum(nbytes for _, nbytes in found.values()))
+    return ContentHash(hash_of_list(files), files, sum(nbytes for _, nbytes in found.values()))
+
+
+def hash_of_list(files: Mapping[str, str]) -> str:
+    """Return the SHA-256 of a folder whose files, by their paths in it, have these."""
+    lines = "".join(f"{sha256}  ./{name}\n" for name, sha256 in sorted(files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _files_below(folder: Path) -> Iterator[str]:
