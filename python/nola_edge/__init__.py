@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nola_edge.errors import NolaEdgeError
     from nola_edge.export.lora import export_lora
     from nola_edge.files.content_hash import content_hash
+    from nola_edge.merge.expect import expect_checkpoint
     from nola_edge.merge.many.each import merge_each
     from nola_edge.merge.open import open_merged
     from nola_edge.merge.switch import ArraySwitch
@@ -30,6 +31,7 @@ __all__ = [
     "build_info",
     "content_hash",
     "expand",
+    "expect_checkpoint",
     "export_lora",
     "load_adapter",
     "merge_",
@@ -49,6 +51,7 @@ _LAZY = {
     "NolaEdgeError": "nola_edge.errors",
     "__version__": "nola_edge._core",
     "content_hash": "nola_edge.files.content_hash",
+    "expect_checkpoint": "nola_edge.merge.expect",
     "export_lora": "nola_edge.export.lora",
     "load_adapter": "nola_edge.adapters",
     "merge_checkpoint": "nola_edge.merge.write",

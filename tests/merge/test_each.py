@@ -19,7 +19,8 @@ from nola_edge.demo.synthetic import DecoderShape, trained_adapter, write_checkp
 from nola_edge.files import input_file
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.safetensors import SafetensorsFile
-from nola_edge.merge import weight_files, windows
+from nola_edge.files.sinks import FileSink
+from nola_edge.merge import windows
 from nola_edge.merge.many import groups
 from nola_edge.merge.many.output_names import name_outputs
 from tests.adapters.test_experts import adapter_files, base_of_stacks
@@ -90,7 +91,7 @@ def test_any_base_any_adapters(tmp_path_factory, data):
         patch.setattr(windows, "BLOCK_BYTES", data.draw(st.integers(1, 5000)))
         patch.setattr(windows, "_STRIP_BYTES", data.draw(st.integers(1, 200)))
         patch.setattr(windows, "_ALIGNMENT", data.draw(st.integers(1, 40)))
-        patch.setattr(weight_files, "_COPY_BYTES", data.draw(st.integers(1, 5000)))
+        patch.setattr(FileSink, "copy_bytes", data.draw(st.integers(1, 5000)))
         threads = data.draw(st.integers(1, 4))
         ne.merge_each(folder / "base", adapters, folder / "out", num_threads=threads)
     assert snapshot(folder / "out") == one_by_one(folder / "base", adapters, folder / "single")
@@ -132,7 +133,7 @@ def merged_bytes(base):
 
 def test_the_base_is_read_once(tiny, tmp_path, monkeypatch, reads, copies):
     monkeypatch.setattr(windows, "BLOCK_BYTES", 700)
-    monkeypatch.setattr(weight_files, "_COPY_BYTES", 512)
+    monkeypatch.setattr(FileSink, "copy_bytes", 512)
     ne.merge_each(tiny[0], seeds(5), tmp_path / "out", num_threads=1)
     assert set(reads.values()) == {1}
     assert reads.total() == merged_bytes(tiny[0])

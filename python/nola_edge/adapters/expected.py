@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from nola_edge.arguments import wrong_type
-from nola_edge.errors import AdapterError, printable
+from nola_edge.errors import AdapterError, ArgumentError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 #: Kinds of results: what ``merge`` writes for a base of the kind.
 FOLDER = "folder"
-SAFETENSORS = "safetensors"
+ONE_FILE = "safetensors"
 GGUF = "gguf"
-_KINDS = (FOLDER, SAFETENSORS, GGUF)
+_KINDS = (FOLDER, ONE_FILE, GGUF)
 #: The key of a packed adapter's JSON.
 FIELD = "expected"
 _MAX_RESULTS = 64
@@ -101,7 +101,7 @@ class _Reader:
             self._refuse("kind", kind, f"one of {', '.join(_KINDS)}")
         self._check_fields({*ExpectedResult._fields} - ({"files"} if kind != FOLDER else set()))
         name = self._entry["name"]
-        if not is_name(name):
+        if not _is_name(name):
             self._refuse("name", name, f"printable text of 1 to {_MAX_NAME} characters")
         fingerprint = self._digits("base_fingerprint", _FINGERPRINT, 32)
         sha256 = self._digits("sha256", _SHA256, 64)
@@ -144,7 +144,24 @@ class _Reader:
         )
 
 
-def is_name(value: object) -> bool:
+def check_name(name: str) -> str:
+    """Return what a publisher calls a base, if it can be that.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    if not _is_name(name):
+        raise ArgumentError(
+            f"{printable(repr(name))} is not printable text of 1 to {_MAX_NAME} characters; give "
+            "the base another",
+            field="name",
+            value=name,
+        )
+    return name
+
+
+def _is_name(value: object) -> bool:
     """Tell whether a value can be what a publisher calls a base."""
     return isinstance(value, str) and 0 < len(value) <= _MAX_NAME and value.isprintable()
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from nola_edge.adapters.tensor_parts import TensorPart
-    from nola_edge.files.safetensors import SafetensorsFile
+    from nola_edge.files.input_file import Source
     from nola_edge.files.tensor_info import TensorInfo
 
 _WINDOWS = 64
@@ -57,7 +57,7 @@ def _fnv1a(text: str) -> str:
     return f"{_core.fnv1a(text):016x}"
 
 
-def base_fingerprint(targets: Iterable[tuple[str, SafetensorsFile, TensorInfo]]) -> str:
+def base_fingerprint(targets: Iterable[tuple[str, Source, TensorInfo]]) -> str:
     r"""Return BLAKE2b-128 over the base's target tensors, as 32 digits.
 
     For every module in sorted order: the line ``"<module> <dtype> <shape joined by x>\\n"`` in
@@ -68,6 +68,7 @@ def base_fingerprint(targets: Iterable[tuple[str, SafetensorsFile, TensorInfo]])
     Parameters
     ----------
     targets : iterable of (module, file, entry)
+        Of a GGUF file, whose tensors have names of their own, the name in place of the module.
     """
     from hashlib import blake2b
 

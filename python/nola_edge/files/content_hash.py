@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nola_edge import arguments
 from nola_edge.errors import ArgumentError, FormatError, MismatchError, printable
-from nola_edge.files.input_file import InputFile, opening
+from nola_edge.files.input_file import InputFile
 from nola_edge.pacing import check_stopped
 from nola_edge.workers import Buffers, Workers
 
@@ -111,12 +111,32 @@ def _files_below(folder: Path) -> Iterator[str]:
             )
         for name in names:
             path = os.path.relpath(os.path.join(here, name), folder)
-            # `sha256sum` would write such names otherwise, and not everybody alike.
-            if not path.isprintable() or "\\" in path:
-                raise FormatError(
-                    f"{printable(path)} has a name that lists of hashes cannot hold", file=folder
-                )
+            check_listable(path, folder)
             yield path
+
+
+def check_listable(path: str, folder: Path) -> None:
+    """Refuse a path that ``sha256sum`` would write otherwise, and not everybody alike.
+
+    Raises
+    ------
+    FormatError
+    """
+    if not path.isprintable() or "\\" in path:
+        raise FormatError(
+            f"{printable(path)} has a name that lists of hashes cannot hold", file=folder
+        )
+
+
+def hash_file(path: Path, progress: Callable[[int], None]) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises
+    ------
+    NolaEdgeError
+        If it cannot be read, or changes meanwhile.
+    """
+    return _hash_file(path, memoryview(bytearray(_AT_ONCE)), progress)[0]
 
 
 def _hash_file(path: Path, buffer: memoryview, told: Callable[[int], None]) -> tuple[str, int]:
@@ -156,31 +176,23 @@ def expected_hash(value: str | None) -> str | None:
     return text
 
 
-def check_hash(
-    path: Path, expected: str | None, output: Path, num_threads: int | None = None
-) -> None:
+def check_hash(found: str, expected: str | None, output: Path) -> None:
     """Refuse a result that is not in place yet, if another was expected.
 
     Parameters
     ----------
-    path : Path
-        Where it is.
+    found : str
+        Its SHA-256.
     expected : str or None
         From :func:`expected_hash`.
     output : Path
         Where it was to go, for the error.
-    num_threads : int, optional
-        As for :func:`content_hash`.
 
     Raises
     ------
     MismatchError
     """
-    if expected is None:
-        return
-    with opening(output):
-        found = content_hash(path, num_threads=num_threads).sha256
-    if found != expected:
+    if expected not in (None, found):
         raise MismatchError(
             f"would have the SHA-256 {found}, not {expected} as expected: base, adapters, weights "
             "or options are others than those that hash was made with",

@@ -53,6 +53,11 @@ def is_index(name: str) -> bool:
     return SAFETENSORS in name and _is_index(name)
 
 
+def is_own_weights(name: str) -> bool:
+    """Tell whether a file of a merged folder, by its path, is of its weights or their index."""
+    return "/" not in name and (is_index(name) or name.endswith(SAFETENSORS))
+
+
 def _is_index(name: str) -> bool:
     found = _INDEX.search(name)
     return found is not None and found.end() == len(name)

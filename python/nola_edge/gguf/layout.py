@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from nola_edge.files.gguf import GgufFile
 
+    Part = tuple[int, int] | bytes | str
+
 
 class Layout:
     """The offsets of an output with the tensors of a base, in the same order, and its entries.
@@ -76,6 +78,29 @@ class Layout:
             end = info.stop
         if begin < end:
             yield begin, end, offset
+
+    def parts(self) -> Iterator[tuple[int, Part]]:
+        """Yield all that the output is made of, in order, each with its offset.
+
+        That is a range of the base, (begin, end), which is copied; bytes; or the name of a tensor
+        that is rewritten.
+        """
+        ranges: list[tuple[int, int, Part]] = [
+            (offset, end - begin, (begin, end)) for begin, end, offset in self.untouched()
+        ]
+        ranges.append((self._base.infos_start, len(self.infos), self.infos))
+        for name, kind in self._kinds.items():
+            nbytes = tensor_bytes(kind, self._base.tensors[name].shape)
+            ranges.append((self.offsets[name], nbytes, name))
+        position = 0
+        for offset, nbytes, part in sorted(ranges, key=lambda found: found[0]):
+            if position < offset:
+                yield position, bytes(offset - position)
+            if nbytes:
+                yield offset, part
+            position = max(position, offset + nbytes)
+        if position < self.size:
+            yield position, bytes(self.size - position)
 
     def padding(self) -> Iterator[tuple[int, int, int | None]]:
         """Yield (begin, end, source): bytes behind a tensor, and where the base has them.

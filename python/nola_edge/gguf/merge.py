@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_edge import arguments
+from nola_edge.adapters.expected import GGUF
 from nola_edge.files.atomic import AtomicOutput
-from nola_edge.files.content_hash import check_hash, expected_hash
-from nola_edge.files.copying import pwrite_all, start_writeback
+from nola_edge.files.content_hash import expected_hash
 from nola_edge.files.gguf import GgufFile, gguf_model_obstacle
 from nola_edge.files.obstacles import other_tensors
+from nola_edge.files.sinks import new_file
 from nola_edge.gguf.layout import Layout
-from nola_edge.gguf.plan import GgufPlan, plan_gguf
+from nola_edge.gguf.plan import GgufPlan, base_fingerprint_of, plan_gguf
 from nola_edge.gguf.quantization import NEAREST
 from nola_edge.gguf.requantize import Requantized
 from nola_edge.gguf.survival import Survival, added_up
+from nola_edge.merge.expectation import expectation
 from nola_edge.merge.plan import load_adapters
 from nola_edge.threads import check_threads
 from nola_edge.workers import Buffers, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from nola_edge.files.obstacles import Obstacle
-    from nola_edge.merge.result import Piece
-
-_COPY_BYTES = 64 << 20
+    from nola_edge.files.sinks import Sink
+    from nola_edge.merge.result import Piece, Result
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class GgufReport:
         How quantised ones were written.
     survival : dict
         Tensor name -> :class:`Survival` of its change, for tensors written as a quantised type.
+    expected_of : str or None
+        Name of the base of which the adapter expects just this result; None if there was nothing
+        to compare it with.
+    notes : tuple of str
+        What to know about the result, one line each.
     """
 
     output: Path
@@ -60,6 +65,8 @@ class GgufReport:
     types: tuple[str, ...] = ()
     rounding: str = NEAREST
     survival: dict[str, Survival] = field(default_factory=dict, repr=False)
+    expected_of: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def overall(self) -> Survival:
@@ -77,6 +84,7 @@ def merge_gguf(
     force: bool = False,
     num_threads: int | None = None,
     expect: str | None = None,
+    check_result: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> GgufReport:
     """Merge adapters into a GGUF file and write the result.
@@ -106,6 +114,9 @@ def merge_gguf(
         Default: the processors this process may use. The bytes do not depend on it.
     expect : str, optional
         SHA-256 of the result; any other is refused.
+    check_result : bool
+        Refuse another result than a packed adapter records for this base; see
+        :func:`nola_edge.merge_checkpoint`.
     progress : callable, optional
         Called, from any thread, with the number of bytes written since the last call.
 
@@ -121,13 +132,21 @@ def merge_gguf(
         nothing is left.
     """
     check_threads(num_threads)
-    expected = expected_hash(expect)
+    sha256 = expected_hash(expect)
     base, output = arguments.path("base", base), arguments.path("output", output)
     begin = time.perf_counter()
     adapters = load_adapters(adapter)
     with GgufFile.open(base) as file:
         plan = plan_gguf(file, adapters, outtype=outtype, rounding=rounding)
-        layout = Layout(file, {name: merge.kind for name, merge in plan.merges.items()})
+        layout = Layout(file, plan.kinds)
+        wanted = expectation(
+            adapters,
+            GGUF,
+            lambda: base_fingerprint_of(plan),
+            sha256=sha256,
+            plainly=outtype is None and rounding == NEAREST,
+            check_result=check_result,
+        )
         inputs = [file.path, *(Path(a.path) for a, _ in adapters if a.path is not None)]
         with AtomicOutput(
             output,
@@ -137,10 +156,12 @@ def merge_gguf(
             expected_bytes=layout.size,
             replaces=_obstacle(file),
         ) as out:
-            with out.file() as path:
-                survival = _write(plan, layout, path, num_threads, progress or (lambda _: None))
+            with out.file() as path, new_file(path, layout.size) as sink:
+                survival = write_parts(
+                    plan, layout, sink, num_threads, progress or (lambda _: None)
+                )
             file.check_unchanged()
-            check_hash(out.path, expected, out.target, num_threads)
+            expected_of = wanted.check(out.path, out.target, num_threads)
         return GgufReport(
             output=output,
             tensors=len(file.tensors),
@@ -150,6 +171,8 @@ def merge_gguf(
             types=tuple(sorted({merge.kind for merge in plan.merges.values()})),
             rounding=rounding,
             survival=survival,
+            expected_of=expected_of,
+            notes=wanted.notes,
         )
 
 
@@ -168,53 +191,60 @@ def _obstacle(base: GgufFile) -> Obstacle:
     return test
 
 
-def _write(
+def write_parts(
     plan: GgufPlan,
     layout: Layout,
-    target: Path,
+    sink: Sink,
     num_threads: int | None,
     progress: Callable[[int], None],
 ) -> dict[str, Survival]:
-    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    writer = _Writer(plan.base, fd, progress)
+    """Make what a merge writes; return what survives of the changes of quantised tensors."""
+    writer = _Writer(plan.base, sink, progress)
     results = {name: plan.result(name) for name in plan.names if name in plan.merges}
-    try:
-        os.ftruncate(fd, layout.size)
-        pwrite_all(fd, layout.infos, plan.base.infos_start)
-        progress(len(layout.infos))
-        with Workers(num_threads) as workers:
-            for begin, end, offset in layout.untouched():
-                for start in range(begin, end, _COPY_BYTES):
-                    stop = min(start + _COPY_BYTES, end)
+    with Workers(num_threads) as workers:
+        for offset, part in layout.parts():
+            if isinstance(part, bytes):
+                workers.submit(writer.write, part, offset)
+            elif isinstance(part, str):
+                for piece in _pieces(results[part], sink, num_threads):
+                    workers.submit(writer.make, piece, offset, nbytes=piece.work)
+            else:
+                begin, end = part
+                for start in range(begin, end, sink.copy_bytes):
+                    stop = min(start + sink.copy_bytes, end)
                     workers.submit(writer.copy, start, stop, offset + start - begin)
-            for name, result in results.items():
-                for piece in result.pieces(num_threads):
-                    workers.submit(writer.make, piece, layout.offsets[name], nbytes=piece.work)
-    finally:
-        os.close(fd)
     return {n: r.survival for n, r in results.items() if isinstance(r, Requantized) and r.survived}
+
+
+def _pieces(result: Result, sink: Sink, num_threads: int | None) -> Iterator[Piece]:
+    if not sink.in_order:
+        return result.pieces(num_threads)
+    from nola_edge.merge.in_order import pieces_in_order  # few results are hashed
+
+    return pieces_in_order(result, num_threads)
 
 
 class _Writer:
     """The output, made of ranges that are copied and of pieces. Usable from several threads."""
 
-    def __init__(self, base: GgufFile, fd: int, progress: Callable[[int], None]) -> None:
+    def __init__(self, base: GgufFile, sink: Sink, progress: Callable[[int], None]) -> None:
         self._base = base
-        self._fd = fd
+        self._sink = sink
         self._progress = progress
         self._buffers = Buffers()
 
+    def write(self, data: bytes | memoryview, offset: int) -> None:
+        """Write bytes at an offset."""
+        self._sink.write(data, offset)
+        self._progress(len(data))
+
     def copy(self, begin: int, end: int, offset: int) -> None:
-        """Copy bytes of the base within the kernel."""
-        self._base.copy_to(self._fd, begin, offset, end - begin)
-        start_writeback(self._fd, offset, end - begin)
+        """Copy bytes of the base."""
+        self._sink.copy(self._base, begin, offset, end - begin)
         self._progress(end - begin)
 
     def make(self, piece: Piece, begin: int) -> None:
         """Make a piece of a tensor that begins at an offset, and write it."""
         data = piece.make(self._buffers.get(piece.nbytes))
         for offset, part in piece.runs.parts(data):
-            pwrite_all(self._fd, part, begin + offset)
-        if piece.runs.number == 1:
-            start_writeback(self._fd, begin + piece.runs.offset, len(data))
-        self._progress(len(data))
+            self.write(part, begin + offset)

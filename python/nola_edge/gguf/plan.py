@@ -12,6 +12,7 @@ from nola_edge.adapters.belongs import (
     check_shapes,
     location,
 )
+from nola_edge.adapters.fingerprints import base_fingerprint
 from nola_edge.adapters.tensor_parts import TensorPart
 from nola_edge.errors import AdapterError, ArgumentError, MismatchError, printable
 from nola_edge.files.gguf_types import FLOAT_TYPES, TENSOR_TYPES
@@ -80,6 +81,11 @@ class GgufPlan:
     def merged(self) -> list[str]:
         """Return the names of the tensors that adapters are merged into."""
         return list(self.merges)
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Return tensor name -> type, of those that adapters are merged into."""
+        return {name: merge.kind for name, merge in self.merges.items()}
 
     def result(self, name: str) -> Stored | Merged:
         """Return what a tensor of the result is made of.
@@ -151,6 +157,11 @@ def plan_gguf(
             field="rounding",
         )
     return plan
+
+
+def base_fingerprint_of(plan: GgufPlan) -> str:
+    """Return the fingerprint of what adapters are merged into."""
+    return base_fingerprint((name, plan.base, plan.base.tensors[name]) for name in plan.merges)
 
 
 def check_rounding(rounding: object) -> None:

@@ -69,6 +69,11 @@ class Requantized(Merged):
         return _WINDOW_ELEMENTS * self.info.nbytes // self.info.size
 
     @property
+    def row_bytes(self) -> int:
+        """Return the bytes of a row of the type that is written."""
+        return tensor_bytes(self.kind, self.shape[1:])
+
+    @property
     def numbers(self) -> Numbers:
         """Return the numbers of the type that is written."""
         return numbers_of(self.kind)
@@ -102,10 +107,9 @@ class Requantized(Merged):
     def piece(self, update: LowRank, window: Window) -> Piece:
         """Return the piece that is a window of the columns of an update."""
         stored = runs_of(self.info, window)
-        row_bytes = tensor_bytes(self.kind, self.shape[1:])
         work = _IN_BETWEEN * work_bytes(self.info, update, window)
         return Piece(
-            window.runs(row_bytes, self.shape[1]),
+            window.runs(self.row_bytes, self.shape[1]),
             stored.nbytes,
             work,
             partial(read_runs, self.file, self.info, stored),

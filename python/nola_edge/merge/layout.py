@@ -11,7 +11,7 @@ from nola_edge.adapters.peft_folder import WEIGHTS_NAME as ADAPTER_WEIGHTS
 from nola_edge.dtypes import safetensors_dtype
 from nola_edge.errors import printable
 from nola_edge.files.copying import copy_file
-from nola_edge.files.folder import SAFETENSORS, is_index
+from nola_edge.files.folder import SAFETENSORS, is_own_weights
 from nola_edge.files.obstacles import foreign, names_below
 from nola_edge.files.paths import in_hub_cache, inside
 from nola_edge.files.safetensors import encode_header
@@ -127,7 +127,7 @@ def checkpoint_obstacle(companions: Collection[Path]) -> Obstacle:
     own = {str(path) for path in companions}
 
     def is_own(name: str) -> bool:
-        return name in own or ("/" not in name and (is_index(name) or name.endswith(SAFETENSORS)))
+        return name in own or is_own_weights(name)
 
     def test(path: Path) -> str | None:
         names = os.listdir(path)

@@ -54,6 +54,11 @@ class Merged(FromFile):
         return None
 
     @property
+    def row_bytes(self) -> int:
+        """Return the bytes of a row, where there are any."""
+        return self.info.nbytes // self.shape[0]
+
+    @property
     def numbers(self) -> Numbers:
         """Return the numbers of its dtype."""
         return FloatNumbers(self.dtype)

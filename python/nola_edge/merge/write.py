@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nola_edge import arguments
+from nola_edge.adapters.expected import FOLDER, ONE_FILE
 from nola_edge.adapters.renames import Renames
 from nola_edge.files.atomic import AtomicOutput
 from nola_edge.files.checkpoint import Checkpoint
-from nola_edge.files.content_hash import check_hash, expected_hash
+from nola_edge.files.content_hash import expected_hash
 from nola_edge.files.hub import base_path
 from nola_edge.merge.earlier_output import EarlierOutput
+from nola_edge.merge.expectation import Expectation, base_fingerprint_of, expectation
 from nola_edge.merge.heads import label_notes
 from nola_edge.merge.layout import OutputFile, output_files, write_companions
 from nola_edge.merge.plan import MergePlan, load_adapters, plan_merge
@@ -48,6 +50,9 @@ class MergeReport:
         What to know before the output is loaded, one line each.
     base_checked : bool
         Whether every adapter recorded a fingerprint of its base, and this is that base.
+    expected_of : str or None
+        Name of the base of which the adapter expects just this result; None if there was nothing
+        to compare it with.
     """
 
     output: Path
@@ -61,6 +66,7 @@ class MergeReport:
     left_behind: tuple[str, ...]
     notes: tuple[str, ...]
     base_checked: bool
+    expected_of: str | None = None
 
 
 def merge_checkpoint(
@@ -73,6 +79,7 @@ def merge_checkpoint(
     check_base: bool = True,
     rename: Mapping[str, str] | Iterable[str] | None = None,
     expect: str | None = None,
+    check_result: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> MergeReport:
     """Merge adapters into a checkpoint and write the result.
@@ -104,6 +111,10 @@ def merge_checkpoint(
         that an adapter records itself. ``OLD[0:64]``: only these outputs of OLD.
     expect : str, optional
         SHA-256 of the result, as :func:`nola_edge.content_hash` gives it; any other is refused.
+    check_result : bool
+        Refuse another result than a packed adapter records for this base
+        (:func:`nola_edge.expect_checkpoint`), where it is merged alone, with weight 1 and without
+        `rename`.
     progress : callable, optional
         Called, from any thread, with the number of bytes written since the last call.
 
@@ -119,7 +130,7 @@ def merge_checkpoint(
         one; nothing is left.
     """
     check_threads(num_threads)
-    expected = expected_hash(expect)
+    sha256 = expected_hash(expect)
     output = arguments.path("output", output)
     arguments.path("base", base)
     begin = time.perf_counter()
@@ -128,18 +139,27 @@ def merge_checkpoint(
     with Checkpoint.open(base_path(base)) as checkpoint:
         plan = plan_merge(checkpoint, adapters, check_base=check_base, renames=renames)
         renames.check_used()
-        merge = CheckpointMerge.of(plan, output)
+        wanted = expectation_of(plan, renames, sha256=sha256, check_result=check_result)
+        merge = CheckpointMerge.of(plan, output, wanted)
         inputs = [checkpoint.path, *merge.adapter_paths]
-        write_merges(
-            checkpoint,
-            [merge],
-            inputs,
-            force=force,
-            num_threads=num_threads,
-            expected=expected,
-            progress=progress,
+        (expected_of,) = write_merges(
+            checkpoint, [merge], inputs, force=force, num_threads=num_threads, progress=progress
         )
-        return merge.report(time.perf_counter() - begin, check_base)
+        return merge.report(time.perf_counter() - begin, check_base, expected_of)
+
+
+def expectation_of(
+    plan: MergePlan, renames: Renames | None, *, sha256: str | None = None, check_result: bool
+) -> Expectation:
+    """Return what is expected of the result of a plan."""
+    return expectation(
+        plan.adapters,
+        FOLDER if plan.base.is_folder else ONE_FILE,
+        lambda: base_fingerprint_of(plan),
+        sha256=sha256,
+        plainly=not renames,
+        check_result=check_result,
+    )
 
 
 class CheckpointMerge(NamedTuple):
@@ -153,18 +173,22 @@ class CheckpointMerge(NamedTuple):
         One for each weight file of the base.
     notes : tuple of str
         For the report.
+    wanted : Expectation
+        What the result must be.
     """
 
     plan: MergePlan
     output: Path
     files: tuple[OutputFile, ...]
     notes: tuple[str, ...]
+    wanted: Expectation
 
     @classmethod
-    def of(cls, plan: MergePlan, output: Path) -> CheckpointMerge:
+    def of(cls, plan: MergePlan, output: Path, wanted: Expectation) -> CheckpointMerge:
         """Lay out the files of a plan's result."""
-        notes = (note for adapter, _ in plan.adapters for note in adapter.notes)
-        return cls(plan, output, tuple(output_files(plan)), (*label_notes(plan), *notes))
+        notes = [note for adapter, _ in plan.adapters for note in adapter.notes]
+        notes = [*label_notes(plan), *notes, *wanted.notes]
+        return cls(plan, output, tuple(output_files(plan)), tuple(notes), wanted)
 
     @property
     def nbytes(self) -> int:
@@ -181,7 +205,7 @@ class CheckpointMerge(NamedTuple):
         """Where the adapters were loaded from; there is none for one made in memory."""
         return [Path(a.path) for a, _ in self.plan.adapters if a.path is not None]
 
-    def report(self, seconds: float, check_base: bool) -> MergeReport:
+    def report(self, seconds: float, check_base: bool, expected_of: str | None) -> MergeReport:
         """Say what was written."""
         plan = self.plan
         return MergeReport(
@@ -196,6 +220,7 @@ class CheckpointMerge(NamedTuple):
             left_behind=tuple(str(path) for path in plan.base.left_behind()),
             notes=self.notes,
             base_checked=check_base and all(a.base_fingerprint for a, _ in plan.adapters),
+            expected_of=expected_of,
         )
 
 
@@ -206,9 +231,8 @@ def write_merges(
     *,
     force: bool,
     num_threads: int | None,
-    expected: str | None = None,
     progress: Callable[[int], None] | None,
-) -> None:
+) -> list[str | None]:
     """Write merges of one base, which is read once, then put them in place one after the other.
 
     Parameters
@@ -221,8 +245,11 @@ def write_merges(
         What no output may touch.
     force, num_threads, progress
         As for :func:`merge_checkpoint`.
-    expected : str, optional
-        SHA-256 of each output.
+
+    Returns
+    -------
+    list of (str or None)
+        For each, the name of the base of which its adapter expects just this result.
 
     Raises
     ------
@@ -257,5 +284,7 @@ def write_merges(
             for merge, output in zip(merges, outputs, strict=True):
                 write_companions(merge.plan, companions, merge.files, output)
         base.check_unchanged()
-        for output in outputs:
-            check_hash(output.path, expected, output.target, num_threads)
+        return [
+            merge.wanted.check(output.path, output.target, num_threads)
+            for merge, output in zip(merges, outputs, strict=True)
+        ]

@@ -37,6 +37,7 @@ def merge_each(
     skip_existing: bool = False,
     num_threads: int | None = None,
     check_base: bool = True,
+    check_result: bool = True,
     rename: Mapping[str, str] | Iterable[str] | None = None,
     shard: str | tuple[int, int] | None = None,
     progress: Callable[[int], None] | None = None,
@@ -73,6 +74,9 @@ def merge_each(
         machine if `shard` is ``"auto"``. The bytes do not depend on it.
     check_base : bool
         Refuse an adapter that records the fingerprint of another base.
+    check_result : bool
+        Refuse another result than a packed adapter records for this base; see
+        :func:`merge_checkpoint`.
     rename : mapping from NEW to OLD, or iterable of "NEW=OLD", optional
         See :func:`merge_checkpoint`.
     shard : pair (i, n), "i/n" or "auto", optional
@@ -114,6 +118,7 @@ def merge_each(
             checkpoint,
             wanted,
             check_base=check_base,
+            check_result=check_result,
             renames=renames,
             num_threads=threads,
             skip=_is_there if skip_existing else lambda _: False,
@@ -143,7 +148,7 @@ def merge_each(
         with _made(folder, keep=share.count > 1):
             for merges in groups:
                 begin = time.perf_counter()
-                write_merges(
+                found = write_merges(
                     checkpoint,
                     merges,
                     inputs,
@@ -152,7 +157,10 @@ def merge_each(
                     progress=progress,
                 )
                 seconds = time.perf_counter() - begin
-                reports += [merge.report(seconds, check_base) for merge in merges]
+                reports += [
+                    merge.report(seconds, check_base, expected_of)
+                    for merge, expected_of in zip(merges, found, strict=True)
+                ]
     return tuple(reports)
 
 

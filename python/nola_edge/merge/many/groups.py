@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nola_edge.merge.low_rank import needs_of, total_rank
 from nola_edge.merge.plan import load_adapters, plan_merge
 from nola_edge.merge.windows import strip_memory
-from nola_edge.merge.write import CheckpointMerge
+from nola_edge.merge.write import CheckpointMerge, expectation_of
 from nola_edge.threads import thread_count
 
 if TYPE_CHECKING:
@@ -42,10 +42,14 @@ class WantedMerge(NamedTuple):
     output: Path
     adapters: Any
 
-    def plan(self, base: Checkpoint, **options: Any) -> CheckpointMerge:
-        """Read and check the adapters; options are those of `plan_merge`."""
-        plan = plan_merge(base, load_adapters(self.adapters), **options)
-        return CheckpointMerge.of(plan, self.output)
+    def plan(
+        self, base: Checkpoint, *, check_base: bool, check_result: bool, renames: Renames | None
+    ) -> CheckpointMerge:
+        """Read and check the adapters; options are those of :class:`Groups`."""
+        adapters = load_adapters(self.adapters)
+        plan = plan_merge(base, adapters, check_base=check_base, renames=renames)
+        wanted = expectation_of(plan, renames, check_result=check_result)
+        return CheckpointMerge.of(plan, self.output, wanted)
 
 
 class Groups:
@@ -61,6 +65,8 @@ class Groups:
     wanted : iterable of WantedMerge
     check_base : bool
         Refuse an adapter that records the fingerprint of another base.
+    check_result : bool
+        Refuse another result than an adapter records for this base.
     renames : Renames, optional
         Names that the base has otherwise.
     num_threads : int, optional
@@ -89,6 +95,7 @@ class Groups:
         wanted: Iterable[WantedMerge],
         *,
         check_base: bool,
+        check_result: bool = True,
         renames: Renames | None = None,
         num_threads: int | None,
         skip: Callable[[CheckpointMerge], bool] = lambda _: False,
@@ -97,7 +104,11 @@ class Groups:
         self.nbytes = 0
         self.adapter_paths: list[Path] = []
         self._base = base
-        self._options = {"check_base": check_base, "renames": renames}
+        self._options: dict[str, Any] = {
+            "check_base": check_base,
+            "check_result": check_result,
+            "renames": renames,
+        }
         self._groups: list[list[WantedMerge]] = []
         self._planned: list[CheckpointMerge] = []
         most = _files_at_once()
