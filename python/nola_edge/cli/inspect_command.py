@@ -149,6 +149,7 @@ def _summary(adapter: Adapter, shapes: Shapes | None, checked: set[str]) -> dict
         "beta_unit": config.beta_unit,
         "fan_in_fan_out": config.fan_in_fan_out,
         "base_fingerprint": config.base_fingerprint,
+        "expected": [result._asdict() for result in adapter.expected],
         "config": config.to_json(),
         **{
             factor: asdict(statistics.Distribution.of(statistics.all_values(adapter, factor)))

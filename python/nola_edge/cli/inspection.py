@@ -119,6 +119,8 @@ def _identity(given: str, summary: dict[str, Any]) -> Iterator[Row]:
     for label, field in (("base", "base_model_name_or_path"), ("task", "task_type")):
         yield label, printable(summary[field] or "not recorded", 400)
     yield "fingerprints", _fingerprints(summary["fingerprints"])
+    if summary["expected"]:
+        yield "expects", _expected(summary["expected"])
     count, kinds = len(summary["modules"]), len(summary["patterns"])
     yield "modules", f"{count}" + f" in {kinds} patterns" * (1 < kinds < count)
 
@@ -133,6 +135,11 @@ def _fingerprints(states: dict[str, str]) -> str:
         "missing": "not recorded",
     }
     return "; ".join(whole(f"{said[state]}: {', '.join(names)}") for state, names in groups.items())
+
+
+def _expected(results: list[dict[str, Any]]) -> str:
+    named = (f"{printable(result['name'], 240)} ({result['kind']})" for result in results)
+    return f"known results of merging into {', '.join(map(whole, named))}"
 
 
 def _patterns(patterns: list[Pattern]) -> Iterator[Row]:

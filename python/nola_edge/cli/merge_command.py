@@ -73,6 +73,7 @@ from nola_edge.errors import OutputError
 @revision_option
 @rename_option
 @ui.check_base_option
+@ui.check_result_option
 @ui.threads_option
 @summary_options
 def command(
@@ -92,6 +93,7 @@ def command(
     revision: str | None,
     rename: tuple[str, ...],
     check_base: bool,
+    check_result: bool,
     threads: int | None,
     as_json: bool,
     quiet: bool,
@@ -106,6 +108,9 @@ def command(
     With --each they are not summed: OUTPUT is a folder in which each adapter gets an output under
     its own name, with the same bytes as if it were merged alone. All are checked first. With
     --shard, any number of processes on one or more machines divide the work without communicating.
+
+    A packed ADAPTER may record what it must give with BASE. Merged alone, with weight 1 and without
+    options that change the result, it is then compared with that before it is in place.
 
     Modules are found by their names, or by the names in BASE's files that an adapter records. If
     neither matches, use --rename: where a module's name contains NEW, as whole parts between dots,
@@ -141,12 +146,14 @@ def command(
             force=force,
             num_threads=threads,
             expect=expect,
+            check_result=check_result,
         )
         return
     options: dict[str, Any] = {
         "force": force,
         "num_threads": threads,
         "check_base": check_base,
+        "check_result": check_result,
         "rename": rename,
     }
     if each:

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from nola_edge.cli import output as ui
-from nola_edge.cli.inputs import GGUF_FOUND, GGUF_NOTE
+from nola_edge.cli.inputs import GGUF_NOTE
 from nola_edge.cli.layout import say, whole
 from nola_edge.cli.summary import as_found
 from nola_edge.errors import printable
@@ -95,8 +95,15 @@ def _print_output(report: MergeReport, size: str, indent: str) -> None:
     )
     if report.replaced or report.added:
         say(f"{indent}  whole tensors: {report.replaced} replaced, {report.added} added")
+    _print_expected(report, indent)
     for note in report.notes:
         say(f"{indent}  note: {printable(note, 400)}")
+
+
+def _print_expected(report: MergeReport | GgufReport, indent: str) -> None:
+    if report.expected_of is not None:
+        name = printable(report.expected_of, 240)
+        say(f"{indent}  the result is the one that the adapter expects of {name}")
 
 
 def _print_notes(reports: Sequence[MergeReport], check_base: bool) -> None:
@@ -124,11 +131,13 @@ def merge_gguf_file(
 
     with ui.Progress(os.path.getsize(base), "merging", quiet) as progress:
         report = merge_gguf(base, adapters, output, progress=progress, **options)
+    is_expected = report.expected_of is not None
+    notes = [*[GGUF_NOTE] * (not is_expected), *report.notes]
     if as_json:
-        found = as_found(report)
+        found = {**as_found(report), "base_checked": is_expected, "notes": notes}
         found["survival"] = {name: _as_found(kept) for name, kept in report.survival.items()}
         found["survival_overall"] = _as_found(report.overall)
-        ui.print_json({**found, **GGUF_FOUND})
+        ui.print_json(found)
     elif not quiet:
         say(
             f"{printable(report.output, 240)}: {report.merged} of {report.tensors} tensors "
@@ -136,7 +145,9 @@ def merge_gguf_file(
         )
         if report.survival:
             _print_survival(report)
-        say(f"  {GGUF_NOTE}")
+        _print_expected(report, "")
+        for note in notes:
+            say(f"  {printable(note, 400)}")
     _warn_of_loss(report)
 
 

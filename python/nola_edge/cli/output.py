@@ -33,6 +33,13 @@ check_base_option = click.option(
     show_default=True,
     help="Refuse a base that the adapter was not trained on; a GGUF file cannot be checked.",
 )
+check_result_option = click.option(
+    "--check-result/--no-check-result",
+    default=True,
+    show_default=True,
+    help="Refuse another result than a packed ADAPTER records for BASE (see nola-edge pack "
+    "--expect).",
+)
 force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 

@@ -9,7 +9,7 @@ import click
 from nola_edge.cli import output as ui
 from nola_edge.cli.output_names import check_folder_name
 from nola_edge.cli.path_types import PATH
-from nola_edge.cli.summary import bytes_at, show, summary_options
+from nola_edge.cli.summary import bytes_at, left_out, show, summary_options
 from nola_edge.errors import printable
 
 if TYPE_CHECKING:
@@ -65,10 +65,12 @@ def command(adapter: str, bits: str, output: str, force: bool, as_json: bool, qu
             "coefficients": rounded.num_coefficients,
             "bytes": size,
             "relative_error": errors,
+            "left_out": [result.name for result in loaded.expected],
         },
         f"{printable(output, 240)}: {rounded.num_coefficients:,} coefficients of {bits} bits, "
         f"{ui.human_bytes(size)}; relative error alpha {errors['alpha']:.2%}, "
         f"beta {errors['beta']:.2%}",
+        *left_out(loaded.expected, "they are of the adapter as it was"),
         as_json=as_json,
         quiet=quiet,
     )

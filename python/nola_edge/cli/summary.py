@@ -10,9 +10,12 @@ import click
 
 from nola_edge.cli import output as ui
 from nola_edge.cli.layout import say
+from nola_edge.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from nola_edge.adapters import ExpectedResult
 
     Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -33,6 +36,12 @@ def show(found: Any, *lines: str, as_json: bool, quiet: bool) -> None:
     elif not quiet:
         for line in lines:
             say(line)
+
+
+def left_out(expected: Sequence[ExpectedResult], why: str) -> list[str]:
+    """Say in a line that results which an adapter expects are not in what was made of it."""
+    names = printable(", ".join(result.name for result in expected), 240)
+    return [f"  left out: what the adapter expects of {names}; {why}"] if expected else []
 
 
 def as_found(report: Any) -> dict[str, Any]:

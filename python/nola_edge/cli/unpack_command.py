@@ -7,7 +7,7 @@ import click
 from nola_edge.cli import output as ui
 from nola_edge.cli.output_names import check_folder_name
 from nola_edge.cli.path_types import FILE, FOLDER
-from nola_edge.cli.summary import bytes_at, show, summary_options
+from nola_edge.cli.summary import bytes_at, left_out, show, summary_options
 from nola_edge.errors import printable
 
 
@@ -31,8 +31,10 @@ def command(packed: str, output: str, force: bool, as_json: bool, quiet: bool) -
             "coefficients": loaded.num_coefficients,
             "seed": loaded.config.seed,
             "bytes": bytes_at(output),
+            "left_out": [result.name for result in loaded.expected],
         },
         f"{printable(output, 240)}: {len(loaded.modules)} modules, seed {loaded.config.seed}",
+        *left_out(loaded.expected, "a folder has no place for them"),
         as_json=as_json,
         quiet=quiet,
     )
