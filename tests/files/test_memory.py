@@ -264,6 +264,7 @@ def test_a_large_factor_in_gguf(tmp_path, commands, kind, outtype):
     paths = [tmp_path / "base.gguf", tmp_path / "adapter"]
     options = ["--outtype", outtype] if outtype else []
     commands.done("merge", *paths, "-q", *options, "-o", tmp_path / "out.gguf")
+    commands.done("pack", paths[1], "--expect", paths[0], "-q", "-o", tmp_path / "a.nola")
     arguments = [paths[0], paths[1]]
     commands.done("verify", tmp_path / "out.gguf", *arguments)
     if kind == "Q8_0":
@@ -291,6 +292,7 @@ def test_a_large_factor(tmp_path, commands, name, threads):
     paths = [tmp_path / "base", tmp_path / "adapter"]
     options = ["-q", "--threads", threads]
     commands.done("merge", *paths, "-o", tmp_path / "out.safetensors", *options)
+    commands.done("pack", paths[1], "--expect", paths[0], "-o", tmp_path / "a.nola", *options)
     if threads == 2 and shape[1] > 1:
         compare = [paths[0], paths[1], "--threads", threads]
         commands.done("verify", tmp_path / "out.safetensors", *compare)
@@ -328,5 +330,6 @@ def test_whole_tensors(tmp_path, commands):
     compare = [paths[0], paths[1]]
     commands.done("verify", tmp_path / "out.safetensors", *compare)
     commands.done("export", "lora", paths[1], "--base", paths[0], "-o", tmp_path / "lora")
-    commands.done("pack", paths[1], "-o", tmp_path / "packed.nola")
+    commands.done("pack", paths[1], "--expect", paths[0], "-o", tmp_path / "packed.nola")
+    commands.done("merge", paths[0], tmp_path / "packed.nola", "-o", tmp_path / "2.safetensors")
     commands.done("unpack", tmp_path / "packed.nola", "-o", tmp_path / "unpacked")

@@ -16,7 +16,7 @@ from nola_edge.adapters import ExpectedResult
 from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.errors import ArgumentError, ChangedError, NolaEdgeError, NotFiniteError
 from nola_edge.files.sinks import HashSink
-from nola_edge.gguf import expect_gguf, merge_gguf
+from nola_edge.gguf import expect_gguf, merge_gguf, requantize
 from nola_edge.merge import in_order, windows
 from tests.conftest import MODULES, snapshot, tiny_adapter, write_safetensors, write_sharded
 from tests.gguf.test_merge import adapter_of, arrays_of, write
@@ -119,6 +119,7 @@ def test_any_gguf_file(tmp_path_factory, data):
     with pytest.MonkeyPatch.context() as patch:
         small(patch, data)
         patch.setattr(windows, "_BLOCK_ALIGNMENT", 32)
+        patch.setattr(requantize, "_WINDOW_ELEMENTS", data.draw(st.integers(64, 4096)))
         threads = data.draw(st.integers(1, 4))
         expected = expect_gguf(folder / "base.gguf", adapter_of(), num_threads=threads)
         merge_gguf(folder / "base.gguf", adapter_of(), folder / "out.gguf")

@@ -222,6 +222,16 @@ def test_another_base_gets_a_note(copy):
     assert f"  note: {note}\n" in done.stdout
 
 
+def test_a_base_that_is_known_by_the_result_alone(copy):
+    pack(copy / "b.nola", copy / "base", record=False)
+    done = call("merge", copy / "base", copy / "b.nola", "-o", copy / "out", "--json")
+    found = json.loads(done.stdout)
+    assert (found["expected_of"], found["base_checked"]) == ("base", True)
+    done = call("merge", copy / "base", copy / "b.nola", "-o", copy / "again", "--no-check-base")
+    assert "the adapter expects of base" in done.stdout
+    assert "not checked" not in done.stdout
+
+
 def test_several_bases(copy):
     """And two of one fingerprint, such as revisions of a model's card."""
     shutil.copytree(copy / "base", copy / "newer")

@@ -115,7 +115,7 @@ def _print_notes(reports: Sequence[MergeReport], check_base: bool) -> None:
         if names:
             say(f"  {what}: {printable(', '.join(names), 500)}")
     unchecked = sum(not report.base_checked for report in reports)
-    if not check_base:
+    if unchecked and not check_base:
         say("  the base was not checked: --no-check-base")
     elif unchecked:
         whose = f"{unchecked} adapter{'s record' if unchecked > 1 else ' records'}"

@@ -60,25 +60,30 @@ class _Rows:
         self._holds = _FLOAT_BYTES * self._rank * result.shape[1] <= _HELD_BYTES
 
     def pieces(self) -> Iterator[Piece]:
-        info = self._result.info
+        info, count = self._result.info, self._result.shape[0]
         most = self._result.window_bytes or BLOCK_BYTES
-        step = max(1, most * info.shape[0] // info.nbytes)
+        step = most * count // info.nbytes
         if needs_of(self._result.terms).cols:
-            step = info.shape[0]
-        for start in range(0, info.shape[0], step):
-            yield self._piece((start, min(start + step, info.shape[0])))
+            step = count
+        for start in range(0, count, max(1, step)):
+            rows = start, min(start + max(1, step), count)
+            # Of one row, which may be as long as can be, the strips are in order already.
+            for together in [self._strips] if step else [[cols] for cols in self._strips]:
+                yield self._piece(rows, together)
 
-    def _piece(self, rows: tuple[int, int]) -> Piece:
-        row_bytes = self._result.row_bytes
-        runs = Runs(rows[0] * row_bytes, (rows[1] - rows[0]) * row_bytes)
-        widest = max(stop - start for start, stop in self._strips)
+    def _piece(self, rows: tuple[int, int], together: list[tuple[int, int]]) -> Piece:
+        outer = Window(rows, (together[0][0], together[-1][1]))
+        runs = outer.runs(self._result.row_bytes, self._result.shape[1])
+        widest = max(stop - start for start, stop in together)
         # What is held of a strip, and what making its windows takes, which is as large.
         work = 2 * _FLOAT_BYTES * self._rank * widest + 4 * runs.nbytes
-        return Piece(runs, 0, work, partial(self._make, rows, runs), _unchanged)
+        return Piece(runs, 0, work, partial(self._make, rows, together, runs), _unchanged)
 
-    def _make(self, rows: tuple[int, int], runs: Runs, _: memoryview) -> memoryview:
+    def _make(
+        self, rows: tuple[int, int], together: list[tuple[int, int]], runs: Runs, _: memoryview
+    ) -> memoryview:
         whole = np.empty(runs.nbytes, np.uint8).data
-        for cols in self._strips:
+        for cols in together:
             piece = self._result.piece(self._update(cols), Window(rows, cols))
             made = piece.make(np.empty(piece.nbytes, np.uint8).data)
             for offset, part in piece.runs.parts(made):

@@ -49,7 +49,8 @@ class MergeReport:
     notes : tuple of str
         What to know before the output is loaded, one line each.
     base_checked : bool
-        Whether every adapter recorded a fingerprint of its base, and this is that base.
+        Whether every adapter recorded a fingerprint of its base, and this is that base; or the
+        result is the one that the adapter expects of it.
     expected_of : str or None
         Name of the base of which the adapter expects just this result; None if there was nothing
         to compare it with.
@@ -219,7 +220,8 @@ class CheckpointMerge(NamedTuple):
             carried_weights=tuple(str(path) for path in plan.base.companion_weights()),
             left_behind=tuple(str(path) for path in plan.base.left_behind()),
             notes=self.notes,
-            base_checked=check_base and all(a.base_fingerprint for a, _ in plan.adapters),
+            base_checked=expected_of is not None
+            or (check_base and all(a.base_fingerprint for a, _ in plan.adapters)),
             expected_of=expected_of,
         )
 
