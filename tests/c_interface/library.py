@@ -40,8 +40,8 @@ class AdapterInfo(ctypes.Structure):
     _fields_ = [
         ("num_modules", c_uint64), ("rank", c_uint64), ("num_basis_a", c_uint64),
         ("num_basis_b", c_uint64), ("seed", c_uint64), ("scaling", c_double),
-        ("num_whole_tensors", c_uint64), ("num_expected", c_uint64), ("basis", c_int32), ("coefficient_bits", c_int32),
-        ("fan_in_fan_out", c_int32),
+        ("num_whole_tensors", c_uint64), ("num_expected", c_uint64), ("basis", c_int32),
+        ("coefficient_bits", c_int32), ("fan_in_fan_out", c_int32),
     ]  # fmt: skip
 
 

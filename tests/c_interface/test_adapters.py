@@ -29,6 +29,7 @@ from tests.c_interface.library import (
     NOT_FINITE,
     OK,
     AdapterInfo,
+    Expected,
     Module,
     place,
     weight_of,
@@ -200,6 +201,21 @@ def test_where_modules_are(library, tmp_path):
         modules = [found.module(i) for i in range(3)]
         seen = [(module.tensor, module.begin, module.end) for module in modules]
     assert seen == [(b"joined.weight", 40, 80), (b"elsewhere", 0, 0), (None, 0, 0)]
+
+
+def test_what_its_publisher_expects(library, tiny, tmp_path):
+    adapter = ne.Adapter.load(tiny[1])
+    wanted = ne.expect_checkpoint(tiny[0], adapter, name="the base of é")
+    adapter.pack(tmp_path / "a.nola", expect=[wanted])
+    with opened(library, tmp_path / "a.nola") as found:
+        assert found.info().num_expected == 1
+        expected = Expected()
+        assert library.nola_adapter_get_expected(found.handle, 0, byref(expected)) == OK
+        seen = [getattr(expected, name).decode() for name, _ in Expected._fields_]
+        assert seen == [wanted.name, wanted.kind, wanted.base_fingerprint, wanted.sha256]
+        status = library.nola_adapter_get_expected(found.handle, 1, byref(expected))
+    assert status == INVALID_ARGUMENT
+    assert library.nola_last_error() == b"index: 1 is not below num_expected, 1"
 
 
 def test_other_shapes_are_a_mismatch(library, tmp_path):

@@ -18,9 +18,15 @@ from nola_edge.errors import ArgumentError, ChangedError, NolaEdgeError, NotFini
 from nola_edge.files.sinks import HashSink
 from nola_edge.gguf import expect_gguf, merge_gguf, requantize
 from nola_edge.merge import in_order, windows
-from tests.conftest import MODULES, snapshot, tiny_adapter, write_safetensors, write_sharded
+from tests.conftest import (
+    MODULES,
+    snapshot,
+    tiny_adapter,
+    with_whole,
+    write_safetensors,
+    write_sharded,
+)
 from tests.gguf.test_merge import adapter_of, arrays_of, write
-from tests.merge.test_each import with_whole
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
