@@ -2,6 +2,7 @@
 
     python scripts/readme_blocks.py            # check
     python scripts/readme_blocks.py --write    # put what was printed into the README
+    python scripts/readme_blocks.py docs/edge.md
 
 A `console` block holds commands after `$ ` and what each prints; `sh` and `python` blocks have to
 succeed. Times and rates may differ; a line `…` stands for any lines. Where the line below a block
