@@ -36,5 +36,7 @@ target_link_options(nola_c PRIVATE
 set(NOLA_C_STATIC_LIBS -lstdc++ -lm)
 if(OpenMP_CXX_FOUND)
   list(APPEND NOLA_C_STATIC_LIBS ${OpenMP_CXX_FLAGS})
+else()
+  list(APPEND NOLA_C_STATIC_LIBS -pthread)
 endif()
 target_link_libraries(nola_c_static INTERFACE ${NOLA_C_STATIC_LIBS})

@@ -12,29 +12,12 @@ namespace nola::adapters {
 
 namespace {
 
-using files::Failure;
+using Failure = files::AdapterFailure;
 
 constexpr std::uint64_t kVersion = 1;
 constexpr std::uint64_t kMaxRank = 1U << 16;
 constexpr std::uint64_t kMaxNumBasis = 1U << 20;
 
-// Known fields without influence on the weights.
-constexpr std::string_view kBookkeeping[] = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "exclude_modules",
-    "inference_mode",
-    "init_weights",
-    "layers_pattern",
-    "layers_to_transform",
-    "module_aliases",
-    "nola_dropout",
-    "peft_version",
-    "revision",
-    "start",
-    "target_modules",
-    "task_type",
-};
 constexpr std::string_view kFields[] = {
     "peft_type",
     "nola_version",
@@ -164,7 +147,7 @@ void refuse_unknown(yyjson_val* object, std::string_view file) {
         const auto knows = [&](const auto& names) {
             return std::find(std::begin(names), std::end(names), name) != std::end(names);
         };
-        if (!knows(kFields) && !knows(kBookkeeping) && !is_off(value)) {
+        if (!knows(kFields) && !knows(bookkeeping_fields()) && !is_off(value)) {
             throw Failure(file, name,
                           "is " + files::shown(value) +
                               ": not understood here, and it may change the weights; upgrade "
@@ -197,6 +180,26 @@ std::vector<std::string> saved_modules(const Fields& fields) {
 }
 
 }  // namespace
+
+const std::vector<std::string_view>& bookkeeping_fields() {
+    static const std::vector<std::string_view> fields = {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "exclude_modules",
+        "inference_mode",
+        "init_weights",
+        "layers_pattern",
+        "layers_to_transform",
+        "module_aliases",
+        "nola_dropout",
+        "peft_version",
+        "revision",
+        "start",
+        "target_modules",
+        "task_type",
+    };
+    return fields;
+}
 
 double Config::scaling() const {
     const auto rank = static_cast<double>(r);

@@ -49,4 +49,7 @@ struct Config {
 // and does not say "off".
 Config parse_config(yyjson_val* object, std::string_view file);
 
+// Known fields without influence on the weights, sorted.
+const std::vector<std::string_view>& bookkeeping_fields();
+
 }  // namespace nola::adapters

@@ -13,7 +13,7 @@ namespace nola::adapters {
 
 namespace {
 
-using files::Failure;
+using Failure = files::AdapterFailure;
 
 // What PEFT announces for a classifier, whatever the model calls it.
 constexpr std::string_view kHeads[] = {"classifier", "score"};

@@ -18,7 +18,7 @@ namespace nola::adapters {
 
 namespace {
 
-using files::Failure;
+using Failure = files::AdapterFailure;
 using files::SafetensorsFile;
 using files::TensorInfo;
 
@@ -317,6 +317,12 @@ NolaAdapter read_packed(const std::shared_ptr<const files::Input>& input) {
     input->check_unchanged();
     check_adapter(adapter, input->name());
     return adapter;
+}
+
+files::Json read_about(const std::shared_ptr<const files::Input>& input) {
+    const SafetensorsFile file(input);
+    check_format(file);
+    return {inflate(file), input->name()};
 }
 
 }  // namespace nola::adapters

@@ -13,7 +13,7 @@ namespace nola::adapters {
 
 namespace {
 
-using files::Failure;
+using Failure = files::AdapterFailure;
 using Parts = std::map<std::string, TensorPart>;
 
 constexpr std::size_t kMaxDigits = 10;

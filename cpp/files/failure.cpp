@@ -23,7 +23,12 @@ std::string line(std::string_view file, std::string_view field, std::string_view
 
 }  // namespace
 
-Failure::Failure(std::string_view file, std::string_view field, std::string_view message)
-    : std::runtime_error(line(file, field, message)) {}
+Failure::Failure(std::string_view file, std::string_view field, std::string_view message,
+                 const char* type)
+    : std::runtime_error(line(file, field, message)),
+      file_(printable(file, kLongest)),
+      field_(printable(field, kLongest)),
+      message_(printable(message, kLongest)),
+      type_(type) {}
 
 }  // namespace nola::files

@@ -19,6 +19,13 @@ namespace {
 
 }  // namespace
 
+Identity identity_of(const struct stat& status) {
+    return {static_cast<std::uint64_t>(status.st_dev), static_cast<std::uint64_t>(status.st_ino),
+            static_cast<std::uint64_t>(status.st_size),
+            static_cast<std::uint64_t>(status.st_mtim.tv_sec),
+            static_cast<std::uint64_t>(status.st_mtim.tv_nsec)};
+}
+
 std::string Input::read_text(std::uint64_t offset, std::size_t count) const {
     std::string text(count, '\0');
     read(offset, text.data(), count);
@@ -31,14 +38,14 @@ FileInput::FileInput(const char* path) : Input(path) {
     if (fd_ < 0) {
         refuse(name(), "opened");
     }
-    struct stat status{};
+    struct stat status {};
     const bool is_regular = ::fstat(fd_, &status) == 0 && S_ISREG(status.st_mode);
     if (!is_regular) {
         ::close(fd_);
         throw Failure(name(), "", "is not a regular file");
     }
     set_size(static_cast<std::uint64_t>(status.st_size));
-    opened_ = identity();
+    opened_ = identity_of(status);
 }
 
 FileInput::~FileInput() {
@@ -56,7 +63,7 @@ void FileInput::read(std::uint64_t offset, void* to, std::size_t count) const {
             refuse(name(), "read");
         }
         if (done == 0) {
-            throw Failure(name(), "",
+            throw Changed(name(),
                           "became shorter while it was read; run again when nothing writes to it");
         }
         at += done;
@@ -65,20 +72,14 @@ void FileInput::read(std::uint64_t offset, void* to, std::size_t count) const {
     }
 }
 
-FileInput::Identity FileInput::identity() const {
-    struct stat status{};
-    if (::fstat(fd_, &status) != 0) {
-        refuse(name(), "read");
-    }
-    return {static_cast<std::uint64_t>(status.st_dev), static_cast<std::uint64_t>(status.st_ino),
-            static_cast<std::uint64_t>(status.st_size),
-            static_cast<std::uint64_t>(status.st_mtim.tv_sec),
-            static_cast<std::uint64_t>(status.st_mtim.tv_nsec)};
-}
-
 void FileInput::check_unchanged() const {
-    if (identity() != opened_) {
-        throw Failure(name(), "", "changed while it was read; run again when nothing writes to it");
+    struct stat open {};
+    struct stat named {};
+    if (::fstat(fd_, &open) != 0 || ::stat(name().c_str(), &named) != 0) {
+        throw Changed(name(), std::string("disappeared in the meantime: ") + std::strerror(errno));
+    }
+    if (identity_of(open) != opened_ || identity_of(named) != opened_) {
+        throw Changed(name(), "changed while it was read; run again when nothing writes to it");
     }
 }
 

@@ -1,6 +1,8 @@
 // Where stored bytes are read from: a file, or memory.
 #pragma once
 
+#include <sys/stat.h>
+
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -8,6 +10,11 @@
 #include <string_view>
 
 namespace nola::files {
+
+// What tells a file, and that it is unchanged: device, inode, size, and seconds and nanoseconds of
+// the last change.
+using Identity = std::array<std::uint64_t, 5>;
+Identity identity_of(const struct stat& status);
 
 class Input {
 public:
@@ -44,13 +51,11 @@ public:
     ~FileInput() override;
 
     void read(std::uint64_t offset, void* to, std::size_t count) const override;
+    // Of the path too, which may be another file's by now.
     void check_unchanged() const override;
+    int fd() const { return fd_; }
 
 private:
-    // Device, inode, size, and seconds and nanoseconds of the last change.
-    using Identity = std::array<std::uint64_t, 5>;
-    Identity identity() const;
-
     int fd_ = -1;
     Identity opened_{};
 };

@@ -1,28 +1,31 @@
 #include "parallel.h"
 
-#ifdef _OPENMP
-#include <omp.h>
 #include <sys/types.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <thread>
+#ifdef _OPENMP
+#include <omp.h>
+
 #include <mutex>
 #include <system_error>
-#include <thread>
 #include <vector>
 #ifdef __linux__
 #include <sys/syscall.h>
 #endif
+#elif defined(__linux__)
+#include <sched.h>
 #endif
 
 namespace nola {
 
-#ifdef _OPENMP
 namespace {
 
 // More than this gain nothing, and a wrong number should not cost gigabytes of stacks.
 constexpr int kThreadsPerProcessor = 4;
 
+#ifdef _OPENMP
 // A child made by fork() inherits libgomp's record of its threads, but not the threads: a region
 // in the child would wait for them for ever. Another library may have used them, so it does not
 // matter whether this one has, and a child of the process that loaded it works with one thread.
@@ -79,22 +82,51 @@ int available_threads(int wanted) {
     return std::min(wanted, known);
 }
 
-}  // namespace
+int default_threads() {
+    return omp_get_max_threads();
+}
+
+int processors() {
+    return omp_get_num_procs();
+}
+#else
+// Threads are made for each loop, which ends without those that cannot be made.
+int available_threads(int wanted) {
+    return wanted;
+}
+
+// That this process may use.
+int processors() {
+#ifdef __linux__
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) {
+        return std::max(1, CPU_COUNT(&allowed));
+    }
+#endif
+    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+int default_threads() {
+    return processors();
+}
 #endif
 
-int choose_threads([[maybe_unused]] int num_threads, [[maybe_unused]] std::size_t pieces) {
-#ifdef _OPENMP
-    int threads = num_threads > 0 ? num_threads : omp_get_max_threads();
+}  // namespace
+
+int choose_threads(int num_threads, std::size_t pieces) {
+    int threads = num_threads > 0 ? num_threads : default_threads();
     if (threads > kThreadsPerProcessor) {  // asking for the processors takes longer than the rest
-        threads = std::min(threads, kThreadsPerProcessor * omp_get_num_procs());
+        threads = std::min(threads, kThreadsPerProcessor * processors());
     }
     if (static_cast<std::size_t>(threads) > pieces) {
         threads = static_cast<int>(pieces);
     }
-    return threads == 1 || getpid() != kLoadedBy ? 1 : available_threads(threads);
-#else
-    return 1;
+#ifdef _OPENMP
+    if (getpid() != kLoadedBy) {
+        return 1;
+    }
 #endif
+    return threads == 1 ? 1 : available_threads(threads);
 }
 
 }  // namespace nola

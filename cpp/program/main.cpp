@@ -1,0 +1,209 @@
+// `nola`: packed adapters merged into checkpoints on machines without Python.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "commands.h"
+#include "files/failure.h"
+#include "files/printable.h"
+#include "files/stop.h"
+#include "layout.h"
+#include "nola.h"
+#include "output.h"
+
+namespace {
+
+using namespace nola::program;
+using nola::files::Failure;
+using nola::files::printable;
+
+constexpr int kRefused = 2;
+
+// What the Python package has besides.
+constexpr const char* kElsewhere[] = {"verify",  "quantize", "pack", "unpack",    "export",
+                                      "convert", "demo",     "info", "completion"};
+
+std::vector<Command> commands() {
+    return {inspect_command(), hash_command()};
+}
+
+std::string general_help() {
+    std::vector<std::pair<std::string, std::string>> rows;
+    for (const Command& command : commands()) {
+        rows.emplace_back(command.name, command.summary);
+    }
+    return "Usage: nola [OPTIONS] COMMAND [ARGS]...\n\n"
+           "  Merge packed NOLA adapters, with the same bits on every machine, and without\n"
+           "  Python.\n\n"
+           "Options:\n" +
+           definitions({{"-V, --version", "Show the version and exit."},
+                        {kHelp.also + std::string(", ") + kHelp.name, kHelp.help}}) +
+           "\nCommands:\n" + definitions(rows) +
+           "\n  Start with: nola merge base adapter.nola -o merged\n";
+}
+
+void print_error(const Failure& failure) {
+    const JsonOutput json;
+    yyjson_mut_val* error = json.object();
+    const auto or_null = [&](const std::string& text) {
+        return text.empty() ? json.nothing() : json.text(text);
+    };
+    json.set(error, "type", json.text(failure.type()));
+    json.set(error, "message", json.text(failure.message()));
+    json.set(error, "file", or_null(failure.file()));
+    json.set(error, "field", or_null(failure.field()));
+    json.set(error, "value", json.nothing());
+    json.set("error", error);
+    json.print();
+}
+
+bool wants_json(const std::vector<std::string>& words) {
+    for (const std::string& word : words) {
+        if (word == "--") {
+            return false;
+        }
+        if (word.substr(0, word.find('=')) == "--json") {
+            return true;
+        }
+    }
+    return false;
+}
+
+int fail(const Failure& failure, std::string_view line, const std::vector<std::string>& words) {
+    std::fprintf(stderr, "nola: %s\n", printable(line, 1000).c_str());
+    if (wants_json(words)) {
+        print_error(failure);
+    }
+    return kRefused;
+}
+
+const Command& command_of(const std::vector<Command>& known, const std::string& name) {
+    for (const Command& command : known) {
+        if (command.name == name) {
+            return command;
+        }
+    }
+    for (const char* other : kElsewhere) {
+        if (name == other) {
+            throw UsageFailure(
+                "",
+                name + " is not in this program; use nola-edge " + name + " of the Python package",
+                "see nola --help");
+        }
+    }
+    const bool is_option = name.size() > 1 && name[0] == '-';
+    throw UsageFailure(
+        is_option ? name : "",
+        std::string("No such ") + (is_option ? "option" : "command") + " '" + printable(name) +
+            "'.",
+        is_option ? "usage: nola [OPTIONS] COMMAND [ARGS]...; see nola --help" : "see nola --help");
+}
+
+int run_command(const std::vector<std::string>& words) {
+    if (words.empty()) {
+        std::fputs(general_help().c_str(), stderr);
+        return kRefused;
+    }
+    if (words[0] == "-h" || words[0] == "--help") {
+        print(general_help());
+        return 0;
+    }
+    if (words[0] == "-V" || words[0] == "--version") {
+        print("nola, version " NOLA_VERSION "\n");
+        return 0;
+    }
+    const std::vector<Command> known = commands();
+    const Command& command = command_of(known, words[0]);
+    const Arguments arguments(command, {words.begin() + 1, words.end()});
+    if (arguments.wants_help()) {
+        print(help_of(command));
+        return 0;
+    }
+    return command.run(arguments);
+}
+
+int run(const std::vector<std::string>& words) {
+    try {
+        return run_command(words);
+    } catch (const UsageFailure& failure) {
+        return fail(failure, failure.line(), words);
+    } catch (const Failure& failure) {
+        return fail(failure, failure.what(), words);
+    } catch (const std::bad_alloc&) {
+        const Failure failure("", "", "there is too little memory", "MemoryError");
+        return fail(failure, failure.what(), words);
+    } catch (const std::exception& error) {
+        const Failure failure("", "", error.what(), "ValueError");
+        return fail(failure, failure.what(), words);
+    }
+}
+
+// A file that is written must not get the number of a stream that was closed.
+void open_closed_streams() {
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; ++fd) {
+        if (::fcntl(fd, F_GETFD) < 0 && errno == EBADF) {
+            // The lowest free number, which is the stream's.
+            [[maybe_unused]] const int opened = ::open("/dev/null", O_RDWR);
+        }
+    }
+}
+
+extern "C" void stop(int signal) {
+    nola::files::stop_for(signal);
+}
+
+// nohup ignores SIGHUP, and it stays so.
+void handle_signals() {
+    for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+        struct sigaction before {};
+        ::sigaction(number, nullptr, &before);
+        if (before.sa_handler == SIG_DFL) {
+            struct sigaction action {};
+            action.sa_handler = stop;
+            ::sigaction(number, &action, nullptr);
+        }
+    }
+}
+
+// Ends as an unhandled signal would, so that shells and supervisors see which it was.
+int die_of(int number) {
+    std::fprintf(stderr, "nola: %s; nothing incomplete was kept\n",
+                 number == SIGINT ? "interrupted" : "terminated");
+    std::fflush(stderr);
+    ::signal(number, SIG_DFL);
+    ::raise(number);
+    return 128 + number;
+}
+
+// Even where standard output is full, a result on disk is complete.
+int finish(int status, bool writes) {
+    if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) {
+        return status;
+    }
+    std::fprintf(stderr, "nola: standard output cannot be written: %s%s\n", std::strerror(errno),
+                 writes ? "; the result itself is complete" : "");
+    return writes || status != 0 ? status : kRefused;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    open_closed_streams();
+    handle_signals();
+    const std::vector<std::string> words(argv + 1, argv + argc);
+    try {
+        const int status = run(words);
+        return finish(status, status == 0 && !words.empty() && words[0] == "merge");
+    } catch (const nola::files::Stopped&) {
+        return die_of(nola::files::stopped_for());
+    }
+}
