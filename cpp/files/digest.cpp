@@ -7,6 +7,8 @@ namespace nola::files {
 
 namespace {
 
+constexpr std::size_t kBlakeBytes = 16;
+
 struct Functions {
     void (*update)(sha256_ctx*, const unsigned char*, std::size_t);
     void (*final)(sha256_ctx*, unsigned char*);
@@ -27,6 +29,16 @@ const Functions& functions() {
     return found;
 }
 
+std::string hex_of(const unsigned char* bytes, std::size_t count) {
+    constexpr char kDigits[] = "0123456789abcdef";
+    std::string text;
+    for (std::size_t i = 0; i < count; ++i) {
+        text += kDigits[bytes[i] >> 4];
+        text += kDigits[bytes[i] & 15];
+    }
+    return text;
+}
+
 }  // namespace
 
 void Sha256::add(const void* bytes, std::size_t count) {
@@ -36,13 +48,23 @@ void Sha256::add(const void* bytes, std::size_t count) {
 std::string Sha256::hex() {
     unsigned char digest[sha256_hash_size];
     functions().final(&state_, digest);
-    constexpr char kDigits[] = "0123456789abcdef";
-    std::string text;
-    for (const unsigned char byte : digest) {
-        text += kDigits[byte >> 4];
-        text += kDigits[byte & 15];
-    }
-    return text;
+    return hex_of(digest, sizeof digest);
+}
+
+Blake2b128::Blake2b128() {
+    rhash_blake2b_init(&state_);
+    // The parameters' first word holds the length of the digest, which changes all of it.
+    state_.hash[0] ^= blake2b_hash_size ^ kBlakeBytes;
+}
+
+void Blake2b128::add(std::string_view text) {
+    rhash_blake2b_update(&state_, reinterpret_cast<const unsigned char*>(text.data()), text.size());
+}
+
+std::string Blake2b128::hex() {
+    unsigned char digest[blake2b_hash_size];
+    rhash_blake2b_final(&state_, digest);
+    return hex_of(digest, kBlakeBytes);
 }
 
 }  // namespace nola::files

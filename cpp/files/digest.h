@@ -1,10 +1,11 @@
-// SHA-256 over what is added piece by piece.
+// Hashes of what is added piece by piece.
 #pragma once
 
 #include <cstddef>
 #include <string>
 #include <string_view>
 
+#include "blake2b.h"
 #include "sha256.h"
 
 namespace nola::files {
@@ -21,6 +22,20 @@ public:
 
 private:
     sha256_ctx state_{};
+};
+
+// BLAKE2b with a digest of 16 bytes.
+class Blake2b128 {
+public:
+    Blake2b128();
+
+    void add(std::string_view text);
+
+    // 32 hexadecimal digits; nothing may be added afterwards.
+    std::string hex();
+
+private:
+    blake2b_ctx state_{};
 };
 
 }  // namespace nola::files

@@ -33,7 +33,7 @@ constexpr const char* kElsewhere[] = {"verify",  "quantize", "pack", "unpack",  
                                       "convert", "demo",     "info", "completion"};
 
 std::vector<Command> commands() {
-    return {inspect_command(), hash_command()};
+    return {merge_command(), inspect_command(), hash_command()};
 }
 
 std::string general_help() {

@@ -85,7 +85,7 @@ private:
             throw UsageFailure(option.name,
                                "Option " + quoted(option.name) + " does not take a value.", "");
         }
-        values_[option.name] = !takes_value(option) ? ""
+        values_[option.name] = !takes_value(option) ? word
                                : sign != word.npos  ? word.substr(sign + 1)
                                                     : next(word);
     }
@@ -98,7 +98,7 @@ private:
                 values_[option.name] = i + 1 < word.size() ? word.substr(i + 1) : next(name);
                 return;
             }
-            values_[option.name] = "";
+            values_[option.name] = name;
         }
     }
 

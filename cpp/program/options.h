@@ -47,7 +47,8 @@ public:
 
     bool wants_help() const { return has("--help"); }
     bool has(std::string_view option) const;
-    // The last value that is given; empty if there is none.
+    // The last value that is given, or the name by which an option without one is; empty if there
+    // is none.
     std::string value(std::string_view option) const;
     // A count of threads; 0 where none is given.
     int threads() const;

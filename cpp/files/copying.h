@@ -1,0 +1,15 @@
+// Bytes from file to file, within the kernel where it can.
+#pragma once
+
+#include <cstdint>
+
+#include "input.h"
+
+namespace nola::files {
+
+// Copies bytes to an offset of a descriptor. Throws Failure if they cannot be read, and
+// std::system_error if they cannot be written.
+void copy_range(const FileInput& source, std::uint64_t begin, int fd, std::uint64_t offset,
+                std::uint64_t count);
+
+}  // namespace nola::files

@@ -1,0 +1,126 @@
+#include "factors.h"
+
+#include <algorithm>
+
+#include "files/pieces.h"
+#include "nola/expand.h"
+#include "nola/merge.h"
+
+namespace nola::merging {
+
+namespace {
+
+// Elements of random matrices that are summed before somebody asks whether to go on.
+constexpr std::uint64_t kAtOnce = std::uint64_t{1} << 26;
+
+// Expands the window of a matrix, some rows at a time.
+std::vector<float> expanded(const Matrix& matrix, const std::vector<float>& coefficients,
+                            int num_threads) {
+    const std::size_t rows = matrix.window.rows();
+    const std::size_t cols = matrix.window.cols();
+    const std::uint64_t work = std::max<std::uint64_t>(1, std::uint64_t{cols} * matrix.num_basis);
+    const auto step =
+        static_cast<std::size_t>(std::clamp<std::uint64_t>(kAtOnce / work, 1, rows + 1));
+    std::vector<float> values(rows * cols);
+    files::for_each_piece((rows + step - 1) / step, num_threads, [&](std::size_t piece) {
+        Matrix part = matrix;
+        part.window.row_begin += piece * step;
+        part.window.row_end = std::min(part.window.row_begin + step, matrix.window.row_end);
+        expand(part, coefficients.data(), values.data() + piece * step * cols, 1);
+    });
+    return values;
+}
+
+std::vector<float> turned(const std::vector<float>& values, std::size_t rows) {
+    const std::size_t cols = rows == 0 ? 0 : values.size() / rows;
+    std::vector<float> result(values.size());
+    for (std::size_t row = 0; row < rows; ++row) {
+        for (std::size_t col = 0; col < cols; ++col) {
+            result[col * rows + row] = values[row * cols + col];
+        }
+    }
+    return result;
+}
+
+// Columns of A, rank x columns.
+std::vector<float> a_of(const Term& term, const Range& cols, int num_threads) {
+    Matrix matrix = term.adapter->adapter.factor(*term.module, Factor::kA,
+                                                 static_cast<std::size_t>(term.inputs));
+    matrix.window.col_begin = static_cast<std::size_t>(cols.begin);
+    matrix.window.col_end = static_cast<std::size_t>(cols.end);
+    return expanded(matrix, term.module->alpha, num_threads);
+}
+
+// Rows of B for some lines of the stored matrix, lines x rank; with its own scaling if it is one
+// of several.
+std::vector<float> b_of(const Segment& segment, const Term& term, const Range& lines,
+                        int num_threads) {
+    Matrix matrix = term.adapter->adapter.factor(*term.module, Factor::kB,
+                                                 static_cast<std::size_t>(term.outputs));
+    matrix.window.row_begin = static_cast<std::size_t>(lines.begin - term.begin);
+    matrix.window.row_end = static_cast<std::size_t>(lines.end - term.begin);
+    std::vector<float> values = expanded(matrix, term.module->beta, num_threads);
+    if (segment.terms.size() > 1) {
+        scale(values.data(), values.size(), term.scaling());
+    }
+    return values;
+}
+
+}  // namespace
+
+Range common(const Range& one, const Range& other) {
+    const std::uint64_t begin = std::max(one.begin, other.begin);
+    return {begin, std::max(begin, std::min(one.end, other.end))};
+}
+
+std::size_t rank_of(const Segment& segment) {
+    std::size_t rank = 0;
+    for (const Term& term : segment.terms) {
+        rank += term.rank();
+    }
+    return rank;
+}
+
+float scaling_of(const Segment& segment) {
+    float scaling = 1.0F;
+    if (segment.terms.size() == 1) {
+        scale(&scaling, 1, segment.terms[0].scaling());
+    }
+    return scaling;
+}
+
+std::vector<float> right_factor(const Segment& segment, const Range& cols, int num_threads) {
+    std::vector<float> joined;
+    for (const Term& term : segment.terms) {
+        std::vector<float> own = term.transposed
+                                     ? turned(b_of(segment, term, cols, num_threads), cols.size())
+                                     : a_of(term, cols, num_threads);
+        if (segment.terms.size() == 1) {
+            return own;
+        }
+        joined.insert(joined.end(), own.begin(), own.end());
+    }
+    return joined;
+}
+
+std::vector<float> left_factor(const Segment& segment, const Range& rows) {
+    const std::size_t rank = rank_of(segment);
+    std::vector<float> joined;
+    std::size_t before = 0;
+    for (const Term& term : segment.terms) {
+        std::vector<float> own = term.transposed ? turned(a_of(term, rows, 1), term.rank())
+                                                 : b_of(segment, term, rows, 1);
+        if (segment.terms.size() == 1) {
+            return own;
+        }
+        joined.resize(rows.size() * rank);
+        for (std::size_t row = 0; row < rows.size(); ++row) {
+            std::copy_n(own.data() + row * term.rank(), term.rank(),
+                        joined.data() + row * rank + before);
+        }
+        before += term.rank();
+    }
+    return joined;
+}
+
+}  // namespace nola::merging
