@@ -18,8 +18,8 @@ constexpr std::uint64_t kBuffer = 1U << 20;
 // file systems refuse in many words, and a plain copy says what is wrong.
 std::int64_t copy_in_kernel(int source, std::uint64_t begin, int fd, std::uint64_t offset,
                             std::uint64_t count) {
-    auto from = static_cast<loff_t>(begin);
-    auto to = static_cast<loff_t>(offset);
+    auto from = static_cast<off_t>(begin);
+    auto to = static_cast<off_t>(offset);
     const auto most = static_cast<std::size_t>(std::min<std::uint64_t>(count, 1U << 30));
     return ::copy_file_range(source, &from, fd, &to, most, 0);
 }
