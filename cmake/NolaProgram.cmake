@@ -8,7 +8,7 @@ add_library(
   cpp/files/checkpoint.cpp cpp/files/content_hash.cpp cpp/files/copying.cpp cpp/files/folder.cpp
   cpp/files/output.cpp cpp/files/paths.cpp cpp/files/pieces.cpp cpp/files/renaming.cpp
   cpp/files/stop.cpp cpp/files/temporary.cpp
-  cpp/merge/earlier_output.cpp cpp/merge/factors.cpp cpp/merge/plan.cpp cpp/merge/weights.cpp
+  cpp/merge/earlier_output.cpp cpp/merge/expectation.cpp cpp/merge/factors.cpp cpp/merge/plan.cpp cpp/merge/weights.cpp
   cpp/merge/write.cpp)
 target_include_directories(nola_merging PUBLIC cpp PRIVATE cpp/src)
 target_link_libraries(nola_merging PUBLIC nola_adapters nola_edge nola_third_party

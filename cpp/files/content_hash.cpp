@@ -88,13 +88,8 @@ ContentHash content_hash(const std::string& path, int num_threads) {
     return {hash.sha256, {{name_of(path), hash.sha256}}, hash.bytes};
 }
 
-void check_hash(const std::string& path, const std::string& expected, const std::string& output,
-                int num_threads) {
-    if (expected.empty()) {
-        return;
-    }
-    const std::string found = content_hash(path, num_threads).sha256;
-    if (found != expected) {
+void check_hash(const std::string& found, const std::string& expected, const std::string& output) {
+    if (!expected.empty() && found != expected) {
         throw Mismatch(output, "expect",
                        "would have the SHA-256 " + found + ", not " + expected +
                            " as expected: base, adapters, weights or options are others than those "

@@ -20,9 +20,8 @@ struct ContentHash {
 // changes meanwhile, or is neither file nor folder.
 ContentHash content_hash(const std::string& path, int num_threads = 0);
 
-// Refuses a result at `path`, which was to go to `output`, if another hash was expected of it.
-// An empty one expects nothing.
-void check_hash(const std::string& path, const std::string& expected, const std::string& output,
-                int num_threads);
+// Refuses a result that has the hash `found` and was to go to `output`, if another one was
+// expected. An empty one expects nothing.
+void check_hash(const std::string& found, const std::string& expected, const std::string& output);
 
 }  // namespace nola::files

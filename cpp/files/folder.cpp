@@ -279,6 +279,10 @@ bool is_index(std::string_view name) {
     return name.find(kSafetensors) != name.npos && is_any_index(name);
 }
 
+bool is_own_weights(std::string_view path) {
+    return path.find('/') == path.npos && (is_index(path) || ends_with(path, kSafetensors));
+}
+
 std::string find_weights(const std::string& folder) {
     Names names;
     for (const std::string& name : names_in(folder)) {

@@ -20,6 +20,9 @@ bool ends_with(std::string_view text, std::string_view ending);
 // Whether a file's name is that of an index of safetensors files, variants included.
 bool is_index(std::string_view name);
 
+// Whether a file of a merged folder, by its path, is of its weights or their index.
+bool is_own_weights(std::string_view path);
+
 // The name of a folder's weights: a safetensors file, or the index of several. Throws
 // CheckpointFailure if there are none, or it is not clear which.
 std::string find_weights(const std::string& folder);

@@ -38,7 +38,7 @@ FileInput::FileInput(const char* path) : Input(path) {
     if (fd_ < 0) {
         refuse(name(), "opened");
     }
-    struct stat status {};
+    struct stat status{};
     const bool is_regular = ::fstat(fd_, &status) == 0 && S_ISREG(status.st_mode);
     if (!is_regular) {
         ::close(fd_);
@@ -73,8 +73,8 @@ void FileInput::read(std::uint64_t offset, void* to, std::size_t count) const {
 }
 
 void FileInput::check_unchanged() const {
-    struct stat open {};
-    struct stat named {};
+    struct stat open{};
+    struct stat named{};
     if (::fstat(fd_, &open) != 0 || ::stat(name().c_str(), &named) != 0) {
         throw Changed(name(), std::string("disappeared in the meantime: ") + std::strerror(errno));
     }

@@ -268,7 +268,7 @@ void Output::check_replaceable() const {
 }
 
 void Output::check_space() const {
-    struct statvfs disk {};
+    struct statvfs disk{};
     if (::statvfs(nearest_folder(plan_.target, parent_of(plan_.target)).c_str(), &disk) != 0) {
         throw_errno();
     }
@@ -379,7 +379,7 @@ void Output::sync() const {
     for (const auto& [name, then] : written_) {
         const std::string path = name.empty() ? path_ : join(path_, name);
         const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-        struct stat now {};
+        struct stat now{};
         if (fd < 0 || ::fstat(fd, &now) != 0 || !is_same(now, then, keeps_inodes_)) {
             if (fd >= 0) {
                 ::close(fd);

@@ -136,12 +136,12 @@ bool is_within(std::string_view path, std::string_view folder) {
 }
 
 std::optional<struct stat> status_of(const std::string& path) {
-    struct stat status {};
+    struct stat status{};
     return ::stat(path.c_str(), &status) == 0 ? std::optional(status) : std::nullopt;
 }
 
 std::optional<struct stat> link_status_of(const std::string& path) {
-    struct stat status {};
+    struct stat status{};
     return ::lstat(path.c_str(), &status) == 0 ? std::optional(status) : std::nullopt;
 }
 

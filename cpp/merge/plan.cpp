@@ -358,4 +358,22 @@ const std::vector<Segment>& Plan::segments(const std::string& tensor) const {
     return found == merges_.end() ? none : found->second;
 }
 
+std::string Plan::base_fingerprint() const {
+    std::map<std::string, StoredTensor> weights;  // of each module
+    for (const auto& [tensor, divided] : merges_) {
+        for (const Segment& segment : divided) {
+            for (const Term& term : segment.terms) {
+                weights.emplace(term.module->name, base_.find(tensor));
+            }
+        }
+    }
+    std::vector<std::string> modules;
+    std::vector<StoredTensor> stored;
+    for (const auto& [module, weight] : weights) {
+        modules.push_back(module);
+        stored.push_back(weight);
+    }
+    return adapters::base_fingerprint(modules, stored);
+}
+
 }  // namespace nola::merging

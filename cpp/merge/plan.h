@@ -54,6 +54,8 @@ public:
     const std::vector<Segment>& segments(const std::string& tensor) const;
     // How many tensors are merged into.
     std::size_t merged() const { return merges_.size(); }
+    // Of what adapters are merged into.
+    std::string base_fingerprint() const;
 
 private:
     using Terms = std::map<std::string, std::vector<Term>>;

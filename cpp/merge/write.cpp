@@ -71,7 +71,7 @@ Output::Plan output_plan(Checkpoint& base, const Plan& plan, const WriteOptions&
 
 }  // namespace
 
-void write_result(Checkpoint& base, const Plan& plan, const WriteOptions& options) {
+std::string write_result(Checkpoint& base, const Plan& plan, const WriteOptions& options) {
     base.companions();  // before anything is written: they may be refused
     Output output(output_plan(base, plan, options));
     try {
@@ -81,9 +81,11 @@ void write_result(Checkpoint& base, const Plan& plan, const WriteOptions& option
         files::refuse_output(output.target(), error.code().value());
     }
     base.check_unchanged();
-    files::check_hash(output.path(), options.expected, output.target(), options.num_threads);
+    const std::string name =
+        check_result(options.expected, output.path(), output.target(), options.num_threads);
     files::check_stopped();
     output.commit();
+    return name;
 }
 
 }  // namespace nola::merging

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "expectation.h"
 #include "files/checkpoint.h"
 #include "plan.h"
 
@@ -12,10 +13,11 @@ struct WriteOptions {
     std::string output;
     bool force = false;
     int num_threads = 0;
-    std::string expected;  // the SHA-256 of the result; empty: any
+    Expectation expected;
 };
 
-// Writes the result of a plan for this base. Throws files::Failure; nothing is left then.
-void write_result(files::Checkpoint& base, const Plan& plan, const WriteOptions& options);
+// Writes the result of a plan for this base. Throws files::Failure; nothing is left then. Returns
+// what the adapter's publisher calls the base of which it expects this result, or nothing.
+std::string write_result(files::Checkpoint& base, const Plan& plan, const WriteOptions& options);
 
 }  // namespace nola::merging

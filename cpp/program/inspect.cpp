@@ -53,7 +53,7 @@ struct Summary {
     }
 };
 
-std::vector<float> all_values(const NolaAdapter& adapter, std::vector<float> Module::*factor) {
+std::vector<float> all_values(const NolaAdapter& adapter, std::vector<float> Module::* factor) {
     std::vector<float> values;
     for (const Module& module : adapter.modules) {
         const std::vector<float>& own = module.*factor;
@@ -109,6 +109,7 @@ public:
     void print(bool lists_modules) const {
         add_identity();
         add_contents();
+        json_.set("expected", expected());
         json_.set("config", config());
         json_.set("alpha", distribution(summary_.alpha));
         json_.set("beta", distribution(summary_.beta));
@@ -119,6 +120,24 @@ public:
     }
 
 private:
+    yyjson_mut_val* expected() const {
+        yyjson_mut_val* list = json_.list();
+        for (const adapters::ExpectedResult& result : summary_.adapter.expected) {
+            yyjson_mut_val* entry = json_.object();
+            json_.set(entry, "name", json_.text(result.name));
+            json_.set(entry, "kind", json_.text(result.kind));
+            json_.set(entry, "base_fingerprint", json_.text(result.base_fingerprint));
+            json_.set(entry, "sha256", json_.text(result.sha256));
+            yyjson_mut_val* hashes = json_.object();
+            for (const auto& [path, hash] : result.files) {
+                json_.set(hashes, path, json_.text(hash));
+            }
+            json_.set(entry, "files", hashes);
+            yyjson_mut_arr_append(list, entry);
+        }
+        return list;
+    }
+
     yyjson_mut_val* text_or_null(const std::string& text) const {
         return text.empty() ? json_.nothing() : json_.text(text);
     }
@@ -453,19 +472,34 @@ Rows module_rows(const Summary& summary) {
     return rows;
 }
 
+// The bases of which the adapter says what merging gives.
+std::string expected(const Summary& summary) {
+    std::string named;
+    for (const adapters::ExpectedResult& result : summary.adapter.expected) {
+        named += (named.empty() ? "" : ", ") +
+                 whole(printable(result.name, 240) + " (" + result.kind + ")");
+    }
+    return "known results of merging into " + named;
+}
+
 void show(const Summary& summary, bool lists_modules) {
     const std::vector<Pattern> groups = adapters::patterns(summary.modules, {});
     const std::size_t count = summary.modules.size();
     const bool has_kinds = 1 < groups.size() && groups.size() < count;
-    print(labelled({
+    std::vector<std::pair<std::string, std::string>> rows = {
         {"adapter", printable(summary.given, 400) + " (" +
                         human_bytes(static_cast<double>(summary.bytes)) + ", packed)"},
         {"base", recorded(summary, "base_model_name_or_path")},
         {"task", recorded(summary, "task_type")},
         {"fingerprints", fingerprints(summary)},
-        {"modules", std::to_string(count) +
-                        (has_kinds ? " in " + std::to_string(groups.size()) + " patterns" : "")},
-    }));
+    };
+    if (!summary.adapter.expected.empty()) {
+        rows.emplace_back("expects", expected(summary));
+    }
+    rows.emplace_back("modules",
+                      std::to_string(count) +
+                          (has_kinds ? " in " + std::to_string(groups.size()) + " patterns" : ""));
+    print(labelled(rows));
     print(table(pattern_rows(groups), kListed));
     print(labelled(contents(summary)));
     print(

@@ -164,10 +164,10 @@ extern "C" void stop(int signal) {
 // nohup ignores SIGHUP, and it stays so.
 void handle_signals() {
     for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
-        struct sigaction before {};
+        struct sigaction before{};
         ::sigaction(number, nullptr, &before);
         if (before.sa_handler == SIG_DFL) {
-            struct sigaction action {};
+            struct sigaction action{};
             action.sa_handler = stop;
             ::sigaction(number, &action, nullptr);
         }

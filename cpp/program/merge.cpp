@@ -230,6 +230,8 @@ struct Report {
     Checkpoint& base;
     double seconds = 0;
     bool checks_base = true;
+    std::string note;         // about what the adapter expects
+    std::string expected_of;  // the base of which it expects this result, if it does
 
     void print_json() const {
         const JsonOutput json;
@@ -249,8 +251,10 @@ struct Report {
         json.set("seconds", json.real(seconds));
         json.set("carried_weights", names(base.companions().weights));
         json.set("left_behind", names(base.companions().left));
-        json.set("notes", json.list());
-        json.set("base_checked", json.truth(checks_base && records_bases(plan)));
+        json.set("notes", names(note.empty() ? std::vector<std::string>() : std::vector{note}));
+        json.set("base_checked",
+                 json.truth(!expected_of.empty() || (checks_base && records_bases(plan))));
+        json.set("expected_of", expected_of.empty() ? json.nothing() : json.text(expected_of));
         json.print();
     }
 
@@ -261,6 +265,13 @@ struct Report {
         say(printable(output, 240) + ": " + std::to_string(plan.merged()) + " of " +
             std::to_string(base.tensors().size()) + " tensors merged, " + human_bytes(bytes) +
             " in " + time + " s " + whole("(" + human_bytes(bytes / seconds) + "/s)"));
+        if (!expected_of.empty()) {
+            say("  the result is the one that the adapter expects of " +
+                printable(expected_of, 240));
+        }
+        if (!note.empty()) {
+            say("  note: " + printable(note, 400));
+        }
         if (!base.companions().weights.empty()) {
             say("  copied unchanged: " + listed(base.companions().weights));
         }
@@ -271,6 +282,9 @@ struct Report {
     }
 
     void print_base() const {
+        if (!expected_of.empty()) {
+            return;
+        }
         const auto& adapters = plan.adapters();
         const auto unchecked =
             std::count_if(adapters.begin(), adapters.end(), [](const WeightedAdapter& adapter) {
@@ -323,9 +337,13 @@ int run(const Arguments& arguments) {
     const std::vector<WeightedAdapter> adapters = load_adapters(given);
     const bool checks_base = arguments.value("--check-base") != "--no-check-base";
     const Plan plan(base, adapters, checks_base);
-    merging::write_result(base, plan, {output, arguments.has("--force"), threads, expected});
+    const bool checks_result = arguments.value("--check-result") != "--no-check-result";
+    const merging::Expectation expectation = merging::expectation(plan, expected, checks_result);
+    const std::string expected_of =
+        merging::write_result(base, plan, {output, arguments.has("--force"), threads, expectation});
     const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
-    const Report report{output, plan, base, taken.count(), checks_base};
+    const Report report{output,           plan,       base, taken.count(), checks_base,
+                        expectation.note, expected_of};
     if (arguments.has("--json")) {
         report.print_json();
     } else if (!arguments.has("--quiet")) {
@@ -356,6 +374,9 @@ Command merge_command() {
             {"--check-base", "--no-check-base", "",
              "Refuse a base that the adapter was not trained on, or do not.  [default: "
              "check-base]"},
+            {"--check-result", "--no-check-result", "",
+             "Refuse a result that the adapter, which says what it gives with this base, does not "
+             "expect, or do not.  [default: check-result]"},
             kThreads,
             kJson,
             kQuiet,

@@ -97,7 +97,7 @@ TEST_CASE("merging: a file has the bits of the core, whichever way its weight is
         CHECK(plan.merged() == 1);
         for (const int threads : {1, 3}) {
             const std::string place = folder / (std::to_string(threads) + ".safetensors");
-            nola::merging::write_result(base, plan, {place, false, threads, ""});
+            nola::merging::write_result(base, plan, {place, false, threads, {"", {}, "", ""}});
             CHECK(content_of(place) == stored(wanted));
         }
     }
