@@ -49,24 +49,50 @@ bool always() {
 }
 
 #ifdef NOLA_HAVE_AVX2
-// Clang before 15 does not know "f16c" as a feature to ask for.
-bool has_f16c() {
+// Asked of the processor itself: not every compiler's run-time library answers
+// __builtin_cpu_supports (that of zig says no), and Clang before 15 does not know "f16c".
+struct Features {
+    unsigned basic = 0;     // leaf 1, ecx
+    unsigned extended = 0;  // leaf 7, ebx
+    unsigned kept = 0;      // registers that the operating system keeps, of XCR0
+};
+
+Features features() {
+    Features found;
     unsigned eax = 0;
     unsigned ebx = 0;
     unsigned ecx = 0;
     unsigned edx = 0;
-    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+    if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0 || (ecx & bit_OSXSAVE) == 0) {
+        return found;
+    }
+    found.basic = ecx;
+    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0) {
+        found.extended = ebx;
+    }
+    unsigned high = 0;
+    __asm__("xgetbv" : "=a"(found.kept), "=d"(high) : "c"(0));
+    return found;
 }
 
-// The built-in also asks whether the operating system keeps the wide registers.
+bool has_all(unsigned found, unsigned wanted) {
+    return (found & wanted) == wanted;
+}
+
 bool has_avx2() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+    constexpr unsigned kWideRegisters = 0x06;
+    const Features found = features();
+    return has_all(found.basic, bit_AVX | bit_FMA | bit_F16C) &&
+           has_all(found.extended, bit_AVX2) && has_all(found.kept, kWideRegisters);
 }
 #endif
 #ifdef NOLA_HAVE_AVX512
 bool has_avx512() {
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    constexpr unsigned kWidestRegisters = 0xE6;
+    const Features found = features();
+    return has_avx2() &&
+           has_all(found.extended, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL) &&
+           has_all(found.kept, kWidestRegisters);
 }
 #endif
 
