@@ -25,6 +25,11 @@ target_compile_definitions(
   nola_third_party
   # What only changes, writes or searches documents.
   PUBLIC YYJSON_DISABLE_UTILS=1 YYJSON_DISABLE_NON_STANDARD=1 YYJSON_DISABLE_INCR_READER=1)
+# Of the checksum of a few kilobytes no instruction set makes a difference, and Clang 22 refuses how
+# libdeflate 1.23 asks for these.
+target_compile_definitions(
+  nola_third_party PRIVATE LIBDEFLATE_ASSEMBLER_DOES_NOT_SUPPORT_AVX512VNNI=1
+                           LIBDEFLATE_ASSEMBLER_DOES_NOT_SUPPORT_AVX_VNNI=1)
 target_include_directories(
   nola_third_party SYSTEM PUBLIC $<BUILD_INTERFACE:${NOLA_THIRD_PARTY}/yyjson>
                                  $<BUILD_INTERFACE:${NOLA_THIRD_PARTY}/libdeflate>
