@@ -81,7 +81,7 @@ std::string write_result(Checkpoint& base, const Plan& plan, const WriteOptions&
         files::refuse_output(output.target(), error.code().value());
     }
     base.check_unchanged();
-    const std::string name =
+    std::string name =
         check_result(options.expected, output.path(), output.target(), options.num_threads);
     files::check_stopped();
     output.commit();
