@@ -20,7 +20,7 @@ constexpr std::uint64_t kAtOnce = 1U << 20;
 void add_files(const std::string& folder, const std::string& here,
                std::vector<std::string>& found) {
     for (const std::string& name : names_in(join(folder, here))) {
-        const std::string relative = here.empty() ? name : here + "/" + name;
+        const std::string relative = here.empty() ? name : join(here, name);
         const std::string path = join(folder, relative);
         if (is_folder(path)) {
             if (is_link(path)) {

@@ -156,7 +156,7 @@ std::string nothing_to_merge_into(const std::string& folder, const Names& names)
 void add_visible(const std::string& folder, const std::string& before, Names& found) {
     Names folders;
     for (const std::string& name : names_in(join(folder, before))) {
-        const std::string relative = before.empty() ? name : before + "/" + name;
+        const std::string relative = before.empty() ? name : join(before, name);
         const std::string path = join(folder, relative);
         if (name[0] == '.') {
             continue;

@@ -29,8 +29,8 @@ namespace nola::files {
 
 namespace {
 
-// Nobody writes for so long without a single change to the files; in seconds.
-constexpr std::time_t kLongAge = 7 * 24 * 3600;
+// A week, in seconds: nobody writes for so long without a single change to the files.
+constexpr std::time_t kLongAge = 604800;
 // Bytes of a target's name that a temporary's name repeats; file systems allow 255 in all.
 constexpr std::size_t kLongestName = 140;
 // In a process's flags: it is ending (Linux's PF_EXITING).
