@@ -43,3 +43,11 @@ write_basic_package_version_file(nola_edgeConfigVersion.cmake COMPATIBILITY Same
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/nola_edgeConfig.cmake
               ${CMAKE_CURRENT_BINARY_DIR}/nola_edgeConfigVersion.cmake
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/nola_edge)
+
+# Their licences go with every copy of what is compiled into the C libraries.
+foreach(library libdeflate/COPYING rhash/COPYING yyjson/LICENSE)
+  get_filename_component(name ${library} DIRECTORY)
+  install(FILES third_party/${library} DESTINATION ${CMAKE_INSTALL_DATADIR}/licenses/nola-edge
+          RENAME ${name}.txt)
+endforeach()
+install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DATADIR}/licenses/nola-edge)

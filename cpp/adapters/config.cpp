@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <utility>
 
 #include "files/failure.h"
@@ -76,8 +77,11 @@ public:
 
     double positive(const char* name, double most, const char* most_text) const {
         yyjson_val* value = get(name);
-        const double number = yyjson_get_num(value);
-        if (!yyjson_is_num(value) || !(number > 0) || number > most) {
+        // An integer of more than 64 bits is left as its digits.
+        const double number = yyjson_is_raw(value) ? std::strtod(yyjson_get_raw(value), nullptr)
+                                                   : yyjson_get_num(value);
+        const bool is_number = yyjson_is_num(value) || yyjson_is_raw(value);
+        if (!is_number || !(number > 0) || number > most) {
             throw refusal(name, std::string("a positive number up to ") + most_text);
         }
         return number;
@@ -95,6 +99,9 @@ public:
         yyjson_val* value = get(name);
         if (value != nullptr && !yyjson_is_str(value)) {
             throw refusal(name, "a string");
+        }
+        if (value != nullptr && yyjson_get_len(value) == 0) {
+            throw refusal(name, "a fingerprint");  // which no basis, base or module has
         }
         return value == nullptr ? "" : std::string(files::text_of(value));
     }

@@ -1,5 +1,6 @@
 #include "few_bits.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -44,6 +45,31 @@ void check_padding(std::string_view packed, std::size_t used) {
     }
 }
 
+float round_to_16_bits(float value) {
+    std::uint32_t word = word_of(value);
+    word = (word + 0x7F + ((word >> 8) & 1)) & 0xFFFFFF00;
+    std::memcpy(&value, &word, sizeof value);
+    return value;
+}
+
+// Whether quantising values again would give them: as many bits are enough, and needed.
+bool fits(const float* values, std::size_t count, int bits) {
+    float most = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+        most = std::max(most, std::fabs(values[i]));
+    }
+    const auto largest = static_cast<float>((1 << (bits - 1)) - 1);
+    const float whole = round_to_16_bits(most / largest);
+    const float scale = whole >= kSmallestScale ? whole : 0;
+    for (std::size_t i = 0; i < count; ++i) {
+        const float steps = std::nearbyint(values[i] / (scale == 0 ? 1 : scale));
+        if (std::clamp(steps, -largest, largest) * scale != values[i]) {
+            return false;
+        }
+    }
+    return true;
+}
+
 }  // namespace
 
 std::vector<float> unpack(std::string_view packed, std::size_t count, int bits, float scale,
@@ -63,6 +89,10 @@ std::vector<float> unpack(std::string_view packed, std::size_t count, int bits, 
     }
     check_scale(scale);
     nola::scale(values.data(), count, static_cast<double>(scale));
+    const std::size_t apart = first != nullptr ? 1 : 0;
+    if (!fits(values.data() + apart, count - apart, bits)) {
+        throw std::invalid_argument("holds coefficients that do not fit in so many bits");
+    }
     if (first != nullptr) {
         values[0] = *first;
     }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <set>
 #include <utility>
 
 #include "files/failure.h"
@@ -74,13 +75,13 @@ void check_saved_modules(const NolaAdapter& adapter, std::string_view file) {
 }
 
 void check_owners(const NolaAdapter& adapter, std::string_view file) {
+    std::set<std::string_view> owners(adapter.whole_tensors.begin(), adapter.whole_tensors.end());
+    for (const Module& module : adapter.modules) {
+        owners.insert(module.name);
+    }
     for (const auto& part : adapter.config.tensors) {
         const std::string& name = part.first;
-        const bool is_module =
-            std::any_of(adapter.modules.begin(), adapter.modules.end(),
-                        [&](const Module& module) { return module.name == name; });
-        const auto& whole = adapter.whole_tensors;
-        if (!is_module && std::find(whole.begin(), whole.end(), name) == whole.end()) {
+        if (owners.count(name) == 0) {
             throw Failure(file, "tensors",
                           "names '" + files::printable(name) +
                               "', which is neither a module nor a whole tensor of the adapter; "

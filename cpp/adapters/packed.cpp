@@ -32,6 +32,7 @@ constexpr std::size_t kMaxAbout = 4'000'000;
 // What cannot be compressed grows by five bytes for each block of it.
 constexpr std::size_t kMaxCompressed = kMaxAbout + kMaxAbout / 1000;
 constexpr std::size_t kMaxModules = 100'000;
+constexpr std::size_t kMaxName = 8192;
 // Bytes of whole tensors that are in memory at once; a multiple of every element's.
 constexpr std::size_t kPiece = 1U << 16;
 
@@ -139,7 +140,8 @@ std::vector<Module> parse_modules(yyjson_val* list, std::string_view file) {
     std::unordered_set<std::string_view> seen;
     files::for_each_item(list, [&](yyjson_val* value) {
         const std::string_view name = files::text_of(value);
-        if (!yyjson_is_str(value) || !files::is_printable(name) || !seen.insert(name).second) {
+        if (!yyjson_is_str(value) || name.size() > kMaxName || !files::is_printable(name) ||
+            !seen.insert(name).second) {
             throw refuse("[" + files::shown(value) + "]");
         }
         modules.push_back({std::string(name), {}, {}});
@@ -270,7 +272,7 @@ void check_whole(const SafetensorsFile& file, const TensorInfo& tensor, std::str
     const bool announced =
         std::any_of(config.modules_to_save.begin(), config.modules_to_save.end(),
                     [&](const std::string& module) { return is_saved(name, module); });
-    if (!is_bias && !announced) {
+    if ((!is_bias && !announced) || name == "__metadata__") {
         throw refuse("is neither coefficients nor a tensor that modules_to_save or bias announce");
     }
     if (tensor.type != "F32" && tensor.type != "F16" && tensor.type != "BF16") {

@@ -102,7 +102,7 @@ std::string_view text_of(yyjson_val* value) {
 }
 
 std::string shown(yyjson_val* value, std::size_t limit) {
-    if (yyjson_is_null(value)) {
+    if (value == nullptr || yyjson_is_null(value)) {
         return "None";
     }
     if (yyjson_is_bool(value)) {

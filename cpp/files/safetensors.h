@@ -28,6 +28,8 @@ public:
     // Throws Failure if the header breaks a rule of the format, or a limit
     // (docs/adapter-format.md, *Limits*).
     explicit SafetensorsFile(std::shared_ptr<const Input> input);
+    SafetensorsFile(const SafetensorsFile&) = delete;  // names are looked up by views of its own
+    SafetensorsFile& operator=(const SafetensorsFile&) = delete;
 
     const Input& input() const { return *input_; }
     // Of `__metadata__`, which may not be there.

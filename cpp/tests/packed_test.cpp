@@ -85,6 +85,8 @@ TEST_CASE("packed: fields that are not understood are refused") {
     CHECK(contains(packed_refusal(about(R"(,"beta_unit":0)")), "positive number"));
     CHECK(contains(packed_refusal(about(R"(,"modules_fingerprint":"0")")), "were renamed"));
     CHECK(contains(packed_refusal(about(R"(,"basis_fingerprint":"0")")), "another generator"));
+    CHECK(contains(packed_refusal(about(R"(,"shapes_fingerprint":"")")), "a fingerprint"));
+    CHECK(contains(packed_refusal(about(R"(,"basis":null,"r":null)")), "duplicate key 'r'"));
     CHECK(contains(packed_refusal(about(R"(,"modules_to_save":["head"])")), "no tensor of it"));
     CHECK(
         contains(packed_refusal(about(R"(,"tensors":{"a":"w[0:2]","b":"w[1:3]"})")), "same part"));
@@ -125,14 +127,15 @@ TEST_CASE("packed: any change of any byte is read, or refused in one line") {
 
 TEST_CASE("few bits: integers, padding and scales") {
     using nola::adapters::unpack;
-    const std::string stream = "\xA5\x0C";  // of three bits: 5, 4, 2, 6
-    const std::vector<float> wanted = {0.5F, 0, -1, 1};
+    const std::string stream = "\xA7\x0C";  // of three bits: 7, 4, 2, 6
+    const std::vector<float> wanted = {1.5F, 0, -1, 1};
     CHECK(unpack(stream, 4, 3, 0.5F, nullptr) == wanted);
     const float first = 9;
-    CHECK(unpack("\x48", 2, 4, 1, &first) == std::vector<float>{9, -4});
-    CHECK_THROWS_WITH(unpack("\xA5\x1C", 4, 3, 1, nullptr), doctest::Contains("after the last"));
+    CHECK(unpack("\x18", 2, 4, 1, &first) == std::vector<float>{9, -7});
+    CHECK_THROWS_WITH(unpack("\xA7\x1C", 4, 3, 1, nullptr), doctest::Contains("after the last"));
     CHECK_THROWS_WITH(unpack("\x80", 2, 4, 1, nullptr), doctest::Contains("no coefficient has"));
     CHECK_THROWS_WITH(unpack("\x89", 2, 4, 1, &first), doctest::Contains("beside the exact one"));
+    CHECK_THROWS_WITH(unpack("\x48", 2, 4, 1, nullptr), doctest::Contains("do not fit"));
     CHECK_THROWS_WITH(unpack("\x88", 2, 4, 1.0000001F, nullptr), doctest::Contains("a scale"));
     CHECK_THROWS_WITH(unpack("\x88", 2, 4, 1e-40F, nullptr), doctest::Contains("a scale"));
 }

@@ -185,6 +185,28 @@ def test_other_orders_of_a_weight(library, tmp_path, head_rows, turned):
     assert stored.tobytes() == wanted.tobytes()
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0)])
+def test_a_weight_without_elements(library, tmp_path, turned, shape):
+    tiny_adapter(fan_in_fan_out=turned).pack(tmp_path / "a.nola")
+    with opened(library, tmp_path / "a.nola") as found:
+        assert found.merge(0, np.empty(shape, np.float32)) in (OK, INVALID_ARGUMENT)
+
+
+def test_many_names_take_no_time(library, tmp_path):
+    """Of what an adapter records, each is looked up once."""
+    adapter = tiny_adapter()
+    names = [f"layers.{i}" for i in range(20_000)]
+    modules = {name: next(iter(adapter.modules.values())) for name in names}
+    config = adapter.config.to_json()
+    config.update(modules_fingerprint=None, shapes_fingerprint=None)
+    config["tensors"] = {name: f"{name}.w" for name in names}
+    config = type(adapter.config).from_json(config, file="x")
+    ne.Adapter(config, modules).pack(tmp_path / "a.nola")
+    with opened(library, tmp_path / "a.nola") as found:
+        assert found.info().num_modules == len(names)
+
+
 def test_where_modules_are(library, tmp_path):
     adapter = tiny_adapter()
     names = list(adapter.modules)

@@ -80,8 +80,8 @@ std::vector<float> expanded(const NolaAdapter& adapter, const Module& module, Fa
     return values;
 }
 
-std::vector<float> transposed(const std::vector<float>& values, std::size_t rows) {
-    const std::size_t cols = values.size() / rows;
+std::vector<float> transposed(const std::vector<float>& values, std::size_t rows,
+                              std::size_t cols) {
     std::vector<float> turned(values.size());
     for (std::size_t row = 0; row < rows; ++row) {
         for (std::size_t col = 0; col < cols; ++col) {
@@ -236,7 +236,7 @@ nola_status nola_adapter_merge(const nola_adapter* adapter, uint64_t module,
             b = interleaved(b, rank, static_cast<std::size_t>(head_rows));
         }
         if (turned) {
-            a = transposed(std::exchange(b, transposed(a, rank)), outputs);
+            a = transposed(std::exchange(b, transposed(a, rank, inputs)), outputs, rank);
         }
         float scaling = 1.0F;
         nola::scale(&scaling, 1, found.config.scaling());

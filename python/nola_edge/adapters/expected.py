@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from nola_edge.arguments import wrong_type
 from nola_edge.errors import AdapterError, ArgumentError, printable
+from nola_edge.files.strict_json import dumps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -223,6 +224,14 @@ def to_json(results: Iterable[ExpectedResult], file: object) -> list[dict[str, A
             file=file,
             field=FIELD,
         )
+    for number, entry in enumerate(entries):
+        if len(dumps(entry)) > _MAX_ENTRY:
+            raise AdapterError(
+                f"would have more than {_MAX_ENTRY} characters, for {len(entry['files'])} files; "
+                "expect nothing of this base",
+                file=file,
+                field=f"{FIELD}[{number}]",
+            )
     checked(entries, file)
     return entries
 
