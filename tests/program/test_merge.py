@@ -103,6 +103,8 @@ def test_a_sharded_folder(both, tiny, tmp_path):
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_type_and_instruction_set(both, tmp_path, dtype, isa):
+    if len(both.nola.command) > 1:
+        pytest.skip("the program is for another processor")
     base = tmp_path / "base.safetensors"
     write_safetensors(base, matrices(MODULES, dtype))
     adapter = packed(tiny_adapter(), tmp_path / "adapter.nola")
