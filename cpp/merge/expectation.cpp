@@ -97,6 +97,36 @@ files::Mismatch unexpected(const ContentHash& hash, const Expectation& expected,
                 "; to have it anyway, pass --no-check-result"};
 }
 
+// Adds what the one adapter expects of this base, or refuses a base that it lacks. A damaged one
+// has another fingerprint too, if it was damaged where that looks.
+void add_results(const Plan& plan, Expectation& said) {
+    const auto& expected = plan.adapters()[0].adapter.expected;
+    const std::string kind = plan.base().is_folder() ? "folder" : "safetensors";
+    const std::string fingerprint = plan.base_fingerprint();
+    std::string names;
+    bool knows_kind = false;
+    said.adapter = plan.adapters()[0].path;
+    for (const ExpectedResult& result : expected) {
+        names += names.empty() ? "" : ", ";
+        names += result.name;
+        knows_kind = knows_kind || result.kind == kind;
+        if (result.kind == kind && result.base_fingerprint == fingerprint) {
+            said.results.push_back(result);
+        }
+    }
+    names = printable(names, 300);
+    if (!knows_kind) {
+        said.note = "the adapter expects results for " + names + " only: " + kNotCompared;
+    } else if (said.results.empty()) {
+        throw files::Mismatch(said.adapter, "expected",
+                              "is of " + names + ", and this base, with the fingerprint " +
+                                  fingerprint +
+                                  ", is none of them: another model, another dtype, already "
+                                  "merged, or damaged; get the publisher's base, or, to merge "
+                                  "into this one, pass --no-check-result");
+    }
+}
+
 }  // namespace
 
 Expectation expectation(const Plan& plan, const std::string& sha256, bool check_result) {
@@ -112,20 +142,7 @@ Expectation expectation(const Plan& plan, const std::string& sha256, bool check_
                     ", which is of a merge of it alone, with weight 1 and without options that "
                     "change the result";
     } else if (knows) {
-        const std::string fingerprint = plan.base_fingerprint();
-        const std::string kind = plan.base().is_folder() ? "folder" : "safetensors";
-        std::string names;
-        said.adapter = adapters[0].path;
-        for (const ExpectedResult& result : adapters[0].adapter.expected) {
-            names += (names.empty() ? "" : ", ") + result.name;
-            if (result.kind == kind && result.base_fingerprint == fingerprint) {
-                said.results.push_back(result);
-            }
-        }
-        if (said.results.empty()) {
-            said.note = "the adapter expects results for " + printable(names, 300) +
-                        " only, and not this base";
-        }
+        add_results(plan, said);
     }
     return said;
 }

@@ -15,6 +15,19 @@ static void check(nola_status status) {
     }
 }
 
+/* Outputs or inputs: so few that a weight's bytes can be counted. */
+enum { MOST = 1 << 14 };
+
+static uint64_t number(const char* text, uint64_t most) {
+    char* end = NULL;
+    const unsigned long long value = strtoull(text, &end, 10);
+    if (*text < '0' || *text > '9' || *end != '\0' || value > most) {
+        fprintf(stderr, "merge_packed: %s is not a number up to %" PRIu64 "\n", text, most);
+        exit(2);
+    }
+    return value;
+}
+
 int main(int argc, char** argv) {
     nola_adapter* adapter = NULL;
     nola_adapter_info info;
@@ -32,10 +45,19 @@ int main(int argc, char** argv) {
     printf("rank %" PRIu64 ", scaling %g, %" PRIu64 " modules\n", info.rank, info.scaling,
            info.num_modules);
 
-    index = strtoull(argv[2], NULL, 10);
+    if (info.num_whole_tensors > 0) {
+        fprintf(stderr,
+                "merge_packed: the adapter also replaces tensors, which is not done here\n");
+    }
+    /* A program that has the whole model also calls nola_adapter_check_shapes, once. */
+    index = number(argv[2], info.num_modules - 1);
     check(nola_adapter_get_module(adapter, index, &module));
-    weight.rows = strtoull(argv[3], NULL, 10);
-    weight.cols = weight.base_stride = weight.out_stride = strtoull(argv[4], NULL, 10);
+    weight.rows = number(argv[3], MOST);
+    weight.cols = weight.base_stride = weight.out_stride = number(argv[4], MOST);
+    if (weight.rows == 0 || weight.cols == 0) {
+        fprintf(stderr, "merge_packed: a weight has outputs and inputs\n");
+        return 2;
+    }
     weight.type = NOLA_FLOAT32;
     values = malloc(weight.rows * weight.cols * sizeof *values);
     if (values == NULL) {

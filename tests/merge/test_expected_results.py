@@ -18,6 +18,7 @@ from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.errors import MismatchError, NolaEdgeError
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.gguf import GgufFile
+from nola_edge.files.safetensors import SafetensorsFile
 from nola_edge.gguf import expect_gguf, merge_gguf
 from nola_edge.merge.expectation import Expectation
 from tests.cli.in_process import call, refused
@@ -208,18 +209,43 @@ def test_the_same_weights_in_other_files(copy):
     assert snapshot(copy) == before
 
 
-def test_another_base_gets_a_note(copy):
-    """One that the adapter says nothing of is no mistake."""
+def test_another_kind_of_base_gets_a_note(copy):
+    """One that the adapter can say nothing of is no mistake."""
     pack(copy / "b.nola", copy / "base", record=False)
     tensors = load_all(copy / "base")
     write_safetensors(copy / "one.safetensors", tensors)
     report = ne.merge_checkpoint(copy / "one.safetensors", copy / "b.nola", copy / "o.safetensors")
-    note = "the adapter expects results for base only, and not this base"
+    note = (
+        "the adapter expects results for base only: the result was not compared with what the "
+        "adapter expects"
+    )
     assert (report.expected_of, report.notes) == (None, (note,))
     tensors["layers.0.q.weight"] = tensors["layers.0.q.weight"][::-1]
     write_safetensors(copy / "other.safetensors", tensors)
     done = call("merge", copy / "other.safetensors", copy / "b.nola", "-o", copy / "p.safetensors")
     assert f"  note: {note}\n" in done.stdout
+
+
+def test_another_base_of_the_kind_is_refused(copy):
+    """Damaged where the fingerprint looks, it is another one."""
+    pack(copy / "b.nola", copy / "base", record=False)
+    (path,) = (p for p in (copy / "base").glob("*.safetensors") if has(p, "layers.0.q.weight"))
+    with SafetensorsFile.open(path) as file:
+        flip(path, 8 * file.tensors["layers.0.q.weight"].start)
+    before = snapshot(copy)
+    line = refused("merge", copy / "base", copy / "b.nola", "-o", copy / "out")
+    assert "b.nola: expected: is of base, and this base, with the fingerprint " in line
+    assert snapshot(copy) == before
+    done = call("merge", copy / "base", copy / "b.nola", "-o", copy / "out", "--no-check-result")
+    assert done.returncode == 0
+    assert (
+        "  note: the result was not compared with what the adapter expects: --no-c" in done.stdout
+    )
+
+
+def has(path, tensor):
+    with SafetensorsFile.open(path) as file:
+        return tensor in file.tensors
 
 
 def test_a_base_that_is_known_by_the_result_alone(copy):
@@ -326,7 +352,7 @@ def test_gguf_options_that_change_the_result(published_gguf, tmp_path, options):
 @settings(max_examples=80)
 @given(bit=st.integers(0, 1 << 24))
 def test_any_bit_of_a_gguf_file(published_gguf, tmp_path_factory, bit):
-    """Under a window of the fingerprint it makes another base, which is said."""
+    """Under a window of the fingerprint it makes another base, which is refused too."""
     folder = tmp_path_factory.mktemp("flipped")
     shutil.copy(published_gguf / "base.gguf", folder)
     flip(folder / "base.gguf", bit)
@@ -336,9 +362,6 @@ def test_any_bit_of_a_gguf_file(published_gguf, tmp_path_factory, bit):
     if isinstance(found, str):
         assert found.isprintable()
         assert snapshot(folder) == before
-    elif found.expected_of is None:
-        note = "the adapter expects results for base.gguf only, and not this base"
-        assert found.notes == (note,)
     else:
         assert out.read_bytes() == (published_gguf / "right.gguf").read_bytes()
 

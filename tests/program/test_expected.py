@@ -7,7 +7,7 @@ import pytest
 
 import nola_edge as ne
 from nola_edge.files.safetensors import SafetensorsFile
-from tests.conftest import snapshot, tiny_adapter, write_sharded
+from tests.conftest import snapshot, tiny_adapter, write_safetensors, write_sharded
 
 OF = "the base of é"
 
@@ -63,14 +63,20 @@ def test_another_file_beside_the_weights_is_named(tool, expecting, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_another_base_is_noted(tool, expecting, tmp_path):
+def test_another_base_is_refused_and_another_kind_noted(tool, expecting, tmp_path):
     rng = np.random.default_rng(9)
     shapes = {"layers.0.q": (24, 40), "layers.0.v": (40, 24), "layers.1.q": (24, 40)}
     weights = {f"{n}.weight": rng.standard_normal(s, np.float32) for n, s in shapes.items()}
     write_sharded(tmp_path / "other", weights, 1)
-    done = tool("merge", tmp_path / "other", expecting[1], "-o", tmp_path / "out")
+    before = snapshot(tmp_path)
+    said = tool.refused("merge", tmp_path / "other", expecting[1], "-o", tmp_path / "out")
+    assert f"a.nola: expected: is of {OF}, and this base, with the fingerprint " in said
+    assert snapshot(tmp_path) == before
+    write_safetensors(tmp_path / "other.safetensors", weights)
+    base, out = tmp_path / "other.safetensors", tmp_path / "out.safetensors"
+    done = tool("merge", base, expecting[1], "-o", out)
     assert done.returncode == 0, done
-    assert f"note: the adapter expects results for {OF} only, and not this base\n" in done.stdout
+    assert f"note: the adapter expects results for {OF} only: the result was not" in done.stdout
 
 
 def test_weighted_it_is_not_compared(tool, expecting, tmp_path):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nola_edge.adapters.belongs import location
 from nola_edge.adapters.fingerprints import base_fingerprint
-from nola_edge.errors import printable
+from nola_edge.errors import MismatchError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -107,6 +107,11 @@ def expectation(
         Whether no other option than the adapters changes the result.
     check_result : bool
         Whether the adapter's word counts.
+
+    Raises
+    ------
+    MismatchError
+        If the adapter expects results of this kind, and none of this base.
     """
     said = Expectation(sha256)
     knowing = [adapter for adapter, _ in adapters if adapter.expected]
@@ -119,15 +124,33 @@ def expectation(
             note=f"{_NOT_COMPARED}, which is of a merge of it alone, with weight 1 and without "
             "options that change the result"
         )
-    adapter, found = knowing[0], fingerprint()
-    results = tuple(
-        result
-        for result in adapter.expected
-        if result.kind == kind and result.base_fingerprint == found
-    )
+    adapter = knowing[0]
     names = printable(", ".join(result.name for result in adapter.expected), 300)
-    note = None if results else f"the adapter expects results for {names} only, and not this base"
-    return said._replace(results=results, note=note, adapter=str(location(adapter)))
+    if all(result.kind != kind for result in adapter.expected):
+        return said._replace(note=f"the adapter expects results for {names} only: {_NOT_COMPARED}")
+    results = _of_base(adapter, kind, fingerprint(), names)
+    return said._replace(results=results, adapter=str(location(adapter)))
+
+
+def _of_base(
+    adapter: LowRankAdapter, kind: str, fingerprint: str, names: str
+) -> tuple[ExpectedResult, ...]:
+    """Return what an adapter expects of the base with a fingerprint; refuse one that it lacks.
+
+    A damaged base has another fingerprint too, if it was damaged where that looks.
+    """
+    known = (result for result in adapter.expected if result.kind == kind)
+    results = tuple(result for result in known if result.base_fingerprint == fingerprint)
+    if not results:
+        raise MismatchError(
+            f"is of {names}, and this base, with the fingerprint {fingerprint}, is none of them: "
+            "another model, another dtype, already merged, or damaged; get the publisher's base, "
+            "or, to merge into this one, pass --no-check-result (in Python check_result=False)",
+            file=location(adapter),
+            field="expected",
+            value=fingerprint,
+        )
+    return results
 
 
 def base_fingerprint_of(plan: MergePlan) -> str:
