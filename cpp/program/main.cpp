@@ -29,8 +29,8 @@ using nola::files::printable;
 constexpr int kRefused = 2;
 
 // What the Python package has besides.
-constexpr const char* kElsewhere[] = {"verify",  "quantize", "pack", "unpack",    "export",
-                                      "convert", "demo",     "info", "completion"};
+constexpr std::string_view kElsewhere[] = {"verify",  "quantize", "pack", "unpack",    "export",
+                                           "convert", "demo",     "info", "completion"};
 
 std::vector<Command> commands() {
     return {merge_command(), inspect_command(), hash_command()};
@@ -92,12 +92,11 @@ const Command& command_of(const std::vector<Command>& known, const std::string& 
             return command;
         }
     }
-    for (const char* other : kElsewhere) {
+    for (const std::string_view other : kElsewhere) {
         if (name == other) {
-            throw UsageFailure(
-                "",
-                name + " is not in this program; use nola-edge " + name + " of the Python package",
-                "see nola --help");
+            const std::string elsewhere = "nola-edge " + name + " of the Python package";
+            throw UsageFailure("", name + " is not in this program; use " + elsewhere,
+                               "see nola --help");
         }
     }
     const bool is_option = name.size() > 1 && name[0] == '-';
