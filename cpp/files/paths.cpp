@@ -196,7 +196,7 @@ std::vector<std::string> names_below(const std::string& folder) {
 }
 
 std::string inside(const std::string& folder, const std::string& name) {
-    const std::string path = join(folder, name);
+    std::string path = join(folder, name);
     const auto target = real(path);
     if (!target && errno == EACCES) {
         throw Failure(path, "", std::string("cannot be opened: ") + std::strerror(errno));
