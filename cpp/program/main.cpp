@@ -94,9 +94,11 @@ const Command& command_of(const std::vector<Command>& known, const std::string& 
     }
     for (const std::string_view other : kElsewhere) {
         if (name == other) {
-            const std::string elsewhere = "nola-edge " + name + " of the Python package";
-            throw UsageFailure("", name + " is not in this program; use " + elsewhere,
-                               "see nola --help");
+            std::string message = name;
+            message += " is not in this program; use nola-edge ";
+            message += name;
+            message += " of the Python package";
+            throw UsageFailure("", message, "see nola --help");
         }
     }
     const bool is_option = name.size() > 1 && name[0] == '-';
