@@ -186,7 +186,9 @@ std::time_t last_change(const std::string& path) {
 std::time_t boot_time() {
     const std::string text = text_of_file("/proc/stat");
     const std::size_t place = text.find("\nbtime ");
-    return place == text.npos ? 0 : std::strtoll(text.c_str() + place + 7, nullptr, 10);
+    const long long seconds =
+        place == text.npos ? 0 : std::strtoll(text.c_str() + place + 7, nullptr, 10);
+    return static_cast<std::time_t>(seconds);
 }
 
 // Whether an owner is provably dead; one that cannot be asked after is taken for alive.
