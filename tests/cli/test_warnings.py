@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -53,10 +54,13 @@ def test_one_line_on_stderr(here, given):
     assert json.loads(done.stdout)["dtype"] == "F32"
 
 
-def test_a_warning_that_cannot_be_printed(here):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_warning_that_cannot_be_printed(here, unbuffered):
+    """At once, or when Python ends and flushes what it has kept."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "nola_edge", "merge", "base", "zero", "-o", "out"]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=full)
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=full, env=environment)
     assert done.returncode == 0
     assert load_all(here / "out")
 

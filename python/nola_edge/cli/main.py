@@ -127,6 +127,10 @@ def _exit(status: int, stdout: Stdout | None) -> NoReturn:
     """End with a status. Even if standard output is full, a result on disk is complete."""
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
+    try:
+        sys.stderr.flush()
+    except OSError:  # it is full: a warning that it did not take is no failure of the command
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if stdout is None or stdout.error is None:
         raise SystemExit(status)
     said = f"standard output cannot be written: {stdout.error.strerror}"
