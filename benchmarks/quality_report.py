@@ -34,7 +34,7 @@ PANELS = {
     "encoder": "MiniLM encoder",
     "vision": "Vision transformer",
 }
-REAL_TITLE = "SmolLM2-135M on E2E, 100 steps: down to an eighth of LoRA r = 1 within a deviation"
+REAL_TITLE = "SmolLM2-135M on E2E, 100 steps: level with LoRA r = 1 down to an eighth of its size"
 REAL_COSTS = {"parameters": "trained parameters", "bytes": "bytes on disk"}
 COLOURS = {"full": "#555555", "LoRA": "#d55e00", "NOLA": "#0072b2"}
 

@@ -4,8 +4,7 @@ include(cmake/NolaThirdParty.cmake)
 add_library(
   nola_adapters OBJECT
   cpp/adapters/config.cpp cpp/adapters/expected.cpp cpp/adapters/few_bits.cpp
-  cpp/adapters/nola_adapter.cpp
-  cpp/adapters/packed.cpp cpp/adapters/tensor_parts.cpp
+  cpp/adapters/nola_adapter.cpp cpp/adapters/packed.cpp cpp/adapters/tensor_parts.cpp
   cpp/files/digest.cpp cpp/files/failure.cpp cpp/files/input.cpp cpp/files/json.cpp
   cpp/files/printable.cpp cpp/files/safetensors.cpp)
 set_target_properties(nola_adapters PROPERTIES POSITION_INDEPENDENT_CODE ON)

@@ -6,10 +6,10 @@ add_library(
   nola_merging OBJECT
   cpp/adapters/base_fingerprint.cpp cpp/adapters/names.cpp cpp/adapters/statistics.cpp
   cpp/files/checkpoint.cpp cpp/files/content_hash.cpp cpp/files/copying.cpp cpp/files/folder.cpp
-  cpp/files/output.cpp cpp/files/paths.cpp cpp/files/pieces.cpp cpp/files/renaming.cpp
-  cpp/files/stop.cpp cpp/files/temporary.cpp
-  cpp/merge/earlier_output.cpp cpp/merge/expectation.cpp cpp/merge/factors.cpp cpp/merge/plan.cpp cpp/merge/weights.cpp
-  cpp/merge/write.cpp)
+  cpp/files/output.cpp cpp/files/paths.cpp cpp/files/pieces.cpp cpp/files/publication.cpp
+  cpp/files/renaming.cpp cpp/files/stop.cpp cpp/files/temporary.cpp
+  cpp/merge/earlier_output.cpp cpp/merge/expectation.cpp cpp/merge/factors.cpp
+  cpp/merge/plan.cpp cpp/merge/weights.cpp cpp/merge/write.cpp)
 target_include_directories(nola_merging PUBLIC cpp PRIVATE cpp/src)
 target_link_libraries(nola_merging PUBLIC nola_adapters nola_edge nola_third_party
                                    PRIVATE nola_floating_point nola_warnings)
@@ -19,8 +19,9 @@ endif()
 
 add_executable(
   nola_program
-  cpp/program/adapter.cpp cpp/program/hash.cpp cpp/program/inspect.cpp cpp/program/layout.cpp
-  cpp/program/main.cpp cpp/program/merge.cpp cpp/program/options.cpp cpp/program/output.cpp)
+  cpp/program/adapter.cpp cpp/program/hash.cpp cpp/program/inspect.cpp
+  cpp/program/inspect_summary.cpp cpp/program/layout.cpp cpp/program/main.cpp
+  cpp/program/merge.cpp cpp/program/options.cpp cpp/program/output.cpp)
 set_target_properties(nola_program PROPERTIES OUTPUT_NAME nola)
 target_link_libraries(nola_program PRIVATE nola_merging nola_adapters nola_third_party nola_edge
                                            nola_floating_point nola_warnings)

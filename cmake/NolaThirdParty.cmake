@@ -20,8 +20,7 @@ add_library(
   ${NOLA_RHASH}/sha_ni.c)
 set_target_properties(nola_third_party PROPERTIES POSITION_INDEPENDENT_CODE ON
                                                   C_VISIBILITY_PRESET hidden)
-# Their undefined behaviour is their own business, and takes a minute to look for.
-target_compile_options(nola_third_party PRIVATE -w -fno-sanitize=undefined)
+target_compile_options(nola_third_party PRIVATE -w)
 target_compile_definitions(
   nola_third_party
   # What only changes, writes or searches documents.

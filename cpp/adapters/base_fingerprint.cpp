@@ -38,11 +38,7 @@ std::string base_fingerprint(const std::vector<std::string>& modules,
     files::Blake2b128 digest;
     for (const std::size_t i : order) {
         const files::TensorInfo& info = *weights[i].info;
-        std::string shape;
-        for (const std::uint64_t size : info.shape) {
-            shape += (shape.empty() ? "" : "x") + std::to_string(size);
-        }
-        digest.add(modules[i] + " " + info.type + " " + shape + "\n");
+        digest.add(modules[i] + " " + info.type + " " + files::joined(info.shape, "x") + "\n");
         add_sample(weights[i], digest);
     }
     return digest.hex();

@@ -64,7 +64,7 @@ public:
         found.sha256 = digits("sha256", 64);
         if (found.kind == kFolder) {
             found.files = files_of();
-            if (const std::string whole = hash_of_list(found.files); whole != found.sha256) {
+            if (const std::string whole = files::hash_of_list(found.files); whole != found.sha256) {
                 refuse("sha256", get("sha256"), whole + ", which its files have");
             }
         }
@@ -157,17 +157,6 @@ private:
 };
 
 }  // namespace
-
-std::string hash_of_list(const std::map<std::string, std::string>& files) {
-    files::Sha256 digest;
-    for (const auto& [path, sha256] : files) {
-        digest.add(sha256);
-        digest.add("  ./");
-        digest.add(path);
-        digest.add("\n");
-    }
-    return digest.hex();
-}
 
 std::vector<ExpectedResult> parse_expected(yyjson_val* list, std::string_view file) {
     if (list != nullptr && !yyjson_is_arr(list)) {

@@ -22,7 +22,4 @@ struct ExpectedResult {
 // is not as it must be.
 std::vector<ExpectedResult> parse_expected(yyjson_val* list, std::string_view file);
 
-// The SHA-256 of what sha256sum prints of files, in the order of their paths' bytes.
-std::string hash_of_list(const std::map<std::string, std::string>& files);
-
 }  // namespace nola::adapters

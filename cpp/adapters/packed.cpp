@@ -69,11 +69,8 @@ std::string contents_hash(const SafetensorsFile& file) {
               [](const TensorInfo* a, const TensorInfo* b) { return a->name < b->name; });
     files::Sha256 digest;
     for (const TensorInfo* tensor : ordered) {
-        std::string shape;
-        for (const std::uint64_t size : tensor->shape) {
-            shape += (shape.empty() ? "" : "x") + std::to_string(size);
-        }
-        digest.add(tensor->name + " " + tensor->type + " " + shape + "\n");
+        digest.add(tensor->name + " " + tensor->type + " " + files::joined(tensor->shape, "x") +
+                   "\n");
         for_each_piece(file, *tensor, [&](std::string_view piece) { digest.add(piece); });
     }
     return digest.hex();

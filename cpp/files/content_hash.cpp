@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <vector>
 
 #include "digest.h"
 #include "failure.h"
@@ -63,18 +64,15 @@ ContentHash hash_folder(const std::string& folder, int num_threads) {
     if (names.empty()) {
         throw Failure(folder, "", "is a folder without files");
     }
-    std::sort(names.begin(), names.end());
     std::vector<FileHash> hashes(names.size());
     for_each_piece(names.size(), num_threads,
                    [&](std::size_t i) { hashes[i] = hash_file(join(folder, names[i])); });
     ContentHash found;
-    Sha256 whole;
     for (std::size_t i = 0; i < names.size(); ++i) {
-        whole.add(hashes[i].sha256 + "  ./" + names[i] + "\n");
-        found.files.emplace_back(names[i], hashes[i].sha256);
+        found.files.emplace(names[i], hashes[i].sha256);
         found.bytes += hashes[i].bytes;
     }
-    found.sha256 = whole.hex();
+    found.sha256 = hash_of_list(found.files);
     return found;
 }
 

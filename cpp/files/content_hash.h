@@ -2,16 +2,15 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
-#include <utility>
-#include <vector>
 
 namespace nola::files {
 
 struct ContentHash {
     std::string sha256;  // of the whole
-    // Of each file, by its path within the folder, in the order of their bytes. Of a file, its own.
-    std::vector<std::pair<std::string, std::string>> files;
+    // Of each file, by its path within the folder. Of a file, its own.
+    std::map<std::string, std::string> files;
     std::uint64_t bytes = 0;
 };
 

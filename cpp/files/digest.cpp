@@ -67,4 +67,12 @@ std::string Blake2b128::hex() {
     return hex_of(digest, kBlakeBytes);
 }
 
+std::string hash_of_list(const std::map<std::string, std::string>& files) {
+    Sha256 digest;
+    for (const auto& [path, sha256] : files) {
+        digest.add(sha256 + "  ./" + path + "\n");
+    }
+    return digest.hex();
+}
+
 }  // namespace nola::files

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <map>
 #include <string>
 #include <string_view>
 
@@ -37,5 +38,8 @@ public:
 private:
     blake2b_ctx state_{};
 };
+
+// The SHA-256 of what sha256sum prints of files: path -> SHA-256, in the order of the paths' bytes.
+std::string hash_of_list(const std::map<std::string, std::string>& files);
 
 }  // namespace nola::files

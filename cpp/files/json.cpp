@@ -17,7 +17,8 @@ constexpr std::size_t kMaxDigits = 308;
 constexpr std::size_t kMaxMemory = 64U << 20;
 constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
 
-// Memory for one text's values, no more than so much at once.
+// Memory for one text's values, no more than so much at once. It need not outlive the parsing: what
+// is given back later is not counted.
 struct Budget {
     std::size_t left = kMaxMemory;
 

@@ -236,6 +236,15 @@ void SafetensorsFile::check_coverage(std::uint64_t data_start) const {
     }
 }
 
+std::string joined(const std::vector<std::uint64_t>& sizes, std::string_view between) {
+    std::string text;
+    for (const std::uint64_t size : sizes) {
+        text += (text.empty() ? std::string_view() : between);
+        text += std::to_string(size);
+    }
+    return text;
+}
+
 std::optional<std::string_view> SafetensorsFile::metadata(const std::string& key) const {
     const auto place = metadata_.find(key);
     return place == metadata_.end() ? std::nullopt : std::optional<std::string_view>(place->second);

@@ -23,6 +23,9 @@ struct TensorInfo {
     std::uint64_t bytes() const { return stop - start; }
 };
 
+// Sizes of a shape as text: "2x3" with "x" between.
+std::string joined(const std::vector<std::uint64_t>& sizes, std::string_view between);
+
 class SafetensorsFile {
 public:
     // Throws Failure if the header breaks a rule of the format, or a limit

@@ -30,9 +30,7 @@ bool has(const Names& names, std::string_view name) {
 }
 
 bool is_own(const std::string& name, const Names& companions) {
-    const bool is_at_top = name.find('/') == name.npos;
-    return has(companions, name) ||
-           (is_at_top && (files::is_index(name) || ends_with(name, files::kSafetensors)));
+    return has(companions, name) || files::is_own_weights(name);
 }
 
 // Of a folder that holds anything but weights and files of the names of these.
@@ -83,11 +81,7 @@ std::string file_obstacle(const std::string& path) {
 }
 
 std::string shown(const std::vector<std::uint64_t>& shape) {
-    std::string text;
-    for (const std::uint64_t size : shape) {
-        text += (text.empty() ? "" : ", ") + std::to_string(size);
-    }
-    return "[" + text + "]";
+    return "[" + files::joined(shape, ", ") + "]";
 }
 
 // Of a checkpoint that holds other tensors than the base, by name and shape.

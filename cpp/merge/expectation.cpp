@@ -75,7 +75,7 @@ const char* advice(const std::vector<std::string>& names, const Hashes& found,
 // The refusal of a result, by what is nearest to it of what would be right.
 files::Mismatch unexpected(const ContentHash& hash, const Expectation& expected,
                            const std::string& output) {
-    const Hashes found(hash.files.begin(), hash.files.end());
+    const Hashes& found = hash.files;
     const auto& nearest =
         *std::min_element(expected.results.begin(), expected.results.end(),
                           [&](const ExpectedResult& one, const ExpectedResult& other) {

@@ -10,6 +10,8 @@ namespace nola::merging {
 
 namespace {
 
+using adapters::transposed;
+
 // Elements of random matrices that are summed before somebody asks whether to go on.
 constexpr std::uint64_t kAtOnce = std::uint64_t{1} << 26;
 
@@ -29,17 +31,6 @@ std::vector<float> expanded(const Matrix& matrix, const std::vector<float>& coef
         expand(part, coefficients.data(), values.data() + piece * step * cols, 1);
     });
     return values;
-}
-
-std::vector<float> turned(const std::vector<float>& values, std::size_t rows) {
-    const std::size_t cols = rows == 0 ? 0 : values.size() / rows;
-    std::vector<float> result(values.size());
-    for (std::size_t row = 0; row < rows; ++row) {
-        for (std::size_t col = 0; col < cols; ++col) {
-            result[col * rows + row] = values[row * cols + col];
-        }
-    }
-    return result;
 }
 
 // Columns of A, rank x columns.
@@ -92,9 +83,10 @@ float scaling_of(const Segment& segment) {
 std::vector<float> right_factor(const Segment& segment, const Range& cols, int num_threads) {
     std::vector<float> joined;
     for (const Term& term : segment.terms) {
-        std::vector<float> own = term.transposed
-                                     ? turned(b_of(segment, term, cols, num_threads), cols.size())
-                                     : a_of(term, cols, num_threads);
+        std::vector<float> own =
+            term.transposed
+                ? transposed(b_of(segment, term, cols, num_threads), cols.size(), term.rank())
+                : a_of(term, cols, num_threads);
         if (segment.terms.size() == 1) {
             return own;
         }
@@ -108,8 +100,9 @@ std::vector<float> left_factor(const Segment& segment, const Range& rows) {
     std::vector<float> joined;
     std::size_t before = 0;
     for (const Term& term : segment.terms) {
-        std::vector<float> own = term.transposed ? turned(a_of(term, rows, 1), term.rank())
-                                                 : b_of(segment, term, rows, 1);
+        std::vector<float> own = term.transposed
+                                     ? transposed(a_of(term, rows, 1), term.rank(), rows.size())
+                                     : b_of(segment, term, rows, 1);
         if (segment.terms.size() == 1) {
             return own;
         }

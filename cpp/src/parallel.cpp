@@ -1,15 +1,14 @@
 #include "parallel.h"
 
-#include <sys/types.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <thread>
 #ifdef _OPENMP
 #include <omp.h>
+#include <sys/types.h>
+#include <unistd.h>
 
+#include <exception>
 #include <mutex>
-#include <system_error>
 #include <vector>
 #ifdef __linux__
 #include <sys/syscall.h>
@@ -61,7 +60,7 @@ int startable_threads(int wanted) {
                     const std::lock_guard<std::mutex> until_open(gate);
                 });
             }
-        } catch (const std::system_error&) {  // a limit on threads, or on memory for their stacks
+        } catch (const std::exception&) {  // a limit on threads, or on memory for their stacks
         }
     }
     for (std::thread& thread : threads) {
@@ -75,6 +74,9 @@ int startable_threads(int wanted) {
 // libgomp ends the process where it cannot make a thread, so whoever asks for more than ever before
 // on this thread, whose helpers are its own, finds out first.
 int available_threads(int wanted) {
+    if (getpid() != kLoadedBy) {
+        return 1;
+    }
     thread_local int known = 1;
     if (wanted > known) {
         known = std::max(known, 1 + startable_threads(wanted - 1));
@@ -121,11 +123,6 @@ int choose_threads(int num_threads, std::size_t pieces) {
     if (static_cast<std::size_t>(threads) > pieces) {
         threads = static_cast<int>(pieces);
     }
-#ifdef _OPENMP
-    if (getpid() != kLoadedBy) {
-        return 1;
-    }
-#endif
     return threads == 1 ? 1 : available_threads(threads);
 }
 

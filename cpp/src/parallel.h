@@ -6,7 +6,7 @@
 #include <cstddef>
 #ifndef _OPENMP
 #include <atomic>
-#include <system_error>
+#include <exception>
 #include <thread>
 #include <vector>
 #endif
@@ -37,7 +37,7 @@ void run_with_threads(std::size_t pieces, int threads, const Body& body) {
         while (others.size() + 1 < static_cast<std::size_t>(threads)) {
             others.emplace_back(work);
         }
-    } catch (const std::system_error&) {  // a limit on threads, or on memory for their stacks
+    } catch (const std::exception&) {  // a limit on threads, or on memory for their stacks
     }
     work();
     for (std::thread& other : others) {

@@ -36,7 +36,9 @@ std::string header_refusal(const std::string& header, std::size_t data = 8) {
 TEST_CASE("printable: what would not show is escaped, what is long is cut") {
     CHECK(printable("é 漢 a") == "é 漢 a");
     CHECK(printable("a\nb\x1b[0m") == "a\\nb\\x1b[0m");
-    CHECK(printable("\xe2\x80\xae") == "\\u202e");          // a mark that turns the direction
+    CHECK(printable("\xe2\x80\xae") == "\\u202e");               // a mark that turns the direction
+    CHECK(printable("\xf3\xa0\x84\x80") == "\xf3\xa0\x84\x80");  // U+E0100 selects a variant
+    CHECK(printable("\xf3\xa0\x80\x81") == "\\U000e0001");
     CHECK(printable("\xff\xc0\x80") == "\\xff\\xc0\\x80");  // no UTF-8
     CHECK(printable("abcdef", 6) == "abcdef");
     CHECK(printable("abcdefg", 6) == "abcde…");

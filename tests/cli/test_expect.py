@@ -80,7 +80,15 @@ def test_nothing_else_is_written(tiny, tmp_path):
     [
         (["--expect", "no/where"], "no/where"),
         (["--expect", "{base}", "--expect", "{base}"], "two bases are called base; name them: --e"),
-        (["--expect", "={base}"], "name: '' is not printable text of 1 to 200 characters"),
+        (["--expect", "={base}"], "lacks a name or a base; write BASE or NAME=BASE"),
+        (
+            ["--expect", "mine="],
+            "--expect: 'mine=' lacks a name or a base; write BASE or NAME=BASE",
+        ),
+        (["--expect", ""], "--expect: '' lacks a name or a base"),
+        (["--threads", "2"], "--threads is for merging: give it with --expect BASE"),
+        (["--check-base"], "--check-base is for merging: give it with --expect BASE"),
+        (["--no-check-base"], "--check-base is for merging: give it with --expect BASE"),
         (["--expect", "{adapter}"], "has an adapter but no model"),
         (["--expect", "{base}", "-o", "{base}/x.nola"], "lies inside the input"),
         (["--expect", "{base}", "-o", "{old}"], "exists already"),

@@ -54,15 +54,30 @@ def test_one_line_on_stderr(here, given):
     assert json.loads(done.stdout)["dtype"] == "F32"
 
 
+#: What a command that says something on stderr ends with, if anybody can read that or not.
+SAID_TO_NOBODY = {
+    ("merge", "base", "zero", "-o", "out"): 0,
+    ("merge", "base", "nowhere", "-o", "out"): 2,
+    ("merge", "base"): 2,
+    ("verify", "base", "base", "lora"): 1,
+}
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_warning_that_cannot_be_printed(here, unbuffered):
+@pytest.mark.parametrize("command", SAID_TO_NOBODY, ids=" ".join)
+def test_what_cannot_be_printed_changes_no_status(here, command, unbuffered):
     """At once, or when Python ends and flushes what it has kept."""
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    status = SAID_TO_NOBODY[command]
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "nola_edge", "merge", "base", "zero", "-o", "out"]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=full, env=environment)
-    assert done.returncode == 0
-    assert load_all(here / "out")
+        done = subprocess.run(
+            [sys.executable, "-m", "nola_edge", *command],
+            stdout=subprocess.DEVNULL,
+            stderr=full,
+            env=environment,
+        )
+    assert done.returncode == status
+    assert (here / "out").exists() == (status == 0)
 
 
 def with_head(folder, *names, **fields):

@@ -241,7 +241,7 @@ def test_pipes_are_refused(files, tiny, tmp_path):
         assert len(done.stderr.splitlines()) == 1
 
 
-NOTE = "the base was not checked: a GGUF file has no fingerprint"
+NOTE = "the base was not checked: adapters record no fingerprint of a GGUF file"
 
 
 def commands(base, adapter, folder):
@@ -266,7 +266,8 @@ def test_a_base_that_cannot_be_checked_is_named(files, tmp_path, option):
 def test_a_check_that_cannot_be_made_is_refused(files, tmp_path):
     for command in commands(*files, tmp_path):
         before = snapshot(tmp_path)
-        assert "a GGUF file has no fingerprint; leave it out" in refused(*command, "--check-base")
+        said = refused(*command, "--check-base")
+        assert "adapters record no fingerprint of a GGUF file; leave it out" in said
         assert snapshot(tmp_path) == before
         assert call(*command).returncode == 0
 

@@ -155,6 +155,7 @@ def test_ended_at_random_moments(nola, tmp_path, number):
     out = tmp_path / "new" / "out.safetensors"
     command = [*nola.command, "merge", base, tmp_path / "adapter.nola", "-o", out, "-q"]
     rng = random.Random(int(number))
+    killed_late = []
     for _ in range(6):
         process = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, preexec_fn=default_signals
@@ -171,10 +172,12 @@ def test_ended_at_random_moments(nola, tmp_path, number):
             assert process.returncode == -number
             assert said == "" or "nothing incomplete was kept" in said
             assert snapshot(tmp_path) == before
-        else:
-            assert not out.exists()
+        elif out.exists():  # in its place already, and so complete
+            killed_late.append(out.read_bytes())
+            out.unlink()
     ne.merge_checkpoint(base, tmp_path / "adapter.nola", out)
     wanted = out.read_bytes()
+    assert all(found == wanted for found in killed_late)
     assert os.listdir(out.parent) == ["out.safetensors"]
     out.unlink()
     assert nola(*command[len(nola.command) :]).returncode == 0

@@ -29,6 +29,7 @@ using nola::Matrix;
 using nola::adapters::Module;
 using nola::adapters::NolaAdapter;
 using nola::adapters::TensorPart;
+using nola::adapters::transposed;
 
 constexpr const char* kMemory = "the adapter in memory";
 
@@ -78,17 +79,6 @@ std::vector<float> expanded(const NolaAdapter& adapter, const Module& module, Fa
     std::vector<float> values(matrix.shape.rows * matrix.shape.cols);
     nola::expand(matrix, coefficients(module, which), values.data(), num_threads);
     return values;
-}
-
-std::vector<float> transposed(const std::vector<float>& values, std::size_t rows,
-                              std::size_t cols) {
-    std::vector<float> turned(values.size());
-    for (std::size_t row = 0; row < rows; ++row) {
-        for (std::size_t col = 0; col < cols; ++col) {
-            turned[col * rows + row] = values[row * cols + col];
-        }
-    }
-    return turned;
 }
 
 void check_heads(std::uint64_t head_rows, std::size_t rows) {

@@ -20,7 +20,7 @@ from nola_edge.adapters.hub import adapter_path
 from nola_edge.adapters.nola_checks import check_contents, check_fingerprints, still_true
 from nola_edge.adapters.nola_config import PEFT_TYPE, AdapterConfig
 from nola_edge.adapters.nola_files import Coefficients, load_folder, named_tensors
-from nola_edge.adapters.packed import Packed, load_packed, packed_obstacle, write_packed
+from nola_edge.adapters.packed import Contents, load_packed, packed_obstacle, write_packed
 from nola_edge.adapters.peft_folder import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -205,7 +205,7 @@ class Adapter(LowRankAdapter):
         folder = adapter_path(path, revision)
         packed = folder.is_file()
         with opening(folder):
-            found = load_packed(folder) if packed else Packed(*load_folder(folder))
+            found = load_packed(folder) if packed else Contents(*load_folder(folder))
         config, modules, whole, expected = found
         check_saved_modules(whole, config, folder if packed else folder / CONFIG_NAME)
         if modules:
@@ -432,7 +432,9 @@ class Adapter(LowRankAdapter):
         OutputError
             If the file cannot be written.
         AdapterError
-            If a result has no name of its own, or is no such result.
+            If a result has no name of its own.
+        ArgumentTypeError
+            If something in `expect` is no such result.
         """
         from nola_edge.files.atomic import AtomicOutput
 

@@ -54,7 +54,7 @@ _MAX_MODULES = 100_000
 _MAX_NAME = 8192
 
 
-class Packed(NamedTuple):
+class Contents(NamedTuple):
     """What a packed adapter holds.
 
     Attributes
@@ -81,7 +81,7 @@ def write_packed(
     whole: Mapping[str, Tensor],
     expected: Sequence[ExpectedResult] = (),
 ) -> None:
-    """Write a packed adapter to a new file; the arguments are those of :class:`Packed`.
+    """Write a packed adapter to a new file; the arguments are those of :class:`Contents`.
 
     Raises
     ------
@@ -132,7 +132,7 @@ def contents_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_packed(path: Path) -> Packed:
+def load_packed(path: Path) -> Contents:
     """Read a packed adapter.
 
     Raises
@@ -161,7 +161,7 @@ def load_packed(path: Path) -> Packed:
         file.check_unchanged()
         if whole:
             stack.pop_all()  # they stay in the file
-    return Packed(config, modules, whole, expected)
+    return Contents(config, modules, whole, expected)
 
 
 def _opened(path: Path) -> SafetensorsFile:

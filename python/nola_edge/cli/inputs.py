@@ -62,7 +62,7 @@ rename_option = click.option(
 )
 
 #: What commands say of a base that is a GGUF file …
-GGUF_NOTE = "the base was not checked: a GGUF file has no fingerprint"
+GGUF_NOTE = "the base was not checked: adapters record no fingerprint of a GGUF file"
 #: … and what they add to JSON.
 GGUF_FOUND = {"base_checked": False, "notes": [GGUF_NOTE]}
 
@@ -78,7 +78,8 @@ def refuse_to_check_gguf() -> None:
     asked = context.get_parameter_source("check_base") is ParameterSource.COMMANDLINE
     if asked and context.params["check_base"]:
         raise click.UsageError(
-            "--check-base is for checkpoints: a GGUF file has no fingerprint; leave it out"
+            "--check-base is for checkpoints: adapters record no fingerprint of a GGUF file; "
+            "leave it out"
         )
 
 

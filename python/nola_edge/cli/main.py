@@ -16,7 +16,7 @@ import click
 from nola_edge import __version__
 from nola_edge.cli.help import Group
 from nola_edge.cli.layout import MAX_WIDTH, say
-from nola_edge.cli.stdout import Stdout, open_closed_streams, replace_stdout
+from nola_edge.cli.streams import Stdout, open_closed_streams, replace_stderr, replace_stdout
 from nola_edge.errors import NolaEdgeError, NolaEdgeWarning
 from nola_edge.pacing import end_with
 
@@ -127,10 +127,6 @@ def _exit(status: int, stdout: Stdout | None) -> NoReturn:
     """End with a status. Even if standard output is full, a result on disk is complete."""
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
-    try:
-        sys.stderr.flush()
-    except OSError:  # it is full: a warning that it did not take is no failure of the command
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if stdout is None or stdout.error is None:
         raise SystemExit(status)
     said = f"standard output cannot be written: {stdout.error.strerror}"
@@ -166,8 +162,7 @@ def _warnings_as_lines() -> Iterator[None]:
                 others(message, category, *rest, **more)
             elif str(message) not in said:
                 said.add(str(message))
-                with contextlib.suppress(OSError):  # where nobody can be told, the work goes on
-                    say(f"warning: {message}", err=True)
+                say(f"warning: {message}", err=True)
 
         warnings.showwarning = show
         warnings.simplefilter("always", NolaEdgeWarning)
@@ -188,12 +183,12 @@ def main(arguments: list[str] | None = None) -> Any:
         if isinstance(stream, io.TextIOWrapper):  # a terminal without these signs still gets text
             stream.reconfigure(errors="nola_edge.in_ascii")
     stdout = replace_stdout()
+    replace_stderr()
     try:
         _handle_signals()
         _run(arguments, stdout)
     except _Terminated as error:
-        with contextlib.suppress(OSError):  # the terminal may be gone
-            print("nola-edge: terminated; nothing incomplete was kept", file=sys.stderr)
+        print("nola-edge: terminated; nothing incomplete was kept", file=sys.stderr)
         _die_of(error.args[0])
     except (KeyboardInterrupt, click.Abort):
         print("nola-edge: interrupted; nothing incomplete was kept", file=sys.stderr)

@@ -146,8 +146,10 @@ def merge_gguf_file(
         if report.survival:
             _print_survival(report)
         _print_expected(report, "")
-        for note in notes:
-            say(f"  {printable(note, 400)}")
+        if not is_expected:
+            say(f"  {GGUF_NOTE}")
+        for note in report.notes:
+            say(f"  note: {printable(note, 400)}")
     _warn_of_loss(report)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from nola_edge.cli import output as ui
 from nola_edge.cli.output_names import check_file_name
@@ -68,6 +69,8 @@ def command(
 
     check_file_name(output, ".nola", name=adapter)
     bases = _named(expect)
+    if not bases:
+        _refuse_for_bases()
     loaded = Adapter.load(adapter)
     ui.check_apart(loaded.path, output)
     results = _results(bases, loaded, output, quiet, check_base=check_base, threads=threads)
@@ -91,6 +94,16 @@ def command(
     )
 
 
+def _refuse_for_bases() -> None:
+    """Refuse options that mean nothing without a base."""
+    context = click.get_current_context()
+    for option, name in (("--threads", "threads"), ("--check-base", "check_base")):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"{option} is for merging: give it with --expect BASE, or leave it out"
+            )
+
+
 def _named(expect: Sequence[str]) -> list[Named]:
     """Split what is given for bases; an existing path wins over a name's reading."""
     from nola_edge.merge.expect import name_of_base
@@ -100,6 +113,10 @@ def _named(expect: Sequence[str]) -> list[Named]:
     for text in expect:
         name, equals, base = text.partition("=")
         found = (name, base) if equals and not os.path.exists(text) else (None, text)
+        if not found[1] or found[0] == "":
+            raise click.UsageError(
+                f"--expect: '{printable(text)}' lacks a name or a base; write BASE or NAME=BASE"
+            )
         called = name_of_base(found[1], found[0])
         if called in names:
             raise click.UsageError(

@@ -31,6 +31,17 @@ class Stdout(io.FileIO):
             return memoryview(data).nbytes  # type: ignore[arg-type]
 
 
+class Stderr(io.FileIO):
+    """Standard error's bytes; drops what cannot be written, as nobody can be told of it."""
+
+    def write(self, data: object) -> int:
+        """Write bytes, or drop them."""
+        try:
+            return super().write(data)  # type: ignore[arg-type]
+        except OSError:
+            return memoryview(data).nbytes  # type: ignore[arg-type]
+
+
 def open_closed_streams() -> None:
     """Open what of the standard streams is closed, to nowhere.
 
@@ -45,18 +56,37 @@ def open_closed_streams() -> None:
 def replace_stdout() -> Stdout | None:
     """Put a :class:`Stdout` below ``sys.stdout``; None if that is not a system file."""
     text = sys.stdout
-    if not isinstance(text, io.TextIOWrapper):
+    if not isinstance(text, io.TextIOWrapper) or (number := _descriptor(text)) is None:
         return None
+    raw = Stdout(number, "w", closefd=False)
+    sys.stdout = _over(raw, text)
+    return raw
+
+
+def replace_stderr() -> None:
+    """Put a :class:`Stderr` below ``sys.stderr``, if that is a system file."""
+    text = sys.stderr
+    if isinstance(text, io.TextIOWrapper) and (number := _descriptor(text)) is not None:
+        sys.stderr = _over(Stderr(number, "w", closefd=False), text)
+
+
+def _descriptor(stream: io.TextIOWrapper) -> int | None:
+    """Return the descriptor of a stream; None if there is no system file behind it."""
     try:
-        number = text.fileno()
+        return stream.fileno()
     except OSError:
         return None
+
+
+def _over(raw: io.FileIO, text: io.TextIOWrapper) -> io.TextIOWrapper:
+    """Return a text stream over `raw` that is as `text` is; line by line if that is unbuffered.
+
+    Without a buffer, what the system takes only in part would be lost.
+    """
     text.flush()
-    raw = Stdout(number, "w", closefd=False)
-    sys.stdout = io.TextIOWrapper(
+    return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=text.encoding,
         errors=text.errors,
-        line_buffering=text.line_buffering,
+        line_buffering=text.line_buffering or text.write_through,
     )
-    return raw
