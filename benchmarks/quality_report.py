@@ -134,10 +134,12 @@ def draw_real_row(axis: Any, row: Row, x: float) -> None:
     kind = row.method.partition(" ")[0]
     mean, deviation = row.values["loss"]
     colour = COLOURS.get(kind, COLOURS["full"])
-    marker = "o" if "aligned" in row.method else "s"
+    is_aligned = "aligned" in row.method
+    marker = "o" if is_aligned else "s"
     axis.errorbar(x, mean, yerr=deviation, fmt=marker, color=colour, capsize=2, markersize=6)
+    name = row.method.replace(", aligned", " (aligned)")
     axis.annotate(
-        row.method.removesuffix(", aligned"), (x, mean), xytext=(6, 5),
+        name, (x, mean), xytext=(6, 5 if is_aligned else -10),
         textcoords="offset points", fontsize=8.5, color=colour,
     )  # fmt: skip
 
