@@ -3,10 +3,12 @@ include(cmake/NolaThirdParty.cmake)
 
 add_library(
   nola_adapters OBJECT
-  cpp/adapters/config.cpp cpp/adapters/expected.cpp cpp/adapters/few_bits.cpp
+  cpp/adapters/config.cpp cpp/adapters/expected.cpp cpp/adapters/factor_layout.cpp
+  cpp/adapters/few_bits.cpp
   cpp/adapters/nola_adapter.cpp cpp/adapters/packed.cpp cpp/adapters/tensor_parts.cpp
   cpp/files/digest.cpp cpp/files/failure.cpp cpp/files/input.cpp cpp/files/json.cpp
-  cpp/files/printable.cpp cpp/files/safetensors.cpp)
+  cpp/files/printable.cpp cpp/files/safetensors.cpp
+  cpp/files/signature.cpp)
 set_target_properties(nola_adapters PROPERTIES POSITION_INDEPENDENT_CODE ON)
 target_compile_features(nola_adapters PUBLIC cxx_std_17)
 target_include_directories(nola_adapters PUBLIC cpp cpp/include)

@@ -4,10 +4,14 @@ option(NOLA_STATIC_PROGRAM "Link the program nola to nothing that a machine woul
 # Objects, for the program and for its tests.
 add_library(
   nola_merging OBJECT
-  cpp/adapters/base_fingerprint.cpp cpp/adapters/names.cpp cpp/adapters/statistics.cpp
+  cpp/adapters/base_fingerprint.cpp cpp/adapters/belongs.cpp cpp/adapters/expanded.cpp
+  cpp/adapters/names.cpp cpp/adapters/statistics.cpp
+  cpp/export/gguf_lora.cpp cpp/export/lora_alpha.cpp
   cpp/files/checkpoint.cpp cpp/files/content_hash.cpp cpp/files/copying.cpp cpp/files/folder.cpp
+  cpp/files/gguf.cpp cpp/files/gguf_cursor.cpp cpp/files/gguf_types.cpp
   cpp/files/output.cpp cpp/files/paths.cpp cpp/files/pieces.cpp cpp/files/publication.cpp
   cpp/files/renaming.cpp cpp/files/stop.cpp cpp/files/temporary.cpp
+  cpp/gguf/architectures.cpp cpp/gguf/targets.cpp
   cpp/merge/earlier_output.cpp cpp/merge/expectation.cpp cpp/merge/factors.cpp
   cpp/merge/plan.cpp cpp/merge/weights.cpp cpp/merge/write.cpp)
 target_include_directories(nola_merging PUBLIC cpp PRIVATE cpp/src)
@@ -19,9 +23,10 @@ endif()
 
 add_executable(
   nola_program
-  cpp/program/adapter.cpp cpp/program/hash.cpp cpp/program/inspect.cpp
-  cpp/program/inspect_summary.cpp cpp/program/layout.cpp cpp/program/main.cpp
-  cpp/program/merge.cpp cpp/program/options.cpp cpp/program/output.cpp)
+  cpp/program/adapter.cpp cpp/program/export_gguf_lora.cpp cpp/program/hash.cpp
+  cpp/program/inspect.cpp cpp/program/inspect_summary.cpp cpp/program/layout.cpp
+  cpp/program/main.cpp cpp/program/merge.cpp cpp/program/options.cpp cpp/program/output.cpp
+  cpp/program/output_names.cpp)
 set_target_properties(nola_program PROPERTIES OUTPUT_NAME nola)
 target_link_libraries(nola_program PRIVATE nola_merging nola_adapters nola_third_party nola_edge
                                            nola_floating_point nola_warnings)

@@ -20,19 +20,14 @@ constexpr std::size_t kMaxName = 200;
 constexpr std::size_t kMaxPath = 1024;
 constexpr std::string_view kFolder = "folder";
 
-// How many characters UTF-8 has.
-std::size_t characters(std::string_view text) {
-    return static_cast<std::size_t>(std::count_if(
-        text.begin(), text.end(), [](char byte) { return (byte & '\xC0') != '\x80'; }));
-}
-
 bool is_hex(std::string_view text, std::size_t count) {
     return text.size() == count && text.find_first_not_of("0123456789abcdef") == text.npos;
 }
 
 // Whether a path is that of a file within a folder, as lists of hashes have it.
 bool is_path(std::string_view path) {
-    if (!files::is_printable(path) || path.find('\\') != path.npos || characters(path) > kMaxPath) {
+    if (!files::is_printable(path) || path.find('\\') != path.npos ||
+        files::characters(path) > kMaxPath) {
         return false;
     }
     for (std::size_t begin = 0; begin <= path.size();) {
@@ -115,7 +110,7 @@ private:
     std::string name() const {
         yyjson_val* value = get("name");
         const std::string_view text = yyjson_is_str(value) ? files::text_of(value) : "";
-        if (text.empty() || characters(text) > kMaxName || !files::is_printable(text)) {
+        if (text.empty() || files::characters(text) > kMaxName || !files::is_printable(text)) {
             refuse("name", value, "printable text of 1 to 200 characters");
         }
         return std::string(text);

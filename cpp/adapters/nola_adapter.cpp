@@ -162,15 +162,4 @@ void check_adapter(const NolaAdapter& adapter, std::string_view file) {
     check_owners(adapter, file);
 }
 
-std::vector<float> transposed(const std::vector<float>& values, std::size_t rows,
-                              std::size_t cols) {
-    std::vector<float> turned(values.size());
-    for (std::size_t row = 0; row < rows; ++row) {
-        for (std::size_t col = 0; col < cols; ++col) {
-            turned[col * rows + row] = values[row * cols + col];
-        }
-    }
-    return turned;
-}
-
 }  // namespace nola::adapters

@@ -45,9 +45,6 @@ std::string modules_fingerprint(const std::vector<Module>& modules);
 std::string shapes_fingerprint(const std::vector<Module>& modules,
                                const std::uint64_t* out_features, const std::uint64_t* in_features);
 
-// A factor of rows x cols as cols x rows, as layers that store their weights so have it.
-std::vector<float> transposed(const std::vector<float>& values, std::size_t rows, std::size_t cols);
-
 // Throws files::Failure, naming `file`, where contents contradict the configuration.
 void check_adapter(const NolaAdapter& adapter, std::string_view file);
 

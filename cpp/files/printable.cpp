@@ -1,8 +1,11 @@
 #include "printable.h"
 
 #include <algorithm>
+#include <charconv>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <iterator>
 #include <vector>
 
@@ -87,7 +90,39 @@ std::string escaped(char32_t value, unsigned char byte) {
     return text;
 }
 
+template <class Number>
+std::string shortest_of(Number value) {
+    if (!std::isfinite(value)) {
+        return std::isnan(value) ? "nan" : value < 0 ? "-inf" : "inf";
+    }
+    char text[64];
+    const auto end = std::to_chars(text, text + sizeof text, value, std::chars_format::scientific);
+    std::string digits(text, end.ptr);
+    const std::size_t e = digits.find('e');
+    const long exponent = std::strtol(digits.c_str() + e + 1, nullptr, 10);
+    if (value != 0 && (exponent < -4 || exponent >= 16)) {
+        return digits;
+    }
+    const std::string sign = digits[0] == '-' ? "-" : "";
+    digits = digits.substr(sign.size(), e - sign.size());
+    digits.erase(std::remove(digits.begin(), digits.end(), '.'), digits.end());
+    if (exponent < 0) {
+        return sign + "0." + std::string(static_cast<std::size_t>(-exponent - 1), '0') + digits;
+    }
+    const auto whole = static_cast<std::size_t>(exponent) + 1;
+    digits.resize(std::max(digits.size(), whole + 1), '0');
+    return sign + digits.insert(whole, ".");
+}
+
 }  // namespace
+
+std::string shortest(double value) {
+    return shortest_of(value);
+}
+
+std::string shortest(float value) {
+    return shortest_of(value);
+}
 
 bool is_printable(std::string_view text) {
     while (!text.empty()) {
@@ -98,6 +133,23 @@ bool is_printable(std::string_view text) {
         text.remove_prefix(next.bytes);
     }
     return true;
+}
+
+bool is_utf8(std::string_view text) {
+    while (!text.empty()) {
+        const Character next = first_character(text);
+        if (next.value == kInvalid || (next.value >= 0xD800 && next.value < 0xE000)) {
+            return false;
+        }
+        text.remove_prefix(next.bytes);
+    }
+    return true;
+}
+
+std::size_t characters(std::string_view text) {
+    return static_cast<std::size_t>(std::count_if(text.begin(), text.end(), [](char c) {
+        return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
+    }));
 }
 
 std::string printable(std::string_view text, std::size_t limit) {

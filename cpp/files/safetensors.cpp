@@ -6,6 +6,7 @@
 #include "failure.h"
 #include "json.h"
 #include "printable.h"
+#include "signature.h"
 
 namespace nola::files {
 
@@ -17,9 +18,7 @@ constexpr std::size_t kMaxName = 8192;
 constexpr std::size_t kMaxMetadata = 1U << 20;
 constexpr std::size_t kMaxDimensions = 64;
 constexpr std::uint64_t kMaxSize = std::uint64_t{1} << 63;
-constexpr std::size_t kBegin = 64;
 constexpr std::string_view kMetadata = "__metadata__";
-constexpr std::string_view kLfs = "version https://git-lfs.github.com/spec/";
 
 // Bits of an element; 0 for a type that safetensors does not have.
 std::uint64_t bits_of(std::string_view type) {
@@ -40,17 +39,13 @@ std::uint64_t bits_of(std::string_view type) {
 
 // Refuses what is no safetensors file by what it is.
 void check_kind(std::string_view begin, const Input& input) {
-    if (begin.substr(0, kLfs.size()) == kLfs) {
-        throw Failure(input.name(), "",
-                      "is a Git LFS pointer, not the file itself; run git lfs pull in its "
-                      "repository");
-    }
+    refuse_lfs_pointer(begin, input);
     if (begin.size() < 8) {
         throw Failure(
             input.name(), "",
             "has " + std::to_string(begin.size()) + " bytes, too few for a safetensors file");
     }
-    if (begin.substr(0, 4) == "GGUF") {
+    if (begin.substr(0, kGgufMagic.size()) == kGgufMagic) {
         throw Failure(input.name(), "", "is a GGUF file, but a safetensors file is needed");
     }
     const bool has_header = begin.substr(8, 1) == "{";
@@ -171,9 +166,7 @@ std::map<std::string, std::string> metadata_of(yyjson_val* value, const Input& i
 }  // namespace
 
 SafetensorsFile::SafetensorsFile(std::shared_ptr<const Input> input) : input_(std::move(input)) {
-    const std::size_t most =
-        static_cast<std::size_t>(std::min<std::uint64_t>(input_->size(), kBegin));
-    const std::string begin = input_->read_text(0, most);
+    const std::string begin = beginning_of(*input_);
     check_kind(begin, *input_);
     const auto length = static_cast<std::size_t>(header_length(begin, *input_));
     parse(input_->read_text(8, length), 8 + length);

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "adapters/base_fingerprint.h"
+#include "adapters/belongs.h"
 #include "adapters/names.h"
 #include "files/failure.h"
 #include "files/json.h"
@@ -23,8 +24,6 @@ using files::printable;
 using files::StoredTensor;
 
 constexpr std::string_view kConfig = "config.json";
-// An expanded factor has at most as many elements as the weight, or this, 16 MB.
-constexpr std::uint64_t kMaxFactor = 1U << 22;
 // Models of transformers that have Conv1D layers, and what these are called in all of them.
 constexpr std::string_view kConv1dModels[] = {
     "clvp_decoder", "clvp_encoder", "decision_transformer", "gpt2", "imagegpt", "openai-gpt"};
@@ -35,14 +34,6 @@ constexpr std::string_view kLanguageModels[] = {"LM", "LMHeadModel", "ForConditi
 template <class Names>
 bool is_among(std::string_view name, const Names& names) {
     return std::find(std::begin(names), std::end(names), name) != std::end(names);
-}
-
-std::string listed(const std::vector<std::uint64_t>& shape) {
-    std::string text;
-    for (const std::uint64_t size : shape) {
-        text += (text.empty() ? "" : ", ") + std::to_string(size);
-    }
-    return "[" + text + "]";
 }
 
 void refuse_whole_tensors(const WeightedAdapter& adapter) {
@@ -61,7 +52,7 @@ void check_weight(const StoredTensor& stored, const Module& module,
     const std::string& file = stored.file->input().name();
     if (info.shape.size() != 2) {
         throw Mismatch(file, info.name,
-                       "has shape " + listed(info.shape) + ", but module '" +
+                       "has shape [" + files::joined(info.shape, ", ") + "], but module '" +
                            printable(module.name) + "' of " + printable(adapter.path) +
                            " needs a matrix");
     }
@@ -73,15 +64,7 @@ void check_weight(const StoredTensor& stored, const Module& module,
                                   "dtype=torch.float32), then save_pretrained"
                                 : "merge the F32, F16 or BF16 checkpoint that it was made from"));
     }
-    const std::uint64_t rank = adapter.adapter.config.r;
-    const std::uint64_t longest = std::max(info.shape[0], info.shape[1]);
-    // A product of sizes is within 64 bits, as the file holds them all or one of them is 0.
-    if (longest > std::max(info.shape[0] * info.shape[1], kMaxFactor) / rank) {
-        throw Mismatch(
-            file, info.name,
-            "has shape " + listed(info.shape) + "; the rank r = " + std::to_string(rank) + " of " +
-                printable(adapter.path) + " would make its factors larger than the weight itself");
-    }
+    adapters::check_factor_sizes({adapter.adapter, adapter.path}, info, file);
 }
 
 Term term_of(const StoredTensor& stored, const TensorPart& part, const Module& module,
@@ -106,58 +89,21 @@ Term term_of(const StoredTensor& stored, const TensorPart& part, const Module& m
     return term;
 }
 
-void check_shapes(const WeightedAdapter& adapter, const std::vector<Term>& terms,
-                  const Checkpoint& base) {
-    std::vector<std::uint64_t> outputs;
-    std::vector<std::uint64_t> inputs;
-    std::set<std::string> found;
+adapters::Sizes sizes_of(const std::vector<Term>& terms) {
+    adapters::Sizes sizes;
     for (const Term& term : terms) {
-        outputs.push_back(term.outputs);
-        inputs.push_back(term.inputs);
-        found.insert(std::to_string(term.outputs) + " x " + std::to_string(term.inputs));
+        sizes.outputs.push_back(term.outputs);
+        sizes.inputs.push_back(term.inputs);
     }
-    const std::string& stated = adapter.adapter.config.shapes_fingerprint;
-    const std::string shapes =
-        adapters::shapes_fingerprint(adapter.adapter.modules, outputs.data(), inputs.data());
-    if (stated.empty() || stated == shapes) {
-        return;
-    }
-    std::string all;
-    for (const std::string& shape : found) {
-        all += (all.empty() ? "" : ", ") + shape;
-    }
-    throw Mismatch(base.path(), "shapes_fingerprint",
-                   printable(adapter.path) + " was made for modules of other shapes than these (" +
-                       printable(all) +
-                       "), so its random matrices do not belong here; merge into the base that it "
-                       "was trained on");
+    return sizes;
 }
 
-// Refuses a base that has biases of which an adapter lost the trained ones.
-void check_biases(const WeightedAdapter& adapter, const std::vector<TensorPart>& parts,
-                  const Checkpoint& base) {
-    if (adapter.adapter.config.bias == "none") {
-        return;
-    }
-    std::vector<std::string> lost;
+std::vector<std::string> names_of(const std::vector<TensorPart>& parts) {
+    std::vector<std::string> names;
     for (const TensorPart& part : parts) {
-        constexpr std::string_view kWeight = ".weight";
-        const bool is_weight = files::ends_with(part.tensor, kWeight);
-        const std::string bias =
-            part.tensor.substr(0, part.tensor.size() - (is_weight ? kWeight.size() : 0)) + ".bias";
-        if (base.find(bias).info != nullptr) {
-            lost.push_back(bias);
-        }
+        names.push_back(part.tensor);
     }
-    if (!lost.empty()) {
-        throw files::AdapterFailure(
-            adapter.path, "bias",
-            "announces trained biases, but the adapter has none, and " + printable(base.path()) +
-                " has " + std::to_string(lost.size()) + " of its layers', such as " +
-                printable(lost[0]) +
-                "; save the adapter again where it was trained, or write \"none\" in "
-                "adapter_config.json to merge without them");
-    }
+    return names;
 }
 
 void check_fingerprint(const WeightedAdapter& adapter, const std::vector<StoredTensor>& weights,
@@ -304,8 +250,10 @@ void Plan::add(const WeightedAdapter& adapter, bool check_base, Terms& terms) co
         own.push_back(term_of(weights[i], parts[i], module, adapter));
         terms[parts[i].tensor].push_back(own[i]);
     }
-    check_shapes(adapter, own, base_);
-    check_biases(adapter, parts, base_);
+    const adapters::Named named{adapter.adapter, adapter.path};
+    adapters::check_shapes(named, sizes_of(own), base_.path());
+    adapters::check_biases(named, names_of(parts), base_.path(),
+                           [&](const auto& name) { return base_.find(name).info != nullptr; });
     if (check_base) {
         check_fingerprint(adapter, weights, base_);
     }

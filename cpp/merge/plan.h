@@ -5,17 +5,12 @@
 #include <string>
 #include <vector>
 
-#include "adapters/nola_adapter.h"
+#include "adapters/weighted_adapter.h"
 #include "files/checkpoint.h"
 
 namespace nola::merging {
 
-// An adapter that is merged, where it came from, and the weight of its factors.
-struct WeightedAdapter {
-    adapters::NolaAdapter adapter;
-    std::string path;
-    double weight = 1;
-};
+using adapters::WeightedAdapter;
 
 // One adapter's share in a stored matrix: in the lines [begin, end) of it, each of which holds an
 // output. Lines are rows, or columns where the weight is stored as (in, out).
@@ -28,9 +23,8 @@ struct Term {
     std::uint64_t begin = 0;
     std::uint64_t end = 0;
 
-    // weight * s in double.
-    double scaling() const { return adapter->weight * adapter->adapter.config.scaling(); }
-    std::size_t rank() const { return static_cast<std::size_t>(adapter->adapter.config.r); }
+    double scaling() const { return adapter->scaling(); }
+    std::size_t rank() const { return adapter->rank(); }
 };
 
 // Lines of a stored matrix in which the same terms change everything.

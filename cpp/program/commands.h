@@ -5,6 +5,7 @@
 
 namespace nola::program {
 
+Command export_gguf_lora_command();
 Command hash_command();
 Command inspect_command();
 Command merge_command();

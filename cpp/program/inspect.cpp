@@ -45,17 +45,17 @@ std::string table(const Rows& rows, std::size_t most) {
     const std::size_t shown = std::min(rows.size(), most);
     std::size_t said = 0;
     for (std::size_t i = 0; i < shown; ++i) {
-        said = std::max(said, length(rows[i].second));
+        said = std::max(said, files::characters(rows[i].second));
     }
     std::size_t column = 0;
     for (std::size_t i = 0; i < shown; ++i) {
-        const std::size_t size = length(rows[i].first);
+        const std::size_t size = files::characters(rows[i].first);
         column = size + said + 4 <= width() ? std::max(column, size) : column;
     }
     std::string text;
     for (std::size_t i = 0; i < shown; ++i) {
         const auto& [name, value] = rows[i];
-        if (length(name) <= column) {
+        if (files::characters(name) <= column) {
             text += "  " + padded(name, column) + "  " + value + "\n";
             continue;
         }

@@ -7,6 +7,8 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "files/printable.h"
+
 namespace nola::program {
 
 namespace {
@@ -31,7 +33,7 @@ bool may_be_broken(char last) {
 
 // A word that is longer than a line, in parts that are not, as far as it can be broken.
 std::vector<std::string> parts_of(const std::string& word, std::size_t columns) {
-    if (length(word) <= columns || word.find(kGlue) != word.npos) {
+    if (files::characters(word) <= columns || word.find(kGlue) != word.npos) {
         return {word};
     }
     std::vector<std::string> pieces(1);
@@ -43,7 +45,8 @@ std::vector<std::string> parts_of(const std::string& word, std::size_t columns) 
     }
     std::vector<std::string> parts(1);
     for (const std::string& piece : pieces) {
-        if (!parts.back().empty() && length(parts.back()) + length(piece) > columns) {
+        if (!parts.back().empty() &&
+            files::characters(parts.back()) + files::characters(piece) > columns) {
             parts.emplace_back();
         }
         parts.back() += piece;
@@ -94,14 +97,8 @@ std::size_t width() {
     return std::min(found == 0 ? kDefaultWidth : found, kMaxWidth);
 }
 
-std::size_t length(std::string_view text) {
-    return static_cast<std::size_t>(std::count_if(text.begin(), text.end(), [](char c) {
-        return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
-    }));
-}
-
 std::string padded(std::string_view text, std::size_t columns) {
-    const std::size_t used = length(text);
+    const std::size_t used = files::characters(text);
     return std::string(text) + std::string(columns > used ? columns - used : 0, ' ');
 }
 
@@ -113,7 +110,7 @@ std::vector<std::string> wrap(std::string_view text, std::size_t columns) {
     std::vector<std::string> lines(1);
     for (const std::string& word : words_of(text, columns)) {
         std::string& line = lines.back();
-        if (!line.empty() && length(line) + 1 + length(word) > columns) {
+        if (!line.empty() && files::characters(line) + 1 + files::characters(word) > columns) {
             lines.push_back(word);
         } else {
             line += (line.empty() ? "" : " ") + word;
@@ -131,13 +128,15 @@ std::string definitions(const std::vector<std::pair<std::string, std::string>>& 
     const std::size_t longest = std::min(kLongestTerm, width() / 3);
     std::size_t column = 0;
     for (const auto& row : rows) {
-        column = length(row.first) <= longest ? std::max(column, length(row.first)) : column;
+        column = files::characters(row.first) <= longest
+                     ? std::max(column, files::characters(row.first))
+                     : column;
     }
     column = (column == 0 ? longest : column) + kSpacing + kIndent;
     std::string text;
     for (const auto& [term, meaning] : rows) {
         std::string head = std::string(kIndent, ' ') + term;
-        if (length(head) + kSpacing > column) {
+        if (files::characters(head) + kSpacing > column) {
             text += head + "\n";
             head.clear();
         }

@@ -15,9 +15,6 @@ inline constexpr std::string_view kGlue = "\xC2\xA0";
 // Columns that a line may have: those of the terminal, at most 100, or 80 without one.
 std::size_t width();
 
-// Characters of UTF-8.
-std::size_t length(std::string_view text);
-
 // Text padded with spaces to so many characters.
 std::string padded(std::string_view text, std::size_t columns);
 

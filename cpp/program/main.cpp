@@ -29,11 +29,22 @@ using nola::files::printable;
 constexpr int kRefused = 2;
 
 // What the Python package has besides.
-constexpr std::string_view kElsewhere[] = {"verify",  "quantize", "pack", "unpack",    "export",
-                                           "convert", "demo",     "info", "completion"};
+constexpr std::string_view kElsewhere[] = {
+    "verify", "quantize", "pack", "unpack", "export lora", "convert", "demo", "info", "completion"};
+// The one command of two words: the second says in what format.
+constexpr std::string_view kExport = "export";
 
 std::vector<Command> commands() {
-    return {merge_command(), inspect_command(), hash_command()};
+    return {merge_command(), export_gguf_lora_command(), inspect_command(), hash_command()};
+}
+
+std::string export_help() {
+    const Command command = export_gguf_lora_command();
+    return "Usage: nola export [OPTIONS] COMMAND [ARGS]...\n\n"
+           "  Write an adapter in the format of another program.\n\n"
+           "Options:\n" +
+           definitions({{kHelp.also + std::string(", ") + kHelp.name, kHelp.help}}) +
+           "\nCommands:\n" + definitions({{command.name + kExport.size() + 1, command.summary}});
 }
 
 std::string general_help() {
@@ -101,21 +112,30 @@ const Command& command_of(const std::vector<Command>& known, const std::string& 
             throw UsageFailure("", message, "see nola --help");
         }
     }
-    const bool is_option = name.size() > 1 && name[0] == '-';
-    throw UsageFailure(
-        is_option ? name : "",
-        std::string("No such ") + (is_option ? "option" : "command") + " '" + printable(name) +
-            "'.",
-        is_option ? "usage: nola [OPTIONS] COMMAND [ARGS]...; see nola --help" : "see nola --help");
+    const bool is_export = name.substr(0, kExport.size() + 1) == std::string(kExport) + " ";
+    const std::string group = is_export ? "nola export" : "nola";
+    const std::string word = is_export ? name.substr(kExport.size() + 1) : name;
+    const bool is_option = word.size() > 1 && word[0] == '-';
+    throw UsageFailure(is_option ? word : "",
+                       std::string("No such ") + (is_option ? "option" : "command") + " '" +
+                           printable(word) + "'.",
+                       (is_option ? "usage: " + group + " [OPTIONS] COMMAND [ARGS]...; " : "") +
+                           "see " + group + " --help");
+}
+
+bool asks_for_help(const std::string& word) {
+    return word == kHelp.name || word == kHelp.also;
 }
 
 int run_command(const std::vector<std::string>& words) {
-    if (words.empty()) {
-        std::fputs(general_help().c_str(), stderr);
+    const bool is_export = !words.empty() && words[0] == kExport;
+    const std::size_t count = is_export ? 2 : 1;  // words of the command
+    if (words.size() < count) {
+        std::fputs((is_export ? export_help() : general_help()).c_str(), stderr);
         return kRefused;
     }
-    if (words[0] == "-h" || words[0] == "--help") {
-        print(general_help());
+    if (asks_for_help(words[count - 1])) {
+        print(is_export ? export_help() : general_help());
         return 0;
     }
     if (words[0] == "-V" || words[0] == "--version") {
@@ -123,8 +143,9 @@ int run_command(const std::vector<std::string>& words) {
         return 0;
     }
     const std::vector<Command> known = commands();
-    const Command& command = command_of(known, words[0]);
-    const Arguments arguments(command, {words.begin() + 1, words.end()});
+    const Command& command = command_of(known, is_export ? words[0] + " " + words[1] : words[0]);
+    const Arguments arguments(command,
+                              {words.begin() + static_cast<std::ptrdiff_t>(count), words.end()});
     if (arguments.wants_help()) {
         print(help_of(command));
         return 0;
@@ -185,6 +206,10 @@ int die_of(int number) {
     return 128 + number;
 }
 
+bool writes(const std::vector<std::string>& words) {
+    return !words.empty() && (words[0] == "merge" || words[0] == kExport);
+}
+
 // Even where standard output is full, a result on disk is complete.
 int finish(int status, bool writes) {
     if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) {
@@ -203,7 +228,7 @@ int main(int argc, char** argv) {
     const std::vector<std::string> words(argv + 1, argv + argc);
     try {
         const int status = run(words);
-        return finish(status, status == 0 && !words.empty() && words[0] == "merge");
+        return finish(status, status == 0 && writes(words));
     } catch (const nola::files::Stopped&) {
         return die_of(nola::files::stopped_for());
     }

@@ -152,7 +152,8 @@ UsageFailure::UsageFailure(std::string_view option, std::string_view message,
     : Failure("", option, message, "UsageError"),
       line_(std::string(message) + (advice.empty() ? "" : " (" + std::string(advice) + ")")) {}
 
-Arguments::Arguments(const Command& command, const Words& words) : help_(more_of(command)) {
+Arguments::Arguments(const Command& command, const Words& words)
+    : usage_(usage_advice(command)), help_(more_of(command)) {
     Reader(command, words, values_, places_).read();
     if (!wants_help()) {
         check_places(command);
@@ -188,6 +189,14 @@ std::string Arguments::value(std::string_view option) const {
     return found == values_.end() ? "" : found->second;
 }
 
+void Arguments::check_given(const std::string& option, const std::string& also) const {
+    if (!has(option)) {
+        throw UsageFailure(
+            option, "Missing option '" + (also.empty() ? "" : also + "' / '") + option + "'.",
+            usage_);
+    }
+}
+
 int Arguments::threads() const {
     if (!has("--threads")) {
         return 0;
@@ -206,6 +215,13 @@ int Arguments::threads() const {
                            help_);
     }
     return static_cast<int>(number);
+}
+
+std::string lower(std::string text) {
+    std::transform(text.begin(), text.end(), text.begin(), [](char c) {
+        return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+    });
+    return text;
 }
 
 std::string given_path(std::string_view argument, std::string_view path) {

@@ -20,7 +20,7 @@ struct Option {
 class Arguments;
 
 struct Command {
-    const char* name;
+    const char* name;       // one word, or two: "export gguf-lora"
     const char* arguments;  // "BASE ADAPTER...", of which each is needed once
     const char* summary;
     const char* description;  // paragraphs, divided by empty lines
@@ -50,6 +50,8 @@ public:
     // The last value that is given, or the name by which an option without one is; empty if there
     // is none.
     std::string value(std::string_view option) const;
+    // Throws UsageFailure unless the option is given; `also` is its other name, if it has one.
+    void check_given(const std::string& option, const std::string& also) const;
     // A count of threads; 0 where none is given.
     int threads() const;
     const std::vector<std::string>& places() const { return places_; }
@@ -57,6 +59,7 @@ public:
 private:
     void check_places(const Command& command) const;
 
+    std::string usage_;
     std::string help_;
     std::map<std::string, std::string, std::less<>> values_;
     std::vector<std::string> places_;
@@ -70,6 +73,9 @@ inline constexpr Option kThreads = {
 inline constexpr Option kJson = {"--json", "", "", "Print JSON, for scripts."};
 inline constexpr Option kQuiet = {"--quiet", "-q", "", "Print no summary."};
 inline constexpr Option kHelp = {"--help", "-h", "", "Show this message and exit."};
+
+// Text in small letters, as far as it is ASCII.
+std::string lower(std::string text);
 
 // A path as commands take it: not empty, and written as Python's pathlib does.
 std::string given_path(std::string_view argument, std::string_view path);

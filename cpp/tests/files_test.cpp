@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -18,6 +19,7 @@ using nola::files::is_printable;
 using nola::files::Json;
 using nola::files::printable;
 using nola::files::SafetensorsFile;
+using nola::files::shortest;
 using nola::test::memory;
 using nola::test::refusal;
 using nola::test::safetensors;
@@ -32,6 +34,21 @@ std::string header_refusal(const std::string& header, std::size_t data = 8) {
 }
 
 }  // namespace
+
+TEST_CASE("shortest: as Python writes it") {
+    CHECK(shortest(0.0) == "0.0");
+    CHECK(shortest(-4.0) == "-4.0");
+    CHECK(shortest(0.1) == "0.1");
+    CHECK(shortest(0.1F) == "0.1");
+    CHECK(shortest(123456.0) == "123456.0");
+    CHECK(shortest(12.75) == "12.75");
+    CHECK(shortest(0.0001) == "0.0001");
+    CHECK(shortest(1.5e-5) == "1.5e-05");
+    CHECK(shortest(1e15) == "1000000000000000.0");
+    CHECK(shortest(-1e16) == "-1e+16");
+    CHECK(shortest(1e300) == "1e+300");
+    CHECK(shortest(std::nan("")) == "nan");
+}
 
 TEST_CASE("printable: what would not show is escaped, what is long is cut") {
     CHECK(printable("é 漢 a") == "é 漢 a");

@@ -17,6 +17,7 @@ import nola_edge as ne
 from nola_edge.demo.synthetic import trained_adapter
 from tests.conftest import default_signals, snapshot, tiny_adapter, write_safetensors
 from tests.faults.test_interrupted_merge import leftovers, library
+from tests.gguf.test_merge import adapter_of, arrays_of, write
 
 __all__ = ["library"]
 
@@ -44,9 +45,20 @@ class Merge:
     def __call__(self, **fault):
         variables = {f"NOLA_FAULT_{name.upper()}": str(value) for name, value in fault.items()}
         return self.nola(
-            "merge", self.base, self.adapter, "-o", self.output, "--threads", "1", "-q",
+            *self.command, "-o", self.output, "--threads", "1", "-q",
             *self.options, LD_PRELOAD=str(self.library), **variables,
         )  # fmt: skip
+
+    @property
+    def command(self):
+        return "merge", self.base, self.adapter
+
+    def found(self):
+        """What the output holds."""
+        return snapshot(self.output)
+
+    def remove(self):
+        shutil.rmtree(self.output)
 
     def calls(self):
         """The names of the calls that change the disk, in order, up to the clearing up."""
@@ -62,9 +74,41 @@ class Merge:
         return names
 
 
+class Export(Merge):
+    """Runs `nola export gguf-lora` with a fault."""
+
+    def __init__(self, nola, library, folder):
+        self.nola = nola
+        self.library = library
+        self.base = write(folder / "base.gguf", arrays_of("F16"))
+        self.adapter = folder / "adapter.nola"
+        adapter_of().pack(self.adapter)
+        self.folder = folder
+        self.output = folder / "lora.gguf"
+        self.options = ()
+
+    @property
+    def command(self):
+        return "export", "gguf-lora", self.adapter, "--base", self.base
+
+    def found(self):
+        return self.output.read_bytes()
+
+    def remove(self):
+        self.output.unlink()
+
+
 @pytest.fixture
 def merge(nola, library, tiny, tmp_path):
     return Merge(nola, library, tiny, tmp_path)
+
+
+@pytest.fixture(params=["merge", "export"])
+def run(request, nola, library, tmp_path):
+    """Each command that writes."""
+    if request.param == "export":
+        return Export(nola, library, tmp_path)
+    return request.getfixturevalue("merge")
 
 
 def test_the_order_of_a_write(merge):
@@ -89,44 +133,44 @@ def test_without_renameat2(merge):
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
-def test_a_signal_at_every_call(merge, name):
+def test_a_signal_at_every_call(run, name):
     """The output is absent or complete; the next run clears what a killed one left."""
-    total = len(merge.calls())
-    complete = snapshot(merge.output)
-    shutil.rmtree(merge.output)
-    before = snapshot(merge.folder)
+    total = len(run.calls())
+    complete = run.found()
+    run.remove()
+    before = snapshot(run.folder)
     number = getattr(signal, name)
     for call in range(1, total + 1):
-        done = merge(at=call, signal=int(number))
-        if merge.output.exists():
-            assert snapshot(merge.output) == complete
-            shutil.rmtree(merge.output)
+        done = run(at=call, signal=int(number))
+        if run.output.exists():
+            assert run.found() == complete
+            run.remove()
         else:
             assert done.returncode == -number
         if name != "SIGKILL":
-            assert snapshot(merge.folder) == before, call
-    assert merge().returncode == 0
-    assert not leftovers(merge.folder)
-    assert snapshot(merge.output) == complete
+            assert snapshot(run.folder) == before, call
+    assert run().returncode == 0
+    assert not leftovers(run.folder)
+    assert run.found() == complete
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_an_error_at_every_call(merge, code):
+def test_an_error_at_every_call(run, code):
     """One line on stderr, exit status 2, nothing left."""
-    total = len(merge.calls())
-    shutil.rmtree(merge.output)
-    before = snapshot(merge.folder)
+    total = len(run.calls())
+    run.remove()
+    before = snapshot(run.folder)
     for call in range(1, total + 1):
-        done = merge(at=call, errno=code)
+        done = run(at=call, errno=code)
         if done.returncode == 0:  # the copy within the kernel has a fallback
-            shutil.rmtree(merge.output)
+            run.remove()
             continue
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1
         if call < total:
-            assert snapshot(merge.folder) == before, call
-        elif merge.output.exists():
-            shutil.rmtree(merge.output)  # the rename was done, its fsync was not
+            assert snapshot(run.folder) == before, call
+        elif run.output.exists():
+            run.remove()  # the rename was done, its fsync was not
 
 
 def test_a_killed_replacement_keeps_the_old_or_has_the_new(merge):

@@ -43,7 +43,7 @@ def test_words_of_usage_errors(nola, python_tool, arguments):
     assert nola.refused(*arguments) == wanted
 
 
-@pytest.mark.parametrize("command", ["verify", "pack", "export", "convert", "demo", "info"])
+@pytest.mark.parametrize("command", ["verify", "pack", "convert", "demo", "info"])
 def test_commands_of_the_package_alone(nola, command):
     said = nola.refused(command, "a")
     assert said.startswith(f"{command} is not in this program; use nola-edge {command} of the")

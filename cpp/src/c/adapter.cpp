@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "adapters/factor_layout.h"
 #include "adapters/nola_adapter.h"
 #include "adapters/packed.h"
 #include "arguments.h"
@@ -26,6 +27,7 @@ namespace {
 using namespace nola::c;
 using nola::Factor;
 using nola::Matrix;
+using nola::adapters::interleaved;
 using nola::adapters::Module;
 using nola::adapters::NolaAdapter;
 using nola::adapters::TensorPart;
@@ -86,19 +88,6 @@ void check_heads(std::uint64_t head_rows, std::size_t rows) {
         refuse("head_rows", std::to_string(head_rows) + " is not even, or does not divide the " +
                                 std::to_string(rows) + " outputs");
     }
-}
-
-// Rows of B with each head's rotated pairs side by side: its first half and its second in turn.
-std::vector<float> interleaved(const std::vector<float>& b, std::size_t rank,
-                               std::size_t head_rows) {
-    std::vector<float> moved(b.size());
-    const std::size_t half = head_rows / 2;
-    for (std::size_t row = 0; row < b.size() / rank; ++row) {
-        const std::size_t in_head = row % head_rows;
-        const std::size_t from = row - in_head + in_head / 2 + (in_head % 2) * half;
-        std::copy_n(&b[from * rank], rank, &moved[row * rank]);
-    }
-    return moved;
 }
 
 }  // namespace

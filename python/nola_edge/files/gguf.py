@@ -139,6 +139,8 @@ class GgufFile(InputFile):
                 f"{TENSOR_TYPES[kind].block} elements each",
                 name,
             )
+        if tensor_bytes(kind, tuple(sizes)) >= _MAX_SIZE:
+            raise cursor.refuse(f"dimensions {sizes} are too large", name)
         return name, kind, tuple(reversed(sizes)), cursor.number("Q")
 
     def _place(self, declared: list[tuple[str, str, tuple[int, ...], int]]) -> None:

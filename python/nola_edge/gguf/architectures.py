@@ -118,7 +118,7 @@ class Model:
         """
         if module == "lm_head":
             return Place("output.weight")
-        found = re.fullmatch(rf"{self.architecture.blocks}\.(0|[1-9]\d{{0,5}})\.(.+)", module)
+        found = re.fullmatch(rf"{self.architecture.blocks}\.(0|[1-9][0-9]{{0,5}})\.(.+)", module)
         part = self.architecture.modules.get(found[2]) if found else None
         if found is None or part is None:
             known = ", ".join(self.architecture.modules)

@@ -1,0 +1,28 @@
+// Which tensors of a GGUF file an adapter is for.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "adapters/belongs.h"
+#include "architectures.h"
+#include "files/gguf.h"
+
+namespace nola::gguf {
+
+// The tensor of a module's weight, (outputs, inputs).
+struct Target {
+    const files::TensorInfo* tensor = nullptr;
+    std::uint64_t head_rows = 0;  // of one head; 0: rows are in the Hugging Face model's order
+
+    std::uint64_t outputs() const { return tensor->shape[0]; }
+    std::uint64_t inputs() const { return tensor->shape[1]; }
+};
+
+// The targets of an adapter's modules, in their order. Throws files::Failure where one is missing
+// or has another shape than the adapter was made for, and if the adapter brings whole tensors.
+std::vector<Target> targets_of(const adapters::Named& adapter, const files::GgufFile& base,
+                               const Model& model);
+
+}  // namespace nola::gguf
