@@ -11,9 +11,10 @@ add_library(
   cpp/files/gguf.cpp cpp/files/gguf_cursor.cpp cpp/files/gguf_types.cpp
   cpp/files/output.cpp cpp/files/paths.cpp cpp/files/pieces.cpp cpp/files/publication.cpp
   cpp/files/renaming.cpp cpp/files/stop.cpp cpp/files/temporary.cpp
-  cpp/gguf/architectures.cpp cpp/gguf/targets.cpp
+  cpp/gguf/architectures.cpp cpp/gguf/plan.cpp cpp/gguf/survival.cpp cpp/gguf/targets.cpp
+  cpp/gguf/write.cpp
   cpp/merge/earlier_output.cpp cpp/merge/expectation.cpp cpp/merge/factors.cpp
-  cpp/merge/plan.cpp cpp/merge/weights.cpp cpp/merge/write.cpp)
+  cpp/merge/matrix.cpp cpp/merge/plan.cpp cpp/merge/weights.cpp cpp/merge/write.cpp)
 target_include_directories(nola_merging PUBLIC cpp PRIVATE cpp/src)
 target_link_libraries(nola_merging PUBLIC nola_adapters nola_edge nola_third_party
                                    PRIVATE nola_floating_point nola_warnings)
@@ -25,8 +26,8 @@ add_executable(
   nola_program
   cpp/program/adapter.cpp cpp/program/export_gguf_lora.cpp cpp/program/hash.cpp
   cpp/program/inspect.cpp cpp/program/inspect_summary.cpp cpp/program/layout.cpp
-  cpp/program/main.cpp cpp/program/merge.cpp cpp/program/options.cpp cpp/program/output.cpp
-  cpp/program/output_names.cpp)
+  cpp/program/main.cpp cpp/program/merge.cpp cpp/program/merge_gguf.cpp
+  cpp/program/options.cpp cpp/program/output.cpp cpp/program/output_names.cpp)
 set_target_properties(nola_program PROPERTIES OUTPUT_NAME nola)
 target_link_libraries(nola_program PRIVATE nola_merging nola_adapters nola_third_party nola_edge
                                            nola_floating_point nola_warnings)

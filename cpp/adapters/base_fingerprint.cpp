@@ -14,7 +14,7 @@ constexpr std::uint64_t kWindows = 64;
 constexpr std::uint64_t kWindowBytes = 64;
 
 void add_sample(const files::StoredTensor& weight, files::Blake2b128& digest) {
-    const files::Input& input = weight.file->input();
+    const files::Input& input = *weight.input;
     const std::uint64_t bytes = weight.info->bytes();
     if (bytes <= kWindows * kWindowBytes) {
         digest.add(input.read_text(weight.info->start, static_cast<std::size_t>(bytes)));

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "files/checkpoint.h"
+#include "files/safetensors.h"
 
 namespace nola::adapters {
 

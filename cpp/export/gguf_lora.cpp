@@ -323,7 +323,9 @@ files::Output::Plan output_plan(const files::GgufFile& base,
     }
     plan.force = options.force;
     plan.bytes = bytes;
-    plan.obstacle = files::gguf_lora_obstacle;
+    plan.obstacle = [](const std::string& path) -> std::string {
+        return files::gguf_type_at(path) == "adapter" ? "" : "is not a GGUF adapter";
+    };
     return plan;
 }
 

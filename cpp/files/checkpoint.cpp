@@ -97,12 +97,12 @@ void Checkpoint::check_index(yyjson_val* weight_map) const {
         if (named.find(tensor.info->name) == named.end()) {
             throw CheckpointFailure(file, "weight_map",
                                     "does not name tensor " + quoted(tensor.info->name) + " of '" +
-                                        name_of(tensor.file->input().name()) + "'" + kSaveAgain);
+                                        name_of(tensor.input->name()) + "'" + kSaveAgain);
         }
     }
     for_each_member(weight_map, [&](std::string_view tensor, yyjson_val* shard) {
         const StoredTensor found = find(tensor);
-        if (found.file == nullptr || name_of(found.file->input().name()) != text_of(shard)) {
+        if (found.input == nullptr || name_of(found.input->name()) != text_of(shard)) {
             throw CheckpointFailure(
                 file, "weight_map",
                 "tensor " + quoted(tensor) + " is not in " + quoted(text_of(shard)) + kSaveAgain);
@@ -119,10 +119,9 @@ void Checkpoint::add_shard(const std::string& path) {
         if (!is_new) {
             const StoredTensor& other = tensors_[place->second];
             throw CheckpointFailure(
-                path, info.name,
-                "is also in '" + name_of(other.file->input().name()) + "'" + kSaveAgain);
+                path, info.name, "is also in '" + name_of(other.input->name()) + "'" + kSaveAgain);
         }
-        tensors_.push_back({&file, &info});
+        tensors_.push_back({&file.input(), &info});
     }
 }
 

@@ -15,12 +15,6 @@
 
 namespace nola::files {
 
-// A tensor, and the file that it is in.
-struct StoredTensor {
-    const SafetensorsFile* file = nullptr;
-    const TensorInfo* info = nullptr;
-};
-
 class Checkpoint {
 public:
     // Checks every header. Throws Failure if there is nothing to open, a file is not what it
@@ -34,7 +28,7 @@ public:
     const FileInput& input(std::size_t shard) const { return *inputs_[shard]; }
     // In the order of the files.
     const std::vector<StoredTensor>& tensors() const { return tensors_; }
-    // Null file and entry if there is no such tensor.
+    // Null members if there is no such tensor.
     StoredTensor find(std::string_view name) const;
     // Of a sharded folder; empty if there is none.
     const std::string& index_name() const { return index_name_; }

@@ -7,12 +7,14 @@
 #include <string>
 
 #include "output.h"
+#include "pieces.h"
 
 namespace nola::files {
 
 namespace {
 
 constexpr std::uint64_t kBuffer = 1U << 20;
+constexpr std::uint64_t kPiece = 8U << 20;
 
 // How many bytes were copied; 0 or less where the kernel cannot, for whatever reason: kernels and
 // file systems refuse in many words, and a plain copy says what is wrong.
@@ -45,6 +47,15 @@ void copy_range(const FileInput& source, std::uint64_t begin, int fd, std::uint6
         offset += static_cast<std::uint64_t>(done);
         count -= static_cast<std::uint64_t>(done);
     }
+}
+
+void copy_in_pieces(const FileInput& source, std::uint64_t begin, int fd, std::uint64_t offset,
+                    std::uint64_t count, int num_threads) {
+    const auto pieces = static_cast<std::size_t>((count + kPiece - 1) / kPiece);
+    for_each_piece(pieces, num_threads, [&](std::size_t piece) {
+        const std::uint64_t at = piece * kPiece;
+        copy_range(source, begin + at, fd, offset + at, std::min(kPiece, count - at));
+    });
 }
 
 }  // namespace nola::files

@@ -12,4 +12,8 @@ namespace nola::files {
 void copy_range(const FileInput& source, std::uint64_t begin, int fd, std::uint64_t offset,
                 std::uint64_t count);
 
+// The same in pieces, on several threads, which a signal ends.
+void copy_in_pieces(const FileInput& source, std::uint64_t begin, int fd, std::uint64_t offset,
+                    std::uint64_t count, int num_threads);
+
 }  // namespace nola::files

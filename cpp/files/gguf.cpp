@@ -116,7 +116,8 @@ GgufFile::GgufFile(std::shared_ptr<const Input> input) : input_(std::move(input)
     for (std::uint64_t i = 0; i < counts.tensors; ++i) {
         tensors_.push_back(read_tensor(cursor));
     }
-    place(padded(cursor.position(), alignment_));
+    data_start_ = padded(cursor.position(), alignment_);
+    place();
 }
 
 void GgufFile::read_pair(GgufCursor& cursor) {
@@ -200,16 +201,16 @@ TensorInfo GgufFile::read_tensor(GgufCursor& cursor) {
 }
 
 // Checks that tensors follow one another, padded, to the file's end; as ggml does.
-void GgufFile::place(std::uint64_t data_start) {
+void GgufFile::place() {
     std::uint64_t position = 0;
-    std::uint64_t stop = data_start;
+    std::uint64_t stop = data_start_;
     for (TensorInfo& info : tensors_) {
         if (info.start != position) {
             throw Failure(input_->name(), info.name,
                           "has offset " + std::to_string(info.start) +
                               ", but the tensors before it end at " + std::to_string(position));
         }
-        info.start = data_start + position;
+        info.start = data_start_ + position;
         info.stop += info.start;
         stop = info.stop;
         if (stop > input_->size()) {
@@ -217,7 +218,7 @@ void GgufFile::place(std::uint64_t data_start) {
                           "ends at byte " + std::to_string(stop) + ", but the file ends at " +
                               std::to_string(input_->size()) + "; it is truncated");
         }
-        position = padded(stop - data_start, alignment_);
+        position = padded(stop - data_start_, alignment_);
     }
     if (input_->size() > padded(stop, alignment_)) {
         throw Failure(
@@ -267,17 +268,14 @@ std::uint64_t padded(std::uint64_t position, std::uint64_t alignment) {
     return (position + alignment - 1) / alignment * alignment;
 }
 
-std::string gguf_lora_obstacle(const std::string& path) {
+std::string gguf_type_at(const std::string& path) {
     try {
         const GgufFile file(std::make_shared<FileInput>(path.c_str()));
         const GgufValue* type = file.metadata("general.type");
-        if (type != nullptr && std::holds_alternative<std::string>(*type) &&
-            std::get<std::string>(*type) == "adapter") {
-            return "";
-        }
-    } catch (const Failure&) {  // broken, or no such file
+        return type == nullptr ? "model" : plain(*type);
+    } catch (const Failure&) {
+        return "";
     }
-    return "is not a GGUF adapter";
 }
 
 }  // namespace nola::files

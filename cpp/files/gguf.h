@@ -39,6 +39,10 @@ public:
     GgufFile& operator=(const GgufFile&) = delete;
 
     const Input& input() const { return *input_; }
+    // Of every tensor, in bytes.
+    std::uint64_t alignment() const { return alignment_; }
+    // Where the tensors begin.
+    std::uint64_t data_start() const { return data_start_; }
     // Null if there is no such key.
     const GgufValue* metadata(const std::string& key) const;
     // In the file's order. A type is called as ggml calls it; shapes are row-major, which is
@@ -51,12 +55,13 @@ private:
     void read_pair(GgufCursor& cursor);
     std::uint64_t stated_alignment() const;
     TensorInfo read_tensor(GgufCursor& cursor);
-    void place(std::uint64_t data_start);
+    void place();
 
     std::shared_ptr<const Input> input_;
     std::map<std::string, GgufValue> metadata_;
     std::uint64_t key_bytes_ = 0;
     std::uint64_t alignment_ = kGgufAlignment;
+    std::uint64_t data_start_ = 0;
     std::vector<TensorInfo> tensors_;
     std::map<std::string, std::size_t, std::less<>> places_;
 };
@@ -68,7 +73,8 @@ std::string shown(const GgufValue& value);
 // The next multiple of an alignment.
 std::uint64_t padded(std::uint64_t position, std::uint64_t alignment);
 
-// What keeps a path from being replaced by an adapter in GGUF: it is not one itself.
-std::string gguf_lora_obstacle(const std::string& path);
+// What a GGUF file says it is: "model" where it says nothing; empty if a path is no such file, or
+// is broken.
+std::string gguf_type_at(const std::string& path);
 
 }  // namespace nola::files

@@ -26,6 +26,12 @@ struct TensorInfo {
 // Sizes of a shape as text: "2x3" with "x" between.
 std::string joined(const std::vector<std::uint64_t>& sizes, std::string_view between);
 
+// A tensor, and what it is read from.
+struct StoredTensor {
+    const Input* input = nullptr;
+    const TensorInfo* info = nullptr;
+};
+
 class SafetensorsFile {
 public:
     // Throws Failure if the header breaks a rule of the format, or a limit

@@ -1,7 +1,7 @@
 #include "earlier_output.h"
 
 #include <algorithm>
-#include <vector>
+#include <map>
 
 #include "files/failure.h"
 #include "files/paths.h"
@@ -84,25 +84,20 @@ std::string shown(const std::vector<std::uint64_t>& shape) {
     return "[" + files::joined(shape, ", ") + "]";
 }
 
-// Of a checkpoint that holds other tensors than the base, by name and shape.
-std::string other_tensors(const Checkpoint& base, const Checkpoint& found) {
-    for (const files::StoredTensor& tensor : base.tensors()) {
-        const std::string name = "tensor '" + printable(tensor.info->name) + "'";
-        const files::TensorInfo* other = found.find(tensor.info->name).info;
-        if (other == nullptr) {
-            return "lacks " + name + ", which this output has";
-        }
-        if (other->shape != tensor.info->shape) {
-            return "holds " + name + " as " + shown(other->shape) + ", which this output has as " +
-                   shown(tensor.info->shape);
-        }
+Tensors tensors_of(const Checkpoint& checkpoint) {
+    Tensors tensors;
+    for (const files::StoredTensor& tensor : checkpoint.tensors()) {
+        tensors.push_back(tensor.info);
     }
-    for (const files::StoredTensor& tensor : found.tensors()) {
-        if (base.find(tensor.info->name).info == nullptr) {
-            return "holds tensor '" + printable(tensor.info->name) + "', which this output has not";
-        }
+    return tensors;
+}
+
+std::map<std::string_view, const files::TensorInfo*> by_name(const Tensors& tensors) {
+    std::map<std::string_view, const files::TensorInfo*> named;
+    for (const files::TensorInfo* tensor : tensors) {
+        named.emplace(tensor->name, tensor);
     }
-    return "";
+    return named;
 }
 
 // Of a folder that holds safetensors files which its model does not consist of.
@@ -123,7 +118,7 @@ std::string stray(const Checkpoint& found) {
 std::string other_model(const Checkpoint& base, const std::string& path) {
     try {
         const Checkpoint found(path);
-        const std::string other = other_tensors(base, found);
+        const std::string other = other_tensors(tensors_of(base), tensors_of(found));
         return other.empty() && found.is_folder() ? stray(found) : other;
     } catch (const files::Failure& failure) {
         return "is not a checkpoint (" + failure.message() + ")";
@@ -131,6 +126,28 @@ std::string other_model(const Checkpoint& base, const std::string& path) {
 }
 
 }  // namespace
+
+std::string other_tensors(const Tensors& wanted, const Tensors& found) {
+    const auto there = by_name(found);
+    for (const files::TensorInfo* tensor : wanted) {
+        const std::string name = "tensor '" + printable(tensor->name) + "'";
+        const auto other = there.find(tensor->name);
+        if (other == there.end()) {
+            return "lacks " + name + ", which this output has";
+        }
+        if (other->second->shape != tensor->shape) {
+            return "holds " + name + " as " + shown(other->second->shape) +
+                   ", which this output has as " + shown(tensor->shape);
+        }
+    }
+    const auto here = by_name(wanted);
+    for (const files::TensorInfo* tensor : found) {
+        if (here.count(tensor->name) == 0) {
+            return "holds tensor '" + printable(tensor->name) + "', which this output has not";
+        }
+    }
+    return "";
+}
 
 std::string obstacle(Checkpoint& base, const std::string& path) {
     const std::string found =

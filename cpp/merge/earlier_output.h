@@ -11,4 +11,8 @@ namespace nola::merging {
 // that may be.
 std::string obstacle(files::Checkpoint& base, const std::string& path);
 
+// Says that a file holds other tensors than an output, by name and shape; empty if it does not.
+using Tensors = std::vector<const files::TensorInfo*>;
+std::string other_tensors(const Tensors& wanted, const Tensors& found);
+
 }  // namespace nola::merging

@@ -99,13 +99,13 @@ files::Mismatch unexpected(const ContentHash& hash, const Expectation& expected,
 
 // Adds what the one adapter expects of this base, or refuses a base that it lacks. A damaged one
 // has another fingerprint too, if it was damaged where that looks.
-void add_results(const Plan& plan, Expectation& said) {
-    const auto& expected = plan.adapters()[0].adapter.expected;
-    const std::string kind = plan.base().is_folder() ? "folder" : "safetensors";
-    const std::string fingerprint = plan.base_fingerprint();
+void add_results(const WeightedAdapter& adapter, const ExpectedBase& base, Expectation& said) {
+    const auto& expected = adapter.adapter.expected;
+    const std::string& kind = base.kind;
+    const std::string fingerprint = base.fingerprint();
     std::string names;
     bool knows_kind = false;
-    said.adapter = plan.adapters()[0].path;
+    said.adapter = adapter.path;
     for (const ExpectedResult& result : expected) {
         names += names.empty() ? "" : ", ";
         names += result.name;
@@ -129,9 +129,9 @@ void add_results(const Plan& plan, Expectation& said) {
 
 }  // namespace
 
-Expectation expectation(const Plan& plan, const std::string& sha256, bool check_result) {
+Expectation expectation(const std::vector<WeightedAdapter>& adapters, const ExpectedBase& base,
+                        const std::string& sha256, bool check_result) {
     Expectation said{sha256, {}, "", ""};
-    const auto& adapters = plan.adapters();
     const bool knows = std::any_of(adapters.begin(), adapters.end(), [](const auto& adapter) {
         return !adapter.adapter.expected.empty();
     });
@@ -142,7 +142,7 @@ Expectation expectation(const Plan& plan, const std::string& sha256, bool check_
                     ", which is of a merge of it alone, with weight 1 and without options that "
                     "change the result";
     } else if (knows) {
-        add_results(plan, said);
+        add_results(adapters[0], base, said);
     }
     return said;
 }

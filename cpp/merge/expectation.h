@@ -1,13 +1,16 @@
 // What a result must be before it is put in place: a caller's hash, and what an adapter records.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "adapters/expected.h"
-#include "plan.h"
+#include "adapters/weighted_adapter.h"
 
 namespace nola::merging {
+
+using adapters::WeightedAdapter;
 
 struct Expectation {
     std::string sha256;  // what the caller says; empty: any
@@ -17,8 +20,15 @@ struct Expectation {
     std::string note;  // why the adapter's word does not apply; empty if it does, or says nothing
 };
 
+// The base of a merge, as results of one are told apart.
+struct ExpectedBase {
+    std::string kind;  // "folder", "safetensors" or "gguf"
+    std::function<std::string()> fingerprint;
+};
+
 // What is expected of a merge: `sha256` by the caller, and by the adapter if its word counts.
-Expectation expectation(const Plan& plan, const std::string& sha256, bool check_result);
+Expectation expectation(const std::vector<WeightedAdapter>& adapters, const ExpectedBase& base,
+                        const std::string& sha256, bool check_result);
 
 // Throws Mismatch if the result at `path`, which was to go to `output`, is another than expected.
 // Returns what the adapter's publisher calls the base of which it expects this result, or nothing.

@@ -11,6 +11,7 @@ namespace nola::merging {
 namespace {
 
 using adapters::expanded;
+using adapters::interleaved;
 using adapters::transposed;
 
 // Columns of A, rank x columns.
@@ -22,15 +23,31 @@ std::vector<float> a_of(const Term& term, const Range& cols, int num_threads) {
     return expanded(matrix, term.module->alpha, num_threads);
 }
 
+// Rows of B, in the order of the stored matrix.
+std::vector<float> rows_of_b(const Term& term, const Range& lines, int num_threads) {
+    Range own{lines.begin - term.begin, lines.end - term.begin};
+    const std::uint64_t head = std::max<std::uint64_t>(1, term.head_rows);
+    const std::uint64_t before = own.begin % head;  // rows of a head that the lines are within
+    const std::uint64_t count = own.size();
+    own = {own.begin - before, std::min(term.outputs, (own.end + head - 1) / head * head)};
+    Matrix matrix = term.adapter->adapter.factor(*term.module, Factor::kB,
+                                                 static_cast<std::size_t>(term.outputs));
+    matrix.window.row_begin = static_cast<std::size_t>(own.begin);
+    matrix.window.row_end = static_cast<std::size_t>(own.end);
+    std::vector<float> values = expanded(matrix, term.module->beta, num_threads);
+    if (term.head_rows == 0) {
+        return values;
+    }
+    values = interleaved(values, term.rank(), static_cast<std::size_t>(term.head_rows));
+    const auto first = values.begin() + static_cast<std::ptrdiff_t>(before * term.rank());
+    return {first, first + static_cast<std::ptrdiff_t>(count * term.rank())};
+}
+
 // Rows of B for some lines of the stored matrix, lines x rank; with its own scaling if it is one
 // of several.
 std::vector<float> b_of(const Segment& segment, const Term& term, const Range& lines,
                         int num_threads) {
-    Matrix matrix = term.adapter->adapter.factor(*term.module, Factor::kB,
-                                                 static_cast<std::size_t>(term.outputs));
-    matrix.window.row_begin = static_cast<std::size_t>(lines.begin - term.begin);
-    matrix.window.row_end = static_cast<std::size_t>(lines.end - term.begin);
-    std::vector<float> values = expanded(matrix, term.module->beta, num_threads);
+    std::vector<float> values = rows_of_b(term, lines, num_threads);
     if (segment.terms.size() > 1) {
         scale(values.data(), values.size(), term.scaling());
     }

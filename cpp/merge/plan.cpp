@@ -49,7 +49,7 @@ void refuse_whole_tensors(const WeightedAdapter& adapter) {
 void check_weight(const StoredTensor& stored, const Module& module,
                   const WeightedAdapter& adapter) {
     const files::TensorInfo& info = *stored.info;
-    const std::string& file = stored.file->input().name();
+    const std::string& file = stored.input->name();
     if (info.shape.size() != 2) {
         throw Mismatch(file, info.name,
                        "has shape [" + files::joined(info.shape, ", ") + "], but module '" +
@@ -77,7 +77,7 @@ Term term_of(const StoredTensor& stored, const TensorPart& part, const Module& m
     const std::uint64_t outputs = term.transposed ? shape[1] : shape[0];
     term.inputs = term.transposed ? shape[0] : shape[1];
     if (part.end > outputs) {
-        throw Mismatch(stored.file->input().name(), part.tensor,
+        throw Mismatch(stored.input->name(), part.tensor,
                        "has " + std::to_string(outputs) + " outputs, but module '" +
                            printable(module.name) + "' of " + printable(adapter.path) +
                            " would take outputs " + std::to_string(part.begin) + " to " +

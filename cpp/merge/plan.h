@@ -22,6 +22,9 @@ struct Term {
     bool transposed = false;
     std::uint64_t begin = 0;
     std::uint64_t end = 0;
+    // Rows of an attention head whose rotated pairs lie side by side in the stored matrix, as GGUF
+    // has them for LLaMA; 0: rows are in the model's order.
+    std::uint64_t head_rows = 0;
 
     double scaling() const { return adapter->scaling(); }
     std::size_t rank() const { return adapter->rank(); }

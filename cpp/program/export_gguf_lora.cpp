@@ -7,6 +7,7 @@
 #include "files/printable.h"
 #include "files/signature.h"
 #include "layout.h"
+#include "merge_gguf.h"
 #include "output.h"
 #include "output_names.h"
 
@@ -16,9 +17,6 @@ namespace {
 
 using files::Failure;
 using files::printable;
-
-constexpr const char* kNote =
-    "the base was not checked: adapters record no fingerprint of a GGUF file";
 
 // A type of A and B as people write it.
 bool is_half(const Arguments& arguments) {
@@ -55,13 +53,13 @@ void report(const Arguments& arguments, bool is_half, std::uint64_t bytes) {
         json.set("bytes", json.number(bytes));
         json.set("base_checked", json.truth(false));
         yyjson_mut_val* notes = json.list();
-        yyjson_mut_arr_append(notes, json.text(kNote));
+        yyjson_mut_arr_append(notes, json.text(kGgufNote));
         json.set("notes", notes);
         json.print();
     } else if (!arguments.has("--quiet")) {
         say(printable(files::normal(output), 240) + ": exact LoRA for llama.cpp, " +
             human_bytes(static_cast<double>(bytes)));
-        say(std::string("  ") + kNote);
+        say(std::string("  ") + kGgufNote);
     }
 }
 
@@ -71,12 +69,7 @@ int run(const Arguments& arguments) {
     arguments.check_given("--base", "");
     arguments.check_given("--output", "-o");
     const std::string base_path = given_path("base", arguments.value("--base"));
-    if (arguments.value("--check-base") == "--check-base") {
-        throw UsageFailure("",
-                           "--check-base is for checkpoints: adapters record no fingerprint of a "
-                           "GGUF file; leave it out",
-                           "see nola export gguf-lora --help");
-    }
+    refuse_to_check_gguf(arguments, "export gguf-lora");
     const std::string output = given_path("output", arguments.value("--output"));
     check_file_name(arguments.value("--output"), ".gguf", "the output is a file",
                     arguments.places()[0]);

@@ -13,6 +13,7 @@
 #include "layout.h"
 #include "merge/plan.h"
 #include "merge/write.h"
+#include "merge_gguf.h"
 #include "output.h"
 #include "output_names.h"
 
@@ -152,9 +153,7 @@ int run(const Arguments& arguments) {
     const std::string output = given_path("output", arguments.value("--output"));
     const std::string base_path = given_path("base", arguments.places()[0]);
     if (files::is_gguf(base_path)) {
-        throw files::CheckpointFailure(base_path, "",
-                                       "is a GGUF file, into which this program does not merge; "
-                                       "use nola-edge merge of the Python package");
+        return merge_into_gguf(arguments, expected);
     }
     check_output_name(base_path, arguments.value("--output"));
     const GivenAdapters given = given_adapters(arguments.places(), 1);
@@ -167,7 +166,10 @@ int run(const Arguments& arguments) {
     const bool checks_base = arguments.value("--check-base") != "--no-check-base";
     const Plan plan(base, adapters, checks_base);
     const bool checks_result = arguments.value("--check-result") != "--no-check-result";
-    const merging::Expectation expectation = merging::expectation(plan, expected, checks_result);
+    const merging::ExpectedBase known{base.is_folder() ? "folder" : "safetensors",
+                                      [&] { return plan.base_fingerprint(); }};
+    const merging::Expectation expectation =
+        merging::expectation(adapters, known, expected, checks_result);
     const std::string expected_of =
         merging::write_result(base, plan, {output, arguments.has("--force"), threads, expectation});
     const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
@@ -189,8 +191,10 @@ Command merge_command() {
         "BASE ADAPTER...",
         "Merge adapters into a checkpoint and write the result.",
         "Merge one or more ADAPTERs into BASE and write the result.\n\n"
-        "BASE is a safetensors file or a Hugging Face folder; the output has the same layout, and "
-        "the same bytes as nola-edge merge gives it. An ADAPTER is a packed file (nola-edge pack); "
+        "BASE is a safetensors file, a Hugging Face folder, or a GGUF file; the output has the "
+        "same "
+        "layout, and the same bytes as nola-edge merge gives it. An ADAPTER is a packed file "
+        "(nola-edge pack); "
         "each may have a weight: ADAPTER=0.5. Several are summed in fp32, in the order given, "
         "which is part of the bits, and rounded once. At every moment the output is either absent "
         "or complete.",

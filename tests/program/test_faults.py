@@ -98,17 +98,25 @@ class Export(Merge):
         self.output.unlink()
 
 
+class GgufMerge(Export):
+    """Runs `nola merge` into a GGUF file with a fault."""
+
+    @property
+    def command(self):
+        return "merge", self.base, self.adapter
+
+
 @pytest.fixture
 def merge(nola, library, tiny, tmp_path):
     return Merge(nola, library, tiny, tmp_path)
 
 
-@pytest.fixture(params=["merge", "export"])
+@pytest.fixture(params=["merge", "export", "GGUF merge"])
 def run(request, nola, library, tmp_path):
     """Each command that writes."""
-    if request.param == "export":
-        return Export(nola, library, tmp_path)
-    return request.getfixturevalue("merge")
+    if request.param == "merge":
+        return request.getfixturevalue("merge")
+    return (Export if request.param == "export" else GgufMerge)(nola, library, tmp_path)
 
 
 def test_the_order_of_a_write(merge):

@@ -255,13 +255,11 @@ def test_square_layers_of_gpt2(case, transposed):
     case.says(folder, case.pack(adapter), "-o", case.folder / "out")
 
 
-def test_gguf_folders_and_options_that_it_has_not(nola, tiny, tmp_path):
+def test_folders_and_options_that_it_has_not(nola, tiny, tmp_path):
     base, folder = tiny
     tiny_adapter().pack(tmp_path / "adapter.nola")
-    (tmp_path / "base.gguf").write_bytes(b"GGUF" + bytes(100))
     before = snapshot(tmp_path)
     out = ["-o", tmp_path / "out"]
-    assert "is a GGUF file" in nola.refused("merge", tmp_path / "base.gguf", folder, *out)
     assert "nola-edge pack" in nola.refused("merge", base, folder, *out)
     for option in ("--each", "--rename=a=b", "--outtype=f16"):
         said = nola.refused("merge", base, tmp_path / "adapter.nola", *out, option)
