@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +20,7 @@ import click
 import peft
 import torch
 
+from measure.process import run
 from measure.report import heading, machine, record, row
 from measure.timing import Figure
 from peft_methods import TARGETS, make_model
@@ -42,25 +42,6 @@ def prepare(folder: Path) -> None:
             if "lora_B" in name:
                 parameter.normal_(std=0.01)
     tuned.save_pretrained(folder / "lora")
-
-
-#: A small process of its own starts the other: a child begins with its parent's peak.
-MEASURED = """
-import json, os, subprocess, sys, time
-begin = time.perf_counter()
-quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-_, status, usage = os.wait4(subprocess.Popen(sys.argv[1:], **quiet).pid, 0)
-print(json.dumps([status, time.perf_counter() - begin, usage.ru_maxrss * 1024]))
-"""
-
-
-def run(command: list[str]) -> tuple[float, int]:
-    """Return seconds and peak bytes of a process."""
-    said = subprocess.check_output([sys.executable, "-c", MEASURED, *command])
-    status, seconds, peak = json.loads(said)
-    if status:
-        raise SystemExit(f"failed: {' '.join(command)}")
-    return seconds, peak
 
 
 def measure(folder: Path, rounds: int) -> list[Figure]:

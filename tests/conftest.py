@@ -49,9 +49,11 @@ def pytest_collection_modifyitems(items):
 def process_of(item: pytest.Item) -> str:
     """Return what several processes divide tests by: whole files, for what their tests share.
 
-    And all that need the C++ library, so that it is built once.
+    And all that need the C++ library, or the program beside it, so that they are built once.
     """
-    needs_library = "library_build" in getattr(item, "fixturenames", ())
+    needs_library = not {"library_build", "nola", "tool"}.isdisjoint(
+        getattr(item, "fixturenames", ())
+    )
     return "library" if needs_library else str(item.path)
 
 

@@ -102,6 +102,7 @@ def test_adapters_are_right(told):
 
 def test_json_has_what_is_shown(told):
     assert told["identical"]
+    assert told["differing"] == told["modules"] == 42
     assert told["kept"] is None
     assert told["ours"].keys() == told["plain"].keys() == {"seconds", "peak_bytes"}
     full, lora, nola = (size["numbers"] for size in told["sizes"])

