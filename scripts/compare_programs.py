@@ -3,7 +3,8 @@
     python scripts/compare_programs.py PROGRAM...
 
 A PROGRAM is a path, or a command such as "qemu-arm build/static/nola-armv7". Each merges a packed
-adapter into a model, and makes a LoRA for llama.cpp of it; sizes and hashes are printed.
+adapter into a model, as a folder and as a GGUF file in F16 and Q4_1, and makes a LoRA for llama.cpp
+of it; sizes and hashes are printed.
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import click
+import gguf
 import numpy as np
 
 import nola_edge as ne
 from nola_edge.demo.synthetic import DecoderShape, trained_adapter, write_checkpoint
 from nola_edge.export.gguf_lora import export_gguf_lora
 from nola_edge.files.content_hash import content_hash
-from nola_edge.files.gguf_writer import write_gguf
+from nola_edge.gguf import merge_gguf
+from nola_edge.gguf.blocks import quantized
 
 SHAPE = DecoderShape(layers=1, hidden=256, intermediate=704, vocabulary=512)
+PREFIX = "model.layers.0."
+GGUF_KINDS = ("F16", "Q4_1")
 #: Module within a block -> tensor within a block.
 TENSORS = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -34,49 +38,53 @@ TENSORS = {
 
 
 def write_inputs() -> None:
-    """Write an adapter that expects its result, and its base in both formats."""
+    """Write an adapter that expects its result, and its base in every format."""
     write_checkpoint(Path("base"), SHAPE)
-    linears = SHAPE.linears()
-    adapter = trained_adapter(linears, r=8, num_basis=64)
+    adapter = trained_adapter(SHAPE.linears(), r=8, num_basis=64)
     adapter.pack("adapter.nola", expect=[ne.expect_checkpoint("base", adapter)])
-    metadata: dict[str, str | int] = {
-        "general.architecture": "llama",
-        "llama.attention.head_count": 4,
+    rng = np.random.default_rng(0)
+    values = {
+        f"blk.0.{TENSORS[module.removeprefix(PREFIX)]}.weight": (
+            rng.standard_normal(shape) * 0.02
+        ).astype(np.float32)
+        for module, shape in SHAPE.linears().items()
     }
-    prefix = "model.layers.0."
-    write_gguf(
-        Path("base.gguf"),
-        metadata,
-        {
-            f"blk.0.{TENSORS[module.removeprefix(prefix)]}.weight": np.ones(shape, np.float16)
-            for module, shape in linears.items()
-        },
-    )
+    for kind in GGUF_KINDS:
+        writer = gguf.GGUFWriter(f"{kind}.gguf", "llama")
+        writer.add_head_count(4)
+        for name, tensor in values.items():
+            rows = tensor.astype(np.float16) if kind == "F16" else quantized(tensor, kind)
+            code = None if kind == "F16" else gguf.GGMLQuantizationType[kind]
+            writer.add_tensor(name, rows, raw_dtype=code)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
 
 
-def hashes(make: Callable[[str, str], None], name: str) -> tuple[str, str]:
-    """Return the SHA-256 of both results of a way to make them."""
-    merged, lora = f"{name}-merged", f"{name}.gguf"
-    make(merged, lora)
-    return content_hash(merged).sha256, content_hash(lora).sha256
+def by_the_package(folder: Path) -> None:
+    """Make all results in Python."""
+    ne.merge_checkpoint("base", "adapter.nola", folder / "folder")
+    for kind in GGUF_KINDS:
+        merge_gguf(f"{kind}.gguf", "adapter.nola", folder / f"{kind}.gguf")
+    export_gguf_lora("adapter.nola", "Q4_1.gguf", folder / "lora.gguf")
 
 
-def by_the_package(merged: str, lora: str) -> None:
-    """Make both results in Python."""
-    ne.merge_checkpoint("base", "adapter.nola", merged)
-    export_gguf_lora("adapter.nola", "base.gguf", lora)
+def by_a_program(command: list[str], folder: Path) -> None:
+    """Make them with a build of the program."""
+
+    def run(*words: str, output: str) -> None:
+        subprocess.run([*command, *words, "-q", "-o", str(folder / output)], check=True)
+
+    run("merge", "base", "adapter.nola", output="folder")
+    for kind in GGUF_KINDS:
+        run("merge", f"{kind}.gguf", "adapter.nola", output=f"{kind}.gguf")
+    run("export", "gguf-lora", "adapter.nola", "--base", "Q4_1.gguf", output="lora.gguf")
 
 
-def by_a_program(command: list[str]) -> Callable[[str, str], None]:
-    """Return what makes both results with a build of the program."""
-
-    def make(merged: str, lora: str) -> None:
-        run = [*command, "merge", "base", "adapter.nola", "-q", "-o", merged]
-        subprocess.run(run, check=True)
-        run = [*command, "export", "gguf-lora", "adapter.nola", "--base", "base.gguf"]
-        subprocess.run([*run, "-q", "-o", lora], check=True)
-
-    return make
+def hashes(folder: Path) -> dict[str, str]:
+    """Return result -> SHA-256."""
+    return {path.name: content_hash(path).sha256 for path in sorted(folder.iterdir())}
 
 
 @click.command()
@@ -85,17 +93,23 @@ def main(programs: tuple[str, ...]) -> None:
     """Compare builds of the program with the Python package."""
     here = Path.cwd()
     commands = [[*words[:-1], str(here / words[-1])] for words in map(shlex.split, programs)]
-    with TemporaryDirectory() as folder:
-        os.chdir(folder)
+    with TemporaryDirectory() as scratch:
+        os.chdir(scratch)
         write_inputs()
-        wanted = hashes(by_the_package, "wanted")
-        click.echo(f"merged {wanted[0]}\nlora   {wanted[1]}  (nola-edge)")
+        wanted_folder = Path("wanted")
+        wanted_folder.mkdir()
+        by_the_package(wanted_folder)
+        wanted = hashes(wanted_folder)
+        click.echo("\n".join(f"{sha256}  {name}" for name, sha256 in wanted.items()))
         for number, (program, command) in enumerate(zip(programs, commands, strict=True)):
-            found = hashes(by_a_program(command), str(number))
+            folder = Path(str(number))
+            folder.mkdir()
+            by_a_program(command, folder)
+            found = hashes(folder)
             size = Path(command[-1]).stat().st_size
-            click.echo(f"{'same' if found == wanted else found}  {size:>10,} bytes  {program}")
             if found != wanted:
-                raise click.ClickException(f"{program} writes other bytes")
+                raise click.ClickException(f"{program} writes other bytes: {found}")
+            click.echo(f"the same from {size:>10,} bytes: {program}")
         os.chdir(here)
 
 

@@ -20,6 +20,7 @@
 #include "files/stop.h"
 #include "gguf/targets.h"
 #include "lora_alpha.h"
+#include "merge/factors.h"
 #include "nola/merge.h"
 
 namespace nola::exporting {
@@ -29,6 +30,7 @@ namespace {
 using adapters::Module;
 using adapters::WeightedAdapter;
 using gguf::Target;
+using merging::Range;
 using Values = std::vector<float>;
 
 // Elements that are made at once.
@@ -45,13 +47,27 @@ struct Term {
     const Module* module;
     Target target;
 
-    Values rows(Factor factor, std::uint64_t begin, std::uint64_t end, int num_threads) const {
-        const bool is_a = factor == Factor::kA;
-        Matrix matrix = adapter->adapter.factor(
-            *module, factor, static_cast<std::size_t>(is_a ? target.inputs() : target.outputs()));
-        matrix.window.row_begin = static_cast<std::size_t>(begin);
-        matrix.window.row_end = static_cast<std::size_t>(end);
-        return adapters::expanded(matrix, is_a ? module->alpha : module->beta, num_threads);
+    Values a(const Range& rows, const Range& cols, int num_threads) const {
+        Matrix matrix =
+            adapter->adapter.factor(*module, Factor::kA, static_cast<std::size_t>(target.inputs()));
+        matrix.window = {static_cast<std::size_t>(rows.begin), static_cast<std::size_t>(rows.end),
+                         static_cast<std::size_t>(cols.begin), static_cast<std::size_t>(cols.end)};
+        return adapters::expanded(matrix, module->alpha, num_threads);
+    }
+
+    // In the order of the base's tensor.
+    Values b(const Range& lines, int num_threads) const {
+        const auto rows = [&](std::uint64_t begin, std::uint64_t end) {
+            Matrix matrix = adapter->adapter.factor(*module, Factor::kB,
+                                                    static_cast<std::size_t>(target.outputs()));
+            matrix.window.row_begin = static_cast<std::size_t>(begin);
+            matrix.window.row_end = static_cast<std::size_t>(end);
+            return adapters::expanded(matrix, module->beta, num_threads);
+        };
+        return target.head_rows == 0
+                   ? rows(lines.begin, lines.end)
+                   : adapters::interleaved_rows(rows, adapter->rank(), target.head_rows,
+                                                lines.begin, lines.end);
     }
 };
 
@@ -69,13 +85,12 @@ struct Pair {
     }
 };
 
-// A tensor of the output, made some rows at a time.
+// A tensor of the output, made in windows.
 struct LoraTensor {
     std::string name;
     std::uint64_t rows;
     std::uint64_t cols;
-    std::uint64_t step;  // rows that are made at once, or a multiple of it
-    std::function<Values(std::uint64_t begin, std::uint64_t end)> make;
+    std::function<Values(const Range& rows, const Range& cols)> make;
 };
 
 // In the order in which adapters have their modules.
@@ -132,42 +147,40 @@ struct Scale {
 };
 
 // A of all adapters, one below the other.
-Values rows_of_a(const Pair& pair, std::uint64_t begin, std::uint64_t end, int num_threads) {
+Values window_of_a(const Pair& pair, const Range& rows, const Range& cols, int num_threads) {
+    if (pair.terms.size() == 1) {
+        return pair.terms[0].a(rows, cols, num_threads);
+    }
     Values values;
     std::uint64_t first = 0;
     for (const Term& term : pair.terms) {
-        const std::uint64_t last = first + term.adapter->rank();
-        const std::uint64_t from = std::max(begin, first);
-        const std::uint64_t to = std::min(end, last);
-        if (from < to) {
-            const Values own = term.rows(Factor::kA, from - first, to - first, num_threads);
-            values.insert(values.end(), own.begin(), own.end());
+        const Range own = merging::common(rows, {first, first + term.adapter->rank()});
+        if (own.size() != 0) {
+            const Values part = term.a({own.begin - first, own.end - first}, cols, num_threads);
+            values.insert(values.end(), part.begin(), part.end());
         }
-        first = last;
+        first += term.adapter->rank();
     }
     return values;
 }
 
 // B of all adapters, side by side, each with its scaling and the file's factor unless alpha says
 // both.
-Values rows_of_b(const Pair& pair, const Scale& scale, std::uint64_t begin, std::uint64_t end,
-                 int num_threads) {
+Values rows_of_b(const Pair& pair, const Scale& scale, const Range& rows, int num_threads) {
     const std::size_t rank = pair.rank();
-    const auto count = static_cast<std::size_t>(end - begin);
-    Values values(count * rank);
+    Values values(rows.size() * rank);
     std::size_t before = 0;
     for (const Term& term : pair.terms) {
         const std::size_t own_rank = term.adapter->rank();
-        Values own = term.rows(Factor::kB, begin, end, num_threads);
-        if (term.target.head_rows != 0) {
-            own = adapters::interleaved(own, own_rank,
-                                        static_cast<std::size_t>(term.target.head_rows));
-        }
+        Values own = term.b(rows, num_threads);
         if (!scale.is_exact) {
             nola::scale(own.data(), own.size(),
                         term.adapter->scaling() * (static_cast<double>(rank) / scale.largest));
         }
-        for (std::size_t row = 0; row < count; ++row) {
+        if (pair.terms.size() == 1) {
+            return own;
+        }
+        for (std::size_t row = 0; row < rows.size(); ++row) {
             std::copy_n(own.data() + row * own_rank, own_rank, values.data() + row * rank + before);
         }
         before += own_rank;
@@ -180,14 +193,13 @@ std::vector<LoraTensor> tensors_of(const std::vector<Pair>& pairs, const Scale& 
     std::vector<LoraTensor> tensors;
     for (const Pair& pair : pairs) {
         const Target& target = pair.terms[0].target;
-        tensors.push_back({pair.tensor + ".lora_a", pair.rank(), target.inputs(), 1,
-                           [&pair, num_threads](std::uint64_t begin, std::uint64_t end) {
-                               return rows_of_a(pair, begin, end, num_threads);
+        tensors.push_back({pair.tensor + ".lora_a", pair.rank(), target.inputs(),
+                           [&pair, num_threads](const Range& rows, const Range& cols) {
+                               return window_of_a(pair, rows, cols, num_threads);
                            }});
         tensors.push_back({pair.tensor + ".lora_b", target.outputs(), pair.rank(),
-                           std::max<std::uint64_t>(1, target.head_rows),
-                           [&pair, &scale, num_threads](std::uint64_t begin, std::uint64_t end) {
-                               return rows_of_b(pair, scale, begin, end, num_threads);
+                           [&pair, &scale, num_threads](const Range& rows, const Range&) {
+                               return rows_of_b(pair, scale, rows, num_threads);
                            }});
     }
     return tensors;
@@ -261,42 +273,44 @@ private:
         return tensor.rows * tensor.cols * element_bytes();
     }
 
+    // In windows of whole rows, or of parts of one.
     void write_tensor(int fd, const LoraTensor& tensor, std::uint64_t at) const {
-        const std::uint64_t step =
-            std::max<std::uint64_t>(1, kAtOnce / (tensor.cols * tensor.step)) * tensor.step;
-        for (std::uint64_t begin = 0; begin < tensor.rows; begin += step) {
-            files::check_stopped();
-            const Values values = tensor.make(begin, std::min(begin + step, tensor.rows));
-            const std::uint64_t offset = at + begin * tensor.cols * element_bytes();
-            if (is_half_) {
-                const std::vector<std::uint16_t> halves = halves_of(values, tensor.name);
-                files::write_all(fd, halves.data(), halves.size() * 2, offset);
-            } else {
-                check_finite(values, tensor.name);
-                files::write_all(fd, values.data(), values.size() * 4, offset);
+        const std::uint64_t rows = std::max<std::uint64_t>(1, kAtOnce / tensor.cols);
+        for (std::uint64_t row = 0; row < tensor.rows; row += rows) {
+            for (std::uint64_t col = 0; col < tensor.cols; col += kAtOnce) {
+                files::check_stopped();
+                const Values values = tensor.make({row, std::min(row + rows, tensor.rows)},
+                                                  {col, std::min(col + kAtOnce, tensor.cols)});
+                write_values(fd, values, tensor.name,
+                             at + (row * tensor.cols + col) * element_bytes());
             }
         }
     }
 
-    [[noreturn]] void refuse(const std::string& name) const {
-        throw files::Failure("", name,
-                             std::string("is not finite in ") + (is_half_ ? "F16" : "F32"),
-                             "NotFiniteError");
-    }
-
-    void check_finite(const Values& values, const std::string& name) const {
+    void write_values(int fd, const Values& values, const std::string& name,
+                      std::uint64_t offset) const {
         if (!std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); })) {
-            refuse(name);
+            refuse(name, "F32");
+        }
+        if (is_half_) {
+            const std::vector<std::uint16_t> halves = halves_of(values, name);
+            files::write_all(fd, halves.data(), halves.size() * 2, offset);
+        } else {
+            files::write_all(fd, values.data(), values.size() * 4, offset);
         }
     }
 
+    [[noreturn]] static void refuse(const std::string& name, const std::string& type) {
+        throw files::Failure("", name, "is not finite in " + type, "NotFiniteError");
+    }
+
     // As a merge into zeros rounds them, but for the sign of a zero.
-    std::vector<std::uint16_t> halves_of(const Values& values, const std::string& name) const {
+    static std::vector<std::uint16_t> halves_of(const Values& values, const std::string& name) {
         std::vector<std::uint16_t> halves(values.size());
         const float one = 1.0F;
         const LowRank update{&one, values.data(), 1, 1.0F};
         if (!nola::merge(halves.data(), ElementType::kFloat16, 1, values.size(), update, 1)) {
-            refuse(name);
+            refuse(name, "F16");
         }
         for (std::size_t i = 0; i < values.size(); ++i) {
             if (std::signbit(values[i])) {
@@ -342,14 +356,7 @@ std::uint64_t export_gguf_lora(const files::GgufFile& base,
     const LoraFile file(model.architecture().name, scale.alpha, tensors, options.is_half);
     files::Output output(output_plan(base, adapters, options, file.size()));
     try {
-        const int fd = output.create("");
-        try {
-            file.write(fd);
-        } catch (...) {
-            ::close(fd);
-            throw;
-        }
-        output.finish("", fd);
+        output.make("", [&](int fd) { file.write(fd); });
     } catch (const std::system_error& error) {
         files::refuse_output(output.target(), error.code().value());
     }

@@ -259,9 +259,18 @@ std::string plain(const GgufValue& value) {
 }
 
 std::string shown(const GgufValue& value) {
-    const bool is_text = std::holds_alternative<std::string>(value);
-    const std::string text = printable(plain(value));
-    return is_text ? "'" + text + "'" : text;
+    const std::string text = plain(value);
+    if (!std::holds_alternative<std::string>(value)) {
+        return printable(text);
+    }
+    const bool has_single = text.find('\'') != text.npos && text.find('"') == text.npos;
+    const char quote = has_single ? '"' : '\'';
+    std::string quoted(1, quote);
+    for (const char c : text) {
+        quoted += c == '\\' || c == quote ? "\\" : "";
+        quoted += c;
+    }
+    return printable(quoted + quote);
 }
 
 std::uint64_t padded(std::uint64_t position, std::uint64_t alignment) {

@@ -23,6 +23,9 @@ inline constexpr std::uint64_t kGgufAlignment = 32;
 // A value that is not kept: a long string, or an array of strings or of many numbers.
 struct LongValue {
     std::uint64_t count = 0;
+
+    bool operator==(const LongValue& other) const { return count == other.count; }
+    bool operator!=(const LongValue& other) const { return count != other.count; }
 };
 
 using GgufNumber = std::variant<bool, std::uint64_t, std::int64_t, double>;
@@ -35,8 +38,6 @@ class GgufFile {
 public:
     // Throws Failure if the header breaks a rule of the format, or a limit.
     explicit GgufFile(std::shared_ptr<const Input> input);
-    GgufFile(const GgufFile&) = delete;  // names are looked up by views of its own
-    GgufFile& operator=(const GgufFile&) = delete;
 
     const Input& input() const { return *input_; }
     // Of every tensor, in bytes.

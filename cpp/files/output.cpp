@@ -286,6 +286,7 @@ void Output::discard() noexcept {
     made_parents_.clear();
 }
 
+// Returns the descriptor of a new file.
 int Output::create(const std::string& name) {
     std::string folder = path_;
     for (std::size_t at = name.find('/'); at != name.npos; at = name.find('/', at + 1)) {
@@ -302,6 +303,7 @@ int Output::create(const std::string& name) {
     return fd;
 }
 
+// Closes a file, and takes note of what has been written.
 void Output::finish(const std::string& name, int fd) {
     if (::close(fd) != 0 && errno != EINTR) {
         throw_errno();
@@ -313,15 +315,19 @@ void Output::finish(const std::string& name, int fd) {
     written_.emplace(name, *status);
 }
 
-void Output::write(const std::string& name, std::string_view content) {
+void Output::make(const std::string& name, const std::function<void(int fd)>& fill) {
     const int fd = create(name);
     try {
-        write_all(fd, content.data(), content.size(), 0);
+        fill(fd);
     } catch (...) {
         ::close(fd);
         throw;
     }
     finish(name, fd);
+}
+
+void Output::write(const std::string& name, std::string_view content) {
+    make(name, [&](int fd) { write_all(fd, content.data(), content.size(), 0); });
 }
 
 }  // namespace nola::files

@@ -42,11 +42,9 @@ public:
     // Where the new output is until it is in place.
     const std::string& path() const { return path_; }
 
-    // Makes a new file, with the folders that it is in, and returns its descriptor; an empty name
-    // is that of an output that is a file.
-    int create(const std::string& name);
-    // Closes it, and takes note of what has been written.
-    void finish(const std::string& name, int fd);
+    // Makes a new file, with the folders that it is in, which `fill` writes to; an empty name is
+    // that of an output that is a file.
+    void make(const std::string& name, const std::function<void(int fd)>& fill);
     // Makes a file with this content.
     void write(const std::string& name, std::string_view content);
 
@@ -54,6 +52,8 @@ public:
     void commit();
 
 private:
+    int create(const std::string& name);
+    void finish(const std::string& name, int fd);
     void check_target() const;
     void check_apart() const;
     void check_replaceable() const;

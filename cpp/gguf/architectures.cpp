@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <type_traits>
 
 #include "files/failure.h"
 #include "files/printable.h"
@@ -83,6 +84,17 @@ bool is_nothing(const GgufValue* value) {
     return value == nullptr || std::visit(Nothing{}, *value);
 }
 
+bool is_zero_or_one(const GgufValue& value) {
+    return std::visit(
+        [](const auto& plain) {
+            if constexpr (std::is_arithmetic_v<std::decay_t<decltype(plain)>>) {
+                return plain == 0 || plain == 1;
+            }
+            return false;
+        },
+        value);
+}
+
 template <class Value>
 std::optional<std::uint64_t> count_of(const Value& value) {
     std::optional<std::uint64_t> count;
@@ -150,12 +162,12 @@ std::uint64_t Heads::of(std::uint64_t block) const {
 
 Model::Model(const GgufFile& file) {
     const std::string& path = file.input().name();
-    if (const GgufValue* type = file.metadata(kType); type && files::shown(*type) != "'model'") {
+    const GgufValue* type = file.metadata(kType);
+    if (type != nullptr && *type != GgufValue(std::string("model"))) {
         throw Mismatch(path, kType, "is " + files::shown(*type) + ", not a model");
     }
-    const GgufValue* parts = file.metadata(kSplit);
-    const std::string count = parts == nullptr ? "1" : files::plain(*parts);
-    if (count != "0" && count != "1") {
+    if (const GgufValue* parts = file.metadata(kSplit);
+        parts != nullptr && !is_zero_or_one(*parts)) {
         throw Mismatch(path, kSplit,
                        "the model is split over several files; join them with llama-gguf-split "
                        "--merge");

@@ -29,8 +29,8 @@ void check_type(const files::TensorInfo& tensor, const files::GgufFile& base) {
             base.input().name(), tensor.name,
             "has type " + tensor.type +
                 ", which only llama.cpp's own quantiser writes. Leave the base as it is and load "
-                "the adapter beside it (nola-edge export gguf-lora), or write merged tensors as "
-                "another type: --outtype f16, bf16 or q8_0");
+                "the adapter beside it (nola export gguf-lora), or write merged tensors as another "
+                "type with nola-edge merge of the Python package: --outtype f16, bf16 or q8_0");
     }
 }
 

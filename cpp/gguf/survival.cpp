@@ -18,9 +18,7 @@ std::optional<double> noise_of(const ChangeSums& sums) {
 ChangeSums added_up(const Survival& survival) {
     ChangeSums all;
     for (const auto& [tensor, sums] : survival) {
-        all.wanted += sums.wanted;
-        all.common += sums.common;
-        all.got += sums.got;
+        all += sums;
     }
     return all;
 }

@@ -15,17 +15,6 @@ using files::GgufFile;
 using files::Mismatch;
 using files::printable;
 
-// GGUF has no place for more than matrices here.
-void refuse_whole_tensors(const Named& adapter) {
-    const auto& whole = adapter.adapter.whole_tensors;
-    if (!whole.empty()) {
-        throw files::AdapterFailure(
-            adapter.path, whole[0],
-            "carries whole tensors (modules_to_save or bias), which cannot go into GGUF; merge "
-            "into the Hugging Face checkpoint and convert that");
-    }
-}
-
 Target target_of(const std::string& module, const Named& adapter, const GgufFile& base,
                  const Model& model) {
     const Place place = model.place(module, adapter.path);
@@ -69,6 +58,16 @@ void check_no_double(const std::vector<Target>& targets, const Named& adapter) {
 }
 
 }  // namespace
+
+void refuse_whole_tensors(const Named& adapter) {
+    const auto& whole = adapter.adapter.whole_tensors;
+    if (!whole.empty()) {
+        throw files::AdapterFailure(
+            adapter.path, whole[0],
+            "carries whole tensors (modules_to_save or bias), which cannot go into GGUF; merge "
+            "into the Hugging Face checkpoint and convert that");
+    }
+}
 
 std::vector<Target> targets_of(const Named& adapter, const GgufFile& base, const Model& model) {
     refuse_whole_tensors(adapter);

@@ -20,6 +20,9 @@ struct Target {
     std::uint64_t inputs() const { return tensor->shape[1]; }
 };
 
+// Refuses an adapter with more than matrices, for which GGUF has no place here.
+void refuse_whole_tensors(const adapters::Named& adapter);
+
 // The targets of an adapter's modules, in their order. Throws files::Failure where one is missing
 // or has another shape than the adapter was made for, and if the adapter brings whole tensors.
 std::vector<Target> targets_of(const adapters::Named& adapter, const files::GgufFile& base,

@@ -93,17 +93,12 @@ Written write_result(const files::FileInput& input, const Plan& plan, const Writ
     written.bytes = size_of(plan.base());
     files::Output output(output_plan(plan, options));
     try {
-        const int fd = output.create("");
-        try {
+        output.make("", [&](int fd) {
             if (::ftruncate(fd, static_cast<off_t>(written.bytes)) != 0) {
                 files::throw_errno();
             }
             written.survival = write_tensors(input, plan, fd, options.num_threads);
-        } catch (...) {
-            ::close(fd);
-            throw;
-        }
-        output.finish("", fd);
+        });
     } catch (const std::system_error& error) {
         files::refuse_output(output.target(), error.code().value());
     }

@@ -11,7 +11,7 @@ namespace nola::merging {
 namespace {
 
 using adapters::expanded;
-using adapters::interleaved;
+using adapters::interleaved_rows;
 using adapters::transposed;
 
 // Columns of A, rank x columns.
@@ -25,22 +25,17 @@ std::vector<float> a_of(const Term& term, const Range& cols, int num_threads) {
 
 // Rows of B, in the order of the stored matrix.
 std::vector<float> rows_of_b(const Term& term, const Range& lines, int num_threads) {
-    Range own{lines.begin - term.begin, lines.end - term.begin};
-    const std::uint64_t head = std::max<std::uint64_t>(1, term.head_rows);
-    const std::uint64_t before = own.begin % head;  // rows of a head that the lines are within
-    const std::uint64_t count = own.size();
-    own = {own.begin - before, std::min(term.outputs, (own.end + head - 1) / head * head)};
-    Matrix matrix = term.adapter->adapter.factor(*term.module, Factor::kB,
-                                                 static_cast<std::size_t>(term.outputs));
-    matrix.window.row_begin = static_cast<std::size_t>(own.begin);
-    matrix.window.row_end = static_cast<std::size_t>(own.end);
-    std::vector<float> values = expanded(matrix, term.module->beta, num_threads);
-    if (term.head_rows == 0) {
-        return values;
-    }
-    values = interleaved(values, term.rank(), static_cast<std::size_t>(term.head_rows));
-    const auto first = values.begin() + static_cast<std::ptrdiff_t>(before * term.rank());
-    return {first, first + static_cast<std::ptrdiff_t>(count * term.rank())};
+    const auto rows = [&](std::uint64_t begin, std::uint64_t end) {
+        Matrix matrix = term.adapter->adapter.factor(*term.module, Factor::kB,
+                                                     static_cast<std::size_t>(term.outputs));
+        matrix.window.row_begin = static_cast<std::size_t>(begin);
+        matrix.window.row_end = static_cast<std::size_t>(end);
+        return expanded(matrix, term.module->beta, num_threads);
+    };
+    const Range own{lines.begin - term.begin, lines.end - term.begin};
+    return term.head_rows == 0
+               ? rows(own.begin, own.end)
+               : interleaved_rows(rows, term.rank(), term.head_rows, own.begin, own.end);
 }
 
 // Rows of B for some lines of the stored matrix, lines x rank; with its own scaling if it is one

@@ -128,9 +128,7 @@ public:
         }
         ChangeSums all;
         for (const auto& [place, sums] : sums_) {
-            all.wanted += sums.wanted;
-            all.common += sums.common;
-            all.got += sums.got;
+            all += sums;
         }
         return all;
     }

@@ -1,7 +1,5 @@
 #include "write.h"
 
-#include <unistd.h>
-
 #include <system_error>
 #include <utility>
 
@@ -20,25 +18,12 @@ namespace {
 using files::Checkpoint;
 using files::Output;
 
-// Makes a file of the output, which write(fd) fills.
-template <class Write>
-void make_file(Output& output, const std::string& name, const Write& write) {
-    const int fd = output.create(name);
-    try {
-        write(fd);
-    } catch (...) {
-        ::close(fd);
-        throw;
-    }
-    output.finish(name, fd);
-}
-
 void write_shards(const Plan& plan, int num_threads, Output& output) {
     const Checkpoint& base = plan.base();
     for (std::size_t shard = 0; shard < base.shards().size(); ++shard) {
         const std::string name =
             base.is_folder() ? files::name_of(base.input(shard).name()) : std::string();
-        make_file(output, name, [&](int fd) { write_weights(plan, shard, fd, num_threads); });
+        output.make(name, [&](int fd) { write_weights(plan, shard, fd, num_threads); });
     }
 }
 
@@ -47,8 +32,7 @@ void write_companions(Checkpoint& base, Output& output) {
     for (const std::string& path : base.companions().carried) {
         files::check_stopped();
         const files::FileInput source(files::inside(base.path(), path).c_str());
-        make_file(output, path,
-                  [&](int fd) { files::copy_range(source, 0, fd, 0, source.size()); });
+        output.make(path, [&](int fd) { files::copy_range(source, 0, fd, 0, source.size()); });
     }
     if (!base.index_name().empty()) {
         output.write(base.index_name(), base.index_text());

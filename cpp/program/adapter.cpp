@@ -10,6 +10,7 @@
 #include "files/failure.h"
 #include "files/paths.h"
 #include "files/printable.h"
+#include "files/signature.h"
 #include "layout.h"
 #include "options.h"
 #include "output.h"
@@ -90,6 +91,9 @@ std::shared_ptr<const files::FileInput> open_adapter(const std::string& path) {
         throw files::AdapterFailure(path, "",
                                     "is a folder, and this program reads packed adapters: pack it "
                                     "with nola-edge pack of the Python package");
+    }
+    if (files::is_gguf(path)) {
+        throw files::Failure(path, "", "is a GGUF file, not an adapter");
     }
     return std::make_shared<files::FileInput>(path.c_str());
 }

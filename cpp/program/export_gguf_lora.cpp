@@ -1,4 +1,9 @@
 // `nola export gguf-lora`.
+#include <algorithm>
+#include <iterator>
+#include <memory>
+#include <string_view>
+
 #include "adapter.h"
 #include "commands.h"
 #include "export/gguf_lora.h"
@@ -6,6 +11,7 @@
 #include "files/paths.h"
 #include "files/printable.h"
 #include "files/signature.h"
+#include "gguf/targets.h"
 #include "layout.h"
 #include "merge_gguf.h"
 #include "output.h"
@@ -21,19 +27,26 @@ using files::printable;
 // A type of A and B as people write it.
 bool is_half(const Arguments& arguments) {
     const std::string given = arguments.has("--dtype") ? arguments.value("--dtype") : "f32";
-    const std::string type = lower(given);
-    if (type != "f32" && type != "f16") {
+    std::string type = lower(given);
+    type = type.substr(type.rfind("torch.", 0) == 0 ? 6 : 0);
+    constexpr std::string_view kSingle[] = {"f32", "float32", "float", "fp32"};
+    constexpr std::string_view kHalf[] = {"f16", "float16", "half", "fp16"};
+    const auto is_among = [&](const auto& names) {
+        return std::find(std::begin(names), std::end(names), type) != std::end(names);
+    };
+    if (!is_among(kSingle) && !is_among(kHalf)) {
         throw UsageFailure("--dtype",
                            "Invalid value for '--dtype' / '--outtype': '" + printable(given) +
                                "' is not one of f32, f16.",
                            "see nola export gguf-lora --help");
     }
-    return type == "f16";
+    return is_among(kHalf);
 }
 
 files::GgufFile open_base(const std::string& path) {
-    if (!files::is_here(path)) {
-        throw files::CheckpointFailure(path, "", "does not exist");
+    if (files::is_file(path)) {
+        const files::FileInput file(path.c_str());
+        files::refuse_lfs_pointer(files::beginning_of(file), file);
     }
     if (!files::is_gguf(path)) {
         throw files::CheckpointFailure(path, "",
@@ -74,8 +87,14 @@ int run(const Arguments& arguments) {
     check_file_name(arguments.value("--output"), ".gguf", "the output is a file",
                     arguments.places()[0]);
     const GivenAdapters given = given_adapters(arguments.places(), 0);
-    const files::GgufFile base = open_base(base_path);
+    if (!files::is_here(base_path)) {
+        throw files::CheckpointFailure(base_path, "", "does not exist");
+    }
     const auto adapters = load_adapters(given);
+    for (const adapters::WeightedAdapter& adapter : adapters) {
+        gguf::refuse_whole_tensors({adapter.adapter, adapter.path});
+    }
+    const files::GgufFile base = open_base(base_path);
     const std::uint64_t bytes = exporting::export_gguf_lora(
         base, adapters, {output, arguments.has("--force"), half, threads});
     report(arguments, half, bytes);
@@ -92,8 +111,7 @@ Command export_gguf_lora_command() {
         "Write an exact LoRA file for llama.cpp and Ollama.\n\n"
         "An ADAPTER is a packed file (nola-edge pack). llama-cli -m BASE --lora FILE loads the "
         "result beside a base of any quantisation, which is not changed; in an Ollama Modelfile "
-        "the "
-        "line is ADAPTER FILE. Several ADAPTERs, each with a weight if you like (ADAPTER=0.5), "
+        "the line is ADAPTER FILE. Several ADAPTERs, each with a weight if you like (ADAPTER=0.5), "
         "become one LoRA. The bytes are those of nola-edge export gguf-lora.",
         {
             {"--base", "", "PATH", "The GGUF file it will be loaded with.  [required]"},
@@ -108,9 +126,6 @@ Command export_gguf_lora_command() {
              "Refused, or taken for granted: a GGUF file cannot be checked."},
             {"--drawn-on", "", "DEVICE", ""},
             {"--lora-alpha", "", "ALPHA", ""},
-            {"--moe-layout", "", "NAME", ""},
-            {"--revision", "", "NAME", ""},
-            {"--rename", "", "NEW=OLD", ""},
         },
         "nola export gguf-lora french.nola --base llama-3-8b-q4_k_m.gguf -o french.gguf",
         run,

@@ -1,5 +1,6 @@
-// `nola`: packed adapters merged into checkpoints on machines without Python.
+// `nola`: packed adapters merged, or made into LoRA files, on machines without Python.
 #include <fcntl.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <array>
@@ -183,8 +184,10 @@ extern "C" void stop(int signal) {
     nola::files::stop_for(signal);
 }
 
-// nohup ignores SIGHUP, and it stays so.
+// nohup ignores SIGHUP, and it stays so. A reader that has left is an error of writing: whoever can
+// no longer be told of something does not end the work.
 void handle_signals() {
+    ::signal(SIGPIPE, SIG_IGN);
     for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
         struct sigaction before{};
         ::sigaction(number, nullptr, &before);
@@ -198,9 +201,6 @@ void handle_signals() {
 
 // Ends as an unhandled signal would, so that shells and supervisors see which it was.
 int die_of(int number) {
-    std::fprintf(stderr, "nola: %s; nothing incomplete was kept\n",
-                 number == SIGINT ? "interrupted" : "terminated");
-    std::fflush(stderr);
     ::signal(number, SIG_DFL);
     ::raise(number);
     return 128 + number;
@@ -214,6 +214,10 @@ bool writes(const std::vector<std::string>& words) {
 int finish(int status, bool writes) {
     if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) {
         return status;
+    }
+    pollfd output{STDOUT_FILENO, POLLOUT, 0};
+    if (::poll(&output, 1, 0) == 1 && (output.revents & POLLERR) != 0) {
+        return status != 0 ? status : die_of(SIGPIPE);  // the reader has seen enough
     }
     std::fprintf(stderr, "nola: standard output cannot be written: %s%s\n", std::strerror(errno),
                  writes ? "; the result itself is complete" : "");
@@ -230,6 +234,9 @@ int main(int argc, char** argv) {
         const int status = run(words);
         return finish(status, status == 0 && writes(words));
     } catch (const nola::files::Stopped&) {
-        return die_of(nola::files::stopped_for());
+        const int number = nola::files::stopped_for();
+        std::fprintf(stderr, "nola: %s; nothing incomplete was kept\n",
+                     number == SIGINT ? "interrupted" : "terminated");
+        return die_of(number);
     }
 }

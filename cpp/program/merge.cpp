@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 
 #include "adapter.h"
 #include "commands.h"
@@ -106,12 +105,10 @@ struct Report {
     }
 
     void print() const {
-        char time[32];
-        std::snprintf(time, sizeof time, "%.2f", seconds);
         const auto bytes = static_cast<double>(base.bytes());
         say(printable(output, 240) + ": " + std::to_string(plan.merged()) + " of " +
             std::to_string(base.tensors().size()) + " tensors merged, " + human_bytes(bytes) +
-            " in " + time + " s " + whole("(" + human_bytes(bytes / seconds) + "/s)"));
+            " in " + fixed(seconds, 2) + " s " + whole("(" + human_bytes(bytes / seconds) + "/s)"));
         if (!expected_of.empty()) {
             say("  the result is the one that the adapter expects of " +
                 printable(expected_of, 240));
@@ -192,12 +189,10 @@ Command merge_command() {
         "Merge adapters into a checkpoint and write the result.",
         "Merge one or more ADAPTERs into BASE and write the result.\n\n"
         "BASE is a safetensors file, a Hugging Face folder, or a GGUF file; the output has the "
-        "same "
-        "layout, and the same bytes as nola-edge merge gives it. An ADAPTER is a packed file "
-        "(nola-edge pack); "
-        "each may have a weight: ADAPTER=0.5. Several are summed in fp32, in the order given, "
-        "which is part of the bits, and rounded once. At every moment the output is either absent "
-        "or complete.",
+        "same layout, and the same bytes as nola-edge merge gives it. An ADAPTER is a packed file "
+        "(nola-edge pack); each may have a weight: ADAPTER=0.5. Several are summed in fp32, in the "
+        "order given, which is part of the bits, and rounded once. At every moment the output is "
+        "either absent or complete.",
         {
             {"--output", "-o", "PATH", "File or folder to write.  [required]"},
             {"--expect", "", "HASH",

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <memory>
 #include <set>
 #include <utility>
@@ -27,9 +26,7 @@ constexpr double kLittle = 0.9;
 constexpr std::size_t kWorst = 3;
 
 std::string percent(double part) {
-    char text[32];
-    std::snprintf(text, sizeof text, "%.0f%%", part * 100);
-    return text;
+    return fixed(part * 100, 0) + "%";
 }
 
 struct Report {
@@ -108,12 +105,10 @@ void Report::print_json() const {
 }
 
 void Report::print() const {
-    char time[32];
-    std::snprintf(time, sizeof time, "%.2f", seconds);
     const auto bytes = static_cast<double>(written.bytes);
     say(printable(output, 240) + ": " + std::to_string(plan.merged()) + " of " +
         std::to_string(plan.base().tensors().size()) + " tensors merged, " + human_bytes(bytes) +
-        " in " + time + " s " + whole("(" + human_bytes(bytes / seconds) + "/s)"));
+        " in " + fixed(seconds, 2) + " s " + whole("(" + human_bytes(bytes / seconds) + "/s)"));
     if (!written.survival.empty()) {
         print_survival();
     }
@@ -148,8 +143,7 @@ void Report::print_survival() const {
     for (std::size_t i = 0; i < std::min(parts.size(), kWorst); ++i) {
         least += (i == 0 ? "" : ", ") + printable(parts[i].second) + " " + percent(parts[i].first);
     }
-    char noise[32];
-    std::snprintf(noise, sizeof noise, "%.2f", gguf::noise_of(overall).value_or(0));
+    const std::string noise = fixed(gguf::noise_of(overall).value_or(0), 2);
     say("  " + percent(*part) + " of the adapter's change survives quantisation in " +
         std::to_string(parts.size()) + " tensors, beside noise of " + noise + " times its size" +
         (shown.size() == 1 ? "" : "; least in " + least));

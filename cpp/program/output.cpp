@@ -94,6 +94,13 @@ std::string general(double value, int digits) {
     return text;
 }
 
+std::string fixed(double value, int decimals) {
+    std::string text(512, '\0');  // a double has at most 309 digits before the point
+    const int size = std::snprintf(text.data(), text.size(), "%.*f", decimals, value);
+    text.resize(static_cast<std::size_t>(size));
+    return text;
+}
+
 std::string grouped(std::uint64_t value) {
     std::string text = std::to_string(value);
     for (std::size_t end = text.size(); end > 3; end -= 3) {

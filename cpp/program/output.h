@@ -48,6 +48,9 @@ std::string human_bytes(double count);
 // A number in so few digits: as C's %g.
 std::string general(double value, int digits = 6);
 
+// A number with so many decimals, however large it is.
+std::string fixed(double value, int decimals);
+
 // A number with commas between thousands.
 std::string grouped(std::uint64_t value);
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -78,6 +79,23 @@ def test_what_cannot_be_printed_changes_no_status(here, command, unbuffered):
         )
     assert done.returncode == status
     assert (here / "out").exists() == (status == 0)
+
+
+@pytest.mark.parametrize("command", SAID_TO_NOBODY, ids=" ".join)
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "full"])
+def test_a_pipe_that_nobody_reads_changes_no_status(here, command, closed):
+    """Its reader has left, or does not come to it and would have to be waited for."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    if closed:
+        os.close(read)
+    else:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(write, bytes(4096))
+    words = [sys.executable, "-m", "nola_edge", *command]
+    done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=write)
+    assert done.returncode == SAID_TO_NOBODY[command]
 
 
 def with_head(folder, *names, **fields):

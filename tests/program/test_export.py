@@ -85,7 +85,7 @@ def packed(adapter, path):
 
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True, "beta_unit": 3.5}, {"r": 16},
                                      {"basis": "uniform"}])  # fmt: skip
-@pytest.mark.parametrize("dtype", ["f32", "F16"])
+@pytest.mark.parametrize("dtype", ["f32", "F16", "torch.half", "Float32"])
 def test_one_adapter(export, base, tmp_path, options, dtype):
     adapter = packed(adapter_of(**options), tmp_path / "a.nola")
     data = export(base, adapter, options=("--dtype", dtype))
@@ -203,9 +203,17 @@ def test_bases_that_are_none(export, base, tmp_path):
         "other": [pair(ARCHITECTURE, STRING, "mamba")],
         "number": [pair(ARCHITECTURE, UINT32, 3)],
         "nothing": [],
+        "quotes": [pair(ARCHITECTURE, STRING, "it's")],
+        "both": [pair(ARCHITECTURE, STRING, 'it\'s "x" \\ y')],
+        "long": [pair("general.type", STRING, "x" * 3000)],
+        "odd": [pair("general.type", UINT32, 1)],
+        "text": [*llama_pairs(), pair("split.count", STRING, "1")],
     }
     for name, pairs in of.items():
         export.refused(write(tmp_path / f"{name}.gguf", arrays, pairs), adapter)
+    for value in ((BOOL, 1), (BOOL, 0), (FLOAT32, 1.0), (FLOAT32, -0.0), (UINT32, 0)):
+        pairs = [*llama_pairs(), pair("split.count", *value)]
+        export(write(tmp_path / "whole.gguf", arrays, pairs), adapter)
     lacking = {name: array for name, array in arrays.items() if "blk.1.ffn_down.w" not in name}
     export.refused(write(tmp_path / "lacking.gguf", lacking), adapter)
     for name, array in {"vector": np.ones(64, np.float32), "empty": np.ones((0, 64), np.float32),
@@ -213,6 +221,8 @@ def test_bases_that_are_none(export, base, tmp_path):
         other = {**arrays, "blk.1.ffn_down.weight": array}
         export.refused(write(tmp_path / f"{name}.gguf", other), adapter)
     export.refused(tmp_path / "missing.gguf", adapter)
+    (tmp_path / "lfs.gguf").write_text("version https://git-lfs.github.com/spec/v1\noid x\n")
+    assert "git lfs pull" in export.refused(tmp_path / "lfs.gguf", adapter)
     (tmp_path / "broken.gguf").write_bytes(base.read_bytes()[:400])
     export.refused(tmp_path / "broken.gguf", adapter)
 
@@ -236,9 +246,23 @@ def test_adapters_that_do_not_fit(export, base, tmp_path):
     large = large.replace({m: (c.alpha * 1e6, c.beta) for m, c in large.modules.items()})
     path = packed(large, tmp_path / "large.nola")
     assert "is not finite in F16" in export.refused(base, path, options=("--dtype", "f16"))
+    larger = adapter_of()
+    for factor in "ab":
+        infinite = {
+            m: (c.alpha * 0 + 3e38, c.beta) if factor == "a" else (c.alpha, c.beta * 0 + 3e38)
+            for m, c in larger.modules.items()
+        }
+        path = packed(larger.replace(infinite), tmp_path / f"infinite-{factor}.nola")
+        for dtype in ("f32", "f16"):
+            said = export.refused(base, path, options=("--dtype", dtype))
+            assert f"lora_{factor}: is not finite in F32" in said
+    path = packed(large, tmp_path / "larger.nola")
     export.refused(base, f"{path}=1e39")
     export.refused(base, f"{path}=x")
     export.refused(base, tmp_path / "missing.nola")
+    export.refused(base, base)
+    (tmp_path / "broken.gguf").write_bytes(base.read_bytes()[:400])
+    export.refused(tmp_path / "broken.gguf", tmp_path / "whole.nola")
     biased = dataclasses.replace(large.config, bias="all")
     with_bias = write(tmp_path / "b.gguf", {**arrays_of("F16"), "blk.0.attn_q.bias": np.ones(64)
                                             .astype(np.float32)})  # fmt: skip
@@ -275,7 +299,7 @@ def test_the_group(nola):
     assert nola.refused("export", "x") == "No such command 'x'. (see nola export --help)"
     assert "Usage: nola export gguf-lora " in nola("export", "gguf-lora", "-h").stdout
     assert "use nola-edge export gguf-lora of the Python package" in nola.refused(
-        "export", "gguf-lora", "x", "--base", "x", "-o", "x", "--rename", "a=b"
+        "export", "gguf-lora", "x", "--base", "x", "-o", "x", "--drawn-on", "a100"
     )
 
 

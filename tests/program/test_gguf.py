@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -213,7 +215,11 @@ def test_what_is_refused(merge, tmp_path):
     name = stored_name(BLOCK.format(1) + "mlp.down_proj")
     k_quants = {**arrays_of("F16"), name: ("Q4_K", (64, 256), bytes(64 * 144))}
     wide = trained_adapter({BLOCK.format(1) + "mlp.down_proj": (64, 256)}, r=2, num_basis=3)
-    merge.refused(write(tmp_path / "k.gguf", k_quants), packed(wide, tmp_path / "w.nola"))
+    k_base = write(tmp_path / "k.gguf", k_quants)
+    said = merge.tools[1].refused("merge", k_base, packed(wide, tmp_path / "w.nola"), "-o",
+                                  tmp_path / "out.gguf")  # fmt: skip
+    assert "has type Q4_K, which only llama.cpp's own quantiser writes. Leave the base" in said
+    assert "(nola export gguf-lora), or write merged tensors as another type with nola-edge" in said
     merge.refused(write(tmp_path / "o.gguf", arrays_of("F16"), [pair("x", STRING, "y")]), adapter)
     for kind in ("F16", "Q8_0"):
         arrays = arrays_of(kind)
@@ -263,3 +269,34 @@ def test_padding_that_holds_something(merge, tmp_path, alignment):
         base = tmp_path / f"{number}.gguf"
         base.write_bytes(data[:end])
         merge(base, adapter)
+
+
+def test_memory_is_flat(nola, tmp_path):
+    """However many rows a head has, and however long a row is."""
+    few = trained_adapter({BLOCK.format(0) + "self_attn.q_proj": (1 << 19, 32)}, r=32, num_basis=1)
+    long = trained_adapter({BLOCK.format(0) + "mlp.up_proj": (8, 1 << 23)}, r=1, num_basis=1)
+    for name, adapter, array in (
+        ("attn_q", few, np.zeros((1 << 19, 32), np.float16)),
+        ("ffn_up", long, ("Q4_0", (8, 1 << 23), bytes((8 << 23) // 32 * 18))),
+    ):
+        base = write(tmp_path / "base.gguf", {f"blk.0.{name}.weight": array}, llama_pairs(1, 1))
+        path = packed(adapter, tmp_path / "a.nola", force=True)
+        for command in (
+            ["merge", base, path, "-o", tmp_path / "o.gguf"],
+            ["export", "gguf-lora", path, "--base", base, "-o", tmp_path / "o.gguf"],
+        ):
+            assert peak_bytes(nola, *command, "--threads", 2) < 100e6
+            (tmp_path / "o.gguf").unlink()
+
+
+def peak_bytes(nola, *arguments):
+    """Run the program from a small process: a child begins with its parent's peak."""
+    code = (
+        "import os, subprocess, sys; child = subprocess.Popen(sys.argv[1:], "
+        "stdout=subprocess.DEVNULL); _, status, usage = os.wait4(child.pid, 0); "
+        "print(status, usage.ru_maxrss * 1024)"
+    )
+    command = [sys.executable, "-c", code, *nola.command, *map(str, arguments)]
+    status, peak = subprocess.check_output(command, text=True).split()
+    assert status == "0"
+    return int(peak)

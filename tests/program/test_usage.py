@@ -1,11 +1,14 @@
 """What the program says of itself, and of command lines that it cannot understand."""
 
+import contextlib
 import json
+import os
 import subprocess
 
 import pytest
 
 import nola_edge
+from tests.conftest import default_signals, tiny_adapter
 
 
 def test_version_and_help(nola):
@@ -75,3 +78,22 @@ def test_a_full_standard_output(nola, tmp_path):
         )  # fmt: skip
     assert done.returncode == 2
     assert "standard output cannot be written: No space left" in done.stderr
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "full"])
+def test_a_standard_error_that_nobody_reads_changes_no_status(nola, tiny, tmp_path, closed):
+    tiny_adapter().pack(tmp_path / "a.nola")
+    for words, status in ((["merge", tiny[0], f"{tmp_path / 'a.nola'}=0", "-o", tmp_path / "o"], 0),
+                          (["merge", tiny[0], "nowhere", "-o", tmp_path / "p"], 2)):  # fmt: skip
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        if closed:
+            os.close(read)
+        else:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(write, bytes(4096))
+        done = subprocess.run([*nola.command, *map(str, words)], stdout=subprocess.DEVNULL,
+                              stderr=write, preexec_fn=default_signals)  # fmt: skip
+        assert done.returncode == status
+    assert (tmp_path / "o").exists()

@@ -49,6 +49,13 @@ struct ChangeSums {
     double wanted = 0.0;
     double common = 0.0;
     double got = 0.0;
+
+    ChangeSums& operator+=(const ChangeSums& other) {
+        wanted += other.wanted;
+        common += other.common;
+        got += other.got;
+        return *this;
+    }
 };
 ChangeSums change_sums(const float* base, const float* wanted, const float* got, std::size_t count);
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -23,7 +24,10 @@ class Stdout(io.FileIO):
     def write(self, data: object) -> int:
         """Write bytes, or drop them once that has failed."""
         try:
-            return super().write(data)  # type: ignore[arg-type]
+            written = super().write(data)  # type: ignore[arg-type]
+            if written is not None:
+                return written
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -35,11 +39,13 @@ class Stderr(io.FileIO):
     """Standard error's bytes; drops what cannot be written, as nobody can be told of it."""
 
     def write(self, data: object) -> int:
-        """Write bytes, or drop them."""
+        """Write bytes, or drop them: also where a full pipe would have to be waited for."""
+        nbytes = memoryview(data).nbytes  # type: ignore[arg-type]
         try:
-            return super().write(data)  # type: ignore[arg-type]
+            written = super().write(data)  # type: ignore[arg-type]
         except OSError:
-            return memoryview(data).nbytes  # type: ignore[arg-type]
+            return nbytes
+        return nbytes if written is None else written
 
 
 def open_closed_streams() -> None:

@@ -19,7 +19,6 @@ from nola_edge.adapters.belongs import check_no_magnitudes, check_no_stacks
 from nola_edge.adapters.renames import Renames
 from nola_edge.errors import ArgumentError, CheckpointError, NotFiniteError
 from nola_edge.export.alpha import alpha_of
-from nola_edge.export.factors import factor_tensor
 from nola_edge.files.atomic import AtomicOutput
 from nola_edge.files.checkpoint import Checkpoint
 from nola_edge.files.gguf import GgufFile, gguf_lora_obstacle
@@ -229,10 +228,14 @@ def _joined_a(parts: Sequence[Term], rank: int) -> Tensor:
     kind = np.dtype(np.float32)
     if parts[0].target.transposed:
         return ComputedTensor(kind, (cols, rank), lambda rows, cols: _embedded(parts, rows, cols))
-    return StackedTensor(
-        [factor_tensor(term.adapter, term.module, "A", cols, kind) for term in parts],
-        (rank, cols),
-    )
+    return StackedTensor([_a_of(term, cols) for term in parts], (rank, cols))
+
+
+def _a_of(term: Term, in_features: int) -> Tensor:
+    def compute(rows: tuple[int, int], cols: tuple[int, int]) -> NDArray[np.float32]:
+        return term.adapter.factor_a(term.module, in_features, cols, rows=rows)
+
+    return ComputedTensor(np.dtype(np.float32), (term.rank, in_features), compute)
 
 
 def _embedded(
@@ -259,5 +262,6 @@ def _rounded(values: NDArray[np.float32], dtype: str, name: str) -> NDArray[Any]
     with np.errstate(over="ignore"):  # said below, and better
         rounded: NDArray[Any] = np.ascontiguousarray(values.astype(_DTYPES[dtype]))
     if not np.isfinite(rounded).all():
-        raise NotFiniteError(f"is not finite in {dtype}", field=name)
+        kind = dtype if np.isfinite(values).all() else "F32"  # where another type would not help
+        raise NotFiniteError(f"is not finite in {kind}", field=name)
     return rounded

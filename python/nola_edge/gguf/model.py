@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nola_edge.errors import MismatchError
+from nola_edge.errors import MismatchError, printable
 from nola_edge.gguf.architectures import (
     Architecture,
     Model,
@@ -31,7 +31,7 @@ def model_of_gguf(file: GgufFile) -> Model:
     """
     if file.metadata.get("general.type", "model") != "model":
         raise MismatchError(
-            f"is {file.metadata['general.type']!r}, not a model",
+            f"is {printable(repr(file.metadata['general.type']))}, not a model",
             file=file.path,
             field="general.type",
         )
