@@ -70,7 +70,10 @@ std::string Blake2b128::hex() {
 std::string hash_of_list(const std::map<std::string, std::string>& files) {
     Sha256 digest;
     for (const auto& [path, sha256] : files) {
-        digest.add(sha256 + "  ./" + path + "\n");
+        digest.add(sha256);
+        digest.add("  ./");
+        digest.add(path);
+        digest.add("\n");
     }
     return digest.hex();
 }

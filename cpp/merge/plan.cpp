@@ -100,6 +100,7 @@ adapters::Sizes sizes_of(const std::vector<Term>& terms) {
 
 std::vector<std::string> names_of(const std::vector<TensorPart>& parts) {
     std::vector<std::string> names;
+    names.reserve(parts.size());
     for (const TensorPart& part : parts) {
         names.push_back(part.tensor);
     }
