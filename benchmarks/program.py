@@ -97,7 +97,7 @@ def main(nola: Path, rounds: int, save: Path | None) -> None:
     about = {**machine(), "program": f"{nola.stat().st_size:,} bytes"}
     click.echo(heading(about))
     click.echo("| | output | nola | nola-edge | cp and sync | peak of nola | of nola-edge |")
-    program, lines = str(nola.resolve()), []
+    program, lines, here = str(nola.resolve()), [], Path.cwd()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.chdir(folder)
@@ -127,7 +127,7 @@ def main(nola: Path, rounds: int, save: Path | None) -> None:
             peaks = " | ".join(f"{found[way][1] / 1e6:.0f} MB" for way in ("nola", "nola-edge"))
             click.echo(f"| {case} | {size / 1e6:,.0f} MB | {times} | {peaks} |")
             Path("kept").unlink()
-        os.chdir("/")
+        os.chdir(here)
     if save is not None:
         save.write_text(json.dumps({**record([], about), "cases": lines}, indent=2) + "\n")
 
