@@ -11,6 +11,7 @@
 #include <map>
 #include <set>
 #include <system_error>
+#include <utility>
 
 #include "adapters/expanded.h"
 #include "adapters/factor_layout.h"
@@ -21,6 +22,7 @@
 #include "gguf/targets.h"
 #include "lora_alpha.h"
 #include "merge/factors.h"
+#include "merge/output_plan.h"
 #include "nola/merge.h"
 
 namespace nola::exporting {
@@ -326,23 +328,6 @@ private:
     std::uint64_t size_ = 0;
 };
 
-files::Output::Plan output_plan(const files::GgufFile& base,
-                                const std::vector<WeightedAdapter>& adapters,
-                                const GgufLoraOptions& options, std::uint64_t bytes) {
-    files::Output::Plan plan;
-    plan.target = options.output;
-    plan.inputs.push_back(base.input().name());
-    for (const WeightedAdapter& adapter : adapters) {
-        plan.inputs.push_back(adapter.path);
-    }
-    plan.force = options.force;
-    plan.bytes = bytes;
-    plan.obstacle = [](const std::string& path) -> std::string {
-        return files::gguf_type_at(path) == "adapter" ? "" : "is not a GGUF adapter";
-    };
-    return plan;
-}
-
 }  // namespace
 
 std::uint64_t export_gguf_lora(const files::GgufFile& base,
@@ -354,7 +339,13 @@ std::uint64_t export_gguf_lora(const files::GgufFile& base,
     const Scale scale(pairs);
     const std::vector<LoraTensor> tensors = tensors_of(pairs, scale, options.num_threads);
     const LoraFile file(model.architecture().name, scale.alpha, tensors, options.is_half);
-    files::Output output(output_plan(base, adapters, options, file.size()));
+    files::Output::Plan plan =
+        merging::output_plan(options.output, base.input().name(), adapters, options.force);
+    plan.bytes = file.size();
+    plan.obstacle = [](const std::string& path) -> std::string {
+        return files::gguf_type_at(path) == "adapter" ? "" : "is not a GGUF adapter";
+    };
+    files::Output output(std::move(plan));
     try {
         output.make("", [&](int fd) { file.write(fd); });
     } catch (const std::system_error& error) {

@@ -146,7 +146,7 @@ GgufValue GgufCursor::string() {
         position_ += length;
         return LongValue{length};
     }
-    return fixed(static_cast<std::size_t>(length));
+    return with_replacements(fixed(static_cast<std::size_t>(length)));
 }
 
 GgufValue GgufCursor::array() {

@@ -71,6 +71,10 @@ Character first_character(std::string_view text) {
                                                      : Character{value, bytes};
 }
 
+bool is_surrogate(char32_t value) {
+    return value >= 0xD800 && value < 0xE000;
+}
+
 bool shows(char32_t value) {
     const Range* range = std::lower_bound(std::begin(kHidden), std::end(kHidden), value,
                                           [](Range r, char32_t v) { return r.last < v; });
@@ -138,12 +142,23 @@ bool is_printable(std::string_view text) {
 bool is_utf8(std::string_view text) {
     while (!text.empty()) {
         const Character next = first_character(text);
-        if (next.value == kInvalid || (next.value >= 0xD800 && next.value < 0xE000)) {
+        if (next.value == kInvalid || is_surrogate(next.value)) {
             return false;
         }
         text.remove_prefix(next.bytes);
     }
     return true;
+}
+
+std::string with_replacements(std::string_view text) {
+    std::string result;
+    while (!text.empty()) {
+        const Character next = first_character(text);
+        const bool is_none = next.value == kInvalid || is_surrogate(next.value);
+        result += is_none ? "\xef\xbf\xbd" : std::string(text.substr(0, next.bytes));
+        text.remove_prefix(is_none ? 1 : next.bytes);
+    }
+    return result;
 }
 
 std::size_t characters(std::string_view text) {

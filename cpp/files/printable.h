@@ -13,6 +13,9 @@ bool is_printable(std::string_view text);
 
 bool is_utf8(std::string_view text);
 
+// Text in which U+FFFD stands for what is no UTF-8.
+std::string with_replacements(std::string_view text);
+
 // Characters of UTF-8.
 std::size_t characters(std::string_view text);
 

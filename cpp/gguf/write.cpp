@@ -11,6 +11,7 @@
 #include "files/stop.h"
 #include "merge/earlier_output.h"
 #include "merge/matrix.h"
+#include "merge/output_plan.h"
 
 namespace nola::gguf {
 
@@ -73,14 +74,9 @@ Survival write_tensors(const files::FileInput& input, const Plan& plan, int fd, 
     return survival;
 }
 
-files::Output::Plan output_plan(const Plan& plan, const WriteOptions& options) {
-    files::Output::Plan output;
-    output.target = options.output;
-    output.inputs.push_back(plan.base().input().name());
-    for (const adapters::WeightedAdapter& adapter : plan.adapters()) {
-        output.inputs.push_back(adapter.path);
-    }
-    output.force = options.force;
+files::Output::Plan plan_of(const Plan& plan, const WriteOptions& options) {
+    files::Output::Plan output = merging::output_plan(options.output, plan.base().input().name(),
+                                                      plan.adapters(), options.force);
     output.bytes = size_of(plan.base());
     output.obstacle = [&](const std::string& path) { return obstacle(plan.base(), path); };
     return output;
@@ -91,7 +87,7 @@ files::Output::Plan output_plan(const Plan& plan, const WriteOptions& options) {
 Written write_result(const files::FileInput& input, const Plan& plan, const WriteOptions& options) {
     Written written;
     written.bytes = size_of(plan.base());
-    files::Output output(output_plan(plan, options));
+    files::Output output(plan_of(plan, options));
     try {
         output.make("", [&](int fd) {
             if (::ftruncate(fd, static_cast<off_t>(written.bytes)) != 0) {

@@ -9,6 +9,7 @@
 #include "files/output.h"
 #include "files/paths.h"
 #include "files/stop.h"
+#include "output_plan.h"
 #include "weights.h"
 
 namespace nola::merging {
@@ -39,14 +40,8 @@ void write_companions(Checkpoint& base, Output& output) {
     }
 }
 
-Output::Plan output_plan(Checkpoint& base, const Plan& plan, const WriteOptions& options) {
-    Output::Plan output;
-    output.target = options.output;
-    output.inputs.push_back(base.path());
-    for (const WeightedAdapter& adapter : plan.adapters()) {
-        output.inputs.push_back(adapter.path);
-    }
-    output.force = options.force;
+Output::Plan plan_of(Checkpoint& base, const Plan& plan, const WriteOptions& options) {
+    Output::Plan output = output_plan(options.output, base.path(), plan.adapters(), options.force);
     output.is_folder = base.is_folder();
     output.bytes = base.bytes();
     output.obstacle = [&base](const std::string& path) { return obstacle(base, path); };
@@ -57,7 +52,7 @@ Output::Plan output_plan(Checkpoint& base, const Plan& plan, const WriteOptions&
 
 std::string write_result(Checkpoint& base, const Plan& plan, const WriteOptions& options) {
     base.companions();  // before anything is written: they may be refused
-    Output output(output_plan(base, plan, options));
+    Output output(plan_of(base, plan, options));
     try {
         write_shards(plan, options.num_threads, output);
         write_companions(base, output);

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from nola_edge import Adapter
-from tests.conftest import load_all, snapshot, tiny_adapter, write_safetensors
+from tests.conftest import calls_to_try, load_all, snapshot, tiny_adapter, write_safetensors
 from tests.faults import test_interrupted_merge as single
 
 pytestmark = single.pytestmark
@@ -67,7 +67,7 @@ def test_a_signal_at_every_call(merge, name):
     before = snapshot(merge.folder)
     number = getattr(signal, name)
     one_of_two = 0
-    for call in range(1, total + 1):
+    for call in calls_to_try(total):
         done = merge(at=call, signal=int(number))
         assert done.returncode == -number
         one_of_two += len(check(merge.output, complete)) == 1

@@ -335,7 +335,7 @@ def test_any_damage(export, base, tmp_path, seed):
         for number, tool in enumerate(export.tools):
             out = tmp_path / f"{number}.gguf"
             done = tool("export", "gguf-lora", adapter, "--base", damaged, "-o", out)
-            said = done.stderr.removeprefix(f"{tool.name}: ").replace("\\ufffd", "")
+            said = done.stderr.removeprefix(f"{tool.name}: ").replace("\ufffd", "")
             ends.append((done.returncode, said, out.read_bytes() if out.exists() else b""))
             out.unlink(missing_ok=True)
         assert ends[0] == ends[1]

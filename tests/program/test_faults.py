@@ -15,7 +15,7 @@ import pytest
 
 import nola_edge as ne
 from nola_edge.demo.synthetic import trained_adapter
-from tests.conftest import default_signals, snapshot, tiny_adapter, write_safetensors
+from tests.conftest import calls_to_try, default_signals, snapshot, tiny_adapter, write_safetensors
 from tests.faults.test_interrupted_merge import leftovers, library
 from tests.gguf.test_merge import adapter_of, arrays_of, write
 
@@ -151,7 +151,7 @@ def test_a_signal_at_every_call(run, name):
     run.remove()
     before = snapshot(run.folder)
     number = getattr(signal, name)
-    for call in range(1, total + 1, 3 if name == "SIGINT" else 1):
+    for call in calls_to_try(total)[:: 3 if name == "SIGINT" else 1]:
         done = run(at=call, signal=int(number))
         if run.output.exists():
             assert run.found() == complete
@@ -171,7 +171,7 @@ def test_an_error_at_every_call(run, code):
     total = len(run.calls())
     run.remove()
     before = snapshot(run.folder)
-    for call in range(1, total + 1):
+    for call in calls_to_try(total):
         done = run(at=call, errno=code)
         if done.returncode == 0:  # the copy within the kernel has a fallback
             run.remove()
@@ -192,7 +192,7 @@ def test_a_killed_replacement_keeps_the_old_or_has_the_new(merge):
     new = snapshot(merge.output)
     shutil.rmtree(merge.output)
     ne.merge_checkpoint(merge.base, tiny_adapter(seed=3), merge.output)
-    for call in range(1, total + 1):
+    for call in calls_to_try(total):
         merge(at=call, signal=int(signal.SIGKILL))
         assert snapshot(merge.output) in (old, new)
     assert merge().returncode == 0
