@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -178,6 +179,19 @@ def with_whole(adapter: Adapter, **tensors: np.ndarray) -> Adapter:
     saved = tuple(name.rpartition(".")[0] for name in tensors)
     config = dataclasses.replace(adapter.config, modules_to_save=saved)
     return Adapter(config, adapter.modules, tensors)
+
+
+def unread_pipe(closed: bool) -> int:
+    """Return where to write to a pipe whose reader has left, or does not come to what fills it."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    if closed:
+        os.close(read)
+        return write
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, bytes(4096))
+    return write
 
 
 def calls_to_try(total: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 import nola_edge as ne
 from nola_edge.errors import NolaEdgeWarning
 from tests.cli.in_process import call
-from tests.conftest import MODULES, load_all, snapshot
+from tests.conftest import MODULES, load_all, snapshot, unread_pipe
 from tests.gguf.test_merge import adapter_of, arrays_of, write
 from tests.lora_folders import PREFIX, factors, write_lora
 
@@ -85,16 +84,8 @@ def test_what_cannot_be_printed_changes_no_status(here, command, unbuffered):
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "full"])
 def test_a_pipe_that_nobody_reads_changes_no_status(here, command, closed):
     """Its reader has left, or does not come to it and would have to be waited for."""
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    if closed:
-        os.close(read)
-    else:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                os.write(write, bytes(4096))
     words = [sys.executable, "-m", "nola_edge", *command]
-    done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=write)
+    done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=unread_pipe(closed))
     assert done.returncode == SAID_TO_NOBODY[command]
 
 

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from tests.cli.in_process import Done, call
-from tests.conftest import default_signals
+from tests.conftest import default_signals, snapshot
 
 
 class PythonTool:
@@ -54,6 +54,43 @@ class Program(PythonTool):
             preexec_fn=default_signals,
         )
         return Done(done.returncode, done.stdout, done.stderr)
+
+
+class Both:
+    """Runs both tools on the same arguments, and compares what they write and say."""
+
+    def __init__(self, nola, python_tool, folder):
+        self.nola = nola
+        self.python_tool = python_tool
+        self.folder = folder
+
+    def written(self, *command, output, **variables):
+        """Return what the program writes, and what each tool says, its output called OUT.
+
+        `variables` are of the program's environment.
+        """
+        contents, said = [], []
+        for tool in (self.python_tool, self.nola):
+            out = self.folder / tool.name / output
+            out.parent.mkdir(exist_ok=True)
+            done = tool(*command, "-o", out, **(variables if tool is self.nola else {}))
+            assert done.returncode == 0, done
+            contents.append(out.read_bytes())
+            said.append([text.replace(str(out), "OUT") for text in (done.stdout, done.stderr)])
+            out.unlink()
+            assert not list(out.parent.iterdir())
+        assert contents[0] == contents[1]
+        return contents[1], said
+
+    def refused(self, *command):
+        """Return what both say, but for their names and Python's words for an option."""
+        before = snapshot(self.folder)
+        wanted, said = (tool.refused(*command) for tool in (self.python_tool, self.nola))
+        assert snapshot(self.folder) == before
+        assert said == wanted.replace("see nola-edge ", "see nola ").replace(
+            " (in Python check_result=False)", ""
+        )
+        return said
 
 
 @pytest.fixture(scope="session")

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 import nola_edge as ne
 from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.files.gguf import GgufFile
-from tests.conftest import ISAS, snapshot
+from tests.conftest import ISAS
 from tests.fuzz.mutate import mutate
 from tests.fuzz.seeds import seeds
 from tests.gguf.encode import ARRAY, BOOL, FLOAT32, STRING, UINT32, encode, llama_pairs, pair
 from tests.gguf.test_file import BAD
 from tests.gguf.test_merge import BLOCK, HEADS, KEY_HEADS, MODULES, adapter_of, arrays_of, write
+from tests.program.conftest import Both
 
 pytest.importorskip("gguf")
 
@@ -33,39 +34,20 @@ FUSED = {
 }  # fmt: skip
 
 
-class Export:
-    """Exports with both tools, into the same file of two folders."""
-
-    def __init__(self, nola, python_tool, folder):
-        self.tools = (python_tool, nola)
-        self.folder = folder
+class Export(Both):
+    """Exports with both tools."""
 
     def __call__(self, base, *adapters, options=(), **variables):
-        """Return what both write, and compare what they say."""
-        written, said = [], []
-        for number, tool in enumerate(self.tools):
-            out = self.folder / f"{number}" / "lora.gguf"
-            out.parent.mkdir(exist_ok=True)
-            command = ["export", "gguf-lora", *adapters, "--base", base, "-o", out, *options]
-            done = tool(*command, **(variables if number else {}))
-            assert done.returncode == 0, done
-            written.append(out.read_bytes())
-            said.append([text.replace(str(out), "OUT") for text in (done.stdout, done.stderr)])
-            out.unlink()
-            assert not list(out.parent.iterdir())
+        """Return what both write, having compared what they say."""
+        command = ["export", "gguf-lora", *adapters, "--base", base, *options]
+        content, said = self.written(*command, output="lora.gguf", **variables)
         assert said[0] == said[1]
-        assert written[0] == written[1]
-        return written[0]
+        return content
 
-    def refused(self, base, *adapters, options=(), output="lora.gguf"):
+    def refuse(self, base, *adapters, options=(), output="lora.gguf"):
         """Return what both say."""
-        before = snapshot(self.folder)
         command = [*adapters, "--base", base, "-o", self.folder / output, *options]
-        wanted, said = (tool.refused("export", "gguf-lora", *command) for tool in self.tools)
-        assert snapshot(self.folder) == before
-        assert said == wanted.replace("nola-edge export gguf-lora --help", "nola export gguf-lora "
-                                      "--help")  # fmt: skip
-        return said
+        return self.refused("export", "gguf-lora", *command)
 
 
 @pytest.fixture
@@ -105,7 +87,7 @@ def test_every_instruction_set_and_number_of_threads(export, base, tmp_path, isa
     assert len(found) == 2
     for threads in ("1", "3"):
         out = tmp_path / "out.gguf"
-        done = export.tools[1]("export", "gguf-lora", adapter, "--base", base, "-o", out,
+        done = export.nola("export", "gguf-lora", adapter, "--base", base, "-o", out,
                                "--threads", threads, NOLA_EDGE_ISA=isa)  # fmt: skip
         assert done.returncode == 0
         assert out.read_bytes() in found
@@ -191,7 +173,7 @@ def test_heads_of_each_block(export, tmp_path):
                 ((STRING, "four"),), ((FLOAT32, 4.0),), ((BOOL, 1),), ((BOOL, 0),),
                 ((UINT32, 1 << 20),), ((ARRAY, (STRING, ["4"])),), ((ARRAY, (UINT32, [])),),
                 ((ARRAY, (UINT32, [4] * 5000)),), (each[0], (UINT32, 5))]:  # fmt: skip
-        export.refused(with_heads(*bad), adapter)
+        export.refuse(with_heads(*bad), adapter)
 
 
 def test_bases_that_are_none(export, base, tmp_path):
@@ -210,21 +192,21 @@ def test_bases_that_are_none(export, base, tmp_path):
         "text": [*llama_pairs(), pair("split.count", STRING, "1")],
     }
     for name, pairs in of.items():
-        export.refused(write(tmp_path / f"{name}.gguf", arrays, pairs), adapter)
+        export.refuse(write(tmp_path / f"{name}.gguf", arrays, pairs), adapter)
     for value in ((BOOL, 1), (BOOL, 0), (FLOAT32, 1.0), (FLOAT32, -0.0), (UINT32, 0)):
         pairs = [*llama_pairs(), pair("split.count", *value)]
         export(write(tmp_path / "whole.gguf", arrays, pairs), adapter)
     lacking = {name: array for name, array in arrays.items() if "blk.1.ffn_down.w" not in name}
-    export.refused(write(tmp_path / "lacking.gguf", lacking), adapter)
+    export.refuse(write(tmp_path / "lacking.gguf", lacking), adapter)
     for name, array in {"vector": np.ones(64, np.float32), "empty": np.ones((0, 64), np.float32),
                         "shape": np.ones((64, 64), np.float32)}.items():  # fmt: skip
         other = {**arrays, "blk.1.ffn_down.weight": array}
-        export.refused(write(tmp_path / f"{name}.gguf", other), adapter)
-    export.refused(tmp_path / "missing.gguf", adapter)
+        export.refuse(write(tmp_path / f"{name}.gguf", other), adapter)
+    export.refuse(tmp_path / "missing.gguf", adapter)
     (tmp_path / "lfs.gguf").write_text("version https://git-lfs.github.com/spec/v1\noid x\n")
-    assert "git lfs pull" in export.refused(tmp_path / "lfs.gguf", adapter)
+    assert "git lfs pull" in export.refuse(tmp_path / "lfs.gguf", adapter)
     (tmp_path / "broken.gguf").write_bytes(base.read_bytes()[:400])
-    export.refused(tmp_path / "broken.gguf", adapter)
+    export.refuse(tmp_path / "broken.gguf", adapter)
 
 
 def test_adapters_that_do_not_fit(export, base, tmp_path):
@@ -234,18 +216,18 @@ def test_adapters_that_do_not_fit(export, base, tmp_path):
              "model.layers.9.self_attn.q_proj"]  # fmt: skip
     for number, name in enumerate(names):
         adapter = trained_adapter({name: (64, 64)}, r=2, num_basis=4)
-        export.refused(base, packed(adapter, tmp_path / f"{number}.nola"))
+        export.refuse(base, packed(adapter, tmp_path / f"{number}.nola"))
     twice = trained_adapter({q: (64, 64), q.removeprefix("model."): (64, 64)}, r=2, num_basis=4)
-    export.refused(base, packed(twice, tmp_path / "twice.nola"))
+    export.refuse(base, packed(twice, tmp_path / "twice.nola"))
     whole = adapter_of()
     whole.whole_tensors["model.norm.weight"] = np.ones(4, np.float32)
     config = dataclasses.replace(whole.config, modules_to_save=("norm",))
     whole = ne.Adapter(config, whole.modules, whole.whole_tensors)
-    export.refused(base, packed(whole, tmp_path / "whole.nola"))
+    export.refuse(base, packed(whole, tmp_path / "whole.nola"))
     large = adapter_of()
     large = large.replace({m: (c.alpha * 1e6, c.beta) for m, c in large.modules.items()})
     path = packed(large, tmp_path / "large.nola")
-    assert "is not finite in F16" in export.refused(base, path, options=("--dtype", "f16"))
+    assert "is not finite in F16" in export.refuse(base, path, options=("--dtype", "f16"))
     larger = adapter_of()
     for factor in "ab":
         infinite = {
@@ -254,34 +236,34 @@ def test_adapters_that_do_not_fit(export, base, tmp_path):
         }
         path = packed(larger.replace(infinite), tmp_path / f"infinite-{factor}.nola")
         for dtype in ("f32", "f16"):
-            said = export.refused(base, path, options=("--dtype", dtype))
+            said = export.refuse(base, path, options=("--dtype", dtype))
             assert f"lora_{factor}: is not finite in F32" in said
     path = packed(large, tmp_path / "larger.nola")
-    export.refused(base, f"{path}=1e39")
-    export.refused(base, f"{path}=x")
-    export.refused(base, tmp_path / "missing.nola")
-    export.refused(base, base)
+    export.refuse(base, f"{path}=1e39")
+    export.refuse(base, f"{path}=x")
+    export.refuse(base, tmp_path / "missing.nola")
+    export.refuse(base, base)
     (tmp_path / "broken.gguf").write_bytes(base.read_bytes()[:400])
-    export.refused(tmp_path / "broken.gguf", tmp_path / "whole.nola")
+    export.refuse(tmp_path / "broken.gguf", tmp_path / "whole.nola")
     biased = dataclasses.replace(large.config, bias="all")
     with_bias = write(tmp_path / "b.gguf", {**arrays_of("F16"), "blk.0.attn_q.bias": np.ones(64)
                                             .astype(np.float32)})  # fmt: skip
     path = packed(ne.Adapter(biased, large.modules), tmp_path / "biased.nola")
-    assert "announces trained biases" in export.refused(with_bias, path)
+    assert "announces trained biases" in export.refuse(with_bias, path)
 
 
 def test_outputs_and_options(export, base, tmp_path):
     adapter = packed(adapter_of(), tmp_path / "a.nola")
     for output in ("lora.bin", "lora", "new/", "-", "a.nola", "base.gguf", "base.gguf/x.gguf"):
-        export.refused(base, adapter, output=output)
+        export.refuse(base, adapter, output=output)
     for options in (["--dtype", "bf16"], ["--check-base"], ["--dtype"], ["-o"]):
-        export.refused(base, adapter, options=options)
+        export.refuse(base, adapter, options=options)
     (tmp_path / "lora.gguf").write_bytes(base.read_bytes())
-    export.refused(base, adapter)
-    export.refused(base, adapter, options=["--force"])
+    export.refuse(base, adapter)
+    export.refuse(base, adapter, options=["--force"])
     (tmp_path / "lora.gguf").write_bytes(export(base, adapter))
-    export.refused(base, adapter)
-    for tool in export.tools:
+    export.refuse(base, adapter)
+    for tool in (export.python_tool, export.nola):
         done = tool("export", "gguf-lora", adapter, "--base", base, "--force", "--no-check-base",
                     "-o", tmp_path / "lora.gguf", "--json")  # fmt: skip
         found = json.loads(done.stdout)
@@ -310,9 +292,9 @@ def test_headers_that_lie(export, tmp_path, case):
         here.chdir(tmp_path)
         adapter = packed(adapter_of(), tmp_path / "a.nola")
         if BAD[case][0][:4] == b"GGUF":
-            export.refused("bad.gguf", adapter)
+            export.refuse("bad.gguf", adapter)
         else:  # to Python it might be a folder, or an id of the Hub
-            assert "is not a GGUF file" in export.tools[1].refused(
+            assert "is not a GGUF file" in export.nola.refused(
                 "export", "gguf-lora", adapter, "--base", "bad.gguf", "-o", "o.gguf"
             )
 
@@ -332,7 +314,7 @@ def test_any_damage(export, base, tmp_path, seed):
             data[rng.randrange(4, header)] = rng.choice([0, 1, 255, rng.randrange(256)])
         damaged.write_bytes(data[: rng.choice([len(data), len(data), rng.randrange(24, 3000)])])
         ends = []
-        for number, tool in enumerate(export.tools):
+        for number, tool in enumerate((export.python_tool, export.nola)):
             out = tmp_path / f"{number}.gguf"
             done = tool("export", "gguf-lora", adapter, "--base", damaged, "-o", out)
             said = done.stderr.removeprefix(f"{tool.name}: ").replace("\ufffd", "")

@@ -15,52 +15,35 @@ from hypothesis import strategies as st
 
 from nola_edge.demo.synthetic import trained_adapter
 from nola_edge.gguf import verify_gguf
-from tests.conftest import ISAS, snapshot
+from tests.conftest import ISAS
 from tests.gguf.encode import STRING, encode, llama_pairs, pair
 from tests.gguf.test_merge import BLOCK, MODULES, adapter_of, arrays_of, stored_name, write
+from tests.program.conftest import Both
 
 pytest.importorskip("gguf")
 
 KINDS = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
 
 
-class Merge:
-    """Merges with both tools, into the same file of two folders."""
-
-    def __init__(self, nola, python_tool, folder):
-        self.tools = (python_tool, nola)
-        self.folder = folder
+class Merge(Both):
+    """Merges with both tools."""
 
     def __call__(self, base, *adapters, options=(), **variables):
-        """Return what both write, and compare what they say, but for times and the advice."""
-        written, said = [], []
-        for number, tool in enumerate(self.tools):
-            out = self.folder / f"{number}" / "out.gguf"
-            out.parent.mkdir(exist_ok=True)
-            command = ["merge", base, *adapters, "-o", out, *options]
-            done = tool(*command, **(variables if number else {}))
-            assert done.returncode == 0, done
-            written.append(out.read_bytes())
-            lines = done.stdout.splitlines()
-            warnings = [line.partition(". To keep more")[0] for line in done.stderr.splitlines()]
-            said.append(
-                (lines[0].replace(str(out), "OUT").partition(" in ")[0], lines[1:], warnings)
-            )
-            out.unlink()
-            assert not list(out.parent.iterdir())
-        assert said[0] == said[1]
-        assert written[0] == written[1]
-        return written[0]
+        """Return what both write, having compared what they say, but for times and advice."""
+        command = ["merge", base, *adapters, *options]
+        content, said = self.written(*command, output="out.gguf", **variables)
+        lines = [stdout.partition(" in ")[0] + stdout.partition("\n")[2] for stdout, _ in said]
+        warnings = [
+            [line.partition(". To keep more")[0] for line in stderr.splitlines()]
+            for _, stderr in said
+        ]
+        assert lines[0] == lines[1]
+        assert warnings[0] == warnings[1]
+        return content
 
-    def refused(self, base, *adapters, options=(), output="out.gguf"):
+    def refuse(self, base, *adapters, options=(), output="out.gguf"):
         """Return what both say."""
-        before = snapshot(self.folder)
-        command = ["merge", base, *adapters, "-o", self.folder / output, *options]
-        wanted, said = (tool.refused(*command) for tool in self.tools)
-        assert snapshot(self.folder) == before
-        wanted = wanted.replace("nola-edge merge --help", "nola merge --help")
-        assert said == wanted.replace(" (in Python check_result=False)", "")
-        return said
+        return self.refused("merge", base, *adapters, "-o", self.folder / output, *options)
 
 
 @pytest.fixture
@@ -158,7 +141,7 @@ def test_a_little_that_survives(merge, tmp_path):
     small = adapter_of()
     small = small.replace({m: (c.alpha, c.beta * 0.01) for m, c in small.modules.items()})
     merge(base, packed(small, tmp_path / "a.nola"))
-    done = merge.tools[1]("merge", base, tmp_path / "a.nola", "-o", tmp_path / "o.gguf", "-q")
+    done = merge.nola("merge", base, tmp_path / "a.nola", "-o", tmp_path / "o.gguf", "-q")
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.startswith("warning: only ")
     assert "nola export gguf-lora" in done.stderr
@@ -169,7 +152,7 @@ def test_json(merge, tmp_path, kind):
     base = write(tmp_path / "base.gguf", arrays_of(kind))
     adapter = packed(adapter_of(), tmp_path / "a.nola")
     found = []
-    for tool in merge.tools:
+    for tool in (merge.python_tool, merge.nola):
         out = tmp_path / "out.gguf"
         found.append(json.loads(tool("merge", base, adapter, "-o", out, "--json").stdout))
         out.unlink()
@@ -197,16 +180,16 @@ def test_results_that_are_expected(merge, python_tool, tmp_path):
     merge(base, path, options=["--expect", sha256.upper()])
     merge(base, path, options=["--no-check-result"])
     merge(base, path, path)
-    merge.refused(base, path, options=["--expect", "0" * 64])
+    merge.refuse(base, path, options=["--expect", "0" * 64])
     damaged = bytearray(base.read_bytes())
     damaged[-2000] ^= 4  # in a tensor that is merged into
     (tmp_path / "damaged.gguf").write_bytes(damaged)
-    merge.refused(tmp_path / "damaged.gguf", path)
+    merge.refuse(tmp_path / "damaged.gguf", path)
     other = bytearray(base.read_bytes())
     at = other.index(b"token 7")
     other[at] ^= 1  # in what is copied
     (tmp_path / "other.gguf").write_bytes(other)
-    merge.refused(tmp_path / "other.gguf", path)
+    merge.refuse(tmp_path / "other.gguf", path)
 
 
 def test_what_is_refused(merge, tmp_path):
@@ -216,11 +199,11 @@ def test_what_is_refused(merge, tmp_path):
     k_quants = {**arrays_of("F16"), name: ("Q4_K", (64, 256), bytes(64 * 144))}
     wide = trained_adapter({BLOCK.format(1) + "mlp.down_proj": (64, 256)}, r=2, num_basis=3)
     k_base = write(tmp_path / "k.gguf", k_quants)
-    said = merge.tools[1].refused("merge", k_base, packed(wide, tmp_path / "w.nola"), "-o",
+    said = merge.nola.refused("merge", k_base, packed(wide, tmp_path / "w.nola"), "-o",
                                   tmp_path / "out.gguf")  # fmt: skip
     assert "has type Q4_K, which only llama.cpp's own quantiser writes. Leave the base" in said
     assert "(nola export gguf-lora), or write merged tensors as another type with nola-edge" in said
-    merge.refused(write(tmp_path / "o.gguf", arrays_of("F16"), [pair("x", STRING, "y")]), adapter)
+    merge.refuse(write(tmp_path / "o.gguf", arrays_of("F16"), [pair("x", STRING, "y")]), adapter)
     for kind in ("F16", "Q8_0"):
         arrays = arrays_of(kind)
         if kind == "F16":
@@ -230,24 +213,24 @@ def test_what_is_refused(merge, tmp_path):
             data = bytearray(arrays[name][2])
             data[:2] = np.float16(np.inf).tobytes()
             arrays[name] = (*arrays[name][:2], bytes(data))
-        merge.refused(write(tmp_path / f"inf{kind}.gguf", arrays), adapter)
+        merge.refuse(write(tmp_path / f"inf{kind}.gguf", arrays), adapter)
     for output in ("out", "out.safetensors", "new/", "base.gguf", "a.nola", "-"):
-        merge.refused(base, adapter, output=output)
-    merge.refused(base, adapter, options=["--check-base"])
-    merge.refused(base, tmp_path / "missing.nola")
+        merge.refuse(base, adapter, output=output)
+    merge.refuse(base, adapter, options=["--check-base"])
+    merge.refuse(base, tmp_path / "missing.nola")
     (tmp_path / "out.gguf").write_bytes(b"mine")
-    merge.refused(base, adapter, options=["--force"])
+    merge.refuse(base, adapter, options=["--force"])
     (tmp_path / "out.gguf").write_bytes(encode(llama_pairs(), {"a": np.ones(3, np.float32)}))
-    merge.refused(base, adapter)
-    merge.refused(base, adapter, options=["--force"])
+    merge.refuse(base, adapter)
+    merge.refuse(base, adapter, options=["--force"])
     (tmp_path / "out.gguf").write_bytes(merge(base, adapter))
     before = (tmp_path / "out.gguf").read_bytes()
-    merge.refused(base, adapter)
-    done = merge.tools[1]("merge", base, f"{adapter}=2", "-o", tmp_path / "out.gguf", "--force")
+    merge.refuse(base, adapter)
+    done = merge.nola("merge", base, f"{adapter}=2", "-o", tmp_path / "out.gguf", "--force")
     assert done.returncode == 0
     assert (tmp_path / "out.gguf").read_bytes() != before
     for option in ("--rounding", "--outtype"):
-        said = merge.tools[1].refused("merge", base, adapter, "-o", "x.gguf", option, "f16")
+        said = merge.nola.refused("merge", base, adapter, "-o", "x.gguf", option, "f16")
         assert "use nola-edge merge of the Python package" in said
 
 

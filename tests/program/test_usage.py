@@ -1,14 +1,12 @@
 """What the program says of itself, and of command lines that it cannot understand."""
 
-import contextlib
 import json
-import os
 import subprocess
 
 import pytest
 
 import nola_edge
-from tests.conftest import default_signals, tiny_adapter
+from tests.conftest import default_signals, tiny_adapter, unread_pipe
 
 
 def test_version_and_help(nola):
@@ -85,15 +83,7 @@ def test_a_standard_error_that_nobody_reads_changes_no_status(nola, tiny, tmp_pa
     tiny_adapter().pack(tmp_path / "a.nola")
     for words, status in ((["merge", tiny[0], f"{tmp_path / 'a.nola'}=0", "-o", tmp_path / "o"], 0),
                           (["merge", tiny[0], "nowhere", "-o", tmp_path / "p"], 2)):  # fmt: skip
-        read, write = os.pipe()
-        os.set_blocking(write, False)
-        if closed:
-            os.close(read)
-        else:
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    os.write(write, bytes(4096))
         done = subprocess.run([*nola.command, *map(str, words)], stdout=subprocess.DEVNULL,
-                              stderr=write, preexec_fn=default_signals)  # fmt: skip
+                              stderr=unread_pipe(closed), preexec_fn=default_signals)  # fmt: skip
         assert done.returncode == status
     assert (tmp_path / "o").exists()
