@@ -39,6 +39,7 @@ TORCH_FOLDERS = ["pytorch", "tuner", "distributed", "integrations", "sweep"]
 collect_ignore = [] if find_spec("torch") and find_spec("peft") else TORCH_FOLDERS
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist asks for the groups
 def pytest_collection_modifyitems(items):
     here = Path(__file__).parent
     for item in items:
