@@ -77,6 +77,8 @@ def alarms():
     signal.signal(signal.SIGALRM, former)
 
 
+# One that comes within a callback of the garbage collector, as hypothesis has one, is lost there.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_at_any_moment(alarms, tmp_path):
     """Whenever it comes, while threads start too, the weights are what the switch says."""
     shapes = {f"l.{number}.q": (256, 256) for number in range(12)}

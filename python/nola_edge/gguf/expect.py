@@ -38,7 +38,7 @@ def expect_gguf(
     name : str, optional
         What to call the base; default: the name of its file.
     num_threads : int, optional
-        Default: the processors this process may use, at most eight.
+        Default: the processors this process may use, at most four.
     progress : callable, optional
         Called, from any thread, with the number of bytes made since the last call.
 

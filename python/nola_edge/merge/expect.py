@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nola_edge.adapters.base import LowRankAdapter
 
 #: One thread hashes at a time; more than a few others would only wait for it.
-_MAX_THREADS = 8
+_MAX_THREADS = 4
 
 
 def expect_checkpoint(
@@ -50,7 +50,7 @@ def expect_checkpoint(
     name : str, optional
         What to call the base; default: the name of its file or folder, or its Hub id.
     num_threads : int, optional
-        Default: the processors this process may use, at most eight.
+        Default: the processors this process may use, at most four.
     check_base : bool
         Refuse an adapter that records the fingerprint of another base.
     progress : callable, optional
