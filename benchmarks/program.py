@@ -2,7 +2,7 @@
 
     python benchmarks/program.py NOLA --save benchmarks/results/program.json
 
-An adapter for all linear layers of a 7B LLaMA (57,344 coefficients, 60 kB in 8 bits) becomes a GGUF
+An adapter for all linear layers of a 7B LLaMA (57,344 coefficients, 62 kB in 8 bits) becomes a GGUF
 LoRA for a base that exists as a header with holes behind it; two layers of that model are merged
 into a safetensors file and into a GGUF file in Q8_0. Each way is a process of its own, in turns;
 `cp` copies the output. Peak memory is what a process held at most.

@@ -13,8 +13,6 @@
 #include <system_error>
 #include <utility>
 
-#include "adapters/expanded.h"
-#include "adapters/factor_layout.h"
 #include "files/failure.h"
 #include "files/output.h"
 #include "files/signature.h"
@@ -29,10 +27,9 @@ namespace nola::exporting {
 
 namespace {
 
-using adapters::Module;
 using adapters::WeightedAdapter;
-using gguf::Target;
 using merging::Range;
+using merging::Term;
 using Values = std::vector<float>;
 
 // Elements that are made at once.
@@ -43,36 +40,6 @@ constexpr std::uint32_t kString = 8;
 constexpr std::uint32_t kF32 = 0;  // types of tensors
 constexpr std::uint32_t kF16 = 1;
 
-// One adapter's share in a tensor.
-struct Term {
-    const WeightedAdapter* adapter;
-    const Module* module;
-    Target target;
-
-    Values a(const Range& rows, const Range& cols, int num_threads) const {
-        Matrix matrix =
-            adapter->adapter.factor(*module, Factor::kA, static_cast<std::size_t>(target.inputs()));
-        matrix.window = {static_cast<std::size_t>(rows.begin), static_cast<std::size_t>(rows.end),
-                         static_cast<std::size_t>(cols.begin), static_cast<std::size_t>(cols.end)};
-        return adapters::expanded(matrix, module->alpha, num_threads);
-    }
-
-    // In the order of the base's tensor.
-    Values b(const Range& lines, int num_threads) const {
-        const auto rows = [&](std::uint64_t begin, std::uint64_t end) {
-            Matrix matrix = adapter->adapter.factor(*module, Factor::kB,
-                                                    static_cast<std::size_t>(target.outputs()));
-            matrix.window.row_begin = static_cast<std::size_t>(begin);
-            matrix.window.row_end = static_cast<std::size_t>(end);
-            return adapters::expanded(matrix, module->beta, num_threads);
-        };
-        return target.head_rows == 0
-                   ? rows(lines.begin, lines.end)
-                   : adapters::interleaved_rows(rows, adapter->rank(), target.head_rows,
-                                                lines.begin, lines.end);
-    }
-};
-
 // All that changes one tensor of the base.
 struct Pair {
     std::string tensor;
@@ -81,7 +48,7 @@ struct Pair {
     std::size_t rank() const {
         std::size_t rank = 0;
         for (const Term& term : terms) {
-            rank += term.adapter->rank();
+            rank += term.rank();
         }
         return rank;
     }
@@ -109,7 +76,7 @@ std::vector<Pair> pairs_of(const files::GgufFile& base, const gguf::Model& model
                 pairs.push_back({tensor, {}});
             }
             pairs[place->second].terms.push_back(
-                {&adapter, &adapter.adapter.modules[i], targets[i]});
+                gguf::term_of(adapter, adapter.adapter.modules[i], targets[i]));
         }
     }
     return pairs;
@@ -134,7 +101,7 @@ struct Scale {
             ranks.insert(pair.rank());
             are_single = are_single && pair.terms.size() == 1;
             for (const Term& term : pair.terms) {
-                scalings.insert(term.adapter->scaling());
+                scalings.insert(term.scaling());
             }
         }
         largest = static_cast<double>(*ranks.rbegin());
@@ -149,35 +116,36 @@ struct Scale {
 };
 
 // A of all adapters, one below the other.
-Values window_of_a(const Pair& pair, const Range& rows, const Range& cols, int num_threads) {
+Values joined_a(const Pair& pair, const Range& rows, const Range& cols, int num_threads) {
     if (pair.terms.size() == 1) {
-        return pair.terms[0].a(rows, cols, num_threads);
+        return merging::window_of_a(pair.terms[0], rows, cols, num_threads);
     }
     Values values;
     std::uint64_t first = 0;
     for (const Term& term : pair.terms) {
-        const Range own = merging::common(rows, {first, first + term.adapter->rank()});
+        const Range own = merging::common(rows, {first, first + term.rank()});
         if (own.size() != 0) {
-            const Values part = term.a({own.begin - first, own.end - first}, cols, num_threads);
+            const Values part =
+                merging::window_of_a(term, {own.begin - first, own.end - first}, cols, num_threads);
             values.insert(values.end(), part.begin(), part.end());
         }
-        first += term.adapter->rank();
+        first += term.rank();
     }
     return values;
 }
 
 // B of all adapters, side by side, each with its scaling and the file's factor unless alpha says
 // both.
-Values rows_of_b(const Pair& pair, const Scale& scale, const Range& rows, int num_threads) {
+Values joined_b(const Pair& pair, const Scale& scale, const Range& rows, int num_threads) {
     const std::size_t rank = pair.rank();
     Values values(rows.size() * rank);
     std::size_t before = 0;
     for (const Term& term : pair.terms) {
-        const std::size_t own_rank = term.adapter->rank();
-        Values own = term.b(rows, num_threads);
+        const std::size_t own_rank = term.rank();
+        Values own = merging::rows_of_b(term, rows, num_threads);
         if (!scale.is_exact) {
             nola::scale(own.data(), own.size(),
-                        term.adapter->scaling() * (static_cast<double>(rank) / scale.largest));
+                        term.scaling() * (static_cast<double>(rank) / scale.largest));
         }
         if (pair.terms.size() == 1) {
             return own;
@@ -194,14 +162,14 @@ std::vector<LoraTensor> tensors_of(const std::vector<Pair>& pairs, const Scale& 
                                    int num_threads) {
     std::vector<LoraTensor> tensors;
     for (const Pair& pair : pairs) {
-        const Target& target = pair.terms[0].target;
-        tensors.push_back({pair.tensor + ".lora_a", pair.rank(), target.inputs(),
+        const Term& first = pair.terms[0];
+        tensors.push_back({pair.tensor + ".lora_a", pair.rank(), first.inputs,
                            [&pair, num_threads](const Range& rows, const Range& cols) {
-                               return window_of_a(pair, rows, cols, num_threads);
+                               return joined_a(pair, rows, cols, num_threads);
                            }});
-        tensors.push_back({pair.tensor + ".lora_b", target.outputs(), pair.rank(),
+        tensors.push_back({pair.tensor + ".lora_b", first.outputs, pair.rank(),
                            [&pair, &scale, num_threads](const Range& rows, const Range&) {
-                               return rows_of_b(pair, scale, rows, num_threads);
+                               return joined_b(pair, scale, rows, num_threads);
                            }});
     }
     return tensors;

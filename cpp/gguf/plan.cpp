@@ -10,18 +10,6 @@ namespace nola::gguf {
 namespace {
 
 using adapters::WeightedAdapter;
-using merging::Term;
-
-Term term_of(const WeightedAdapter& adapter, const adapters::Module& module, const Target& target) {
-    Term term;
-    term.adapter = &adapter;
-    term.module = &module;
-    term.outputs = target.outputs();
-    term.inputs = target.inputs();
-    term.end = term.outputs;
-    term.head_rows = target.head_rows;
-    return term;
-}
 
 void check_type(const files::TensorInfo& tensor, const files::GgufFile& base) {
     if (!merging::is_mergeable(tensor.type)) {

@@ -59,6 +59,18 @@ void check_no_double(const std::vector<Target>& targets, const Named& adapter) {
 
 }  // namespace
 
+merging::Term term_of(const adapters::WeightedAdapter& adapter, const adapters::Module& module,
+                      const Target& target) {
+    merging::Term term;
+    term.adapter = &adapter;
+    term.module = &module;
+    term.outputs = target.outputs();
+    term.inputs = target.inputs();
+    term.end = term.outputs;
+    term.head_rows = target.head_rows;
+    return term;
+}
+
 void refuse_whole_tensors(const Named& adapter) {
     const auto& whole = adapter.adapter.whole_tensors;
     if (!whole.empty()) {

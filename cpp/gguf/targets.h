@@ -8,6 +8,7 @@
 #include "adapters/belongs.h"
 #include "architectures.h"
 #include "files/gguf.h"
+#include "merge/plan.h"
 
 namespace nola::gguf {
 
@@ -19,6 +20,10 @@ struct Target {
     std::uint64_t outputs() const { return tensor->shape[0]; }
     std::uint64_t inputs() const { return tensor->shape[1]; }
 };
+
+// An adapter's share in the target of one of its modules.
+merging::Term term_of(const adapters::WeightedAdapter& adapter, const adapters::Module& module,
+                      const Target& target);
 
 // Refuses an adapter with more than matrices, for which GGUF has no place here.
 void refuse_whole_tensors(const adapters::Named& adapter);

@@ -14,16 +14,19 @@ using adapters::expanded;
 using adapters::interleaved_rows;
 using adapters::transposed;
 
-// Columns of A, rank x columns.
-std::vector<float> a_of(const Term& term, const Range& cols, int num_threads) {
-    Matrix matrix = term.adapter->adapter.factor(*term.module, Factor::kA,
-                                                 static_cast<std::size_t>(term.inputs));
-    matrix.window.col_begin = static_cast<std::size_t>(cols.begin);
-    matrix.window.col_end = static_cast<std::size_t>(cols.end);
-    return expanded(matrix, term.module->alpha, num_threads);
+// Rows of B for some lines of the stored matrix, lines x rank; with its own scaling if it is one
+// of several.
+std::vector<float> b_of(const Segment& segment, const Term& term, const Range& lines,
+                        int num_threads) {
+    std::vector<float> values = rows_of_b(term, lines, num_threads);
+    if (segment.terms.size() > 1) {
+        scale(values.data(), values.size(), term.scaling());
+    }
+    return values;
 }
 
-// Rows of B, in the order of the stored matrix.
+}  // namespace
+
 std::vector<float> rows_of_b(const Term& term, const Range& lines, int num_threads) {
     const auto rows = [&](std::uint64_t begin, std::uint64_t end) {
         Matrix matrix = term.adapter->adapter.factor(*term.module, Factor::kB,
@@ -38,18 +41,14 @@ std::vector<float> rows_of_b(const Term& term, const Range& lines, int num_threa
                : interleaved_rows(rows, term.rank(), term.head_rows, own.begin, own.end);
 }
 
-// Rows of B for some lines of the stored matrix, lines x rank; with its own scaling if it is one
-// of several.
-std::vector<float> b_of(const Segment& segment, const Term& term, const Range& lines,
-                        int num_threads) {
-    std::vector<float> values = rows_of_b(term, lines, num_threads);
-    if (segment.terms.size() > 1) {
-        scale(values.data(), values.size(), term.scaling());
-    }
-    return values;
+std::vector<float> window_of_a(const Term& term, const Range& rows, const Range& cols,
+                               int num_threads) {
+    Matrix matrix = term.adapter->adapter.factor(*term.module, Factor::kA,
+                                                 static_cast<std::size_t>(term.inputs));
+    matrix.window = {static_cast<std::size_t>(rows.begin), static_cast<std::size_t>(rows.end),
+                     static_cast<std::size_t>(cols.begin), static_cast<std::size_t>(cols.end)};
+    return expanded(matrix, term.module->alpha, num_threads);
 }
-
-}  // namespace
 
 Range common(const Range& one, const Range& other) {
     const std::uint64_t begin = std::max(one.begin, other.begin);
@@ -78,7 +77,7 @@ std::vector<float> right_factor(const Segment& segment, const Range& cols, int n
         std::vector<float> own =
             term.transposed
                 ? transposed(b_of(segment, term, cols, num_threads), cols.size(), term.rank())
-                : a_of(term, cols, num_threads);
+                : window_of_a(term, {0, term.rank()}, cols, num_threads);
         if (segment.terms.size() == 1) {
             return own;
         }
@@ -92,9 +91,10 @@ std::vector<float> left_factor(const Segment& segment, const Range& rows) {
     std::vector<float> joined;
     std::size_t before = 0;
     for (const Term& term : segment.terms) {
-        std::vector<float> own = term.transposed
-                                     ? transposed(a_of(term, rows, 1), term.rank(), rows.size())
-                                     : b_of(segment, term, rows, 1);
+        std::vector<float> own =
+            term.transposed
+                ? transposed(window_of_a(term, {0, term.rank()}, rows, 1), term.rank(), rows.size())
+                : b_of(segment, term, rows, 1);
         if (segment.terms.size() == 1) {
             return own;
         }

@@ -25,6 +25,13 @@ std::size_t rank_of(const Segment& segment);
 // The factor on the product: several terms have theirs in B already.
 float scaling_of(const Segment& segment);
 
+// Rows of one term's B for lines of the stored matrix, in its order: lines x rank.
+std::vector<float> rows_of_b(const Term& term, const Range& lines, int num_threads);
+
+// A window of one term's A: rows x columns.
+std::vector<float> window_of_a(const Term& term, const Range& rows, const Range& cols,
+                               int num_threads);
+
 // Some columns of the right factor, rank x columns.
 std::vector<float> right_factor(const Segment& segment, const Range& cols, int num_threads);
 
